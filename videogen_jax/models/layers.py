@@ -1,0 +1,147 @@
+"""The layers that the diffusion transformer and its text encoder are made of.
+
+Parameters are float32; `dtype` is the type of the matrix products. Norms, softmax and modulation are float32 inside.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+KERNEL_INIT = nn.initializers.xavier_uniform()
+EMBED_INIT = nn.initializers.normal(0.02)
+
+
+def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
+    """Sinusoids of a diffusion time: cosines first, then sines, as DiT's weights expect.
+
+    Args:
+      t: any shape, in steps of the schedule (0 .. 999), any number type.
+      dim: width of the result, even.
+      max_period: longest wavelength over 2 pi, in steps.
+    Returns:
+      (*t.shape, dim) float32.
+    Source: facebookresearch/DiT, `TimestepEmbedder.timestep_embedding`.
+    """
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Layer norm over the last axis without learned scale: adaLN supplies it.
+
+    Args:
+      x: (..., D), any float type.
+      epsilon: added to the variance.
+    Returns:
+      (..., D) float32 of mean 0 and variance 1.
+    """
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """adaLN: normalises, scales by 1 + `scale` and shifts.
+
+    Args:
+      x: (B, T, N, D).
+      shift: (B, T or 1, 1, D).
+      scale: (B, T or 1, 1, D).
+    Returns:
+      (B, T, N, D) float32.
+    Source: DiT, arXiv:2212.09748, section 3.2.
+    """
+    return layer_norm(x) * (1 + scale) + shift
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned scale, float32 inside."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) to (..., D) of the same type."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys, of x to itself or to a context."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends over the axis before the last.
+
+        Args:
+          x: (B, N, D).
+          context: (B, M, E) to take keys and values from; x itself if None.
+          mask: (B, M) bool, False where a key is padding; None if there is none.
+        Returns:
+          (B, N, D) of type `dtype`.
+        Source: QK-norm, arXiv:2302.05442, section 2.
+        """
+        width = x.shape[-1]
+        heads = (self.num_heads, width // self.num_heads)
+        if context is None:
+            qkv = self._project("qkv", (3, *heads))(x)  # (B, N, 3, K, Dh)
+            query, key, value = (qkv[:, :, i] for i in range(3))
+        else:
+            query = self._project("query", heads)(x)  # (B, N, K, Dh)
+            key_value = self._project("key_value", (2, *heads))(context)  # (B, M, 2, K, Dh)
+            key, value = key_value[:, :, 0], key_value[:, :, 1]
+        query = RMSNorm(name="query_norm")(query)
+        key = RMSNorm(name="key_norm")(key)
+        if mask is not None:
+            mask = mask[:, None, None, :]  # (B, 1, 1, M)
+        if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
+            # XLA's CPU has no product of float16 that adds up in float32, which the scores want.
+            query, key, value = (array.astype(jnp.float32) for array in (query, key, value))
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask)  # (B, N, K, Dh)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), kernel_init=KERNEL_INIT, dtype=self.dtype, name="out"
+        )(out)
+
+    def _project(self, name: str, features: tuple[int, ...]) -> nn.Module:
+        return nn.DenseGeneral(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU (tanh form) between."""
+
+    ratio: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) to (..., D) of type `dtype`."""
+        width = x.shape[-1]
+        x = nn.Dense(self.ratio * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="up")(x)
+        x = nn.gelu(x)  # (..., ratio * D)
+        return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="down")(x)
+
+
+class Embedder(nn.Module):
+    """Two linear layers with a SiLU between: takes a conditioning vector to the model's width."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., E) to (..., D) of type `dtype`."""
+        x = nn.Dense(self.width, kernel_init=EMBED_INIT, dtype=self.dtype, name="hidden")(x)
+        return nn.Dense(self.width, kernel_init=EMBED_INIT, dtype=self.dtype, name="out")(
+            nn.silu(x)
+        )

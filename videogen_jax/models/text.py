@@ -1,0 +1,51 @@
+"""A caption encoder learned with the model, for data with its own vocabulary.
+
+Its interface is that of every text encoder here: token ids in, (tokens, mask, pooled) out.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.models import layers, patches
+
+PADDING_ID = 0  # as in data/captions.py
+
+
+class CaptionEncoder(nn.Module):
+    """Word embeddings, `depth` transformer layers, and their mean over the words.
+
+    `vocabulary_size` counts every id that data/captions.py hands out, the special ones included.
+    """
+
+    vocabulary_size: int
+    width: int
+    depth: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes captions.
+
+        Args:
+          ids: (B, L) int32, 0 where there is no word.
+        Returns:
+          tokens (B, L, D) of type `dtype`, mask (B, L) bool (True where there is a word), pooled (B, D) float32.
+        """
+        mask = ids != PADDING_ID
+        # float32 of unit variance: words that start nearly equal are learned late.
+        embed_init = nn.initializers.normal(1.0)
+        x = nn.Embed(self.vocabulary_size, self.width, embedding_init=embed_init, name="words")(ids)
+        x = x + patches.sincos_1d(np.arange(ids.shape[1]), self.width)
+        x = x.astype(self.dtype)  # (B, L, D)
+        for i in range(self.depth):
+            attend = layers.Attention(self.num_heads, dtype=self.dtype, name=f"attention_{i}")
+            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), mask=mask)
+            mlp = layers.MLP(dtype=self.dtype, name=f"mlp_{i}")
+            x = x + mlp(layers.RMSNorm(name=f"mlp_norm_{i}")(x))
+        x = layers.RMSNorm(name="norm")(x)
+        weight = mask[..., None].astype(jnp.float32)
+        pooled = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)  # (B, D)
+        return x, mask, pooled
