@@ -1,0 +1,91 @@
+"""The target: 20 seconds of 512x512 at 24 fps (480 frames) on two GPUs, in pixels of 16x16 patches.
+
+    python -m videogen_jax.pack --input=CLIPS --output=runs/dit_512/data --size=512 --fps=24 --frames=480
+    python launch.py --config=configs/dit_512.py --workdir=runs/dit_512
+
+Hardware: two GPUs. Memory, wall time and result: unmeasured; the config is checked by building it abstractly.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The locked config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 2  # clips per optimizer step, over all devices
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = "runs/dit_512/data"  # of videogen_jax.pack
+    data.frames = 480  # per clip, cut at random from the packed ones
+    data.height = 512  # pixels, as packed
+    data.width = 512  # pixels, as packed
+    data.fps = 24.0  # frames per second of the samples shown
+    data.flip = True  # off where captions name directions
+    data.shuffle_window = 64  # records
+    data.threads = 8  # of the input pipeline
+
+    config.text = text = ml_collections.ConfigDict()
+    text.vocabulary_size = 8192  # words of the captions, and three special ones
+    text.length = 77  # words per caption
+    text.dropout = 0.1  # share of captions dropped, for guidance
+
+    config.model = model = ml_collections.ConfigDict()
+    model.patch_size = (1, 16, 16)  # frames, pixels, pixels
+    model.width = 512  # numbers per token
+    model.depth = 24  # blocks, spatial and temporal in turn
+    model.num_heads = 8
+    model.mlp_ratio = 4  # hidden width of the MLP over model.width
+    model.cross_attention = True  # every block reads the words
+    model.text_depth = 4  # layers of the caption encoder
+    model.remat = True  # recompute activations in the backward pass
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "cosine"  # linear, scaled_linear, cosine
+    schedule.num_steps = 1000  # of the diffusion clock
+    schedule.zero_terminal_snr = True  # the last step is pure noise
+    schedule.shift = 8.0  # divides alpha / sigma: large flat shapes show through much noise
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.prediction = "x0"  # eps, x0, v; x0 where a patch has more numbers than a token
+    objective.weighting = "uniform"  # uniform, min_snr, velocity
+    objective.gamma = 5.0  # bound of the weights
+
+    config.learning_rate = learning_rate = ml_collections.ConfigDict()
+    learning_rate.peak = 2e-4
+    learning_rate.warmup_steps = 2000
+    learning_rate.final_fraction = 0.1  # of the peak, after the cosine
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adamw, muon
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0  # largest gradient norm
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 400_000  # optimizer steps
+    train.precision = "bfloat16"  # float32, bfloat16, float16; parameters are always float32
+    train.accumulation = 1  # parts in which a step takes its batch
+    train.ema_decay = 0.9999
+    train.log_every = 50  # steps
+    train.validation_batches = 2
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = 1  # copies of the parameters
+    mesh.fsdp = 2  # devices that share one copy
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 1000  # steps
+    checkpoint.keep = 2  # newest ones, beside the best
+
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.every = 5000  # steps
+    sample.prompts = ()  # shown while it trains; words of your own captions
+    sample.batch_size = 2  # videos at a time
+    sample.sampler = "ddim"  # ddim, ddpm
+    sample.num_inference_steps = 50
+    sample.guidance_scale = 6.0
+    sample.spacing = "trailing"  # leading, trailing, linspace
+    sample.clip_x0 = True  # right for pixels
+    return config.lock()

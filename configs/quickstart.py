@@ -1,0 +1,100 @@
+"""The quick start: moving shapes from prompts, from scratch, on two CPU cores.
+
+    python -m videogen_jax.pack --synthetic=moving_shapes --output=runs/quickstart/data
+    python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+`make quickstart` runs both, then samples and judges them. Hardware, wall time and result: docs/quickstart.md.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The locked config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 32  # clips per optimizer step, over all devices
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = "runs/quickstart/data"  # of videogen_jax.pack
+    data.frames = 8  # per clip, cut at random from the packed ones
+    data.height = 32  # pixels, as packed
+    data.width = 32  # pixels, as packed
+    data.fps = 8.0  # frames per second of the samples shown
+    data.flip = False  # captions name directions
+    data.shuffle_window = 2048  # records
+    data.threads = 1  # of the input pipeline
+
+    config.text = text = ml_collections.ConfigDict()
+    text.vocabulary_size = 32  # words of the captions, and three special ones
+    text.length = 8  # words per caption
+    text.dropout = 0.1  # share of captions dropped, for guidance
+
+    config.model = model = ml_collections.ConfigDict()
+    model.patch_size = (4, 8, 8)  # frames, pixels, pixels
+    model.width = 128  # numbers per token
+    model.depth = 4  # blocks, spatial and temporal in turn
+    model.num_heads = 2
+    model.mlp_ratio = 4  # hidden width of the MLP over model.width
+    model.cross_attention = False  # the pooled caption says it all here
+    model.text_depth = 0  # layers of the caption encoder
+    model.remat = False  # recompute activations in the backward pass
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "cosine"  # linear, scaled_linear, cosine
+    schedule.num_steps = 1000  # of the diffusion clock
+    schedule.zero_terminal_snr = True  # the last step is pure noise
+    schedule.shift = 8.0  # divides alpha / sigma: large flat shapes show through much noise
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.prediction = "x0"  # eps, x0, v; x0 where a patch has more numbers than a token
+    objective.weighting = "uniform"  # uniform, min_snr, velocity
+    objective.gamma = 5.0  # bound of the weights
+
+    config.learning_rate = learning_rate = ml_collections.ConfigDict()
+    learning_rate.peak = 2e-3
+    learning_rate.warmup_steps = 100
+    learning_rate.final_fraction = 0.01  # of the peak, after the cosine
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adamw, muon
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0  # largest gradient norm
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 4000  # optimizer steps
+    train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
+    train.accumulation = 1  # parts in which a step takes its batch
+    train.ema_decay = 0.998
+    train.log_every = 50  # steps
+    train.validation_batches = 2
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = 1  # copies of the parameters
+    mesh.fsdp = 2  # devices that share one copy
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 500  # steps
+    checkpoint.keep = 2  # newest ones, beside the best
+
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.every = 1000  # steps
+    sample.prompts = (
+        "a red circle moving left",
+        "a green square moving right",
+        "a blue triangle moving up",
+        "a yellow circle moving down",
+        "a cyan square moving up left",
+        "a magenta triangle moving up right",
+        "a red square moving down left",
+        "a blue circle moving down right",
+    )
+    sample.batch_size = 8  # videos at a time
+    sample.sampler = "ddim"  # ddim, ddpm
+    sample.num_inference_steps = 50
+    sample.guidance_scale = 2.0
+    sample.spacing = "trailing"  # leading, trailing, linspace
+    sample.clip_x0 = True  # right for pixels
+    return config.lock()

@@ -1,0 +1,157 @@
+import math
+
+import numpy as np
+import pytest
+
+from videogen_jax.data import synthetic
+from videogen_jax.data.synthetic import (
+    COLOURS,
+    COMBINATIONS,
+    DIRECTIONS,
+    SHAPES,
+    make_caption,
+    make_clip,
+    parse_caption,
+    render_clip,
+    write_moving_shapes,
+)
+from videogen_jax.data.video_io import read_video
+
+
+def coverage(video, colour):
+    """Returns (T, H, W) in [0, 1]: how much of each pixel the shape covers, on black."""
+    channel = int(np.argmax(COLOURS[colour]))
+    return video[..., channel] / 255.0
+
+
+def centroids(cover):
+    """Returns (T, 2) centres of mass (x, y), the first pixel's centre being (0.5, 0.5)."""
+    y, x = np.mgrid[: cover.shape[1], : cover.shape[2]] + 0.5
+    mass = cover.sum((1, 2))
+    return np.stack([(cover * x).sum((1, 2)) / mass, (cover * y).sum((1, 2)) / mass], axis=1)
+
+
+def test_the_grammar_has_144_captions_and_all_are_read_back():
+    assert len(set(COMBINATIONS)) == 144
+    for colour, shape, direction in COMBINATIONS:
+        assert parse_caption(make_caption(colour, shape, direction)) == (colour, shape, direction)
+    assert parse_caption("  A Red  circle MOVING up left ") == ("red", "circle", "up left")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", "a cat", "a red circle moving", "a red circle moving north", "a pink circle moving up"],
+)
+def test_other_captions_are_refused_with_the_grammar(caption):
+    with pytest.raises(ValueError, match="like .a red circle moving up left.*magenta.*triangle"):
+        parse_caption(caption)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_centroid_moves_by_direction_times_speed(shape, direction):
+    video = render_clip(
+        "cyan", shape, direction, frames=6, size=96, radius=15.3, speed=2.7, centre=(47.2, 49.6)
+    )
+    found = centroids(coverage(video, "cyan"))
+    step = np.array(DIRECTIONS[direction])
+    assert math.isclose(np.hypot(*step), 1.0)
+    expected = np.array([47.2, 49.6]) + 2.7 * step * np.arange(6)[:, None]
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [("circle", math.pi), ("square", math.pi), ("triangle", math.sqrt(3) * 1.25**2)],
+)
+def test_areas_are_the_documented_ones(shape, area):
+    video = render_clip(
+        "red", shape, "up", frames=1, size=128, radius=24.0, speed=0.0, centre=(64.3, 63.8)
+    )
+    assert coverage(video, "red").sum() == pytest.approx(area * 24.0**2, rel=0.01)
+
+
+def test_shapes_look_like_their_names():
+    settings = dict(frames=1, size=64, radius=16.0, speed=0.0, centre=(32.0, 32.0))
+    masks = {shape: coverage(render_clip("red", shape, "up", **settings), "red")[0] > 0.5
+             for shape in SHAPES}  # fmt: skip
+    rows = {shape: masks[shape].sum(axis=1)[masks[shape].any(axis=1)] for shape in SHAPES}
+    assert len(set(rows["square"])) == 1  # all rows as long
+    assert (np.diff(rows["triangle"]) >= 0).all() and rows["triangle"][
+        0
+    ] <= 2  # point up, base down
+    np.testing.assert_array_equal(rows["circle"], rows["circle"][::-1])
+    middle = len(rows["circle"]) // 2
+    assert (np.diff(rows["circle"][:middle]) >= 0).all()
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_no_clip_touches_the_edge_and_paths_have_the_documented_length(size):
+    for index in range(288):
+        (colour, shape, direction), video = make_clip(index, 7, size=size, frames=5)
+        cover = coverage(video, colour)
+        ring = np.concatenate([cover[:, 0], cover[:, -1], cover[:, :, 0], cover[:, :, -1]], 1)
+        assert ring.max() <= 0.55  # half a pixel stays free
+        path = centroids(cover)
+        length = np.hypot(*(path[-1] - path[0])) / size
+        assert 0.29 <= length <= 0.46
+        cosine = (path[-1] - path[0]) @ DIRECTIONS[direction] / (length * size)
+        assert cosine > 0.99
+        share = cover[0].sum() / size**2
+        assert 0.8 * math.pi * 0.19**2 < share < 1.03 * math.pi * 0.25**2
+
+
+def test_every_combination_occurs_equally_often():
+    picks = [synthetic.pick_combination(index, 3) for index in range(288)]
+    assert sorted(picks[:144]) == sorted(COMBINATIONS) == sorted(picks[144:])
+    assert picks[:20] != [synthetic.pick_combination(index, 4) for index in range(20)]
+
+
+def test_a_clip_depends_on_seed_and_index_only():
+    _, first = make_clip(5, 1, size=32, frames=4)
+    _, again = make_clip(5, 1, size=32, frames=4)
+    np.testing.assert_array_equal(first, again)
+    others = [make_clip(5, 2, size=32, frames=4), make_clip(149, 1, size=32, frames=4)]
+    assert others[1][0] == make_clip(5, 1, size=32, frames=4)[0]  # 144 later: the same caption
+    assert all((video != first).any() for _, video in others)
+
+
+def test_files_are_the_same_bytes_whatever_the_workers_and_interruptions(tmp_path):
+    settings = dict(clips=40, seed=3, size=32, frames=6, fps=8)
+    done = []
+    write_moving_shapes(tmp_path / "one", **settings, workers=1, on_progress=done.append)
+    assert sum(done) == 40
+    write_moving_shapes(tmp_path / "two", **settings, workers=2)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 2 * 40 + 1
+    removed = [name for name in names if name[:6] in ("000007", "000033")]
+    kept = tmp_path / "two" / names[0]
+    before = kept.stat().st_mtime_ns
+    for name in removed:
+        (tmp_path / "two" / name).unlink()
+    write_moving_shapes(tmp_path / "two", **settings, workers=1)  # as after an interruption
+    assert kept.stat().st_mtime_ns == before
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_files_show_what_their_captions_say(tmp_path):
+    write_moving_shapes(tmp_path, clips=3, seed=0, size=64, frames=8, fps=8)
+    for path in sorted(tmp_path.glob("*.mp4")):
+        colour, shape, direction = parse_caption(path.with_suffix(".txt").read_text())
+        assert path.stem[7:] == f"{colour}_{shape}_{direction}".replace(" ", "_")
+        _, video = make_clip(int(path.stem[:6]), 0, size=64, frames=8)
+        error = read_video(path).astype(float) - video
+        assert 10 * np.log10(255**2 / np.mean(error**2)) > 24  # 4:2:0 colour blurs the outline
+
+
+def test_another_folder_or_other_settings_are_refused(tmp_path):
+    write_moving_shapes(tmp_path / "a", clips=1, seed=0, size=16, frames=2)
+    with pytest.raises(ValueError, match="seed 0 instead of 1"):
+        write_moving_shapes(tmp_path / "a", clips=1, seed=1, size=16, frames=2)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "holiday.mp4").touch()
+    with pytest.raises(ValueError, match="other files"):
+        write_moving_shapes(tmp_path / "b", clips=1, seed=0)
+    with pytest.raises(ValueError, match="even size"):
+        write_moving_shapes(tmp_path / "c", clips=1, seed=0, size=33)

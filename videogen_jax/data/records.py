@@ -1,0 +1,271 @@
+"""The record of a clip: JPEG strips, caption and numbers, in TFRecord shards that TFDS opens.
+
+TensorFlow is imported inside the functions that need it: the workers of `packing` encode strips
+without it, and importing it takes ten seconds.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+FRAMES_PER_STRIP = 16
+JPEG_QUALITY = 95
+MAX_JPEG_SIDE = 65_500  # pixels; what libjpeg writes, 35 less than the format could hold
+DATASET_NAME = "clips"
+
+_LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
+_MOTION_SCALE = 8
+
+
+def make_features():
+    """Makes the TFDS features of a record; the one list of its fields.
+
+    Returns:
+      tfds.features.FeaturesDict of
+        strips: JPEG strips of FRAMES_PER_STRIP frames each, one below the other; strip s holds the
+          frames 16 s ... 16 s + 15. With a single strip it has num_frames frames; with several all
+          have 16, the last one filled up by repeating its last frame.
+        caption: text.
+        fps: frames per second.
+        num_frames, height, width: of the clip.
+        motion_score: as `motion_score` computes it.
+        source: name of the video file within its folder.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.features
+    return features.FeaturesDict(
+        {
+            "strips": features.Sequence(
+                features.Image(shape=(None, None, 3), encoding_format="jpeg")
+            ),
+            "caption": features.Text(),
+            "fps": np.float32,
+            "num_frames": np.int32,
+            "height": np.int32,
+            "width": np.int32,
+            "motion_score": np.float32,
+            "source": features.Text(),
+        }
+    )
+
+
+def encode_strips(video: np.ndarray) -> list[bytes]:
+    """Encodes a clip as JPEG strips, quality 95, full-resolution colour (4:4:4).
+
+    Args:
+      video: (T, H, W, 3) uint8 RGB, T >= 1.
+    Returns:
+      ceil(T / 16) JPEG files, each of min(T, 16) frames stacked downwards; the last of several is
+      filled up with the clip's last frame.
+    Raises:
+      ValueError: a strip would be larger than JPEG allows.
+    """
+    frames, height, width = video.shape[:3]
+    per_strip = min(frames, FRAMES_PER_STRIP)
+    if max(per_strip * height, width) > MAX_JPEG_SIDE:
+        raise ValueError(
+            f"frames of {height}x{width} pixels do not fit into strips of {per_strip} frames: a "
+            f"JPEG side has at most {MAX_JPEG_SIDE} pixels, so choose a height of at most "
+            f"{MAX_JPEG_SIDE // per_strip} and a width of at most {MAX_JPEG_SIDE}."
+        )
+    missing = -frames % per_strip
+    strips = []
+    for first in range(0, frames, per_strip):
+        strip = video[first : first + per_strip]  # (per_strip, H, W, 3), the last may be shorter
+        if len(strip) < per_strip:
+            strip = np.concatenate([strip, np.repeat(video[-1:], missing, axis=0)])
+        buffer = io.BytesIO()
+        stacked = np.ascontiguousarray(strip).reshape(per_strip * height, width, 3)
+        Image.fromarray(stacked).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        strips.append(buffer.getvalue())
+    return strips
+
+
+def motion_score(video: np.ndarray, fps: float) -> float:
+    """Computes how much a clip moves: mean absolute luma change at 1/8 scale, per second.
+
+    Y = (0.299 R + 0.587 G + 0.114 B) / 255, averaged over blocks of 8x8 pixels (a side below 8
+    pixels is one block; rows and columns that fill no block are left out); score = fps * mean over
+    the T - 1 pairs of neighbouring frames and the blocks of |Y[t + 1] - Y[t]|.
+
+    Args:
+      video: (T, H, W, 3) uint8 RGB.
+      fps: frames per second.
+    Returns:
+      The score in luma (0 to 1) per second; 0 for a single frame.
+    """
+    frames, height, width = video.shape[:3]
+    if frames < 2:
+        return 0.0
+    rows, columns = min(_MOTION_SCALE, height), min(_MOTION_SCALE, width)
+    shape = (height // rows, rows, width // columns, columns)
+    video = video[:, : shape[0] * rows, : shape[2] * columns]
+    total, previous = 0.0, None
+    for frame in video:  # one at a time: a long clip in float32 would not fit into memory
+        luma = frame.astype(np.float32) @ _LUMA / 255.0  # (H, W)
+        small = luma.reshape(shape).mean(axis=(1, 3))  # (H / 8, W / 8)
+        if previous is not None:
+            total += float(np.abs(small - previous).mean())
+        previous = small
+    return fps * total / (frames - 1)
+
+
+def serialize_clip(
+    features,
+    *,
+    strips: Sequence[bytes],
+    caption: str,
+    fps: float,
+    num_frames: int,
+    height: int,
+    width: int,
+    motion_score: float,
+    source: str,
+) -> bytes:
+    """Serializes a record that `features` (of `make_features`) reads.
+
+    Returns:
+      A tf.train.Example in wire format, the same bytes for the same clip.
+    """
+    import tensorflow as tf
+
+    example = features.serialize_example(
+        features.encode_example(
+            {
+                "strips": [io.BytesIO(strip) for strip in strips],
+                "caption": caption,
+                "fps": fps,
+                "num_frames": num_frames,
+                "height": height,
+                "width": width,
+                "motion_score": motion_score,
+                "source": source,
+            }
+        )
+    )
+    # TFDS writes the fields in an order that differs from process to process.
+    return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+
+
+def encode_clip(video: np.ndarray, caption: str, fps: float, source: str) -> bytes:
+    """Encodes a clip as a record.
+
+    Args:
+      video: (T, H, W, 3) uint8 RGB.
+      caption: text.
+      fps: frames per second.
+      source: where the clip comes from.
+    Returns:
+      A tf.train.Example in wire format.
+    Raises:
+      ValueError: as `encode_strips`.
+    """
+    return serialize_clip(
+        make_features(),
+        strips=encode_strips(video),
+        caption=caption,
+        fps=fps,
+        num_frames=video.shape[0],
+        height=video.shape[1],
+        width=video.shape[2],
+        motion_score=motion_score(video, fps),
+        source=source,
+    )
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """Names a shard as TFDS expects it: clips-train.tfrecord-00000-of-00004."""
+    return f"{DATASET_NAME}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def write_shard(path, examples: Iterable[bytes]) -> tuple[int, int]:
+    """Writes a TFRecord file that is whole and on the disk, or not there at all.
+
+    Args:
+      path: file to write or replace.
+      examples: serialized records.
+    Returns:
+      (number of records, bytes of the records).
+    Raises:
+      OSError: the disk is full or fails; nothing is left of the file.
+    """
+    import tensorflow as tf
+
+    path = pathlib.Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    count = size = 0
+    try:
+        try:
+            with tf.io.TFRecordWriter(os.fspath(unfinished)) as writer:
+                for example in examples:
+                    writer.write(example)
+                    count, size = count + 1, size + len(example)
+        except tf.errors.ResourceExhaustedError as error:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+        except tf.errors.OpError as error:
+            raise OSError(errno.EIO, error.message, os.fspath(path)) from error
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count, size
+
+
+def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a finished file its name, once its bytes are on the disk."""
+    with open(unfinished, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    with contextlib.suppress(PermissionError):  # Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def write_text(path, text: str) -> None:
+    """Writes a small UTF-8 file that is whole and on the disk, or not there at all."""
+    path = pathlib.Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_dataset_info(folder, shards: Mapping[str, Sequence[tuple[int, int]]], work) -> None:
+    """Writes features.json and, last of all, dataset_info.json, which makes the data set whole.
+
+    Args:
+      folder: of the shards, named by `shard_name`.
+      shards: split -> what `write_shard` returned for each of its shards, in order.
+      work: an empty folder on the same disk.
+    """
+    import tensorflow_datasets as tfds
+
+    folder, work = pathlib.Path(folder), pathlib.Path(work)
+    splits = []
+    for split, sizes in shards.items():
+        for shard in range(len(sizes)):
+            # TFDS reads names, not contents; so nothing half-written ever lies beside the shards.
+            (work / shard_name(split, shard, len(sizes))).touch()
+        counts, num_bytes = zip(*sizes, strict=True)
+        splits.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=list(counts), num_bytes=sum(num_bytes))
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=work,
+        features=make_features(),
+        split_infos=splits,
+        version="1.0.0",
+        check_data=False,
+        description="Captioned video clips, packed by videogen_jax.pack.",
+    )
+    for name in ("features.json", "dataset_info.json"):
+        publish(work / name, folder / name)

@@ -1,0 +1,325 @@
+"""Video files in and out: frames with their times, whatever the container.
+
+Decoding and encoding run inside this process (PyAV; Pillow for GIF), frame by frame, so that a
+video of any length fits into memory. What a file does not say itself is decided here, once:
+
+- times start at 0 with the first frame; the last frame lasts as long as the average one;
+- rotation metadata and non-square pixels are applied, so a frame is what a player shows;
+- transparent pixels are white;
+- a file that breaks off is an error, even if some of its frames could be read.
+"""
+
+import contextlib
+import errno
+import fractions
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageSequence
+
+SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
+WRITABLE_SUFFIXES = (".mp4", ".webm", ".gif")
+TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
+SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
+MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down frames of 1/100 s
+
+_ENCODERS = {
+    # Near lossless; "veryfast" halves the time against the default and costs only file size.
+    # Without "mbtree", whose vector code gives other bytes on every tenth run for small frames.
+    ".mp4": ("mp4", "libx264", {"crf": "12", "preset": "veryfast", "x264-params": "mbtree=0"}),
+    ".webm": ("webm", "libvpx-vp9", {"crf": "15", "b:v": "0", "cpu-used": "5"}),
+}
+_BT601 = 6  # colour space "SMPTE 170M" in ITU-T H.273: what swscale computes unless told otherwise
+_LIMITED_RANGE = 1
+
+
+class VideoError(ValueError):
+    """A file holds no video that can be read to its end; the sentence says why."""
+
+
+def read_frames(path, fps=None, threads=1) -> Iterator[tuple[float, np.ndarray]]:
+    """Reads a video frame by frame.
+
+    Args:
+      path: a video file.
+      fps: None for every frame of the file at its own time, else frames per second of the result,
+        as `resample` chooses them.
+      threads: decoder threads; 0 lets the decoder choose. More than 1 pays for long videos only.
+    Yields:
+      (seconds, frame): seconds since the first frame, and (H, W, 3) uint8 RGB.
+    Raises:
+      VideoError: the file is empty, broken off, damaged, not a video, or has sound only.
+      FileNotFoundError: there is no such file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no video file {path}: check the path.")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes): copy it again.")
+    decode = _decode_gif(path) if path.suffix.lower() == ".gif" else _decode(path, threads)
+    # Frames that `resample` drops are never converted to RGB, which costs as much as decoding.
+    with contextlib.closing(decode):
+        for seconds, convert in decode if fps is None else resample(decode, fps):
+            yield seconds, convert()
+
+
+def read_video(path, fps=None) -> np.ndarray:
+    """Reads a whole video into memory.
+
+    Args:
+      path: a video file.
+      fps: as in `read_frames`.
+    Returns:
+      (T, H, W, 3) uint8 RGB.
+    Raises:
+      VideoError: as `read_frames`, or the frame size changes on the way.
+    """
+    frames = [frame for _, frame in read_frames(path, fps, threads=0)]
+    if len({frame.shape for frame in frames}) != 1:
+        raise VideoError(f"{path} changes its frame size on the way: re-encode it at one size.")
+    return np.stack(frames)
+
+
+def resample(frames: Iterable[tuple[float, object]], fps: float) -> Iterator[tuple[float, object]]:
+    """Chooses frames for a constant frame rate: the latest at or before each output time.
+
+    Output k shows time k / fps, for every k / fps at least SHORTEST_LAST / fps before the end of
+    the video; the last frame lasts as long as the average one. Times count as equal within
+    TIME_TOLERANCE. A slower video is repeated, never blended.
+
+    Args:
+      frames: (seconds, frame) with rising seconds, starting at 0.
+      fps: output frames per second.
+    Yields:
+      (k / fps, frame).
+    """
+    count, shown, last_seconds, last_frame = 0, 0, 0.0, None
+    for seconds, frame in frames:
+        while count and shown / fps < seconds - TIME_TOLERANCE:
+            yield shown / fps, last_frame
+            shown += 1
+        count, last_seconds, last_frame = count + 1, seconds, frame
+    if not count:
+        return
+    end = last_seconds * count / max(count - 1, 1)
+    while shown == 0 or shown + SHORTEST_LAST < end * fps:
+        yield shown / fps, last_frame
+        shown += 1
+
+
+def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a frame until it covers a size, and cuts what sticks out: half on each side.
+
+    Bicubic with antialiasing (Pillow's, whose support grows with the reduction).
+
+    Args:
+      frame: (H, W, 3) uint8.
+      size: (height, width) of the result in pixels.
+    Returns:
+      (height, width, 3) uint8.
+    """
+    height, width = frame.shape[:2]
+    if (height, width) == tuple(size):
+        return frame
+    scale = min(height / size[0], width / size[1])  # source pixels per output pixel
+    top = (height - scale * size[0]) / 2
+    left = (width - scale * size[1]) / 2
+    box = (left, top, left + scale * size[1], top + scale * size[0])
+    image = Image.fromarray(frame)
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
+
+
+def write_video(path, video: np.ndarray, fps: float) -> None:
+    """Writes mp4 (H.264), webm (VP9) or gif, by the suffix; never leaves half a file behind.
+
+    mp4 and webm are yuv420p; an odd side is padded to even by repeating its last row or column. A
+    GIF keeps the pixels' places but has 256 colours per frame, and shows equal neighbouring frames
+    as one longer one.
+
+    Args:
+      path: file to write or replace; its folder exists.
+      video: (T, H, W, 3) uint8 RGB, T >= 1.
+      fps: frames per second.
+    Raises:
+      ValueError: the array is no such video, or the suffix is another.
+      OSError: the disk is full, or the folder is missing.
+    """
+    path = pathlib.Path(path)
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
+        raise ValueError(
+            f"a video to write has shape (T, H, W, 3) and dtype uint8, not {video.shape} "
+            f"{video.dtype}: convert it first."
+        )
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE_SUFFIXES:
+        raise ValueError(
+            f"cannot write {path.name}: name it with one of {', '.join(WRITABLE_SUFFIXES)}."
+        )
+    if not fps > 0 or (suffix == ".gif" and fps > MAX_GIF_FPS):
+        raise ValueError(
+            f"cannot write {path.name} at {fps} frames per second: give more than 0, and at most "
+            f"{MAX_GIF_FPS} for a GIF."
+        )
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        if suffix == ".gif":
+            _write_gif(unfinished, video, fps)
+        else:
+            _encode(unfinished, video, fps, *_ENCODERS[suffix])
+        os.replace(unfinished, path)
+    except av.FFmpegError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _encode(path, video, fps, container_format, codec, options):
+    """Encodes with PyAV; odd sides must not reach libx264, which aborts the process."""
+    odd_height, odd_width = video.shape[1] % 2, video.shape[2] % 2
+    if odd_height or odd_width:
+        video = np.pad(video, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
+    to_yuv = VideoReformatter()  # one for all frames: setting it up takes longer than its work
+    with av.open(os.fspath(path), "w", format=container_format) as container:
+        rate = fractions.Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # the same bytes whatever the machine; callers run many at once
+        # Said in the file, because players guess BT.709 for large frames.
+        context.colorspace = context.color_primaries = context.color_trc = _BT601
+        context.color_range = _LIMITED_RANGE
+        for image in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p")))
+        container.mux(stream.encode())
+
+
+def _write_gif(path, video, fps):
+    """Writes a GIF; the hundredths of a second are shared out so that the times do not drift."""
+    times = np.round(np.arange(len(video) + 1) * 100 / fps).astype(int)
+    first, *others = (Image.fromarray(image) for image in video)
+    durations = [int(10 * gap) for gap in np.diff(times)]
+    first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _decode(path, threads) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+    """Yields (seconds, function that makes the RGB frame) of a file that PyAV opens."""
+    count, first, seconds, largest_gap, end = 0, 0.0, 0.0, 0.0, 0.0
+    to_rgb = VideoReformatter()
+    try:
+        # Metadata may be in any encoding: titles are none of our business.
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            stream = _video_stream(container, path)
+            stream.codec_context.thread_count = threads
+            if threads != 1:
+                stream.thread_type = "AUTO"
+            gap = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise VideoError(_breaks_off(path, count, seconds))
+                for frame in packet.decode():
+                    time = frame.time if frame.time is not None else first + seconds + gap
+                    first = time if not count else first
+                    largest_gap = max(largest_gap, time - first - seconds)
+                    seconds, count = time - first, count + 1
+                    end = seconds + float((frame.duration or 0) * (frame.time_base or 0))
+                    yield seconds, _converter(path, to_rgb, frame, stream.sample_aspect_ratio)
+            promised = _promised_seconds(container, stream)
+            missing_frames = container.format.name == "avi" and count < stream.frames
+    except av.FFmpegError as error:
+        if count:
+            raise VideoError(_breaks_off(path, count, seconds)) from error
+        raise VideoError(
+            f"{path} cannot be read as a video ({error.strerror}): it is broken off, damaged or "
+            "of another format; copy or re-encode it."
+        ) from error
+    if not count:
+        raise VideoError(f"{path} holds not a single frame: copy or re-encode it.")
+    # Matroska and AVI end early without an error; a promise is rounded, and kept to the next frame.
+    if missing_frames or promised - end > max(0.5, 2 * largest_gap):
+        raise VideoError(_breaks_off(path, count, seconds))
+
+
+def _video_stream(container, path):
+    """Returns the first stream of moving pictures; a song's cover is not one."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise VideoError(f"{path} has no video stream, only sound or subtitles: remove it.")
+
+
+def _promised_seconds(container, stream):
+    """Returns how long the file says that the video lasts; 0 where it does not say."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    said = stream.metadata.get("DURATION", "")  # "00:00:20.000000000", as Matroska has it
+    with contextlib.suppress(ValueError):
+        hours, minutes, seconds = said.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if len(container.streams) == 1 and container.duration:
+        return container.duration / av.time_base
+    return 0.0
+
+
+def _breaks_off(path, count, seconds):
+    return (
+        f"{path} breaks off after {count} frames ({seconds:.2f} s) or is damaged there: copy or "
+        "re-encode it."
+    )
+
+
+def _converter(path, to_rgb, frame, pixel_aspect):
+    """Returns a function that makes (H, W, 3) uint8 RGB of a decoded frame, upright and square."""
+
+    def convert():
+        width = frame.width
+        if pixel_aspect and pixel_aspect != 1:
+            width = max(1, round(frame.width * pixel_aspect))
+        try:
+            image = to_rgb.reformat(frame, format="rgb24", width=width).to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"{path} has pixels that cannot be converted to RGB ({frame.format.name}): "
+                "re-encode it."
+            ) from error
+        # Display matrices turn by multiples of 90 degrees in practice, counter-clockwise.
+        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+
+    return convert
+
+
+def _decode_gif(path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+    """Yields (seconds, function that makes the RGB frame) of a GIF, by its frames' durations."""
+    count, seconds = 0, 0.0
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            for page in ImageSequence.Iterator(image):
+                rgba = page.convert("RGBA")
+                yield seconds, lambda rgba=rgba: _over_white(rgba)
+                count += 1
+                # Browsers show frames of 0 and 1/100 s for 1/10 s.
+                duration = page.info.get("duration", 0)
+                seconds += duration / 1000 if duration > 10 else 0.1
+    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO):
+            raise
+        if count:
+            raise VideoError(_breaks_off(path, count, seconds)) from error
+        raise VideoError(f"{path} cannot be read as a GIF: copy it again.") from error
+    # Pillow takes the end of the file for the end of the video; a whole GIF ends with ";".
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        if not file.read().rstrip(b"\0\r\n").endswith(b";"):
+            raise VideoError(_breaks_off(path, count, seconds))
+
+
+def _over_white(rgba):
+    """Composites a Pillow RGBA image over white; returns (H, W, 3) uint8."""
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))

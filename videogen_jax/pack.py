@@ -1,0 +1,209 @@
+"""Packs a folder of captioned videos into TFRecord shards to train on.
+
+    python -m videogen_jax.pack --input=FOLDER --output=DIR --size=256 --fps=8 --frames=16
+
+FOLDER holds name.mp4 (or webm, mov, avi, gif, mkv, m4v) and its caption name.txt. The result is a
+TFDS data set: `tfds.builder_from_directory(DIR)` opens it. Beside the shards, statistics.json has
+the words and motion scores that training reads, and pack_report.json what was skipped and why.
+
+- Videos are resampled to --fps by their timestamps, resized to cover --size and cut in the centre,
+  never squeezed; long ones become consecutive clips of --frames frames.
+- Train and validation split follow a hash of the name: a video never changes sides.
+- A run that was stopped (Ctrl-C, a kill, a full disk) continues when it is called again; the result
+  is the same to the byte. A finished set is left as it is.
+
+Without videos of your own, generate some ("a red circle moving left"), packed the same way:
+
+    python -m videogen_jax.pack --synthetic=moving_shapes --clips=1440 --output=DIR
+"""
+
+import errno
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags
+from tqdm import tqdm
+
+from videogen_jax.data import packing, records, synthetic
+from videogen_jax.data.workers import WorkerDied
+
+DEFAULT_SIZE = 256
+DEFAULT_SYNTHETIC_SIZE = 64
+MAX_FPS = 240.0  # timestamps are rounded to milliseconds
+
+
+def define_flags(flag_values=flags.FLAGS):
+    """Defines the command's flags; not done on import, so that verbs can import one another."""
+
+    def define(kind, name, default, text, **bounds):
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=flag_values, **bounds)
+
+    define("string", "input", None, "Folder of videos, with --synthetic a new one [OUTPUT_videos].")
+    define("string", "output", None, "Folder of the data set.")
+    size = f"HxW or N in pixels [{DEFAULT_SIZE}; {DEFAULT_SYNTHETIC_SIZE} with --synthetic]."
+    define("string", "size", None, size)
+    define("float", "fps", 8.0, "Frames per second of the clips.", upper_bound=MAX_FPS)
+    define("integer", "frames", 16, "Frames of a clip; longer videos are cut.", lower_bound=1)
+    define("integer", "min_frames", None, "Fewest frames of a clip [--frames].", lower_bound=1)
+    share = {"lower_bound": 0.0, "upper_bound": 0.9}
+    define("float", "validation_fraction", 0.05, "Share of videos kept out of training.", **share)
+    define("integer", "workers", None, "Worker processes [one per CPU].", lower_bound=1)
+    define("integer", "clips_per_shard", 256, "Most clips in a shard.", lower_bound=1)
+    define("boolean", "strict", False, "Stop at the first video that would be skipped.")
+    flags.DEFINE_enum(
+        "synthetic", None, ["moving_shapes"], "Generate the videos.", flag_values=flag_values
+    )
+    define("integer", "clips", 1440, "Videos to generate with --synthetic.", lower_bound=1)
+    define("integer", "seed", 0, "Seed of the generated videos.", lower_bound=0)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads "64" or "48x64" as (height, width).
+
+    Raises:
+      ValueError: it is neither, or a side is 0.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    height, width = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
+    if not height or not width:
+        raise ValueError(f"--size does not understand {text!r}: write it like 64 or 48x64.")
+    return height, width
+
+
+def read_settings(values) -> packing.Settings:
+    """Makes the settings of the data set out of the flags.
+
+    Raises:
+      ValueError: flags that contradict each other, named.
+    """
+    if not values.output:
+        raise ValueError("--output is missing: write --output=FOLDER.")
+    if not values.input and not values.synthetic:
+        raise ValueError(
+            "there is nothing to pack: write --input=FOLDER, or --synthetic=moving_shapes."
+        )
+    if not values.fps > 0:
+        raise ValueError(f"--fps={values.fps:g} is no frame rate: give more than 0.")
+    default = DEFAULT_SYNTHETIC_SIZE if values.synthetic else DEFAULT_SIZE
+    height, width = parse_size(values.size or str(default))
+    if max(height * min(values.frames, records.FRAMES_PER_STRIP), width) > records.MAX_JPEG_SIDE:
+        raise ValueError(
+            f"--size={height}x{width} is too large for JPEG strips of {records.FRAMES_PER_STRIP} "
+            f"frames: {records.MAX_JPEG_SIDE // records.FRAMES_PER_STRIP} rows always fit."
+        )
+    min_frames = values.min_frames or values.frames
+    if min_frames > values.frames:
+        raise ValueError(
+            f"--min_frames={min_frames} is more than --frames={values.frames}: lower it."
+        )
+    return packing.Settings(
+        size=(height, width),
+        fps=values.fps,
+        frames=values.frames,
+        min_frames=min_frames,
+        validation_fraction=values.validation_fraction,
+        clips_per_shard=values.clips_per_shard,
+    )
+
+
+def run(values) -> dict:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+    Returns:
+      The report, as of `packing.pack`.
+    Raises:
+      ValueError, OSError, WorkerDied: one sentence that says what is wrong and what to do.
+    """
+    settings = read_settings(values)
+    workers = values.workers or os.cpu_count() or 1
+    output = pathlib.Path(values.output)
+    folder, origin = values.input, None
+    if values.synthetic:
+        folder = folder or output.resolve().with_name(f"{output.resolve().name}_videos")
+        origin = {"kind": values.synthetic, "clips": values.clips, "seed": values.seed}
+        # Before the videos are looked at: they may have been deleted after packing.
+        report = packing.finished_report(output, packing.note_settings(settings, origin))
+        if report:
+            return report
+        _generate(folder, settings, origin, workers)
+    return packing.pack(
+        folder, output, settings, workers=workers, strict=values.strict, origin=origin
+    )
+
+
+def _generate(folder, settings, origin, workers):
+    """Writes the generated videos, with a progress bar."""
+    if settings.size[0] != settings.size[1]:
+        raise ValueError("--synthetic makes square videos: write --size=N.")
+    with tqdm(total=origin["clips"], unit="video", desc="generating", disable=None) as bar:
+        synthetic.write_moving_shapes(
+            folder,
+            clips=origin["clips"],
+            seed=origin["seed"],
+            size=settings.size[0],
+            frames=settings.frames,
+            fps=settings.fps,
+            workers=workers,
+            on_progress=bar.update,
+        )
+
+
+def summarize(report: dict, output) -> str:
+    """Says in a few lines what was packed and what was not."""
+    clips, skipped = report["clips"], report["skipped"]
+    if report["finished_before"]:
+        return f"{output} is packed already with these settings: {sum(clips.values())} clips."
+    lines = [
+        f"packed {sum(clips.values())} clips ({clips['train']} train, {clips['validation']} "
+        f"validation) into {output} in {report['seconds']} s"
+    ]
+    lines += [f"  skipped {item['file']}: {item['reason']}" for item in skipped[:10]]
+    if len(skipped) > 10:
+        lines.append(f"  skipped {len(skipped) - 10} more: see {output}/pack_report.json")
+    if not clips["validation"]:
+        lines.append("  there is no validation split: training will log no validation loss")
+    return "\n".join(lines)
+
+
+def main(argv):
+    """Runs the command; what the user can mend becomes one sentence on stderr and exit code 1."""
+    values = flags.FLAGS
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"{argv[1]!r} is not a flag: write --input=FOLDER --output=FOLDER.")
+        print(summarize(run(values), values.output))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail(error)
+        return _fail(
+            f"no space is left for {error.filename or values.output} ({error.strerror}): free some "
+            "and call the same command again, which continues behind the finished shards."
+        )
+    except (ValueError, WorkerDied) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        _fail("stopped: call the same command again to continue behind the finished shards.")
+        return 130
+
+
+def _parse_flags(argv):
+    """Parses the flags; a misspelt one is an error like any other, without absl's help page."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error):
+    """Prints the error as one sentence; returns the exit code."""
+    print(f"pack: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=_parse_flags)
