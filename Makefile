@@ -29,7 +29,14 @@ MAKING := $(VENV)/.making
 
 # uv where there is one (it also fetches Python if need be), otherwise venv and pip.
 UV := $(shell command -v uv 2>/dev/null)
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(RUN) -m pip install --quiet)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(RUN) -m pip --require-virtualenv install --quiet)
+
+# True of a whole .venv. In the remains of one, .venv/bin/python may be the system's Python, where
+# nothing is to be installed.
+IN_VENV := $(RUN) -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
+
+# Moves before it removes, so that an interruption never leaves half a .venv.
+REMOVE_VENV := if [ -e $(VENV) ]; then mkdir -p build && rm -rf build/old && mv $(VENV) build/old && rm -rf build/old; fi
 
 comma := ,
 
@@ -43,11 +50,12 @@ FIND_PYTHON = python=; \
 setup: $(INSTALLED)
 
 # A .venv whose interpreter is gone counts as not installed.
-$(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(RUN) -c 'print(1)' 2>/dev/null),,FORCE)
-	@if [ -s $(MAKING) ] && kill -0 "$$(cat $(MAKING))" 2>/dev/null; then \
-		echo "Process $$(cat $(MAKING)) is filling $(VENV): wait for it, or remove $(VENV)." >&2; exit 1; \
+$(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo yes),,FORCE)
+	@maker=$$(cat $(MAKING) 2>/dev/null); \
+	if [ -n "$$maker" ] && kill -0 "$$maker" 2>/dev/null && ! ps -o stat= -p "$$maker" 2>/dev/null | grep -q Z; then \
+		echo "Process $$maker is filling $(VENV): wait for it, or remove $(VENV)." >&2; exit 1; \
 	fi
-	@if [ -e $(MAKING) ] || ! $(RUN) -c '' 2>/dev/null; then rm -rf $(VENV); fi
+	@if [ -e $(MAKING) ] || ! $(IN_VENV); then $(REMOVE_VENV); fi
 	@if [ ! -e $(VENV) ]; then \
 		$(FIND_PYTHON); \
 		if [ -z "$$python" ] && [ -n "$(UV)" ] && [ -z "$(PYTHON)" ]; then python=3.11; fi; \
@@ -60,7 +68,7 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(RUN) -c 'print(1)' 
 		$(if $(UV),$(UV) venv --quiet --seed --allow-existing --python "$$python" $(VENV),"$$python" -m venv $(VENV) || \
 			{ echo "$$python cannot make a virtual environment: install python3-venv (Debian, Ubuntu) or uv." >&2; exit 1; }); \
 	fi
-	@echo $$PPID > $(MAKING)
+	@$(IN_VENV) && echo $$PPID > $(MAKING)
 	@echo "Installing requirements.txt"
 	@$(INSTALL) --require-hashes -r requirements.txt
 	@$(INSTALL) --no-deps --no-build-isolation -e .
@@ -106,5 +114,6 @@ build/lock/bin/uv:
 	@build/lock/bin/python -m pip install --quiet uv
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	$(REMOVE_VENV)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -115,7 +115,8 @@ def loss_weight(
     if weighting == "min_snr":
         snr = jnp.square(alpha) / jnp.square(sigma)
         on_x0 = jnp.minimum(snr, gamma)
-        return {"x0": on_x0, "eps": on_x0 / snr, "v": on_x0 / (snr + 1)}[prediction]
+        on_eps = jnp.minimum(1, gamma / snr)  # on_x0 / SNR, defined at SNR 0 too
+        return {"x0": on_x0, "eps": on_eps, "v": on_x0 / (snr + 1)}[prediction]
     if weighting == "velocity":
         error_scale = {"x0": sigma, "eps": alpha, "v": jnp.ones_like(alpha)}[prediction]
         return jnp.minimum(1 / jnp.square(error_scale), gamma)

@@ -1,0 +1,31 @@
+"""A config small enough to compile and run within a second or two: the quick start, shrunk."""
+
+import ml_collections
+
+from configs import quickstart
+
+
+def tiny_config() -> ml_collections.ConfigDict:
+    """The quick start's config, unlocked: 4 frames of 8x8 pixels, two blocks of width 12."""
+    config = quickstart.get_config().unlock()
+    config.batch_size = 4
+    config.data.update({"frames": 4, "height": 8, "width": 8, "fps": 8.0, "flip": False})
+    config.data.update({"path": "no data", "shuffle_window": 16, "threads": 1})
+    config.text.update({"vocabulary_size": 32, "length": 8, "dropout": 0.1})
+    config.model.update({"width": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 2})
+    config.model.update({"cross_attention": False, "text_depth": 0, "remat": False})
+    config.model.patch_size = (1, 4, 4)
+    config.schedule.update({"name": "cosine", "num_steps": 1000, "shift": 1.0})
+    config.schedule.zero_terminal_snr = True
+    config.objective.update({"prediction": "x0", "weighting": "uniform", "gamma": 5.0})
+    config.learning_rate.update({"peak": 2e-3, "warmup_steps": 2, "final_fraction": 0.1})
+    config.optimizer.update({"name": "adamw", "b1": 0.9, "b2": 0.95, "weight_decay": 0.01})
+    config.optimizer.clip_norm = 1.0
+    config.train.update({"steps": 10, "precision": "float32", "accumulation": 1, "log_every": 2})
+    config.train.update({"ema_decay": 0.9, "validation_batches": 1})
+    config.mesh.update({"data": 1, "fsdp": 2})
+    config.checkpoint.update({"every": 5, "keep": 2})
+    config.sample.prompts = ("a red circle moving left", "a blue square moving up")
+    config.sample.update({"every": 5, "batch_size": 2, "num_inference_steps": 3})
+    config.sample.update({"sampler": "ddim", "guidance_scale": 2.0, "spacing": "trailing"})
+    return config

@@ -1,0 +1,391 @@
+"""Batches from packed clips: tf.data over TFRecords, a pure function of (seed, step).
+
+    epoch e: the shards in an order of their own -> records -> windows, each shuffled -> the rows of this process
+             -> decode the strips that the crop needs -> random crop, flip -> batch -> the mesh
+
+Position p = step * batch_size + row counts through all epochs. From p follow the epoch, the window
+and the place in it, so a run can start at any step without reading what came before: it opens the
+shard where the window starts and costs at most the rest of that shard (256 clips or 256 MiB) and one
+window. Every process reads all records of a window but decodes only its own rows: a global batch is
+the same for any number of processes, at the price of reading (not decoding) the others' bytes.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from videogen_jax.data.records import FRAMES_PER_STRIP
+
+Clips = dict[str, np.ndarray]
+
+# Purposes of random numbers, folded into the seed so that they do not depend on each other.
+SHARDS, WINDOWS, CROP, FLIP = range(4)
+
+
+class DataError(ValueError):
+    """A data set that is missing, unfinished or damaged, or cannot serve what is asked of it."""
+
+
+class PackedData(NamedTuple):
+    """What training wants to know of a data set."""
+
+    files: dict[str, list[str]]  # split -> shards
+    lengths: dict[str, list[int]]  # split -> clips in each shard
+    words: dict[str, int]  # how often each word occurs in the training captions
+    frames: int  # of the longest clip
+    height: int  # pixels
+    width: int  # pixels
+    fps: float
+
+
+def open_data(data_dir: str | Path) -> PackedData:
+    """Reads what `videogen_jax.pack` wrote about a data set.
+
+    Args:
+      data_dir: its output folder.
+    Returns:
+      The description; no record is read.
+    Raises:
+      DataError: the folder is missing, unfinished or incomplete.
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise DataError(
+            f"There is no data set in {folder}: run videogen_jax.pack --output={folder}."
+        )
+    try:
+        splits = tfds.builder_from_directory(folder).info.splits
+        statistics = json.loads((folder / "statistics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
+        ) from error
+    files = {name: [str(path) for path in split.filepaths] for name, split in splits.items()}
+    for path in (path for paths in files.values() for path in paths):
+        if not Path(path).is_file():
+            raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
+    size = {name: statistics[name] for name in ("words", "frames", "height", "width", "fps")}
+    lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
+    return PackedData(files=files, lengths=lengths, **size)
+
+
+def make_clips(
+    data_dir: str | Path,
+    split: str,
+    *,
+    batch_size: int,
+    frames: int,
+    seed: int,
+    start_step: int = 0,
+    flip: bool = False,
+    shuffle_window: int = 2048,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> Iterator[Clips]:
+    """Endless shuffled batches with random crops in time.
+
+    Args:
+      data_dir: of `videogen_jax.pack`.
+      split: "train" or "validation".
+      batch_size: B, over all processes.
+      frames: T, consecutive frames cut out of each clip.
+      seed: of order, crops and flips.
+      start_step: batches that the run has had before; they are not read.
+      flip: mirror half of the clips, each as a whole.
+      shuffle_window: records shuffled together; so many undecoded ones are held in memory.
+      process_index: whose rows, of
+      process_count: P.
+      threads: of decoding.
+    Returns:
+      Batches of video (B/P, T, H, W, 3) uint8, caption (B/P,) bytes, fps and motion_score (B/P,) float32.
+    Raises:
+      DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
+    """
+    data = open_data(data_dir)
+    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    position = start_step * batch_size
+    records = _shuffled_records(
+        data.files[split], data.lengths[split], seed, position, shuffle_window
+    )
+    numbered = records.enumerate(position)
+    if process_count > 1:
+        numbered = numbered.filter(
+            lambda p, _: (p % batch_size >= rows.start) & (p % batch_size < rows.stop)
+        )
+
+    def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        clip = _parse(record)
+        spare = clip["num_frames"] - frames
+        start = _uniform(seed, CROP, p, maxval=spare + 1)
+        video = _decode_frames(clip, start, frames, data)
+        if flip:
+            video = tf.cond(
+                _uniform(seed, FLIP, p, maxval=2) == 1, lambda: video[:, :, ::-1], lambda: video
+            )
+        return _output(clip, video)
+
+    clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
+    clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
+    return _iterate(clips, data.files[split], threads)
+
+
+def make_validation_clips(
+    data_dir: str | Path,
+    *,
+    batch_size: int,
+    frames: int,
+    num_batches: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Clips]:
+    """The first clips of the validation split in order, each cut to its middle frames; never mirrored.
+
+    Args:
+      data_dir: of `videogen_jax.pack`.
+      batch_size: B, over all processes.
+      frames: T.
+      num_batches: how many batches; a split of fewer clips starts over.
+      process_index: whose rows, of
+      process_count: P.
+    Returns:
+      Batches as of `make_clips`.
+    Raises:
+      DataError: as `make_clips`.
+    """
+    data = open_data(data_dir)
+    split = "validation"
+    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+
+    def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        clip = _parse(record)
+        return _output(clip, _decode_frames(clip, (clip["num_frames"] - frames) // 2, frames, data))
+
+    records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
+    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
+    return _iterate(own.map(decode).batch(len(rows)), data.files[split], threads=1)
+
+
+def find_damaged(files: list[str]) -> str | None:
+    """The first record file that cannot be read to its end, or None."""
+    for path in files:
+        try:
+            for _ in tf.data.TFRecordDataset(path, buffer_size=1 << 20).batch(64):
+                pass
+        except tf.errors.OpError:
+            return path
+    return None
+
+
+def locate_window(lengths: list[int], order: np.ndarray, record: int) -> tuple[int, int]:
+    """Where the `record`-th record of an epoch lies.
+
+    Args:
+      lengths: records in each shard.
+      order: of the shards in this epoch.
+      record: counted from the start of the epoch.
+    Returns:
+      (place of its shard in `order`, number of the record within the shard).
+    """
+    ends = np.cumsum(np.asarray(lengths)[order])
+    place = int(np.searchsorted(ends, record, side="right"))
+    return place, int(record - (ends[place] - lengths[order[place]]))
+
+
+def _shuffled_records(
+    files: list[str], lengths: list[int], seed: int, position: int, window: int
+) -> tf.data.Dataset:
+    """Serialized clips from `position` on, for ever."""
+    total = sum(lengths)
+    first_epoch, within = divmod(position, total)
+    first_window, skip = divmod(within, window)
+
+    def shuffle(records: tf.data.Dataset, epoch: tf.Tensor, first: int) -> tf.data.Dataset:
+        def permute(number: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            key = tf.random.experimental.stateless_fold_in(_key(seed, WINDOWS, epoch), number)
+            return tf.random.experimental.stateless_shuffle(records, key)
+
+        return records.batch(window).enumerate(first).map(permute).unbatch()
+
+    def shard_order(epoch: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.stateless_shuffle(
+            tf.range(len(files)), _key(seed, SHARDS, epoch)
+        )
+
+    order = shard_order(tf.constant(first_epoch, tf.int64)).numpy()
+    place, record = locate_window(lengths, order, first_window * window)
+    names = [files[i] for i in order[place:]]
+    started = tf.data.TFRecordDataset(names).skip(record)  # less than a shard
+    started = shuffle(started, tf.constant(first_epoch, tf.int64), first_window).skip(skip)
+    epochs = tf.data.Dataset.range(first_epoch + 1, np.iinfo(np.int64).max)
+    following = epochs.flat_map(
+        lambda epoch: shuffle(
+            tf.data.TFRecordDataset(tf.gather(tf.constant(files), shard_order(epoch))), epoch, 0
+        )
+    )
+    return started.concatenate(following)
+
+
+def _key(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(
+        tf.constant([seed, purpose], tf.int64), tf.cast(number, tf.int64)
+    )
+
+
+def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tensor:
+    key = _key(seed, purpose, number)
+    return tf.random.stateless_uniform([], key, maxval=maxval, dtype=tf.int32)
+
+
+def _parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+    scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
+    features = {
+        name: tf.io.FixedLenFeature([], kind)
+        for name, kind in (scalars | {"motion_score": tf.float32}).items()
+    }
+    strips = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
+    clip = tf.io.parse_single_example(record, features | {"strips": strips})
+    return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
+
+
+def _decode_frames(
+    clip: dict[str, tf.Tensor], start: tf.Tensor, frames: int, data: PackedData
+) -> tf.Tensor:
+    """Frames start .. start + frames, out of the strips that hold them."""
+
+    def decode(strip: tf.Tensor) -> tf.Tensor:
+        picture = tf.io.decode_jpeg(strip, channels=3)
+        return tf.reshape(picture, [-1, data.height, data.width, 3])
+
+    if data.frames <= FRAMES_PER_STRIP:
+        return tf.ensure_shape(
+            decode(clip["strips"][0])[start : start + frames], [frames, data.height, data.width, 3]
+        )
+    first = start // FRAMES_PER_STRIP
+    last = (start + frames - 1) // FRAMES_PER_STRIP
+    shape = tf.TensorSpec([None, data.height, data.width, 3], tf.uint8)
+    strips = tf.map_fn(decode, clip["strips"][first : last + 1], fn_output_signature=shape)
+    video = tf.reshape(strips, [-1, data.height, data.width, 3])
+    start = start - first * FRAMES_PER_STRIP
+    return tf.ensure_shape(video[start : start + frames], [frames, data.height, data.width, 3])
+
+
+def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
+
+
+def _check(
+    data: PackedData,
+    data_dir: str | Path,
+    split: str,
+    batch_size: int,
+    frames: int,
+    process_index: int,
+    process_count: int,
+) -> range:
+    """The rows of this process in the global batch."""
+    if not sum(data.lengths.get(split, [])):
+        raise DataError(
+            f"The data set in {data_dir} has no {split} clips: pack more clips, "
+            "or with another --validation_fraction."
+        )
+    if frames > data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the clips in {data_dir} have {data.frames} frames: "
+            f"set --config.data.frames={data.frames} or less, or pack again with --frames={frames}."
+        )
+    if batch_size % process_count:
+        raise DataError(
+            f"batch_size of {batch_size} does not divide over {process_count} processes: "
+            f"make it a multiple of {process_count}."
+        )
+    rows = batch_size // process_count
+    return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:
+    tf.config.set_visible_devices([], "GPU")  # they are JAX's
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.deterministic = True
+    op_error = tf.errors.OpError  # bound here: at interpreter exit the module's names are gone
+    try:
+        yield from clips.with_options(options).as_numpy_iterator()
+    except op_error as error:
+        path = find_damaged(files)
+        if path is None:
+            raise
+        raise DataError(_damaged(path)) from error
+
+
+def _damaged(path: str) -> str:
+    return f"The record file {path} is damaged: delete its folder and run videogen_jax.pack again."
+
+
+class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
+    """Iterates over batches that a thread has put on the mesh beforehand; a context manager.
+
+    `wait_seconds` is the time that the consumer has waited so far.
+    """
+
+    def __init__(
+        self, batches: Iterator[Clips], put: Callable[[Clips], Any], depth: int = 2
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+          batches: on the host.
+          put: moves a batch to the devices.
+          depth: batches kept ready.
+        """
+        self.wait_seconds = 0.0
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "prefetch_to_mesh":
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch; raises what the thread raised."""
+        started = time.perf_counter()
+        batch, error = self._queue.get()
+        self.wait_seconds += time.perf_counter() - started
+        if error is not None:
+            self.close()
+            raise error
+        return batch
+
+    def __enter__(self) -> "prefetch_to_mesh":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the thread; the iterator is not to be used again."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()  # it may be waiting for room
+            except queue.Empty:
+                self._thread.join(timeout=0.05)
+
+    def _fill(self, batches: Iterator[Clips], put: Callable[[Clips], Any]) -> None:
+        try:
+            for batch in batches:
+                if self._closed.is_set():
+                    return
+                self._queue.put((put(batch), None))
+            self._queue.put((None, StopIteration()))
+        except Exception as error:  # handed to the consumer, in whose thread it counts
+            self._queue.put((None, error))

@@ -1,0 +1,240 @@
+"""Checkpoints by Orbax: written behind the training's back, read back only when they fit.
+
+A step holds three items: `ema` (all that sampling needs), `state` (the rest of the train state), `metadata` (JSON). The
+newest `keep` steps and the one of lowest validation loss stay.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from videogen_jax.parallel.sharding import path_name
+from videogen_jax.train.state import TrainState
+
+DIFFERENCES_SHOWN = 10
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or another model's."""
+
+
+def open_checkpoints(
+    workdir: str | Path, keep: int = 1, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens `workdir`/checkpoints.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the newest steps stay, beside the best one.
+      read_only: never write, delete or clean up anything.
+    Returns:
+      The manager; close it (it waits for the write under way).
+    """
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics["validation_loss"],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=None if read_only else policy,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
+    )
+    return ocp.CheckpointManager(
+        Path(workdir).resolve() / "checkpoints",
+        options=options,
+        item_names=("ema", "state", "metadata"),
+        item_handlers={
+            "ema": ocp.StandardCheckpointHandler(),
+            "state": ocp.StandardCheckpointHandler(),
+            "metadata": ocp.JsonCheckpointHandler(),
+        },
+    )
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    metadata: dict[str, Any],
+    validation_loss: float | None = None,
+) -> None:
+    """Starts writing a step; returns once the arrays are copied off the devices.
+
+    Args:
+      manager: of `open_checkpoints`.
+      state: to be saved under its own step number.
+      metadata: JSON-able, what `restore_ema` hands back beside the parameters.
+      validation_loss: by which the best step is chosen; None if it was not measured.
+    """
+    step = int(jax.device_get(state.step))
+    items = ocp.args.Composite(
+        ema=ocp.args.StandardSave(_to_dict(state.ema)),
+        state=ocp.args.StandardSave(_to_dict(state.replace(ema=None))),
+        metadata=ocp.args.JsonSave(metadata),
+    )
+    metrics = None if validation_loss is None else {"validation_loss": float(validation_loss)}
+    manager.save(step, args=items, metrics=metrics, force=True)
+
+
+def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
+    """Restores the newest step that can be read, or None if there is none at all.
+
+    A damaged step is moved to checkpoints_damaged/, with a warning, and the one before it is tried.
+
+    Args:
+      manager: of `open_checkpoints`.
+      abstract: `jax.ShapeDtypeStruct`s with shardings.
+    Returns:
+      The state.
+    Raises:
+      CheckpointError: the steps are another model's, or all are damaged.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            ema = _restore_item(manager, step, "ema", abstract.ema)
+            state = _restore_item(manager, step, "state", abstract.replace(ema=None))
+            return state.replace(ema=ema)
+        except CheckpointError:
+            raise
+        except Exception as error:  # Orbax raises whatever its storage layers raise.
+            place = _set_aside(manager, step)
+            reason = str(error).splitlines()[0][:200]
+            logging.warning(
+                "Checkpoint %d is damaged (%s): moved it to %s and going back to the one before.",
+                step,
+                reason,
+                place,
+            )
+    if steps:
+        raise CheckpointError(
+            f"None of the checkpoints in {manager.directory} can be read: start in another --workdir."
+        )
+    return None
+
+
+def restore_ema(
+    manager: ocp.CheckpointManager, abstract_ema: Any, step: int | None = None
+) -> tuple[Any, int]:
+    """Restores the moving average alone: no optimizer state is read or held.
+
+    Args:
+      manager: of `open_checkpoints`, read-only.
+      abstract_ema: `jax.ShapeDtypeStruct`s with shardings, of any mesh.
+      step: which one; by default the newest.
+    Returns:
+      (tree, its step).
+    Raises:
+      CheckpointError: there is no such step, it cannot be read, or it is another model's.
+    """
+    step = find_step(manager, step)
+    try:
+        return _restore_item(manager, step, "ema", abstract_ema), step
+    except CheckpointError:
+        raise
+    except Exception as error:
+        others = ", ".join(str(s) for s in manager.all_steps() if s != step) or "none"
+        raise CheckpointError(
+            f"Checkpoint {step} in {manager.directory} is damaged ({str(error).splitlines()[0][:200]}): "
+            f"choose another with --step (there are: {others})."
+        ) from error
+
+
+def restore_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Reads the JSON that was saved beside a step."""
+    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    return manager.restore(step, args=args)["metadata"]
+
+
+def find_step(manager: ocp.CheckpointManager, step: int | None) -> int:
+    """The step asked for, or the newest.
+
+    Raises:
+      CheckpointError: it is not there.
+    """
+    steps = sorted(manager.all_steps())
+    if not steps:
+        raise CheckpointError(
+            f"There is no checkpoint in {manager.directory}: train first, or name another --workdir."
+        )
+    if step is None:
+        return steps[-1]
+    if step not in steps:
+        raise CheckpointError(
+            f"There is no checkpoint of step {step} in {manager.directory}: "
+            f"choose one of {', '.join(map(str, steps))}."
+        )
+    return step
+
+
+def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract: Any) -> Any:
+    """Restores one item into the structure, types and shardings of `abstract`."""
+    directory = manager.directory / str(step) / name
+    target = _to_dict(abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        _check_same(step, target, checkpointer.metadata(directory).item_metadata)
+        restored = checkpointer.restore(directory, target)
+    paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves = dict(_named_leaves(restored))
+    return jax.tree.unflatten(structure, [leaves[path_name(path)] for path, _ in paths])
+
+
+def _check_same(step: int, target: dict, saved: dict) -> None:
+    """Raises CheckpointError with what differs; Orbax by itself would cast types silently."""
+    wanted, found = dict(_named_leaves(target)), dict(_named_leaves(saved))
+    differences = [f"{name} is missing" for name in wanted if name not in found]
+    differences += [f"{name} is unexpected" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        ours, theirs = wanted[name], found[name]
+        if jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            continue  # stored as the words inside the key
+        if tuple(ours.shape) != tuple(theirs.shape):
+            differences.append(f"{name} has shape {tuple(theirs.shape)} instead of {ours.shape}")
+        elif ours.dtype != theirs.dtype:
+            differences.append(f"{name} has type {theirs.dtype} instead of {ours.dtype}")
+    if differences:
+        shown = sorted(differences)[:DIFFERENCES_SHOWN]
+        more = len(differences) - len(shown)
+        raise CheckpointError(
+            f"The checkpoint of step {step} is another model's: {'; '.join(shown)}"
+            f"{f' and {more} more' if more else ''}. Use its config, or another --workdir."
+        )
+
+
+def _to_dict(tree: Any) -> dict[str, Any]:
+    """Any tree as nested dicts by path: optimizer states lose their tuples, and their empty ones altogether."""
+    result: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        *parents, last = path_name(path).split("/")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return result
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:
+    source = Path(manager.directory) / str(step)
+    place = Path(manager.directory).parent / "checkpoints_damaged" / str(step)
+    if jax.process_index() == 0:
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        source.rename(place)
+    manager.reload()
+    return place

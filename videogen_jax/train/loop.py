@@ -1,0 +1,243 @@
+"""The train loop, on one page.
+
+    restore or init; for each step: dispatch N, read back N-1; log; sample; evaluate, then save on the same step
+
+Batches and random numbers are functions of (seed, step), so a run that was killed goes on as if it had not been.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
+
+from videogen_jax.data import pipeline
+from videogen_jax.data.captions import Vocabulary
+from videogen_jax.generate import contact_sheet
+from videogen_jax.generate.generator import make_generator
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.train import checkpoint, metrics, setup
+from videogen_jax.train.setup import Run
+from videogen_jax.train.state import TrainState
+from videogen_jax.train.step import make_loss
+
+SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
+
+
+class Interrupted(RuntimeError):
+    """SIGTERM came; the state is saved."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+    """Trains to the last step, from the newest checkpoint in the workdir if there is one.
+
+    Args:
+      config: as in configs/.
+      workdir: gets config.json, checkpoints/, tensorboard/ and samples/.
+    Raises:
+      ValueError: config, data, checkpoint and mesh do not fit together; the sentence says how.
+      TrainingDiverged: the loss is not finite.
+      Interrupted: SIGTERM; the same command again goes on.
+    """
+    workdir = Path(workdir)
+    run = setup.make_run(config)
+    meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
+    data = pipeline.open_data(config.data.path)
+    check_data(config, data)
+    vocabulary = Vocabulary.from_counts(data.words, config.text.vocabulary_size)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
+        state = restore_or_init(run, manager)
+        setup.write_config(workdir, config)
+        metrics.log_parameters(state.params)
+        try:
+            run_steps(run, workdir, manager, state, vocabulary)
+        except metrics.TrainingDiverged as error:
+            manager.wait_until_finished()
+            good = manager.latest_step()
+            where = f"checkpoint {good} in {manager.directory}" if good else "none was saved"
+            raise metrics.TrainingDiverged(
+                f"{error}; last good checkpoint: {where}. Lower learning_rate.peak and run again."
+            ) from error
+
+
+def run_steps(
+    run: Run, workdir: Path, manager: Any, state: TrainState, vocabulary: Vocabulary
+) -> None:
+    """The loop itself: from the state's step to the last.
+
+    Args:
+      run: of `make_run`.
+      workdir: for the dashboard and samples.
+      manager: of `checkpoint.open_checkpoints`.
+      state: is donated.
+      vocabulary: of the captions.
+    Raises:
+      TrainingDiverged: the loss is not finite.
+      Interrupted: SIGTERM came.
+    """
+    config = run.config
+    first, last = int(jax.device_get(state.step)) + 1, config.train.steps
+    stop = catch_sigterm()
+    writer = metrics.make_writer(workdir)
+    evaluate = make_evaluate(run, vocabulary)
+    show_samples = make_show_samples(run, workdir, vocabulary)
+    metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+    with open_batches(run, vocabulary, first - 1) as batches, jax.transfer_guard("disallow"):
+        train_step = setup.compile_step(run)  # while the first batches load
+        window = metrics.Window(config.batch_size, lambda: batches.wait_seconds)
+        for step in range(first, last + 1):
+            state, values = train_step(state, next(batches))
+            window.add(step, values)
+            stopping = stop.is_set() or step == last
+            if step % config.train.log_every == 0 or stopping:
+                writer.write_scalars(step, window.summary())
+                window.restart()
+            if (step % config.sample.every == 0 or step == last) and not stop.is_set():
+                show_samples(writer, step, state.ema)
+                window.restart()
+            if step % config.checkpoint.every == 0 or stopping:
+                window.flush()  # never save what has diverged
+                loss = None if stop.is_set() else evaluate(writer, step, state.ema)
+                checkpoint.save(manager, state, metadata, loss)
+                window.restart()
+            if stop.is_set():
+                break
+    manager.wait_until_finished()
+    writer.close()
+    if stop.is_set():
+        raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
+
+
+def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
+    """Refuses clips of another size or rate than the config's.
+
+    Args:
+      config: of the run.
+      data: of `pipeline.open_data`.
+    Raises:
+      ValueError: names the line of the config and the packed value.
+    """
+    for name in ("height", "width", "fps"):
+        wanted, packed = config.data[name], getattr(data, name)
+        if wanted != packed:
+            raise ValueError(
+                f"data.{name} is {wanted}, but the clips in {config.data.path} were packed with {packed}: "
+                f"set --config.data.{name}={packed}, or pack again."
+            )
+
+
+def restore_or_init(run: Run, manager: Any) -> TrainState:
+    """The newest checkpoint's state, or a new one, laid out on the mesh."""
+    state = checkpoint.restore(manager, run.abstract)
+    if state is None:
+        return jax.jit(run.init, out_shardings=run.shardings)()
+    logging.info("Going on from step %d of %s.", int(state.step), manager.directory)
+    return state
+
+
+def open_batches(run: Run, vocabulary: Vocabulary, start_step: int) -> Any:
+    """Training batches on the mesh, from the one after `start_step` steps on; a context manager."""
+    config = run.config
+    clips = pipeline.make_clips(
+        config.data.path,
+        "train",
+        batch_size=config.batch_size,
+        frames=config.data.frames,
+        seed=config.seed,
+        start_step=start_step,
+        flip=config.data.flip and not SIDES & set(vocabulary.words),
+        shuffle_window=config.data.shuffle_window,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+    )
+    return pipeline.prefetch_to_mesh(clips, partial(put_clips, run, vocabulary))
+
+
+def put_clips(
+    run: Run, vocabulary: Vocabulary, clips: dict[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """Host clips to what the step takes: pixels and caption ids, on the mesh."""
+    texts = [caption.decode() for caption in clips["caption"]]
+    text = vocabulary.encode(texts, run.config.text.length)
+    return meshes.put_batch(run.mesh, {"video": clips["video"], "text": text})
+
+
+def make_evaluate(run: Run, vocabulary: Vocabulary) -> Callable[[Any, int, Any], float]:
+    """Validation loss of the EMA on the same clips, noise and times whenever it is called."""
+    config = run.config
+    loss = jax.jit(
+        make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.0, **config.objective)
+    )
+    batches = [
+        put_clips(run, vocabulary, clips)
+        for clips in pipeline.make_validation_clips(
+            config.data.path,
+            batch_size=config.batch_size,
+            frames=config.data.frames,
+            num_batches=config.train.validation_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    ]
+    keys = jax.random.split(jax.random.key(config.seed), len(batches))
+    keys = [jax.device_put(key, NamedSharding(run.mesh, PartitionSpec())) for key in keys]
+
+    def evaluate(writer: Any, step: int, ema: Any) -> float:
+        losses = [loss(ema, batch, key) for batch, key in zip(batches, keys, strict=True)]
+        value = float(np.mean(jax.device_get(losses)))
+        writer.write_scalars(step, {"validation/loss": value})
+        return value
+
+    return evaluate
+
+
+def make_show_samples(
+    run: Run, workdir: Path, vocabulary: Vocabulary
+) -> Callable[[Any, int, Any], None]:
+    """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
+    options = dict(run.config.sample)
+    options.pop("every")
+    prompts = options.pop("prompts")
+    if not prompts:
+        return lambda writer, step, ema: None
+    for prompt in prompts:
+        vocabulary.check(prompt)
+    text = vocabulary.encode(prompts, run.config.text.length)
+    generate = make_generator(
+        run.apply,
+        run.schedule,
+        run.null_text,
+        run.mesh,
+        run.shardings.ema,
+        shape=run.video_shape,
+        prediction=run.config.objective.prediction,
+        **options,
+    )
+
+    def show_samples(writer: Any, step: int, ema: Any) -> None:
+        videos = generate(ema, text, list(range(len(prompts))))
+        if jax.process_index() > 0:
+            return
+        gif, size = contact_sheet.animation(videos, run.config.data.fps)
+        folder = workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step_{step:08d}.gif").write_bytes(gif)
+        metrics.write_animation(writer, step, "samples", gif, size)
+
+    return show_samples
+
+
+def catch_sigterm() -> threading.Event:
+    """An event that SIGTERM sets, instead of ending the process."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop

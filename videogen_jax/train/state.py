@@ -1,0 +1,71 @@
+"""The train state: one pure pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@flax.struct.dataclass
+class LossScale:
+    """Dynamic loss scale of float16 training: keeps small gradients above float16's floor."""
+
+    scale: jax.Array  # () float32
+    good_steps: jax.Array  # () int32, finite steps since the scale last changed
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes. Parameters, EMA and moments are float32."""
+
+    step: jax.Array  # () int32, optimizer steps taken
+    params: Any
+    ema: Any  # as params
+    opt_state: optax.OptState
+    rng: jax.Array  # () typed key, never advanced: steps fold their number into it
+    loss_scale: LossScale | None  # None unless float16
+
+
+def compute_dtype(precision: str) -> jnp.dtype:
+    """The type of the matrix products.
+
+    Args:
+      precision: one of PRECISIONS.
+    Returns:
+      The jax type.
+    Raises:
+      ValueError: the name is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    return PRECISIONS[precision]
+
+
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, rng: jax.Array, precision: str
+) -> TrainState:
+    """The state before the first step, with the EMA at the initial parameters.
+
+    Args:
+      params: float32 tree.
+      optimizer: whose moments are to be kept.
+      rng: () typed key of the run.
+      precision: one of PRECISIONS.
+    Returns:
+      The state.
+    """
+    loss_scale = None
+    if precision == "float16":
+        loss_scale = LossScale(jnp.float32(2.0**15), jnp.int32(0))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),  # a copy: the step donates both
+        opt_state=optimizer.init(params),
+        rng=rng,
+        loss_scale=loss_scale,
+    )
