@@ -92,10 +92,12 @@ lint: $(INSTALLED)
 # ---------------------------------------------------------------------------------- quickstart
 
 quickstart: $(INSTALLED)
-	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --output=$(QUICKSTART)/data
-	$(RUN) launch.py --config=configs/quickstart.py --workdir=$(QUICKSTART)
-	$(RUN) -m videogen_jax.sample --workdir=$(QUICKSTART) --prompts_file=configs/quickstart_prompts.txt
-	$(RUN) -m videogen_jax.evaluate --workdir=$(QUICKSTART)
+	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=32 --frames=8 --output=$(QUICKSTART)/data
+	$(RUN) launch.py --config=configs/quickstart.py --workdir=$(QUICKSTART) --config.data.path=$(QUICKSTART)/data
+	$(RUN) -m videogen_jax.sample --workdir=$(QUICKSTART) --prompts_file=configs/quickstart_prompts.txt --batch_size=32
+	$(RUN) -m videogen_jax.evaluate --workdir=$(QUICKSTART) --output=$(QUICKSTART)/quickstart_report.json
+	@echo "The videos: $(QUICKSTART)/generated/contact_sheet.png"
+	@echo "The dashboard: $(VENV)/bin/tensorboard --logdir=$(QUICKSTART)/tensorboard"
 
 # ---------------------------------------------------------------------------------------- lock
 

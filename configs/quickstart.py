@@ -1,6 +1,7 @@
 """The quick start: moving shapes from prompts, from scratch, on two CPU cores.
 
-    python -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=32 --frames=8 --output=runs/quickstart/data
+    python -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=32 --frames=8 \
+        --output=runs/quickstart/data
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 `make quickstart` runs both, then samples and judges them. Hardware, wall time and result: docs/quickstart.md.
@@ -72,7 +73,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.validation_batches = 2
 
     config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.data = 2  # copies of the parameters: small enough here that sharding costs more than it saves
+    mesh.data = (
+        2  # copies of the parameters: small enough here that sharding costs more than it saves
+    )
     mesh.fsdp = 1  # devices that share one copy
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()

@@ -2,6 +2,10 @@
 
     python -m videogen_jax.evaluate --generated=FOLDER [--output=report.json]
 
+or, for what `videogen_jax.sample` left in a run's folder,
+
+    python -m videogen_jax.evaluate --workdir=runs/quickstart
+
 reads every video of FOLDER with its prompt (from `samples.json`, which `videogen_jax.sample`
 writes, else from `name.txt` beside `name.mp4`), judges colour, direction and shape from the pixels
 alone (`evaluation/moving_shapes.py`), prints the three rates with N and the Wilson 95 % interval,
@@ -15,12 +19,12 @@ read counts as wrong and is listed.
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from videogen_jax import command
 from videogen_jax.data.synthetic import parse_caption
 from videogen_jax.data.video_io import WRITABLE_SUFFIXES, read_frames
 from videogen_jax.evaluation import moving_shapes
@@ -31,6 +35,13 @@ MAX_REPEATS = 16  # of one frame; a longer halt is judged no differently
 
 def define_flags(flag_values=flags.FLAGS):
     """Defines the command's flags; not done on import, so that verbs can import one another."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of a run: stands for --generated=WORKDIR/generated --logdir=WORKDIR/tensorboard and "
+        "the --step of its samples.json.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_string(
         "generated", None, "Folder of videos with their prompts.", flag_values=flag_values
     )
@@ -256,6 +267,35 @@ def write_report(report, path):
     draft.replace(path)
 
 
+def read_places(values):
+    """Says where the videos are and where their rates are logged.
+
+    Returns:
+      (folder, logdir or None, step or None).
+    Raises:
+      ValueError: flags are missing or contradict each other.
+    """
+    given = (values.generated, values.logdir, values.step)
+    if values.workdir is not None:
+        if given != (None, None, None):
+            raise ValueError(
+                "--workdir stands for --generated, --logdir and --step: leave them out."
+            )
+        generated = Path(values.workdir) / "generated"
+        listing = generated / "samples.json"
+        if not listing.is_file():
+            raise ValueError(f"There is no {listing}: run videogen_jax.sample --workdir first.")
+        step = json.loads(listing.read_text(encoding="utf-8"))["step"]
+        return generated, Path(values.workdir) / "tensorboard", step
+    if values.generated is None:
+        raise ValueError(
+            "--workdir or --generated is missing: name the run, or a folder of videos."
+        )
+    if (values.logdir is None) != (values.step is None):
+        raise ValueError("--logdir and --step go together: give both or neither.")
+    return Path(values.generated), values.logdir, values.step
+
+
 def run(values):
     """Evaluates as the flags say; the body of the command.
 
@@ -265,13 +305,10 @@ def run(values):
       ValueError: anything the user can mend, a rate below --require included.
       OSError: the report or the log cannot be written.
     """
-    if values.generated is None:
-        raise ValueError("--generated is missing: give it the folder of the videos to judge.")
-    if (values.logdir is None) != (values.step is None):
-        raise ValueError("--logdir and --step go together: give both or neither.")
+    generated, logdir, step = read_places(values)
     required = parse_requirements(values.require)
-    report = evaluate_folder(values.generated)
-    output = Path(values.output or Path(values.generated) / "evaluation.json")
+    report = evaluate_folder(generated)
+    output = Path(values.output or generated / "evaluation.json")
     write_report(report, output)
     print(format_table(report))
     for video in report["unreadable"]:
@@ -279,8 +316,8 @@ def run(values):
     for name in report["not_listed"]:
         print(f"not counted, not in samples.json: {name}")
     print(f"verdict on each video: {output}")
-    if values.logdir is not None:
-        log_rates(report, values.logdir, values.step)
+    if logdir is not None:
+        log_rates(report, logdir, step)
     below = [
         f"{name} {report[name]['rate']:.1%} < {rate:.1%}"
         for name, rate in required.items()
@@ -292,30 +329,12 @@ def run(values):
         )
 
 
-def main(argv):
-    """Runs the command; what the user can mend becomes one sentence on stderr and exit code 1."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"{argv[1]!r} is not a flag: write --generated=FOLDER.")
-        run(flags.FLAGS)
-    except (ValueError, OSError) as error:
-        return _fail(error)
-
-
-def _parse_flags(argv):
-    """Parses the flags; a misspelt one is an error like any other, without absl's help page."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(_fail(error))
-
-
-def _fail(error):
-    """Prints the error as one sentence; returns the exit code."""
-    print(f"evaluate: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
+def main(arguments):
+    """Runs the verb."""
+    command.refuse(arguments)
+    run(flags.FLAGS)
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.start("evaluate", main)

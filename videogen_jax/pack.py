@@ -21,11 +21,11 @@ import errno
 import os
 import pathlib
 import re
-import sys
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from videogen_jax import command
 from videogen_jax.data import packing, records, synthetic
 from videogen_jax.data.workers import WorkerDied
 
@@ -169,41 +169,24 @@ def summarize(report: dict, output) -> str:
     return "\n".join(lines)
 
 
-def main(argv):
-    """Runs the command; what the user can mend becomes one sentence on stderr and exit code 1."""
+def main(arguments):
+    """Runs the verb; returns the exit code."""
+    command.refuse(arguments)
     values = flags.FLAGS
     try:
-        if len(argv) > 1:
-            raise ValueError(f"{argv[1]!r} is not a flag: write --input=FOLDER --output=FOLDER.")
         print(summarize(run(values), values.output))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _fail(error)
-        return _fail(
+            raise
+        raise ValueError(
             f"no space is left for {error.filename or values.output} ({error.strerror}): free some "
             "and call the same command again, which continues behind the finished shards."
-        )
-    except (ValueError, WorkerDied) as error:
-        return _fail(error)
+        ) from error
     except KeyboardInterrupt:
-        _fail("stopped: call the same command again to continue behind the finished shards.")
+        print("pack: stopped: the same command again continues behind the finished shards.")
         return 130
-
-
-def _parse_flags(argv):
-    """Parses the flags; a misspelt one is an error like any other, without absl's help page."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(_fail(error))
-
-
-def _fail(error):
-    """Prints the error as one sentence; returns the exit code."""
-    print(f"pack: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.start("pack", main, errors=(ValueError, OSError, WorkerDied))

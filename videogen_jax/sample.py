@@ -8,15 +8,14 @@ needed to make them again.
 """
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
-from videogen_jax import __version__
+from videogen_jax import __version__, command
 from videogen_jax.data import video_io
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.generate import contact_sheet
@@ -47,18 +46,12 @@ _DTYPE = flags.DEFINE_enum(
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Default: WORKDIR/generated.")
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb; returns the exit code."""
-    logging.set_verbosity(logging.INFO)
-    if len(argv) > 1:
-        # `--prompts "a" "b"`: what follows the first caption arrives here.
-        _PROMPTS.value.extend(argv[1:])
-    try:
-        write_samples()
-    except (ValueError, OSError) as error:
-        print(f"sample: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(arguments: list[str]) -> None:
+    """Runs the verb."""
+    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+    # `--prompts "a" "b"`: what follows the first caption arrives here.
+    _PROMPTS.value.extend(arguments)
+    write_samples()
 
 
 def write_samples() -> None:
@@ -176,4 +169,4 @@ def write_folder(
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start("sample", main)

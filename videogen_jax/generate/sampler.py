@@ -91,8 +91,13 @@ def sample(
       ValueError: a name is unknown or the combination has no meaning.
     Source: this file's head.
     """
-    eta = _check(schedule, prediction, sampler, eta, spacing)
+    eta = _check(sampler, eta)
     steps = make_timesteps(schedule.num_steps, num_inference_steps, spacing)
+    if prediction == "eps" and jax.device_get(schedule.alpha)[steps[0]] == 0:
+        raise ValueError(
+            f"eps says nothing of the video at step {steps[0]}, which is pure noise: "
+            "choose spacing leading, or a model that predicts x0 or v."
+        )
     following = np.append(steps[1:], -1)  # -1: clean
     draw = jax.vmap(
         lambda key, step: jax.random.normal(jax.random.fold_in(key, step), shape), (0, None)
@@ -119,9 +124,7 @@ def sample(
     return jax.lax.scan(step, x_t, (jnp.asarray(steps), jnp.asarray(following)))[0]
 
 
-def _check(
-    schedule: Schedule, prediction: str, sampler: str, eta: float | None, spacing: str
-) -> float:
+def _check(sampler: str, eta: float | None) -> float:
     if sampler not in SAMPLERS:
         raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
     if sampler == "ddpm" and eta not in (None, 1):

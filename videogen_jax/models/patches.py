@@ -6,6 +6,7 @@ of pt*ph*pw*C numbers each.
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -92,10 +93,11 @@ def sincos_1d(positions: np.ndarray, dim: int, max_period: float = 10_000.0) -> 
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def sincos_3d(grid: tuple[int, int, int], dim: int) -> np.ndarray:
+def sincos_3d(grid: tuple[int, int, int], dim: int) -> jax.Array:
     """Positions of a grid of tokens: a third of the width for each of time, height and width.
 
-    The thirds are rounded down to even numbers, and time takes what is left over.
+    The thirds are rounded down to even numbers, and time takes what is left over. The table is spread out inside the
+    program: as a constant of it, that of a long video would take gigabytes.
 
     Args:
       grid: (T, H, W) in patches.
@@ -113,8 +115,10 @@ def sincos_3d(grid: tuple[int, int, int], dim: int) -> np.ndarray:
     space = dim // 3 // 2 * 2
     time = dim - 2 * space
     t, h, w = grid
-    table = np.zeros((t, h, w, dim), np.float32)
-    table[..., :time] = sincos_1d(np.arange(t), time)[:, None, None]
-    table[..., time : time + space] = sincos_1d(np.arange(h), space)[None, :, None]
-    table[..., time + space :] = sincos_1d(np.arange(w), space)[None, None, :]
-    return table.reshape(t, h * w, dim)
+    parts = (
+        sincos_1d(np.arange(t), time)[:, None, None],
+        sincos_1d(np.arange(h), space)[None, :, None],
+        sincos_1d(np.arange(w), space)[None, None, :],
+    )
+    parts = [jnp.broadcast_to(part, (t, h, w, part.shape[-1])) for part in parts]
+    return jnp.concatenate(parts, axis=-1).reshape(t, h * w, dim)

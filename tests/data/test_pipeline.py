@@ -1,0 +1,184 @@
+"""Batches: a pure function of (seed, step), each record once an epoch, cut and mirrored as wholes."""
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from videogen_jax.data import packing, pipeline, video_io
+
+CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Clips of 20 frames in two strips and several shards: frame f of clip c has brightness 4 c + 8 f (mod 256).
+
+    Their left third is darker, so that a mirrored clip shows.
+    """
+    folder = tmp_path_factory.mktemp("clips")
+    for c in range(CLIPS):
+        video = np.zeros((PACKED_FRAMES, SIZE, SIZE, 3), np.uint8)
+        video += (60 + 8 * np.arange(PACKED_FRAMES, dtype=np.uint8))[:, None, None, None]
+        video[:, :, : SIZE // 3] -= 40
+        video_io.write_video(folder / f"{c:02d}.mp4", video, fps=8)
+        (folder / f"{c:02d}.txt").write_text(f"clip{c}")
+    settings = packing.Settings(
+        size=(SIZE, SIZE),
+        fps=8.0,
+        frames=PACKED_FRAMES,
+        min_frames=PACKED_FRAMES,
+        validation_fraction=0.1,
+        clips_per_shard=5,
+    )
+    output = tmp_path_factory.mktemp("packed") / "data"
+    packing.pack(folder, output, settings, workers=1)
+    return output
+
+
+def batches(data, count, split="train", **options):
+    options = {"batch_size": 4, "frames": 6, "seed": 1, "shuffle_window": 7} | options
+    return list(itertools.islice(pipeline.make_clips(data, split, **options), count))
+
+
+def captions(clips):
+    return [caption for batch in clips for caption in batch["caption"]]
+
+
+def assert_same(a, b):
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 1000])
+def test_a_batch_depends_on_seed_and_step_alone(data, window):
+    whole = batches(data, 24, shuffle_window=window, flip=True)
+    for step in (1, 2, 4, 5, 6, 11, 17, 23):  # within a window, across windows, across epochs
+        again = batches(data, 1, shuffle_window=window, flip=True, start_step=step)[0]
+        assert_same(again, whole[step])
+
+
+def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(data):
+    total = sum(pipeline.open_data(data).lengths["train"])
+    order = captions(batches(data, 3 * total, batch_size=1))
+    epochs = [order[i * total : (i + 1) * total] for i in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [sorted(set(order))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert captions(batches(data, 3 * total, batch_size=1, seed=2)) != order
+
+
+def test_processes_share_one_global_batch(data):
+    whole = batches(data, 8, flip=True)
+    parts = [batches(data, 8, flip=True, process_index=i, process_count=2) for i in range(2)]
+    for step in range(8):
+        joined = {
+            name: np.concatenate([part[step][name] for part in parts]) for name in whole[step]
+        }
+        assert_same(joined, whole[step])
+
+
+def test_crops_are_neighbouring_frames_from_everywhere(data):
+    starts = set()
+    for batch in batches(data, 40):
+        frames = (batch["video"][:, :, :, SIZE // 2 :].mean((2, 3, 4)) - 60) / 8  # (B, T)
+        np.testing.assert_allclose(np.diff(frames, axis=1), 1, atol=0.3)
+        starts |= set(np.round(frames[:, 0]).astype(int))
+    assert starts == set(range(PACKED_FRAMES - 6 + 1))
+
+
+def test_a_mirrored_clip_is_mirrored_as_a_whole(data):
+    mirrored = []
+    for batch in batches(data, 40, flip=True):
+        left, right = batch["video"][..., :4, :], batch["video"][..., -4:, :]
+        darker = left.mean((2, 3, 4)) < right.mean((2, 3, 4))  # (B, T)
+        assert np.all(darker == darker[:, :1])
+        mirrored += list(~darker[:, 0])
+    assert 0.35 < np.mean(mirrored) < 0.65
+    for batch in batches(data, 10, flip=False):
+        assert np.all(batch["video"][..., :4, :].mean() < batch["video"][..., -4:, :].mean())
+
+
+def test_validation_is_in_order_from_the_middle_and_starts_over(data):
+    clips = list(pipeline.make_validation_clips(data, batch_size=2, frames=6, num_batches=5))
+    assert len(clips) == 5
+    total = sum(pipeline.open_data(data).lengths["validation"])
+    order = captions(clips)
+    assert order == (order[:total] * 10)[:10] and len(set(order)) == min(total, 10)
+    first = (clips[0]["video"][0, 0, :, SIZE // 2 :].mean() - 60) / 8
+    assert round(first) == (PACKED_FRAMES - 6) // 2
+    part = pipeline.make_validation_clips(
+        data, batch_size=2, frames=6, num_batches=1, process_index=1, process_count=2
+    )
+    np.testing.assert_array_equal(next(part)["video"][0], clips[0]["video"][1])
+
+
+def test_a_late_start_opens_the_shard_of_its_window():
+    lengths, order = [5, 5, 3], np.array([2, 0, 1])
+    found = [pipeline.locate_window(lengths, order, record) for record in range(13)]
+    expected = [(0, i) for i in range(3)] + [(1, i) for i in range(5)] + [(2, i) for i in range(5)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_record_file_is_named(data, tmp_path, damage):
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    victim = sorted(copy.glob("*train*"))[2]
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content = content[: len(content) // 2]
+    victim.write_bytes(bytes(content))
+    with pytest.raises(pipeline.DataError, match=f"{victim.name} is damaged: delete"):
+        batches(copy, 20)
+
+
+def test_what_the_data_cannot_serve_is_refused(data, tmp_path):
+    with pytest.raises(pipeline.DataError, match=r"data\.frames is 99, .* have 20 frames"):
+        batches(data, 1, frames=99)
+    with pytest.raises(
+        pipeline.DataError, match="batch_size of 4 does not divide over 3 processes"
+    ):
+        batches(data, 1, process_count=3)
+    with pytest.raises(pipeline.DataError, match="no data set in .*nowhere: run videogen_jax.pack"):
+        pipeline.open_data(tmp_path / "nowhere")
+    with pytest.raises(pipeline.DataError, match="is not finished: run videogen_jax.pack again"):
+        pipeline.open_data(tmp_path)
+
+
+def test_prefetching_keeps_ahead_and_counts_the_wait():
+    def slow():
+        for i in range(3):
+            time.sleep(0.1)
+            yield {"x": np.full(2, i)}
+
+    with pipeline.prefetch_to_mesh(slow(), lambda batch: batch["x"] + 1) as ready:
+        time.sleep(0.35)
+        assert [int(next(ready)[0]) for _ in range(2)] == [1, 2]
+        assert ready.wait_seconds < 0.09  # they were there already
+        assert int(next(ready)[0]) == 3
+        with pytest.raises(StopIteration):
+            next(ready)
+
+
+def test_an_error_in_the_thread_reaches_the_consumer():
+    def broken():
+        yield {"x": np.zeros(1)}
+        raise pipeline.DataError("the file is damaged")
+
+    with pipeline.prefetch_to_mesh(broken(), lambda batch: batch) as ready:
+        next(ready)
+        with pytest.raises(pipeline.DataError, match="damaged"):
+            next(ready)
+
+
+def test_closing_ends_the_thread_of_an_endless_source():
+    before = threading.active_count()
+    with pipeline.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch) as ready:
+        next(ready)
+    assert threading.active_count() == before

@@ -1,0 +1,52 @@
+"""How every verb starts and ends: flags in, an exit code out, one sentence for what the user can mend."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+
+def start(
+    name: str,
+    body: Callable[[list[str]], int | None],
+    errors: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> None:
+    """Parses the flags, runs the verb and exits.
+
+    Args:
+      name: of the verb, in front of its errors.
+      body: takes the arguments that are no flags; returns an exit code, None for 0.
+      errors: what counts as the user's to mend: exit code 1, without a traceback (--verbosity=1 shows it).
+    """
+
+    def fail(error: Exception) -> int:
+        logging.debug("Where it came from:", exc_info=True)
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        # A config file is read here too: a misspelt line of it is an AttributeError.
+        except (flags.Error, AttributeError, OSError, *errors) as error:
+            sys.exit(fail(error))
+
+    def main(argv: list[str]) -> int | None:
+        try:
+            return body(argv[1:])
+        except errors as error:
+            return fail(error)
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
+    app.run(main, flags_parser=parse)
+
+
+def refuse(arguments: list[str]) -> None:
+    """Refuses arguments that are no flags.
+
+    Raises:
+      ValueError: there are some.
+    """
+    if arguments:
+        raise ValueError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
