@@ -92,7 +92,7 @@ lint: $(INSTALLED)
 # ---------------------------------------------------------------------------------- quickstart
 
 quickstart: $(INSTALLED)
-	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=32 --frames=8 --output=$(QUICKSTART)/data
+	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=24 --frames=8 --output=$(QUICKSTART)/data
 	$(RUN) launch.py --config=configs/quickstart.py --workdir=$(QUICKSTART) --config.data.path=$(QUICKSTART)/data
 	$(RUN) -m videogen_jax.sample --workdir=$(QUICKSTART) --prompts_file=configs/quickstart_prompts.txt --batch_size=32
 	$(RUN) -m videogen_jax.evaluate --workdir=$(QUICKSTART) --output=$(QUICKSTART)/quickstart_report.json

@@ -1,6 +1,6 @@
 """The quick start: moving shapes from prompts, from scratch, on two CPU cores.
 
-    python -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=32 --frames=8 \
+    python -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=24 --frames=8 \
         --output=runs/quickstart/data
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -19,8 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/quickstart/data"  # of videogen_jax.pack
     data.frames = 8  # per clip
-    data.height = 32  # pixels, as packed
-    data.width = 32  # pixels, as packed
+    data.height = 24  # pixels, as packed
+    data.width = 24  # pixels, as packed
     data.fps = 8.0  # frames per second of the samples shown
     data.flip = False  # captions name directions
     data.shuffle_window = 2048  # records
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     text.dropout = 0.1  # share of captions dropped, for guidance
 
     config.model = model = ml_collections.ConfigDict()
-    model.patch_size = (4, 8, 8)  # frames, pixels, pixels
+    model.patch_size = (4, 6, 6)  # frames, pixels, pixels
     model.width = 128  # numbers per token
     model.depth = 4  # blocks, spatial and temporal in turn
     model.num_heads = 2
@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     schedule.name = "cosine"  # linear, scaled_linear, cosine
     schedule.num_steps = 1000  # of the diffusion clock
     schedule.zero_terminal_snr = True  # the last step is pure noise
-    schedule.shift = 5.0  # divides alpha / sigma: large flat shapes show through much noise
+    schedule.shift = 4.0  # divides alpha / sigma: large flat shapes show through much noise
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.prediction = "x0"  # eps, x0, v; x0 where a patch has more numbers than a token
@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.clip_norm = 1.0  # largest gradient norm
 
     config.train = train = ml_collections.ConfigDict()
-    train.steps = 3000  # optimizer steps
+    train.steps = 4200  # optimizer steps
     train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
     train.accumulation = 1  # parts in which a step takes its batch
     train.ema_decay = 0.999
@@ -79,11 +79,11 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.fsdp = 1  # devices that share one copy
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 500  # steps
+    checkpoint.every = 600  # steps
     checkpoint.keep = 2  # newest ones, beside the best
 
     config.sample = sample = ml_collections.ConfigDict()
-    sample.every = 1000  # steps
+    sample.every = 1400  # steps
     sample.prompts = (
         "a red circle moving left",
         "a green square moving right",
@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
     sample.batch_size = 8  # videos at a time
     sample.sampler = "ddim"  # ddim, ddpm
     sample.num_inference_steps = 50
-    sample.guidance_scale = 4.0
+    sample.guidance_scale = 2.0
     sample.spacing = "trailing"  # leading, trailing, linspace
     sample.clip_x0 = True  # right for pixels
     return config.lock()

@@ -1,5 +1,6 @@
 """How every verb starts and ends: flags in, an exit code out, one sentence for what the user can mend."""
 
+import logging as python_logging
 import os
 import sys
 from collections.abc import Callable
@@ -38,8 +39,20 @@ def start(
         except errors as error:
             return fail(error)
 
+    quiet_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     app.run(main, flags_parser=parse)
+
+
+def quiet_libraries() -> None:
+    """Keeps what Orbax and TFDS tell of each file they open out of the log; their warnings stay."""
+    names = ("orbax", "tensorflow_datasets")
+
+    def keep(record: python_logging.LogRecord) -> bool:
+        ours = not any(f"{os.sep}{name}{os.sep}" in record.pathname for name in names)
+        return ours or record.levelno >= python_logging.WARNING
+
+    logging.get_absl_handler().addFilter(keep)
 
 
 def refuse(arguments: list[str]) -> None:

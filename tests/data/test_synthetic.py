@@ -98,7 +98,7 @@ def test_no_clip_touches_the_edge_and_paths_have_the_documented_length(size):
         cosine = (path[-1] - path[0]) @ DIRECTIONS[direction] / (length * size)
         assert cosine > 0.99
         share = cover[0].sum() / size**2
-        assert 0.8 * math.pi * 0.21**2 < share < 1.03 * math.pi * 0.26**2
+        assert 0.8 * math.pi * 0.23**2 < share < 1.03 * math.pi * 0.25**2
 
 
 def test_every_combination_occurs_equally_often():

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
@@ -62,8 +61,6 @@ def open_data(data_dir: str | Path) -> PackedData:
         raise DataError(
             f"There is no data set in {folder}: run videogen_jax.pack --output={folder}."
         )
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)  # TFDS tells each file that it opens
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text())
@@ -71,8 +68,6 @@ def open_data(data_dir: str | Path) -> PackedData:
         raise DataError(
             f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     files = {name: [str(path) for path in split.filepaths] for name, split in splits.items()}
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():

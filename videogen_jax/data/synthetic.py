@@ -42,8 +42,8 @@ DIRECTIONS = {  # unit vectors (x, y), y down
 COMBINATIONS = tuple(itertools.product(COLOURS, SHAPES, DIRECTIONS))
 BACKGROUND = (0, 0, 0)  # RGB
 
-RADIUS_RANGE = (0.21, 0.26)  # of the frame's side
-DISPLACEMENT_RANGE = (0.30, 0.42)  # of the frame's side, from the first to the last frame
+RADIUS_RANGE = (0.23, 0.25)  # of the frame's side
+DISPLACEMENT_RANGE = (0.30, 0.36)  # of the frame's side, from the first to the last frame
 EDGE = 0.5  # pixels kept between the shape and the frame's edge
 MIN_SIZE = 16  # pixels; below, the largest shape has no room to move
 

@@ -63,8 +63,7 @@ def make_generator(
             count = len(seeds[part])
             index = np.arange(batch_size) % count  # fills the last batch up
             batch = (text[part][index], np.asarray(seeds[part], np.uint32)[index])
-            batch = tuple(jax.make_array_from_callback(a.shape, rows, a.__getitem__) for a in batch)
-            videos.append(np.asarray(jax.device_get(run(params, *batch)))[:count])
+            videos.append(jax.device_get(run(params, *jax.device_put(batch, rows)))[:count])
         return np.concatenate(videos)
 
     return generate

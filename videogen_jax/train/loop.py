@@ -90,29 +90,31 @@ def run_steps(
     evaluate = make_evaluate(run, vocabulary)
     show_samples = make_show_samples(run, workdir, vocabulary)
     metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+    interrupted = False
     with open_batches(run, vocabulary, first - 1) as batches, jax.transfer_guard("disallow"):
         train_step = setup.compile_step(run)  # while the first batches load
         window = metrics.Window(config.batch_size, lambda: batches.wait_seconds)
         for step in range(first, last + 1):
             state, values = train_step(state, next(batches))
             window.add(step, values)
-            stopping = stop.is_set() or step == last
+            interrupted = stop.is_set()  # asked once: a signal in mid-step is for the next one
+            stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
                 writer.write_scalars(step, window.summary())
                 window.restart()
-            if (step % config.sample.every == 0 or step == last) and not stop.is_set():
+            if (step % config.sample.every == 0 or step == last) and not interrupted:
                 show_samples(writer, step, state.ema)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
-                loss = None if stop.is_set() else evaluate(writer, step, state.ema)
+                loss = None if interrupted else evaluate(writer, step, state.ema)
                 checkpoint.save(manager, state, metadata, loss)
                 window.restart()
-            if stop.is_set():
+            if interrupted:
                 break
     manager.wait_until_finished()
     writer.close()
-    if stop.is_set():
+    if interrupted:
         raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
 
 
