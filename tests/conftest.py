@@ -1,17 +1,20 @@
 """Settings that JAX must have before it makes its devices: four CPU devices, one shared cache."""
 
+import sys
 from pathlib import Path
 
 import jax
 
+ROOT = Path(__file__).parent.parent
 DEVICES = 4
-CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+
+sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest was started
 
 
 def pytest_configure(config):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     # Programs compiled once serve later runs and the other worker of pytest-xdist.
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

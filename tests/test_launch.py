@@ -28,8 +28,8 @@ ENVIRONMENT = os.environ | {
 OVERRIDES = {
     "batch_size": 4,
     "data.frames": 4,
-    "data.height": 16,
-    "data.width": 16,
+    "data.height": 24,
+    "data.width": 24,
     "model.width": 24,
     "model.depth": 2,
     "model.num_heads": 2,
@@ -47,10 +47,10 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Twenty-four packed clips of 8 frames, 16x16."""
+    """Twenty-four packed clips of 8 frames, 24x24."""
     folder = tmp_path_factory.mktemp("packed")
     command = [sys.executable, "-m", "videogen_jax.pack", "--synthetic=moving_shapes", "--clips=24"]
-    command += [f"--output={folder / 'data'}", "--size=16", "--frames=8", "--fps=8", "--workers=1"]
+    command += [f"--output={folder / 'data'}", "--size=24", "--frames=8", "--fps=8", "--workers=1"]
     command += ["--validation_fraction=0.2"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     return folder / "data"
@@ -85,7 +85,7 @@ def small_config(data):
         for parent in parents:
             node = node[parent]
         node[last] = value
-    config.model.patch_size = (4, 8, 8)
+    config.model.patch_size = (4, 6, 6)
     return config
 
 
@@ -137,7 +137,7 @@ def test_a_run_leaves_checkpoints_dashboard_samples_and_config(finished):
 
 def test_sigkill_at_a_random_step_and_resume_end_bit_identical(data, finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start_and_wait_for_step(data, workdir, random.randint(6, STEPS - 3))
+    process = start_and_wait_for_step(data, workdir, random.randint(11, STEPS - 3))  # 10 waits for 5
     process.kill()
     process.wait()
     result = launch(data, workdir)
@@ -193,7 +193,7 @@ def test_wrong_options_end_in_one_sentence(data, tmp_path, option, sentence):
 def test_clips_of_another_size_are_refused(data, tmp_path):
     config = small_config(data)
     config.data.height = 32
-    with pytest.raises(ValueError, match=r"data\.height is 32, but the clips .* packed with 16"):
+    with pytest.raises(ValueError, match=r"data\.height is 32, but the clips .* packed with 24"):
         loop.train(config, tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
+
 from videogen_jax.generate import contact_sheet
 from videogen_jax.train import metrics
 

@@ -26,7 +26,7 @@ def make_learning_rate(
     """
     if warmup_steps >= steps:
         raise ValueError(
-            f"optimizer.warmup_steps of {warmup_steps} is not below train.steps of {steps}: "
+            f"learning_rate.warmup_steps of {warmup_steps} is not below train.steps of {steps}: "
             "shorten the warm-up."
         )
     return optax.warmup_cosine_decay_schedule(

@@ -1,0 +1,146 @@
+"""Predictions and weights against their algebra in float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videogen_jax.diffusion import objective
+from videogen_jax.diffusion.schedule import make_schedule
+
+SHAPE = (3, 4, 2, 2, 3)
+ALPHA = np.array([0.95, 0.6, 0.1])
+SIGMA = np.sqrt(1 - ALPHA**2)
+
+
+def clips():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, SHAPE), rng.standard_normal(SHAPE)
+
+
+def rows(values):
+    return values[:, None, None, None, None]
+
+
+def targets():
+    """(x0, eps, x_t, what each prediction should be), from the definitions, in float64."""
+    x0, eps = clips()
+    x_t = rows(ALPHA) * x0 + rows(SIGMA) * eps
+    return x0, eps, x_t, {"eps": eps, "x0": x0, "v": rows(ALPHA) * eps - rows(SIGMA) * x0}
+
+
+def f32(*arrays):
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+def test_noise_is_added_by_row():
+    x0, eps, x_t, _ = targets()
+    np.testing.assert_allclose(objective.add_noise(*f32(x0, eps, ALPHA, SIGMA)), x_t, atol=1e-6)
+
+
+def test_noise_is_added_by_frame_where_times_are():
+    x0, eps = clips()
+    alpha = np.random.default_rng(1).uniform(0.1, 0.9, SHAPE[:2])
+    sigma = np.sqrt(1 - alpha**2)
+    expected = np.empty(SHAPE)
+    for b in range(SHAPE[0]):
+        for t in range(SHAPE[1]):
+            expected[b, t] = alpha[b, t] * x0[b, t] + sigma[b, t] * eps[b, t]
+    np.testing.assert_allclose(
+        objective.add_noise(*f32(x0, eps, alpha, sigma)), expected, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("prediction", objective.PREDICTIONS)
+def test_a_perfect_output_reads_back_as_video_and_noise(prediction):
+    x0, eps, x_t, expected = targets()
+    output = objective.make_target(prediction, *f32(x0, eps, ALPHA, SIGMA))
+    np.testing.assert_allclose(output, expected[prediction], atol=1e-6)
+    got_x0, got_eps = objective.to_x0_and_eps(prediction, output, *f32(x_t, ALPHA, SIGMA))
+    np.testing.assert_allclose(got_x0, x0, atol=2e-5)
+    np.testing.assert_allclose(got_eps, eps, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", objective.PREDICTIONS)
+def test_any_output_reads_as_a_pair_that_makes_up_x_t(prediction):
+    """alpha x0 + sigma eps = x_t holds for wrong outputs too, and they convert to each other."""
+    _, _, x_t, _ = targets()
+    output = np.random.default_rng(2).standard_normal(SHAPE)
+    x0, eps = objective.to_x0_and_eps(prediction, *f32(output, x_t, ALPHA, SIGMA))
+    x0, eps = np.float64(x0), np.float64(eps)
+    np.testing.assert_allclose(rows(ALPHA) * x0 + rows(SIGMA) * eps, x_t, atol=1e-5)
+    for other in objective.PREDICTIONS:
+        same = objective.make_target(other, *f32(x0, eps, ALPHA, SIGMA))
+        again = objective.to_x0_and_eps(other, same, *f32(x_t, ALPHA, SIGMA))
+        np.testing.assert_allclose(again[0], x0, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(again[1], eps, rtol=1e-4, atol=1e-4)
+
+
+def test_velocity_to_noise_is_not_swapped():
+    """Regression: the first implementation read eps as sigma v + alpha x_t."""
+    alpha, sigma, x0, eps = 0.6, 0.8, 0.5, -0.25
+    x_t, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
+    got_x0, got_eps = objective.to_x0_and_eps(
+        "v", jnp.full((1, 1), v), jnp.full((1, 1), x_t), jnp.array([alpha]), jnp.array([sigma])
+    )
+    np.testing.assert_allclose(got_eps, eps, atol=1e-6)
+    np.testing.assert_allclose(got_x0, x0, atol=1e-6)
+    assert abs(float(got_eps[0, 0]) - (sigma * v + alpha * x_t)) > 0.1
+
+
+def error_weights(weighting, alpha, sigma, gamma=5.0):
+    """Cost of an error of x0 by 1 under each prediction: weight x (d prediction / d x0)^2."""
+    slope = {"x0": np.ones_like(alpha), "eps": alpha / sigma, "v": 1 / sigma}
+    return {
+        name: np.float64(objective.loss_weight(weighting, name, *f32(alpha, sigma), gamma))
+        * slope[name] ** 2
+        for name in objective.PREDICTIONS
+    }
+
+
+def test_min_snr_charges_an_error_of_x0_alike_whatever_is_predicted():
+    costs = error_weights("min_snr", ALPHA, SIGMA)
+    expected = np.minimum(ALPHA**2 / SIGMA**2, 5.0)
+    for cost in costs.values():
+        np.testing.assert_allclose(cost, expected, rtol=1e-5)
+
+
+def test_velocity_weights_charge_as_a_plain_loss_on_v_does():
+    alpha = np.array([0.8, 0.7, 0.5])  # where no weight reaches gamma
+    sigma = np.sqrt(1 - alpha**2)
+    for cost in error_weights("velocity", alpha, sigma).values():
+        np.testing.assert_allclose(cost, 1 / sigma**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_weights_stop_at_gamma(gamma):
+    alpha, sigma = f32(np.array([0.9999, 0.5]), np.sqrt(1 - np.array([0.9999, 0.5]) ** 2))
+    for weighting in ("min_snr", "velocity"):
+        weight = objective.loss_weight(weighting, "x0", alpha, sigma, gamma)
+        np.testing.assert_allclose(weight[0], gamma, rtol=1e-6)
+    low = objective.loss_weight("min_snr", "x0", alpha, sigma, gamma)[1]
+    np.testing.assert_allclose(low, min(1 / 3, gamma), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", objective.PREDICTIONS)
+@pytest.mark.parametrize("weighting", objective.WEIGHTINGS)
+def test_weights_are_finite_on_the_whole_clock(prediction, weighting):
+    """Also at zero terminal SNR, where 0 / 0 lurks in min-SNR for eps: its limit is 1."""
+    schedule = make_schedule("cosine", zero_terminal_snr=True, shift=8.0)
+    weight = np.asarray(objective.loss_weight(weighting, prediction, *schedule))
+    assert weight.shape == (1000,)
+    assert np.all(np.isfinite(weight))
+    assert np.all(weight >= 0)
+    if weighting == "uniform":
+        assert np.all(weight == 1)
+    if weighting == "min_snr" and prediction == "eps":
+        assert weight[-1] == 1
+
+
+def test_unknown_names_list_the_known():
+    one = jnp.ones(1)
+    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v"):
+        objective.make_target("noise", one, one, one, one)
+    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v"):
+        objective.to_x0_and_eps("noise", one, one, one, one)
+    with pytest.raises(ValueError, match="'snr'.* one of uniform, min_snr, velocity"):
+        objective.loss_weight("snr", "v", one, one)

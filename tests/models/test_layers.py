@@ -1,0 +1,124 @@
+"""Layers against float64 NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.randomise import apply, random_params
+from videogen_jax.models import layers
+
+
+def f64(tree):
+    return jax.tree.map(np.float64, tree)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_times_become_cosines_and_then_sines(shape):
+    t = np.array([0.0, 1.0, 17.0, 500.0, 999.0])
+    times = np.broadcast_to(t, shape)
+    got = layers.timestep_embedding(jnp.asarray(times), 16)
+    assert got.shape == (*shape, 16) and got.dtype == jnp.float32
+    for i, value in enumerate(t):
+        angles = [value * 10_000 ** (-k / 8) for k in range(8)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        np.testing.assert_allclose(
+            got[..., i, :], np.broadcast_to(expected, got[..., i, :].shape), atol=3e-4
+        )
+
+
+def test_times_may_be_whole_numbers():
+    t = jnp.arange(0, 1000, 111)
+    np.testing.assert_array_equal(
+        layers.timestep_embedding(t, 8), layers.timestep_embedding(t.astype(jnp.float32), 8)
+    )
+
+
+def test_modulate_is_a_layer_norm_with_the_conditions_scale_and_shift():
+    x = normal(2, 3, 4, 6) * 3 + 5
+    shift, scale = normal(2, 3, 1, 6, seed=1), normal(2, 1, 1, 6, seed=2)
+    x64 = np.float64(x)
+    mean = x64.mean(-1, keepdims=True)
+    normed = (x64 - mean) / np.sqrt(((x64 - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(layers.layer_norm(x), normed, atol=2e-5)
+    expected = normed * (1 + np.float64(scale)) + np.float64(shift)
+    np.testing.assert_allclose(layers.modulate(x, shift, scale), expected, atol=5e-5)
+
+
+def test_norms_are_float32_inside():
+    """The squares of 300 pass float16's largest number."""
+    x = jnp.full((1, 4), 300.0, jnp.float16).at[0, 0].set(-300)
+    out = layers.RMSNorm().apply({"params": {"scale": jnp.ones(4)}}, x)
+    assert out.dtype == jnp.float16
+    np.testing.assert_allclose(out, [[-1, 1, 1, 1]], atol=2e-3)
+    np.testing.assert_allclose(layers.layer_norm(x), [[-(3**0.5)] + [3**-0.5] * 3], atol=1e-3)
+
+
+def rms_norm(x, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def attention(query, key, value, params, mask):
+    """softmax(norm(q) norm(k) / sqrt(Dh)) v, a head and a row at a time, in float64."""
+    query = rms_norm(query, params["query_norm"]["scale"])
+    key = rms_norm(key, params["key_norm"]["scale"])
+    batch, count, heads, dim = query.shape
+    out = np.empty(query.shape)
+    for b in range(batch):
+        for h in range(heads):
+            for n in range(count):
+                scores = key[b, :, h] @ query[b, n, h] / math.sqrt(dim)
+                weight = np.exp(scores - scores.max()) * mask[b]
+                out[b, n, h] = weight @ value[b, :, h] / weight.sum()
+    return np.einsum("bnkd,kde->bne", out, params["out"]["kernel"]) + params["out"]["bias"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+def test_attention_is_softmax_over_normalised_queries_and_keys(masked, cross):
+    x, context = normal(2, 5, 12), normal(2, 3, 8, seed=1) if cross else None
+    keys = 3 if cross else 5
+    mask = np.arange(keys) < np.array([[2], [keys]]) if masked else None
+    module = layers.Attention(num_heads=2)
+    params = random_params(module, x, context, mask)
+    got = apply(module, params, x, context, mask)
+
+    p, x64 = f64(params), np.float64(x)
+    if cross:
+        query = np.einsum("bnd,dkh->bnkh", x64, p["query"]["kernel"]) + p["query"]["bias"]
+        pair = np.einsum("bnd,dckh->bnckh", np.float64(context), p["key_value"]["kernel"])
+        pair = pair + p["key_value"]["bias"]
+        key, value = pair[:, :, 0], pair[:, :, 1]
+    else:
+        qkv = np.einsum("bnd,dckh->bnckh", x64, p["qkv"]["kernel"]) + p["qkv"]["bias"]
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    allowed = np.ones((2, keys)) if mask is None else mask
+    np.testing.assert_allclose(got, attention(query, key, value, p, allowed), atol=2e-5)
+
+
+def test_queries_and_keys_are_normalised():
+    """QK-norm: ten times larger queries and keys change nothing."""
+    x = normal(1, 4, 8)
+    module = layers.Attention(num_heads=2)
+    params = random_params(module, x)
+    factor = np.array([10, 10, 1], np.float32)[:, None, None]
+    larger = params | {"qkv": jax.tree.map(lambda leaf: leaf * factor, params["qkv"])}
+    np.testing.assert_allclose(apply(module, larger, x), apply(module, params, x), atol=1e-4)
+
+
+def test_mlp_is_two_matrices_with_a_gelu_between():
+    x = normal(2, 3, 6)
+    module = layers.MLP(ratio=3)
+    params = random_params(module, x)
+    p = f64(params)
+    hidden = np.float64(x) @ p["up"]["kernel"] + p["up"]["bias"]
+    assert hidden.shape == (2, 3, 18)
+    hidden = hidden / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    expected = hidden @ p["down"]["kernel"] + p["down"]["bias"]
+    np.testing.assert_allclose(apply(module, params, x), expected, atol=2e-5)

@@ -1,0 +1,46 @@
+"""The mesh, and where the rows of a batch lie."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from videogen_jax.parallel import mesh as meshes
+
+
+def test_mesh_has_its_axes_and_the_first_devices():
+    mesh = meshes.make_mesh(data=2, fsdp=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert mesh.devices.flatten().tolist() == jax.devices()[:4]
+    assert meshes.make_mesh().size == 1
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
+    message = r"data=2 x fsdp=4 wants 8 devices, but 4 \(cpu\).*mesh\.data or mesh\.fsdp"
+    with pytest.raises(ValueError, match=message):
+        meshes.make_mesh(data=2, fsdp=4)
+
+
+def test_a_batch_must_divide_over_devices_and_accumulation():
+    mesh = meshes.make_mesh(data=2, fsdp=2)
+    meshes.check_batch(mesh, 24, accumulation=3)
+    with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 devices.*a multiple of 4"):
+        meshes.check_batch(mesh, 6)
+    with pytest.raises(ValueError, match=r"8 .* 4 devices.* 3 accumulation.*a multiple of 12"):
+        meshes.check_batch(mesh, 8, accumulation=3)
+
+
+def test_rows_of_a_batch_are_dealt_to_the_devices_in_order():
+    mesh = meshes.make_mesh(data=2, fsdp=2)
+    rows = {
+        "video": np.arange(8 * 3, dtype=np.uint8).reshape(8, 3),
+        "text": np.arange(8, dtype=np.int32),
+    }
+    batch = meshes.put_batch(mesh, rows)
+    for name, array in batch.items():
+        assert array.dtype == rows[name].dtype
+        np.testing.assert_array_equal(array, rows[name])
+        for i, shard in enumerate(array.addressable_shards):
+            assert shard.device == jax.devices()[i]
+            np.testing.assert_array_equal(shard.data, rows[name][2 * i : 2 * i + 2])

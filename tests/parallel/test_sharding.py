@@ -1,0 +1,162 @@
+"""The two tables: what they place alike, what they refuse, and that numbers do not notice."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.models.randomise import randomise
+from tests.tiny import tiny_config
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel import sharding
+from videogen_jax.train import setup
+from videogen_jax.train.step import make_loss
+
+MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "lost": "tensor"}
+TREE = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
+
+
+def place(rules, tree=TREE, mesh_axes=MESH_AXES):
+    return sharding.make_shardings(meshes.make_mesh(fsdp=2), tree, rules, mesh_axes)
+
+
+def test_a_leaf_goes_where_the_two_tables_send_it():
+    for axes, expected in (
+        (("small", "wide"), (None, "fsdp")),
+        (("wide", "small"), ("fsdp", None)),
+    ):
+        assert place({"layer/kernel": axes})["layer"]["kernel"].spec == PartitionSpec(*expected)
+
+
+def test_stacked_leaves_get_the_layer_axis_in_front():
+    tree = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 6), jnp.float32)}}
+    axes = MESH_AXES | {"layers": None}
+    spec = place({"kernel": ("wide", "small")}, tree, axes)["blocks"]["kernel"].spec
+    assert spec == PartitionSpec(None, "fsdp", None)
+
+
+def test_scalars_keys_and_constants_are_everywhere():
+    tree = TREE | {
+        "step": jnp.int32(0),
+        "rng": jax.random.key(0),
+        "muon": {"ns_coeffs": jnp.zeros((5, 3))},
+    }
+    shardings = place({"kernel": ("wide", "small")}, tree)
+    for name in ("step", "rng"):
+        assert shardings[name].spec == PartitionSpec()
+    assert shardings["muon"]["ns_coeffs"].spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"bias": ("small",)}, "layer/kernel matches no sharding rule"),
+        (
+            {"kernel": ("wide", "small"), "layer/kernel": ("wide", "small")},
+            r"layer/kernel matches 2 sharding rules \(kernel, layer/kernel\)",
+        ),
+        ({"kernel": ("wide",)}, r"layer/kernel names 1 axes .*shape is \(4, 6\)"),
+        ({"kernel": ("wide", "huge")}, "'huge' of layer/kernel is not in MESH_AXES"),
+        ({"kernel": ("small", "lost")}, "'lost' goes to mesh axis 'tensor', but .* data, fsdp"),
+        ({"kernel": ("wide", "long")}, r"layer/kernel .*'fsdp' twice"),
+        (
+            {"kernel": ("wide", "small"), "old/kernel": ("wide",), "older": ()},
+            "rules 'old/kernel', 'older' match no parameter",
+        ),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_refused_by_name(rules, message):
+    with pytest.raises(ValueError, match=message):
+        place(rules)
+
+
+def test_a_size_that_the_mesh_does_not_divide_is_refused():
+    tree = {"layer": {"kernel": jax.ShapeDtypeStruct((3, 6), jnp.float32)}}
+    message = r"layer/kernel of shape \(3, 6\) .* mesh\.fsdp=2 along its axis 'wide' of 3"
+    with pytest.raises(ValueError, match=message):
+        place({"kernel": ("wide", "small")}, tree)
+
+
+def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
+    config = tiny_config()
+    config.model.width, config.mesh.fsdp = 14, 4
+    with pytest.raises(ValueError, match=r"/kernel of shape .* does not divide by mesh\.fsdp=4"):
+        setup.make_run(config)
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimizer, precision):
+    config = tiny_config()
+    config.model.cross_attention, config.optimizer.name = cross_attention, optimizer
+    config.model.text_depth, config.train.precision = 1, precision
+    run = setup.make_run(config)
+    specs = {
+        sharding.path_name(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(run.shardings.params)
+    }
+    found = dict.fromkeys(specs, 0)
+    places = jax.tree.leaves(run.shardings)
+    leaves = jax.tree_util.tree_leaves_with_path(run.abstract)
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        assert leaf.sharding == place
+        name = sharding.path_name(path)
+        match = re.fullmatch(r"(?:params|ema|opt_state/.*(?:mu|nu))/(.*)", name)
+        if match and match[1] in specs:
+            assert place.spec == specs[match[1]]
+            found[match[1]] += 1
+        else:
+            assert place.spec == PartitionSpec(), name
+    # Parameter, EMA and one moment at least; two where Adam is.
+    assert set(found.values()) == ({4} if optimizer == "adamw" else {3, 4})
+    for name, spec in specs.items():  # every matrix is shared out
+        assert ("fsdp" in spec) == name.endswith(("kernel", "embedding")), name
+
+
+def test_two_devices_hold_half_of_every_matrix_each():
+    run = setup.make_run(tiny_config())
+    state = jax.jit(run.init, out_shardings=run.shardings)()
+    parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: hasattr(part, "mu"))
+    (adam,) = [part for part in parts if hasattr(part, "mu")]
+    for tree in (state.params, state.ema, adam.mu, adam.nu):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shards = [shard.data for shard in leaf.addressable_shards]
+            assert len(shards) == 2
+            matrix = path[-1].key in ("kernel", "embedding")
+            for shard in shards:
+                assert shard.size == (leaf.size // 2 if matrix else leaf.size)
+
+
+@functools.cache
+def loss_and_gradients(data, fsdp):
+    config = tiny_config()
+    config.model.cross_attention = True
+    run = setup.make_run(config, meshes.make_mesh(data=data, fsdp=fsdp))
+    params = jax.device_put(randomise(run.abstract.params, 0.3), run.shardings.params)
+    loss = make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.1, **config.objective)
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (4, *run.video_shape), np.uint8),
+        "text": rng.integers(3, 20, (4, config.text.length)).astype(np.int32),
+    }
+    call = jax.jit(jax.value_and_grad(loss), out_shardings=(None, run.shardings.params))
+    value, grads = call(params, meshes.put_batch(run.mesh, batch), jax.random.key(1))
+    return float(value), jax.tree.map(np.asarray, grads)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 2), (2, 2)])
+def test_loss_and_gradients_agree_with_one_device_to_rounding(data, fsdp):
+    """The noise too is the same: a batch's random numbers do not depend on the mesh."""
+    expected, expected_grads = loss_and_gradients(1, 1)
+    value, grads = loss_and_gradients(data, fsdp)
+    assert value == pytest.approx(expected, rel=1e-5)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    for (path, got), want in zip(leaves, jax.tree.leaves(expected_grads), strict=True):
+        size = np.abs(want).max()
+        assert size > 0, path
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * size)

@@ -1,0 +1,78 @@
+"""Every config is locked, complete, documented, and describes a run that can be built."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel.sharding import path_name
+from videogen_jax.train import setup
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def key_types(config, prefix=""):
+    """Dotted name -> type of each value; ints pass for floats, for flags turn one into the other."""
+    types = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            types |= key_types(value, f"{prefix}{key}.")
+        else:
+            types[prefix + key] = type(value)
+    return types
+
+
+def test_the_two_promised_configs_are_there():
+    assert {"quickstart", "dit_512"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_locked_against_misspelt_keys(name):
+    config = load(name).get_config()
+    assert config.is_locked
+    for part in (config, *(value for value in config.values() if hasattr(value, "items"))):
+        with pytest.raises((AttributeError, KeyError)):
+            part.no_such_key = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_has_the_keys_and_types_of_the_quick_start(name):
+    assert key_types(load(name).get_config()) == key_types(load("quickstart").get_config())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_gives_the_command_the_hardware_and_the_result(name):
+    text = load(name).__doc__
+    assert f"python launch.py --config=configs/{name}.py --workdir=" in text
+    assert "python -m videogen_jax.pack" in text
+    for word in ("Hardware", "wall time", "result"):
+        assert word in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_abstractly(name):
+    """Only shapes: no parameter of the 512 x 512 model is allocated."""
+    module = load(name)
+    config = module.get_config()
+    run = setup.make_run(config)
+    assert dict(run.mesh.shape) == {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
+    leaves = jax.tree_util.tree_leaves_with_path(run.abstract)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in leaves)
+    for path, leaf in leaves:
+        if path_name(path).startswith(("params/", "ema/")):
+            assert leaf.dtype == "float32"
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
+    if stated := re.search(r"([\d.]+) (M|million) parameters", module.__doc__):
+        assert count / 1e6 == pytest.approx(float(stated[1]), rel=0.02)

@@ -1,0 +1,138 @@
+"""The floor plan: imports point downward, and the model needs no TensorFlow."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Top floor first. A module may import from its own floor and from those below it.
+FLOORS = (
+    "verbs",  # launch.py and the modules right under videogen_jax/
+    "train",
+    "generate",
+    "evaluation",
+    "diffusion",
+    "models",
+    "data",
+    "parallel",
+)
+
+# (importer, imported): why it may point upward. Nothing does so today.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+
+# Folders that may import a package at all, and those that may do so when they are imported.
+# TensorBoard's writers and readers import TensorFlow, hence late.
+RESTRICTED = {
+    "flax.linen": ({"models"}, {"models"}),
+    "tensorflow": ({"data"}, {"data"}),
+    "tensorflow_datasets": ({"data"}, {"data"}),
+    "clu": ({"verbs", "train"}, set()),
+    "tensorboard": ({"verbs", "train"}, set()),
+    "wandb": ({"verbs", "train"}, set()),
+}
+
+NEED_NO_TENSORFLOW = (
+    "videogen_jax.models.dit",
+    "videogen_jax.diffusion.objective",
+    "videogen_jax.diffusion.schedule",
+    "videogen_jax.generate.contact_sheet",
+    "videogen_jax.generate.generator",
+    "videogen_jax.parallel.mesh",
+    "videogen_jax.parallel.sharding",
+    "videogen_jax.train.checkpoint",
+    "videogen_jax.train.optim",
+    "videogen_jax.train.setup",
+    "videogen_jax.train.state",
+    "videogen_jax.train.step",
+)
+
+
+def modules():
+    """Every module of ours by name, with its path."""
+    files = {"launch": ROOT / "launch.py"}
+    for path in sorted((ROOT / "videogen_jax").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        files[name.removesuffix(".__init__")] = path
+    return files
+
+
+def floor(name):
+    """The floor of a module; `videogen_jax` itself, which holds the version, lies below all."""
+    parts = name.split(".")
+    if parts == ["videogen_jax"]:
+        return "ground"
+    return parts[1] if len(parts) > 2 or parts[-1] in FLOORS else "verbs"
+
+
+def imported(tree):
+    """(module, at the top level?) of every import, those inside functions too.
+
+    `from a import b` gives a and a.b, for b may be a module.
+    """
+    late = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in late
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module, id(node) not in late
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) not in late
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_point_downward(name):
+    files = modules()
+    order = [*FLOORS, "ground"]
+    assert floor(name) in order, f"{name}: give its folder a floor in tests/test_imports.py"
+    for target, _ in imported(ast.parse(files[name].read_text())):
+        if target not in files or (name, target) in EXCEPTIONS:
+            continue
+        assert order.index(floor(name)) <= order.index(floor(target)), f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_frameworks_stay_in_their_folders(name):
+    for target, early in imported(ast.parse(modules()[name].read_text())):
+        for package, (anywhere, at_the_top) in RESTRICTED.items():
+            if target == package or target.startswith(f"{package}."):
+                assert floor(name) in (at_the_top if early else anywhere), f"{name}: {target}"
+
+
+def test_exceptions_name_modules_that_exist():
+    files = modules()
+    for (name, target), reason in EXCEPTIONS.items():
+        found = [other for other, _ in imported(ast.parse(files[name].read_text()))]
+        assert target in found and reason, f"{name} no longer imports {target}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem
+)
+def test_configs_import_nothing_of_ours(path):
+    found = {target.split(".")[0] for target, _ in imported(ast.parse(path.read_text()))}
+    assert found == {"ml_collections"}
+
+
+def test_model_step_and_sampler_import_without_tensorflow():
+    """They run on a machine that has jax, flax, optax, orbax, einops and NumPy alone."""
+    lines = [
+        "import sys",
+        "for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'tensorboard'):",
+        "    sys.modules[name] = None",
+        *(f"import {name}" for name in NEED_NO_TENSORFLOW),
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
