@@ -137,7 +137,9 @@ def test_a_run_leaves_checkpoints_dashboard_samples_and_config(finished):
 
 def test_sigkill_at_a_random_step_and_resume_end_bit_identical(data, finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start_and_wait_for_step(data, workdir, random.randint(11, STEPS - 3))  # 10 waits for 5
+    process = start_and_wait_for_step(
+        data, workdir, random.randint(11, STEPS - 3)
+    )  # 10 waits for 5
     process.kill()
     process.wait()
     result = launch(data, workdir)

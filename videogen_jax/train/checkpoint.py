@@ -192,11 +192,15 @@ def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract
 
 
 def _check_same(step: int, target: dict, saved: dict) -> None:
-    """Raises CheckpointError with what differs; Orbax by itself would cast types silently."""
+    """Raises CheckpointError with what differs; Orbax by itself would cast types silently.
+
+    Raises OSError if the step is damaged.
+    """
     wanted, found = dict(_named_leaves(target)), dict(_named_leaves(saved))
-    differences = [f"{name} is missing" for name in wanted if name not in found]
-    differences += [f"{name} is unexpected" for name in found if name not in wanted]
-    for name in wanted.keys() & found.keys():
+    if not found:  # what Orbax says of a step whose description it cannot read
+        raise OSError("the description of its arrays cannot be read")
+    differences = []
+    for name in sorted(wanted.keys() & found.keys()):
         ours, theirs = wanted[name], found[name]
         if jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
             continue  # stored as the words inside the key
@@ -204,8 +208,10 @@ def _check_same(step: int, target: dict, saved: dict) -> None:
             differences.append(f"{name} has shape {tuple(theirs.shape)} instead of {ours.shape}")
         elif ours.dtype != theirs.dtype:
             differences.append(f"{name} has type {theirs.dtype} instead of {ours.dtype}")
+    differences += [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    differences += [f"{name} is unexpected" for name in sorted(found.keys() - wanted.keys())]
     if differences:
-        shown = sorted(differences)[:DIFFERENCES_SHOWN]
+        shown = differences[:DIFFERENCES_SHOWN]
         more = len(differences) - len(shown)
         raise CheckpointError(
             f"The checkpoint of step {step} is another model's: {'; '.join(shown)}"
