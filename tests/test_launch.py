@@ -194,8 +194,8 @@ def test_wrong_options_end_in_one_sentence(data, tmp_path, option, sentence):
 
 def test_clips_of_another_size_are_refused(data, tmp_path):
     config = small_config(data)
-    config.data.height = 32
-    with pytest.raises(ValueError, match=r"data\.height is 32, but the clips .* packed with 24"):
+    config.data.height = 36
+    with pytest.raises(ValueError, match=r"data\.height is 36, but the clips .* packed with 24"):
         loop.train(config, tmp_path)
 
 

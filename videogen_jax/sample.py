@@ -37,7 +37,7 @@ _SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "Default: the config's."
 _SPACING = flags.DEFINE_enum("spacing", None, SPACINGS, "Of the steps. Default: the config's.")
 _ETA = flags.DEFINE_float("eta", None, "Fresh noise of DDIM, 0 to 1.")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the first video; the next ones count on.", lower_bound=0
+    "seed", 0, "Of the first video; the next ones count on.", lower_bound=0, upper_bound=2**31
 )
 _FORMAT = flags.DEFINE_enum("format", "mp4", ("mp4", "gif", "webm"), "Of the files.")
 _DTYPE = flags.DEFINE_enum(

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.tiny import tiny_config
 
+from tests.tiny import tiny_config
 from videogen_jax.train import optim, setup
 
 

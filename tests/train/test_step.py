@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.tiny import tiny_config
 
+from tests.tiny import tiny_config
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import setup, step
 from videogen_jax.train.state import LossScale, compute_dtype

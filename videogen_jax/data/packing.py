@@ -419,6 +419,7 @@ def _make_statistics(journal, sources, settings):
     edges = np.quantile(scores, np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS)
     return {
         "frames": settings.frames,
+        "min_frames": settings.min_frames,
         "height": settings.size[0],
         "width": settings.size[1],
         "fps": settings.fps,

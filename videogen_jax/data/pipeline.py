@@ -26,6 +26,8 @@ from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
 
+tf.config.set_visible_devices([], "GPU")  # they are JAX's
+
 # Purposes of random numbers, folded into the seed so that they do not depend on each other.
 SHARDS, WINDOWS, CROP, FLIP = range(4)
 
@@ -41,6 +43,7 @@ class PackedData(NamedTuple):
     lengths: dict[str, list[int]]  # split -> clips in each shard
     words: dict[str, int]  # how often each word occurs in the training captions
     frames: int  # of the longest clip
+    min_frames: int  # of the shortest clip that packing let through
     height: int  # pixels
     width: int  # pixels
     fps: float
@@ -63,7 +66,7 @@ def open_data(data_dir: str | Path) -> PackedData:
         )
     try:
         splits = tfds.builder_from_directory(folder).info.splits
-        statistics = json.loads((folder / "statistics.json").read_text())
+        statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
@@ -72,7 +75,7 @@ def open_data(data_dir: str | Path) -> PackedData:
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
-    size = {name: statistics[name] for name in ("words", "frames", "height", "width", "fps")}
+    size = {name: statistics[name] for name in PackedData._fields[2:]}
     lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     return PackedData(files=files, lengths=lengths, **size)
 
@@ -297,10 +300,10 @@ def _check(
             f"The data set in {data_dir} has no {split} clips: pack more clips, "
             "or with another --validation_fraction."
         )
-    if frames > data.frames:
+    if frames > data.min_frames:
         raise DataError(
-            f"data.frames is {frames}, but the clips in {data_dir} have {data.frames} frames: "
-            f"set --config.data.frames={data.frames} or less, or pack again with --frames={frames}."
+            f"data.frames is {frames}, but the clips in {data_dir} have {data.min_frames} frames: "
+            f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
     if batch_size % process_count:
         raise DataError(
@@ -312,7 +315,6 @@ def _check(
 
 
 def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:
-    tf.config.set_visible_devices([], "GPU")  # they are JAX's
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.deterministic = True

@@ -4,7 +4,7 @@ A step holds three items: `ema` (all that sampling needs), `state` (the rest of 
 newest `keep` steps and the one of lowest validation loss stay.
 """
 
-import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def open_checkpoints(
         [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics["validation_loss"],
+                get_metric_fn=_validation_loss,
                 reverse=True,
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -48,12 +48,18 @@ def open_checkpoints(
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=None if read_only else policy,
+        best_fn=_validation_loss,  # without it Orbax does not write the metrics down
+        best_mode="min",
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,
     )
+    folder = Path(workdir).resolve() / "checkpoints"
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        step = path.name.split(".")[0]
+        logging.warning("Checkpoint %s was never finished: going back to the one before.", step)
     return ocp.CheckpointManager(
-        Path(workdir).resolve() / "checkpoints",
+        folder,
         options=options,
         item_names=("ema", "state", "metadata"),
         item_handlers={
@@ -62,6 +68,10 @@ def open_checkpoints(
             "metadata": ocp.JsonCheckpointHandler(),
         },
     )
+
+
+def _validation_loss(metrics: dict[str, float]) -> float:
+    return metrics["validation_loss"]
 
 
 def save(
@@ -91,7 +101,8 @@ def save(
 def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
     """Restores the newest step that can be read, or None if there is none at all.
 
-    A damaged step is moved to checkpoints_damaged/, with a warning, and the one before it is tried.
+    A step that cannot be read is passed over for the one before it, with a warning, and moved to
+    checkpoints_damaged/ once an older one has been read. If none can be read, all stay where they are.
 
     Args:
       manager: of `open_checkpoints`.
@@ -101,26 +112,25 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
     Raises:
       CheckpointError: the steps are another model's, or all are damaged.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
+    damaged: list[int] = []
+    for step in sorted(manager.all_steps(), reverse=True):
         try:
             ema = _restore_item(manager, step, "ema", abstract.ema)
             state = _restore_item(manager, step, "state", abstract.replace(ema=None))
-            return state.replace(ema=ema)
         except CheckpointError:
             raise
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            place = _set_aside(manager, step)
-            reason = str(error).splitlines()[0][:200]
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             logging.warning(
-                "Checkpoint %d is damaged (%s): moved it to %s and going back to the one before.",
-                step,
-                reason,
-                place,
+                "Checkpoint %d is damaged (%s): going back to the one before.", step, reason
             )
-    if steps:
+            damaged.append(step)
+            continue
+        _set_aside(manager, damaged)
+        return state.replace(ema=ema)
+    if damaged:
         raise CheckpointError(
-            f"None of the checkpoints in {manager.directory} can be read: start in another --workdir."
+            f"None of the checkpoints in {manager.directory} can be read: mend the disk, or start in another --workdir."
         )
     return None
 
@@ -235,12 +245,15 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:
-    source = Path(manager.directory) / str(step)
-    place = Path(manager.directory).parent / "checkpoints_damaged" / str(step)
+def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+    """Frees the numbers of damaged steps; what is there is kept."""
+    if not steps:
+        return
     if jax.process_index() == 0:
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        source.rename(place)
+        for step in steps:
+            source = Path(manager.directory) / str(step)
+            place = source.parent.parent / "checkpoints_damaged" / f"{step}_{time.time_ns()}"
+            place.parent.mkdir(exist_ok=True)
+            source.rename(place)
+            logging.warning("Moved the damaged checkpoint %d to %s.", step, place)
     manager.reload()
-    return place

@@ -5,6 +5,8 @@
 Batches and random numbers are functions of (seed, step), so a run that was killed goes on as if it had not been.
 """
 
+import json
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -47,14 +49,25 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       Interrupted: SIGTERM; the same command again goes on.
     """
     workdir = Path(workdir)
+    check_numbers(config)
     run = setup.make_run(config)
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
     data = pipeline.open_data(config.data.path)
     check_data(config, data)
     vocabulary = Vocabulary.from_counts(data.words, config.text.vocabulary_size)
+    if len(data.words) > len(vocabulary.words):
+        logging.warning(
+            "The captions have %d words, of which the %d rarest are unknown to the model: "
+            "raise --config.text.vocabulary_size.",
+            len(data.words),
+            len(data.words) - len(vocabulary.words),
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
-        state = restore_or_init(run, manager)
+        state = restore_or_init(run, manager, vocabulary)
+        if int(state.step) >= config.train.steps:
+            logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
+            return
         setup.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
@@ -103,12 +116,16 @@ def run_steps(
                 writer.write_scalars(step, window.summary())
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
+                window.flush()
                 show_samples(writer, step, state.ema)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
                 loss = None if interrupted else evaluate(writer, step, state.ema)
-                checkpoint.save(manager, state, metadata, loss)
+                if loss is not None and not math.isfinite(loss):
+                    raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
+                with jax.transfer_guard("allow"):  # Orbax copies the state to the host
+                    checkpoint.save(manager, state, metadata, loss)
                 window.restart()
             if interrupted:
                 break
@@ -136,12 +153,71 @@ def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
             )
 
 
-def restore_or_init(run: Run, manager: Any) -> TrainState:
-    """The newest checkpoint's state, or a new one, laid out on the mesh."""
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuses counts below 1.
+
+    Raises:
+      ValueError: names the line of the config.
+    """
+    names = ["batch_size", "data.frames", "data.shuffle_window", "data.threads", "text.length"]
+    names += ["train.steps", "train.accumulation", "train.log_every", "mesh.data", "mesh.fsdp"]
+    names += ["checkpoint.every", "checkpoint.keep", "sample.every", "sample.batch_size"]
+    flat = config.to_dict()
+    for name in names:
+        value: Any = flat
+        for part in name.split("."):
+            value = value[part]
+        if value < 1:
+            raise ValueError(f"{name} is {value}: give at least 1.")
+
+
+def check_same_run(
+    metadata: dict[str, Any], config: ml_collections.ConfigDict, vocabulary: Vocabulary
+) -> None:
+    """Refuses to go on with words or a setup that give the same parameters another meaning.
+
+    Args:
+      metadata: saved with the checkpoint.
+      config: of the run that goes on.
+      vocabulary: of its data.
+    Raises:
+      ValueError: lists what differs.
+    """
+
+    def meaning(config: dict[str, Any]) -> dict[str, Any]:
+        model = {f"model.{key}": value for key, value in config["model"].items() if key != "remat"}
+        schedule = {f"schedule.{key}": value for key, value in config["schedule"].items()}
+        rest = {"objective.prediction": config["objective"]["prediction"]}
+        return model | schedule | rest | {"text.length": config["text"]["length"]}
+
+    ours = json.loads(json.dumps(meaning(config.to_dict())))  # tuples become lists, as there
+    theirs = meaning(metadata["config"])
+    differences = [
+        f"{name} is {ours[name]} instead of {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name]
+    ]
+    if list(vocabulary.words) != metadata["vocabulary"]:
+        differences.append("the captions have other words")
+    if differences:
+        raise ValueError(
+            f"The checkpoint was trained otherwise: {'; '.join(differences)}. "
+            "Set them back, or use another --workdir."
+        )
+
+
+def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainState:
+    """The newest checkpoint's state, or a new one, laid out on the mesh.
+
+    Raises:
+      ValueError: the checkpoint is another run's.
+    """
     state = checkpoint.restore(manager, run.abstract)
     if state is None:
         return jax.jit(run.init, out_shardings=run.shardings)()
-    logging.info("Going on from step %d of %s.", int(state.step), manager.directory)
+    step = int(state.step)
+    check_same_run(checkpoint.restore_metadata(manager, step), run.config, vocabulary)
+    logging.info("Going on from step %d of %s.", step, manager.directory)
     return state
 
 
@@ -173,9 +249,15 @@ def put_clips(
     return meshes.put_batch(run.mesh, {"video": clips["video"], "text": text})
 
 
-def make_evaluate(run: Run, vocabulary: Vocabulary) -> Callable[[Any, int, Any], float]:
-    """Validation loss of the EMA on the same clips, noise and times whenever it is called."""
+def make_evaluate(run: Run, vocabulary: Vocabulary) -> Callable[[Any, int, Any], float | None]:
+    """Validation loss of the EMA on the same clips, noise and times whenever it is called.
+
+    None where the data set has no validation clips, or train.validation_batches is 0.
+    """
     config = run.config
+    lengths = pipeline.open_data(config.data.path).lengths
+    if not sum(lengths.get("validation", [])) or not config.train.validation_batches:
+        return lambda writer, step, ema: None
     loss = jax.jit(
         make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.0, **config.objective)
     )

@@ -150,7 +150,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise FileNotFoundError(
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     # JSON has lists where Flax wants something hashable.
     config.model.patch_size = tuple(config.model.patch_size)
     return config.lock()
@@ -159,5 +159,5 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name first, so that a crash leaves the old file or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
