@@ -419,3 +419,10 @@ def test_the_command_says_one_sentence_and_exits_with_1(tmp_path, kind):
     assert message[kind] in done.stderr
     assert done.stderr.startswith("pack: error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "packed").exists()
+
+
+def test_a_dangling_link_is_skipped_and_listed(tmp_path):
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "gone.txt").write_text("a link")
+    with pytest.raises(ValueError, match="gone.mp4: it is a link to a file that is not there"):
+        sources.list_sources(tmp_path)

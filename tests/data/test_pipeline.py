@@ -121,7 +121,7 @@ def test_a_late_start_opens_the_shard_of_its_window():
     assert found == expected
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_record_file_is_named(data, tmp_path, damage):
     import shutil
 
@@ -132,7 +132,7 @@ def test_a_damaged_record_file_is_named(data, tmp_path, damage):
     if damage == "flip":
         content[len(content) // 2] ^= 0xFF
     else:
-        content = content[: len(content) // 2]
+        content = content[: len(content) // 2] if damage == "truncate" else b""
     victim.write_bytes(bytes(content))
     with pytest.raises(pipeline.DataError, match=f"{victim.name} is damaged: delete"):
         batches(copy, 20)

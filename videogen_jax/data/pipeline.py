@@ -75,6 +75,8 @@ def open_data(data_dir: str | Path) -> PackedData:
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
+        if not Path(path).stat().st_size:
+            raise DataError(_damaged(path))
     size = {name: statistics[name] for name in PackedData._fields[2:]}
     lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     return PackedData(files=files, lengths=lengths, **size)

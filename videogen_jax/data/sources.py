@@ -50,6 +50,8 @@ def list_sources(folder) -> tuple[list[Source], dict[str, str]]:
             caption, reason = _read_caption(path.with_suffix(".txt"))
             if shown != name:
                 reason = "the file's name is not UTF-8 text: rename it"
+            if not path.exists():
+                reason = "it is a link to a file that is not there"
             if reason:
                 skipped[shown] = reason
             else:
