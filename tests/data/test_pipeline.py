@@ -1,20 +1,24 @@
 """Batches: a pure function of (seed, step), each record once an epoch, cut and mirrored as wholes."""
 
+import gc
 import itertools
+import json
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from videogen_jax.data import packing, pipeline, video_io
+from videogen_jax.data import packing, pipeline, records, video_io
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Clips of 20 frames in two strips and several shards: frame f of clip c has brightness 4 c + 8 f (mod 256).
+    """Clips of 20 frames in two strips and several shards: frame f has brightness 60 + 8 f.
 
     Their left third is darker, so that a mirrored clip shows.
     """
@@ -36,6 +40,26 @@ def data(tmp_path_factory):
     output = tmp_path_factory.mktemp("packed") / "data"
     packing.pack(folder, output, settings, workers=1)
     return output
+
+
+def write_records(folder, train, frames, per_shard=1):
+    """A data set of these clips, without a lossy video file in between."""
+    (folder / "work").mkdir(parents=True)
+    size = {"height": train[0].shape[1], "width": train[0].shape[2], "frames": frames}
+    size["min_frames"] = min(map(len, train))
+    (folder / "statistics.json").write_text(json.dumps(size | {"fps": 8.0, "words": {"clip": 1}}))
+    sizes = {}
+    for split, clips in {"train": train, "validation": train[:1]}.items():
+        examples = [
+            records.encode_clip(video, str(i), 8.0, f"{i}.mp4") for i, video in enumerate(clips)
+        ]
+        shards = [examples[i : i + per_shard] for i in range(0, len(examples), per_shard)]
+        sizes[split] = [
+            records.write_shard(folder / records.shard_name(split, i, len(shards)), shard)
+            for i, shard in enumerate(shards)
+        ]
+    records.write_dataset_info(folder, sizes, folder / "work")
+    return folder
 
 
 def batches(data, count, split="train", **options):
@@ -67,6 +91,17 @@ def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(data):
     assert [sorted(epoch) for epoch in epochs] == [sorted(set(order))] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert captions(batches(data, 3 * total, batch_size=1, seed=2)) != order
+
+
+@pytest.mark.parametrize(
+    "per_shard, window",
+    [(12, 12), (1, 1)],  # one shard: its window alone can differ; windows of one: the shards alone
+)
+def test_both_shards_and_windows_are_shuffled_anew_in_every_epoch(tmp_path, per_shard, window):
+    clips = [np.zeros((1, 16, 16, 3), np.uint8)] * 12
+    folder = write_records(tmp_path / "data", clips, 1, per_shard)
+    order = captions(batches(folder, 3, batch_size=12, frames=1, shuffle_window=window))
+    assert len({tuple(order[i : i + 12]) for i in (0, 12, 24)}) == 3
 
 
 def test_processes_share_one_global_batch(data):
@@ -121,18 +156,82 @@ def test_a_late_start_opens_the_shard_of_its_window():
     assert found == expected
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
-def test_a_damaged_record_file_is_named(data, tmp_path, damage):
-    import shutil
+def test_a_late_start_reads_no_shard_but_those_of_its_window(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shards = sorted(copy.glob("*train*"))
+    whole = {path: path.read_bytes() for path in shards}
+    home = {}  # caption -> its shard
+    for path in shards:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            example = tf.train.Example.FromString(record)
+            home[example.features.feature["caption"].bytes_list.value[0]] = path
+    total, window = len(home), 5
+    options = {"batch_size": 1, "shuffle_window": window}
+    stream = batches(copy, 4 * total, **options)
+    for start in range(3 * total, 4 * total, window):
+        here = stream[start : min(start + window, 4 * total)]
+        needed = {home[caption] for caption in captions(here)}
+        assert len(needed) < len(shards)
+        for path in set(shards) - needed:
+            path.write_bytes(bytes(byte ^ 0xFF for byte in whole[path]))
+        for step in range(start, start + len(here)):
+            assert_same(batches(copy, 1, start_step=step, **options)[0], stream[step])
+        for path in shards:
+            path.write_bytes(whole[path])
 
+
+@pytest.mark.parametrize("frames", [12, 40])  # one strip; three, the last one filled up
+def test_pixels_are_those_of_the_source(tmp_path, frames):
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (3, frames, 2, 3, 3), np.uint8)
+    source = coarse.repeat(8, axis=2).repeat(8, axis=3)  # (3, frames, 16, 24, 3)
+    folder = write_records(tmp_path / "data", list(source), frames)
+    for batch in batches(folder, 20, batch_size=3, frames=9, flip=True):
+        assert {name: value.dtype for name, value in batch.items()} == {
+            "video": np.uint8,
+            "caption": object,
+            "fps": np.float32,
+            "motion_score": np.float32,
+        }
+        assert batch["video"].shape == (3, 9, 16, 24, 3)
+        for video, caption, fps in zip(batch["video"], batch["caption"], batch["fps"], strict=True):
+            clip = source[int(caption)].astype(int)
+            candidates = [
+                view[start : start + 9]
+                for start in range(frames - 8)
+                for view in (clip, clip[:, :, ::-1])
+            ]
+            error = [np.abs(video - candidate).mean() for candidate in candidates]
+            assert min(error) < 3  # and of another crop, 60 or more
+            assert np.sort(error)[1] > 30
+            assert fps == 8
+
+
+def test_clips_shorter_than_the_crop_are_refused(tmp_path):
+    clips = [np.zeros((frames, 16, 16, 3), np.uint8) for frames in (5, 20, 20)]
+    folder = write_records(tmp_path / "data", clips, 20)
+    with pytest.raises(pipeline.DataError, match=r"data\.frames is 6, .* set .*frames=5 or less"):
+        batches(folder, 1)
+    assert len(batches(folder, 3, frames=5)) == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "length", "truncate", "between records", "empty"])
+def test_a_damaged_record_file_is_named(data, tmp_path, damage):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     victim = sorted(copy.glob("*train*"))[2]
     content = bytearray(victim.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 0xFF
+    elif damage == "length":
+        content[0] ^= 0xFF
+    elif damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "between records":
+        content = content[: 16 + int.from_bytes(content[:8], "little")]
     else:
-        content = content[: len(content) // 2] if damage == "truncate" else b""
+        content = b""
     victim.write_bytes(bytes(content))
     with pytest.raises(pipeline.DataError, match=f"{victim.name} is damaged: delete"):
         batches(copy, 20)
@@ -149,6 +248,31 @@ def test_what_the_data_cannot_serve_is_refused(data, tmp_path):
         pipeline.open_data(tmp_path / "nowhere")
     with pytest.raises(pipeline.DataError, match="is not finished: run videogen_jax.pack again"):
         pipeline.open_data(tmp_path)
+    with pytest.raises(pipeline.DataError, match="has no test clips: pack more"):
+        batches(data, 1, split="test")
+    for option in ("batch_size", "frames", "shuffle_window"):
+        with pytest.raises(pipeline.DataError, match=f"{option} is 0: make it 1 or more"):
+            batches(data, 1, **{option: 0})
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "statistics.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_descriptions_are_refused(data, tmp_path, name, content):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    (copy / name).write_text(content)
+    with pytest.raises(pipeline.DataError, match="JSON files are damaged: .* pack again"):
+        pipeline.open_data(copy)
+
+
+def test_records_of_another_writer_need_not_tell_their_bytes(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    info = json.loads((copy / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["numBytes"] = "1"
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    assert pipeline.open_data(copy).lengths == pipeline.open_data(data).lengths
 
 
 def test_prefetching_keeps_ahead_and_counts_the_wait():
@@ -158,12 +282,15 @@ def test_prefetching_keeps_ahead_and_counts_the_wait():
             yield {"x": np.full(2, i)}
 
     with pipeline.prefetch_to_mesh(slow(), lambda batch: batch["x"] + 1) as ready:
+        assert int(next(ready)[0]) == 1
+        assert ready.wait_seconds > 0.05  # it had to be made
+        ready.wait_seconds = 0.0
         time.sleep(0.35)
-        assert [int(next(ready)[0]) for _ in range(2)] == [1, 2]
+        assert [int(next(ready)[0]) for _ in range(2)] == [2, 3]
         assert ready.wait_seconds < 0.09  # they were there already
-        assert int(next(ready)[0]) == 3
-        with pytest.raises(StopIteration):
-            next(ready)
+        for _ in range(2):  # and it stays at its end
+            with pytest.raises(StopIteration):
+                next(ready)
 
 
 def test_an_error_in_the_thread_reaches_the_consumer():
@@ -181,4 +308,17 @@ def test_closing_ends_the_thread_of_an_endless_source():
     before = threading.active_count()
     with pipeline.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch) as ready:
         next(ready)
+    assert threading.active_count() == before
+    with pytest.raises(StopIteration):
+        next(ready)
+    ready.close()
+
+
+def test_the_thread_ends_with_its_iterator():
+    before = threading.active_count()
+    ready = pipeline.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch)
+    next(ready)
+    assert threading.active_count() == before + 1
+    del ready
+    gc.collect()
     assert threading.active_count() == before

@@ -14,6 +14,7 @@ import json
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
+from google.protobuf import json_format
 
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
@@ -30,6 +33,9 @@ tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
 # Purposes of random numbers, folded into the seed so that they do not depend on each other.
 SHARDS, WINDOWS, CROP, FLIP = range(4)
+
+FRAMING = 16  # bytes that TFRecord puts around each record: its length and two checksums
+EXIT_SECONDS = 10.0  # for the batch in the making; a source that hangs must not hang the exit
 
 
 class DataError(ValueError):
@@ -57,28 +63,33 @@ def open_data(data_dir: str | Path) -> PackedData:
     Returns:
       The description; no record is read.
     Raises:
-      DataError: the folder is missing, unfinished or incomplete.
+      DataError: the folder is missing or unfinished, a file is missing, or has not the size it was packed with.
     """
     folder = Path(data_dir)
     if not folder.is_dir():
         raise DataError(
             f"There is no data set in {folder}: run videogen_jax.pack --output={folder}."
         )
+    if not (folder / "dataset_info.json").is_file():  # pack writes it last
+        raise DataError(
+            f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
+        )
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        size = {name: statistics[name] for name in PackedData._fields[2:]}
+    except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
-            f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
+            f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
+            "name the --output of pack, or delete the folder and pack again."
         ) from error
     files = {name: [str(path) for path in split.filepaths] for name, split in splits.items()}
+    lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
-        if not Path(path).stat().st_size:
-            raise DataError(_damaged(path))
-    size = {name: statistics[name] for name in PackedData._fields[2:]}
-    lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
+    for name, split in splits.items():
+        _check_sizes(files[name], lengths[name], split.num_bytes)
     return PackedData(files=files, lengths=lengths, **size)
 
 
@@ -117,6 +128,8 @@ def make_clips(
     """
     data = open_data(data_dir)
     rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    if shuffle_window < 1:
+        raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
@@ -190,6 +203,24 @@ def find_damaged(files: list[str]) -> str | None:
     return None
 
 
+def count_records(path: str | Path) -> int | None:
+    """Counts the records of a TFRecord file by the lengths before them, without reading them.
+
+    Args:
+      path: of the file.
+    Returns:
+      Their number, or None where the file ends within a record.
+    """
+    size = Path(path).stat().st_size
+    count = position = 0
+    with open(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            position += FRAMING + int.from_bytes(file.read(8), "little")
+            count += 1
+    return count if position == size else None
+
+
 def locate_window(lengths: list[int], order: np.ndarray, record: int) -> tuple[int, int]:
     """Where the `record`-th record of an epoch lies.
 
@@ -203,6 +234,15 @@ def locate_window(lengths: list[int], order: np.ndarray, record: int) -> tuple[i
     ends = np.cumsum(np.asarray(lengths)[order])
     place = int(np.searchsorted(ends, record, side="right"))
     return place, int(record - (ends[place] - lengths[order[place]]))
+
+
+def _check_sizes(files: list[str], lengths: list[int], num_bytes: int) -> None:
+    """Refuses files cut off between two records: TensorFlow takes such an end for the right one."""
+    if sum(Path(path).stat().st_size for path in files) == num_bytes + FRAMING * sum(lengths):
+        return
+    for path, length in zip(files, lengths, strict=True):
+        if count_records(path) != length:
+            raise DataError(_damaged(path))
 
 
 def _shuffled_records(
@@ -297,6 +337,9 @@ def _check(
     process_count: int,
 ) -> range:
     """The rows of this process in the global batch."""
+    for name, value in (("batch_size", batch_size), ("data.frames", frames)):
+        if value < 1:
+            raise DataError(f"{name} is {value}: make it 1 or more.")
     if not sum(data.lengths.get(split, [])):
         raise DataError(
             f"The data set in {data_dir} has no {split} clips: pack more clips, "
@@ -324,6 +367,7 @@ def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator
     try:
         yield from clips.with_options(options).as_numpy_iterator()
     except op_error as error:
+        logging.warning("A record cannot be read: looking for it in %d files.", len(files))
         path = find_damaged(files)
         if path is None:
             raise
@@ -337,7 +381,8 @@ def _damaged(path: str) -> str:
 class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
     """Iterates over batches that a thread has put on the mesh beforehand; a context manager.
 
-    `wait_seconds` is the time that the consumer has waited so far.
+    `wait_seconds` is the time that the consumer has waited so far; set it to 0 to start over. The
+    thread ends on `close`, when the iterator is garbage, and before the interpreter exits.
     """
 
     def __init__(
@@ -352,15 +397,20 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         """
         self.wait_seconds = 0.0
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
-        self._thread.start()
+        closed = threading.Event()
+        # The thread knows nothing of this object, or it would keep it from becoming garbage.
+        arguments = (batches, put, self._queue, closed)
+        thread = threading.Thread(target=_fill, args=arguments, daemon=True)
+        self._end = weakref.finalize(self, _end, self._queue, closed, thread)
+        thread.start()
 
     def __iter__(self) -> "prefetch_to_mesh":
         return self
 
     def __next__(self) -> Any:
         """The next batch; raises what the thread raised."""
+        if not self._end.alive:
+            raise StopIteration
         started = time.perf_counter()
         batch, error = self._queue.get()
         self.wait_seconds += time.perf_counter() - started
@@ -376,20 +426,36 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         self.close()
 
     def close(self) -> None:
-        """Ends the thread; the iterator is not to be used again."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()  # it may be waiting for room
-            except queue.Empty:
-                self._thread.join(timeout=0.05)
+        """Ends the thread and drops what it had ready; the iterator is at its end."""
+        self._end()
 
-    def _fill(self, batches: Iterator[Clips], put: Callable[[Clips], Any]) -> None:
-        try:
-            for batch in batches:
-                if self._closed.is_set():
-                    return
-                self._queue.put((put(batch), None))
-            self._queue.put((None, StopIteration()))
-        except Exception as error:  # handed to the consumer, in whose thread it counts
-            self._queue.put((None, error))
+
+def _fill(
+    batches: Iterator[Clips],
+    put: Callable[[Clips], Any],
+    ready: queue.Queue,
+    closed: threading.Event,
+) -> None:
+    def hand_over(batch: Any, error: BaseException | None) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put((batch, error), timeout=0.1)
+            except queue.Full:  # look again whether anybody still wants it
+                pass
+
+    try:
+        for batch in batches:
+            if closed.is_set():
+                return
+            hand_over(put(batch), None)
+        hand_over(None, StopIteration())
+    except BaseException as error:  # handed to the consumer, in whose thread it counts
+        hand_over(None, error)
+
+
+def _end(ready: queue.Queue, closed: threading.Event, thread: threading.Thread) -> None:
+    closed.set()
+    if thread is not threading.current_thread():  # the garbage collector runs in any thread
+        thread.join(EXIT_SECONDS)
+    with ready.mutex:
+        ready.queue.clear()  # batches on the devices
