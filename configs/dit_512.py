@@ -8,6 +8,7 @@ config is checked by building it abstractly.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -37,20 +38,40 @@ def get_config() -> ml_collections.ConfigDict:
     model.depth = 24  # blocks, spatial and temporal in turn
     model.num_heads = 8
     model.mlp_ratio = 4  # hidden width of the MLP over model.width
-    model.cross_attention = True  # every block reads the words
+    model.attention = "factorized"  # factorized, joint
+    model.causal = False  # frames see only themselves and those before them
+    model.positions = "sincos"  # sincos, rope, latte, dit
+    model.position_grid = ()  # rows and columns of tokens to count positions in; empty: the video's own
+    model.modulation = "adaln_zero"  # adaln_zero, adaln_single
+    model.qk_norm = True
+    model.cross_attention = "gated"  # none, gated (every block), pixart (spatial blocks)
+    model.pooled_text = True  # the mean over the words joins the time
+    model.micro_conditions = ()  # fps, motion
     model.text_depth = 4  # layers of the caption encoder
     model.remat = True  # recompute activations in the backward pass
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    schedule.name = "cosine"  # linear, scaled_linear, cosine
+    schedule.name = "cosine"  # linear, scaled_linear, cosine, flow, edm
     schedule.num_steps = 1000  # of the diffusion clock
+    schedule.continuous = False  # real times; flow and edm always have them
     schedule.zero_terminal_snr = True  # the last step is pure noise
     schedule.shift = 8.0  # divides alpha / sigma: large flat shapes show through much noise
+    schedule.reference_tokens = 0  # if above 0, shift grows by sqrt(tokens / this)
+    schedule.sigma_min = 0.002  # of edm, as the next three
+    schedule.sigma_max = 700.0
+    schedule.rho = 7.0  # how steps crowd towards sigma_min
+    schedule.sigma_data = 1.0  # standard deviation of the data
 
     config.objective = objective = ml_collections.ConfigDict()
-    objective.prediction = "x0"  # eps, x0, v; x0 where a patch has more numbers than a token
-    objective.weighting = "uniform"  # uniform, min_snr, velocity
+    objective.prediction = (
+        "x0"  # eps, x0, v, flow, edm; x0 where a patch has more numbers than a token
+    )
+    objective.weighting = "uniform"  # uniform, min_snr, velocity, edm
     objective.gamma = 5.0  # bound of the weights
+    objective.time_distribution = "uniform"  # uniform, logit_normal, log_normal (edm)
+    objective.time_mean = 0.0  # of the logit, or of log sigma
+    objective.time_std = 1.0
+    objective.stratified = True  # times spread evenly over the batch
 
     config.learning_rate = learning_rate = ml_collections.ConfigDict()
     learning_rate.peak = 2e-4
@@ -58,19 +79,28 @@ def get_config() -> ml_collections.ConfigDict:
     learning_rate.final_fraction = 0.1  # of the peak, after the cosine
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "adamw"  # adamw, muon
+    optimizer.name = "adamw"  # adamw, adafactor, lion, muon, schedule_free
     optimizer.b1 = 0.9
     optimizer.b2 = 0.99
     optimizer.weight_decay = 0.01
     optimizer.clip_norm = 1.0  # largest gradient norm
+    optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 400_000  # optimizer steps
     train.precision = "bfloat16"  # float32, bfloat16, float16; parameters are always float32
     train.accumulation = 1  # parts in which a step takes its batch
-    train.ema_decay = 0.9999
     train.log_every = 50  # steps
     train.validation_batches = 2
+
+    config.ema = ema = ml_collections.ConfigDict()
+    ema.decays = (0.9999,)  # moving averages of the parameters; the first one samples
+    ema.widths = ()  # relative widths of power averages, like 0.05 and 0.1
+    ema.snapshot_every = 0  # steps between snapshots of the power averages, to make other widths of
+
+    config.init = init = ml_collections.ConfigDict()
+    init.path = ""  # safetensors to start from
+    init.layout = "dit"  # dit, latte: what they are
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = 1  # copies of the parameters
@@ -84,9 +114,15 @@ def get_config() -> ml_collections.ConfigDict:
     sample.every = 5000  # steps
     sample.prompts = ()  # shown while it trains; words of your own captions
     sample.batch_size = 2  # videos at a time
-    sample.sampler = "ddim"  # ddim, ddpm
+    sample.sampler = "ddim"  # ddim, ddpm, euler, heun, dpmpp_2m
     sample.num_inference_steps = 50
     sample.guidance_scale = 6.0
+    sample.first_frame_guidance_scale = config_dict.placeholder(
+        float
+    )  # if given, guidance grows from here
+    sample.guidance_rescale = 0.0  # 0 to 1, back to the deviation without guidance
+    sample.guidance_interval = ()  # two noise levels sigma / alpha to guide between; empty: everywhere
+    sample.motion = 128.0  # bucket of the motion score, 0 to 255
     sample.spacing = "trailing"  # leading, trailing, linspace
     sample.clip_x0 = True  # right for pixels
     return config.lock()

@@ -38,6 +38,9 @@ OVERRIDES = {
     "train.steps": STEPS,
     "train.log_every": 1,
     "learning_rate.warmup_steps": 4,
+    "ema.decays": (0.999, 0.9),
+    "ema.widths": (0.05, 0.1),
+    "ema.snapshot_every": 5,
     "checkpoint.every": 5,
     "sample.every": 1000,
     "sample.num_inference_steps": 2,
@@ -173,6 +176,15 @@ def test_sampling_from_the_checkpoint(finished, tmp_path):
     assert recipe["step"] == STEPS and recipe["guidance_scale"] == 2.0
     assert all((tmp_path / "a" / video["file"]).stat().st_size for video in recipe["videos"])
     assert (tmp_path / "a" / "contact_sheet.png").stat().st_size
+    options = ["--sampler=heun", "--guidance_rescale=0.5", "--first_frame_guidance_scale=1"]
+    options += ["--negative_prompt=a green square moving down", "--ema_width=0.08"]
+    result = sample("c", "--format=gif", *options, *prompts)
+    assert result.returncode == 0, result.stderr[-3000:]
+    recipe = json.loads((tmp_path / "c" / "samples.json").read_text())
+    assert recipe["weights"] == "width 0.08" and recipe["sampler"] == "heun"
+    assert recipe["negative_prompt"] == "a green square moving down"
+    result = sample("d", "--ema=decay_0.5", *prompts)
+    assert result.returncode == 1 and "one of decay_0.9, decay_0.999, width_0.05" in result.stderr
     result = sample("b", "--prompts", "a purpel circle moving left")
     assert result.returncode == 1 and "'purpel'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.data.update({"path": "no data", "shuffle_window": 16, "threads": 1})
     config.text.update({"vocabulary_size": 32, "length": 8, "dropout": 0.1})
     config.model.update({"width": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 2})
-    config.model.update({"cross_attention": False, "text_depth": 0, "remat": False})
+    config.model.update({"cross_attention": "none", "text_depth": 0, "remat": False})
     config.model.patch_size = (1, 4, 4)
     config.schedule.update({"name": "cosine", "num_steps": 1000, "shift": 1.0})
     config.schedule.zero_terminal_snr = True
@@ -22,7 +22,8 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.optimizer.update({"name": "adamw", "b1": 0.9, "b2": 0.95, "weight_decay": 0.01})
     config.optimizer.clip_norm = 1.0
     config.train.update({"steps": 10, "precision": "float32", "accumulation": 1, "log_every": 2})
-    config.train.update({"ema_decay": 0.9, "validation_batches": 1})
+    config.train.validation_batches = 1
+    config.ema.update({"decays": (0.9,), "widths": (), "snapshot_every": 0})
     config.mesh.update({"data": 1, "fsdp": 2})
     config.checkpoint.update({"every": 5, "keep": 2})
     config.sample.prompts = ("a red circle moving left", "a blue square moving up")

@@ -18,11 +18,11 @@ from absl import flags, logging
 from videogen_jax import __version__, command
 from videogen_jax.data import video_io
 from videogen_jax.data.captions import Vocabulary
+from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
-from videogen_jax.generate.generator import make_generator
-from videogen_jax.generate.sampler import SAMPLERS, SPACINGS
+from videogen_jax.generate.sampler import SAMPLERS
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import checkpoint, setup
+from videogen_jax.train import checkpoint, setup, snapshots
 from videogen_jax.train.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -33,9 +33,19 @@ _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Videos per caption.", lower
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Videos at a time.", lower_bound=1)
 _NUM_INFERENCE_STEPS = flags.DEFINE_integer("num_inference_steps", None, "Default: the config's.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "Default: the config's.")
+_FIRST_FRAME_GUIDANCE_SCALE = flags.DEFINE_float(
+    "first_frame_guidance_scale", None, "Guidance grows from here to --guidance_scale."
+)
+_GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "0 to 1. Default: the config's.")
+_NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", "", "What the videos shall not show.")
+_MOTION = flags.DEFINE_float("motion", None, "Bucket of the motion score, 0 to 255.")
 _SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "Default: the config's.")
 _SPACING = flags.DEFINE_enum("spacing", None, SPACINGS, "Of the steps. Default: the config's.")
 _ETA = flags.DEFINE_float("eta", None, "Fresh noise of DDIM, 0 to 1.")
+_EMA = flags.DEFINE_string("ema", None, "Moving average, e.g. decay_0.999; the first by default.")
+_EMA_WIDTH = flags.DEFINE_float(
+    "ema_width", None, "Relative width of a power average, made of the run's snapshots."
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the first video; the next ones count on.", lower_bound=0, upper_bound=2**31
 )
@@ -68,38 +78,57 @@ def write_samples() -> None:
         with config.unlocked():
             config.train.precision = _DTYPE.value
     options = sampling_options(config)
+    motion = options.pop("motion")
     run = setup.make_run(config, meshes.make_mesh(data=choose_devices(len(prompts))))
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        ema, step = checkpoint.restore_ema(manager, run.abstract.ema, _STEP.value)
-        vocabulary = Vocabulary(tuple(checkpoint.restore_metadata(manager, step)["vocabulary"]))
-    for prompt in prompts:
+    params, step, words = restore(run, workdir)
+    vocabulary = Vocabulary(tuple(words))
+    for prompt in [*prompts, _NEGATIVE_PROMPT.value]:
         vocabulary.check(prompt)
     text = vocabulary.encode(prompts, config.text.length)
     seeds = [_SEED.value + i for i in range(len(prompts))]
-    generate = make_generator(
-        run.apply,
-        run.schedule,
-        run.null_text,
-        run.mesh,
-        run.shardings.ema,
-        shape=run.video_shape,
-        prediction=config.objective.prediction,
-        batch_size=min(_BATCH_SIZE.value, len(prompts)),
-        **options,
-    )
+    batch_size = min(_BATCH_SIZE.value, len(prompts))
+    null_text = vocabulary.encode([_NEGATIVE_PROMPT.value], config.text.length)[0]
+    generate = setup.make_run_generator(run, options | {"batch_size": batch_size}, null_text)
     logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
-    videos = generate(ema, text, seeds)
+    videos = generate(params, setup.make_condition(config, text, motion), seeds)
     folder = Path(_OUTPUT_DIR.value or workdir / "generated")
     recipe = {
         "workdir": str(workdir),
         "step": step,
-        "weights": "ema",
+        "weights": _EMA.value or run.ema_name
+        if _EMA_WIDTH.value is None
+        else f"width {_EMA_WIDTH.value}",
+        "negative_prompt": _NEGATIVE_PROMPT.value,
+        "motion": motion,
         "dtype": config.train.precision,
         "version": __version__,
         **options,
     }
     write_folder(folder, videos, prompts, seeds, config.data.fps, recipe)
     logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(videos), folder)
+
+
+def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, list[str]]:
+    """The weights that the flags ask for, their step, and the words of their captions.
+
+    Raises:
+      CheckpointError: they are not there, or another model's.
+      ValueError: both --ema and --ema_width are given.
+    """
+    if _EMA.value is not None and _EMA_WIDTH.value is not None:
+        raise ValueError("--ema names an average and --ema_width makes one: give one of them.")
+    abstract = run.abstract.params
+    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
+        step = checkpoint.find_step(manager, _STEP.value)
+        words = checkpoint.restore_metadata(manager, step)["vocabulary"]
+        if _EMA_WIDTH.value is None:
+            name = _EMA.value or run.ema_name
+            params, step = checkpoint.restore_ema(manager, abstract, name, step)
+        else:
+            widths = run.config.ema.widths
+            params = snapshots.reconstruct(workdir, abstract, widths, _EMA_WIDTH.value, step)
+            params = jax.device_put(params, run.shardings.params)
+    return params, step, words
 
 
 def read_prompts() -> list[str]:
@@ -119,13 +148,16 @@ def read_prompts() -> list[str]:
 
 
 def sampling_options(config: Any) -> dict[str, Any]:
-    """The config's options of `sampler.sample` and its guidance, with the flags' in their place."""
+    """The config's options of `make_generator`, with the flags' in their place."""
     options = dict(config.sample)
     for name in ("every", "prompts", "batch_size"):
         options.pop(name)
     flags_given = {
         "num_inference_steps": _NUM_INFERENCE_STEPS.value,
         "guidance_scale": _GUIDANCE_SCALE.value,
+        "first_frame_guidance_scale": _FIRST_FRAME_GUIDANCE_SCALE.value,
+        "guidance_rescale": _GUIDANCE_RESCALE.value,
+        "motion": _MOTION.value,
         "sampler": _SAMPLER.value,
         "spacing": _SPACING.value,
         "eta": _ETA.value,

@@ -47,6 +47,7 @@ def write_records(folder, train, frames, per_shard=1):
     (folder / "work").mkdir(parents=True)
     size = {"height": train[0].shape[1], "width": train[0].shape[2], "frames": frames}
     size["min_frames"] = min(map(len, train))
+    size["motion_score_buckets"] = []
     (folder / "statistics.json").write_text(json.dumps(size | {"fps": 8.0, "words": {"clip": 1}}))
     sizes = {}
     for split, clips in {"train": train, "validation": train[:1]}.items():

@@ -1,5 +1,6 @@
 """Predictions and weights against their algebra in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def targets():
     """(x0, eps, x_t, what each prediction should be), from the definitions, in float64."""
     x0, eps = clips()
     x_t = rows(ALPHA) * x0 + rows(SIGMA) * eps
-    return x0, eps, x_t, {"eps": eps, "x0": x0, "v": rows(ALPHA) * eps - rows(SIGMA) * x0}
+    v = rows(ALPHA) * eps - rows(SIGMA) * x0
+    # With variance preserved and data of deviation 1, EDM's network predicts v.
+    return x0, eps, x_t, {"eps": eps, "x0": x0, "v": v, "flow": eps - x0, "edm": v}
 
 
 def f32(*arrays):
@@ -90,6 +93,7 @@ def test_velocity_to_noise_is_not_swapped():
 def error_weights(weighting, alpha, sigma, gamma=5.0):
     """Cost of an error of x0 by 1 under each prediction: weight x (d prediction / d x0)^2."""
     slope = {"x0": np.ones_like(alpha), "eps": alpha / sigma, "v": 1 / sigma}
+    slope |= {"edm": slope["v"], "flow": 1 + alpha / sigma}
     return {
         name: np.float64(objective.loss_weight(weighting, name, *f32(alpha, sigma), gamma))
         * slope[name] ** 2
@@ -126,7 +130,8 @@ def test_weights_stop_at_gamma(gamma):
 def test_weights_are_finite_on_the_whole_clock(prediction, weighting):
     """Also at zero terminal SNR, where 0 / 0 lurks in min-SNR for eps: its limit is 1."""
     schedule = make_schedule("cosine", zero_terminal_snr=True, shift=8.0)
-    weight = np.asarray(objective.loss_weight(weighting, prediction, *schedule))
+    levels = schedule.pair(jnp.arange(1000))
+    weight = np.asarray(objective.loss_weight(weighting, prediction, *levels))
     assert weight.shape == (1000,)
     assert np.all(np.isfinite(weight))
     assert np.all(weight >= 0)
@@ -136,11 +141,69 @@ def test_weights_are_finite_on_the_whole_clock(prediction, weighting):
         assert weight[-1] == 1
 
 
+def edm_levels(sigma_data):
+    """(sigma, c_skip, c_out, weight of an error of x0) of arXiv:2206.00364, table 1, with SVD's sign of c_out."""
+    sigma = np.array([0.01, 0.5, 3.0, 600.0])
+    total = sigma**2 + sigma_data**2
+    weight = total / (sigma * sigma_data) ** 2
+    return sigma, sigma_data**2 / total, -sigma * sigma_data / np.sqrt(total), weight
+
+
+@pytest.mark.parametrize("sigma_data", [1.0, 0.5])
+def test_edm_is_the_paper_s_preconditioning(sigma_data):
+    sigma, c_skip, c_out, weight = edm_levels(sigma_data)
+    rng = np.random.default_rng(3)
+    x0, eps = rng.standard_normal((2, 4, 5))
+    x_t = x0 + sigma[:, None] * eps
+    target = (x0 - c_skip[:, None] * x_t) / c_out[:, None]
+    one = np.ones_like(sigma)
+    with jax.enable_x64(True):
+        got = objective.make_target(
+            "edm", x0, eps, jnp.asarray(one), jnp.asarray(sigma), sigma_data
+        )
+        np.testing.assert_allclose(got, target, rtol=1e-6)
+        output = rng.standard_normal(x_t.shape)
+        got, _ = objective.to_x0_and_eps(
+            "edm", output, x_t, jnp.asarray(one), jnp.asarray(sigma), sigma_data
+        )
+        np.testing.assert_allclose(got, c_skip[:, None] * x_t + c_out[:, None] * output, rtol=1e-9)
+        on_edm = objective.loss_weight("edm", "edm", one, sigma, sigma_data=sigma_data)
+        np.testing.assert_allclose(on_edm, 1, rtol=1e-9)  # weight x c_out^2
+        on_x0 = objective.loss_weight("edm", "x0", one, sigma, sigma_data=sigma_data)
+        np.testing.assert_allclose(on_x0, weight, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["flow", "edm", "linear"])
+@pytest.mark.parametrize("prediction", objective.PREDICTIONS)
+def test_any_prediction_can_be_read_on_any_schedule(name, prediction):
+    schedule = make_schedule(name, continuous=True)
+    t = schedule.at(np.array([1.0, 400.0, 950.0]))
+    x0, eps = clips()
+    with jax.enable_x64(True):
+        levels = [jnp.asarray(level) for level in schedule.pair(t)]
+        x_t = objective.add_noise(x0, eps, *levels)
+        output = objective.make_target(prediction, x0, eps, *levels, sigma_data=0.7)
+        got = objective.to_x0_and_eps(prediction, output, x_t, *levels, sigma_data=0.7)
+    np.testing.assert_allclose(got[0], x0, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(got[1], eps, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "cosine", "zero_terminal_snr": True}, {"name": "flow"}]
+)
+def test_noise_cannot_be_learned_where_there_is_nothing_else(options):
+    schedule = make_schedule(**options)
+    with pytest.raises(ValueError, match="ends in pure noise.* v, x0 or flow"):
+        objective.check_objective(schedule, "eps")
+    objective.check_objective(schedule, "v")
+    objective.check_objective(make_schedule("linear"), "eps")
+
+
 def test_unknown_names_list_the_known():
     one = jnp.ones(1)
-    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v"):
+    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v, flow, edm"):
         objective.make_target("noise", one, one, one, one)
-    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v"):
+    with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v, flow, edm"):
         objective.to_x0_and_eps("noise", one, one, one, one)
-    with pytest.raises(ValueError, match="'snr'.* one of uniform, min_snr, velocity"):
+    with pytest.raises(ValueError, match="'snr'.* one of uniform, min_snr, velocity, edm"):
         objective.loss_weight("snr", "v", one, one)

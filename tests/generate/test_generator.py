@@ -18,10 +18,10 @@ TEXT = np.array([[3, 4], [5, 6], [7, 8], [9, 10], [11, 12]], np.int32)
 SEEDS = [7, 8, 9, 10, 11]
 
 
-def mixing_model(params, x_t, t, text):
+def mixing_model(params, x_t, t, condition):
     """Cheap to compile; each video depends on all its own pixels, its time and its caption."""
     context = jnp.mean(x_t, axis=(1, 2, 3, 4), keepdims=True)
-    caption = jnp.sin(text.sum(1) * params)[:, None, None, None, None]
+    caption = jnp.sin(condition["text"].sum(1) * params)[:, None, None, None, None]
     return jnp.tanh(x_t + context + caption) * jnp.cos(t / 300.0)[:, None, None, None, None]
 
 
@@ -42,7 +42,7 @@ def generate(batch_size, devices=1, count=5, **options):
         num_inference_steps=4,
         **options,
     )
-    return run(jax.device_put(jnp.float32(0.7), whole), TEXT[:count], SEEDS[:count])
+    return run(jax.device_put(jnp.float32(0.7), whole), {"text": TEXT[:count]}, SEEDS[:count])
 
 
 def assert_same_pixels(got, expected):
@@ -83,20 +83,10 @@ def test_the_transformer_makes_the_same_videos_on_two_devices():
         run = setup.make_run(config, mesh)
         shapes, places = run.abstract.params, run.shardings.params
         params = jax.device_put(randomise(shapes, 0.3), places)
-        make = make_generator(
-            run.apply,
-            run.schedule,
-            run.null_text,
-            mesh,
-            places,
-            shape=run.video_shape,
-            batch_size=batch_size,
-            guidance_scale=2.0,
-            prediction="x0",
-            num_inference_steps=2,
-        )
+        options = {"batch_size": batch_size, "guidance_scale": 2.0, "num_inference_steps": 2}
+        make = setup.make_run_generator(run, options)
         text = np.full((3, config.text.length), 4, np.int32)
-        videos.append(make(params, text, SEEDS[:3]))
+        videos.append(make(params, setup.make_condition(config, text, 0.0), SEEDS[:3]))
     assert videos[0].std() > 10
     assert_same_pixels(videos[1], videos[0])
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.models import randomise
-from videogen_jax.models.dit import Block, VideoDiT
-from videogen_jax.models.text import CaptionEncoder
+from videogen_jax.models import layers, patches, positions
+from videogen_jax.models.dit import VideoDiT
+from videogen_jax.models.text import CaptionEncoder, CaptionProjection
 
-BATCH, FRAMES, PLACES, WIDTH, WORDS = 2, 3, 4, 12, 5
+BATCH, FRAMES, WIDTH, WORDS = 2, 3, 12, 5
 VIDEO = (BATCH, FRAMES, 8, 8, 3)
 
 
@@ -26,10 +27,18 @@ def make_model(**changes):
         "depth": 2,
         "num_heads": 2,
         "mlp_ratio": 2,
-        "cross_attention": True,
-        "vocabulary_size": 16,
+        "attention": "factorized",
+        "causal": False,
+        "positions": "sincos",
+        "modulation": "adaln_zero",
+        "qk_norm": True,
+        "cross_attention": "gated",
+        "pooled_text": True,
+        "micro_conditions": (),
         "text_depth": 1,
         "remat": False,
+        "text_encoder": "words",
+        "vocabulary_size": 16,
         "dtype": jnp.float32,
     }
     return VideoDiT(**options | changes)
@@ -55,6 +64,16 @@ def random_params(**changes):
     return randomise.random_params(make_model(**changes), *inputs(), scale=0.3)
 
 
+def moved_frames(x, *args, params, frame, **changes):
+    """(T,) how far the first video's frames move when one of them is pushed, the second's staying put."""
+    pushed = x.copy()
+    pushed[0, frame] += 1
+    change = np.abs(apply(params, pushed, *args, **changes) - apply(params, x, *args, **changes))
+    change = change.max((2, 3, 4))
+    assert np.all(change[1] == 0)
+    return change[0]
+
+
 def without(params, *kinds):
     """The same parameters with adaLN off in the named places: identity blocks, plain last norm."""
     blocks = dict(params["blocks"])
@@ -69,99 +88,9 @@ def without(params, *kinds):
     return params
 
 
-# ---------------------------------------------------------------------------------------- block
-
-
-@functools.cache
-def make_block(temporal, cross_attention=True):
-    block = Block(2, 2, temporal, cross_attention, jnp.float32)
-    params = randomise.random_params(block, *block_inputs())
-    return block, params, jax.jit(lambda params, *args: block.apply({"params": params}, *args))
-
-
-def block_inputs():
-    mask = np.array([[True] * 3 + [False] * 2, [True] * 5])
-    return (
-        normal(BATCH, FRAMES, PLACES, WIDTH),
-        normal(BATCH, FRAMES, WIDTH, seed=1),
-        normal(BATCH, WORDS, WIDTH, seed=2),
-        mask,
-    )
-
-
-@pytest.mark.parametrize("temporal", [False, True])
-@pytest.mark.parametrize("cross_attention", [False, True])
-def test_a_new_block_is_the_identity(temporal, cross_attention):
-    block, _, call = make_block(temporal, cross_attention)
-    x, *rest = block_inputs()
-    params = jax.jit(block.init)(jax.random.key(0), x, *rest)["params"]
-    np.testing.assert_array_equal(call(params, x, *rest), x)
-
-
-@pytest.mark.parametrize("temporal", [False, True])
-def test_a_block_mixes_along_its_own_axis_only(temporal):
-    """Spatial blocks keep frames apart, temporal blocks keep places apart, to the bit."""
-    _, params, call = make_block(temporal)
-    x, *rest = block_inputs()
-    before = np.asarray(call(params, x, *rest))
-    moved = x.copy()
-    moved[0, 1, 2, 0] += 1  # one number of one token
-    change = np.abs(np.asarray(call(params, moved, *rest)) - before).max(-1)  # (B, T, N)
-    reached = np.zeros((BATCH, FRAMES, PLACES), bool)
-    if temporal:
-        reached[0, :, 2] = True
-    else:
-        reached[0, 1, :] = True
-    assert np.all(change[~reached] == 0)
-    assert np.all(change[reached] > 1e-4)
-
-
-@pytest.mark.parametrize("temporal", [False, True])
-def test_a_blocks_condition_acts_where_its_frame_is_attended(temporal):
-    _, params, call = make_block(temporal)
-    x, condition, *rest = block_inputs()
-    before = np.asarray(call(params, x, condition, *rest))
-    moved = condition.copy()
-    moved[0, 1] += 1
-    change = np.abs(np.asarray(call(params, x, moved, *rest)) - before).max(-1)
-    assert np.all(change[1] == 0)
-    assert np.all(change[0, 1] > 1e-4)
-    others = change[0, [0, 2]]
-    assert np.all(others > 1e-5) if temporal else np.all(others == 0)
-
-
-@pytest.mark.parametrize("temporal", [False, True])
-def test_every_part_of_a_blocks_modulation_matters(temporal):
-    """Shift, scale and gate of attention and MLP: six parts, none idle."""
-    _, params, call = make_block(temporal)
-    args = block_inputs()
-    before = np.asarray(call(params, *args))
-    for part in range(6):
-        bias = params["modulation"]["bias"].copy()
-        bias[part * WIDTH : (part + 1) * WIDTH] += 1
-        modulation = params["modulation"] | {"bias": bias}
-        after = np.asarray(call(params | {"modulation": modulation}, *args))
-        assert np.abs(after - before).max() > 1e-3, part
-
-
-@pytest.mark.parametrize("temporal", [False, True])
-def test_a_block_reads_the_words_but_not_the_padding(temporal):
-    _, params, call = make_block(temporal)
-    x, condition, text, mask = block_inputs()
-    before = np.asarray(call(params, x, condition, text, mask))
-    padded = np.where(mask[..., None], text, 99.0).astype(np.float32)
-    np.testing.assert_array_equal(call(params, x, condition, padded, mask), before)
-    spoken = text + mask[..., None].astype(np.float32)
-    change = np.abs(np.asarray(call(params, x, condition, spoken, mask)) - before)
-    assert np.all(change.max(-1) > 1e-5)
-
-
-# ---------------------------------------------------------------------------------------- model
-
-
-@pytest.mark.parametrize("cross_attention", [False, True])
-def test_a_new_model_says_zero(cross_attention):
-    changes = {"cross_attention": cross_attention, "text_depth": int(cross_attention)}
+@pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
+def test_a_new_model_says_zero(modulation):
+    changes = {"modulation": modulation}
     params = jax.jit(make_model(**changes).init)(jax.random.key(0), *inputs())["params"]
     out = apply(params, *inputs(), **changes)
     assert out.shape == VIDEO and out.dtype == np.float32
@@ -222,7 +151,7 @@ def test_places_have_positions_in_space(axis):
 def gradients_of_output(params):
     """Of the summed squares of the output, by time and by parameters."""
     x, t, text = inputs()
-    model = make_model(cross_attention=False, text_depth=0)
+    model = make_model(cross_attention="none", text_depth=0)
 
     def total(t, params):
         return jnp.sum(jnp.square(model.apply({"params": params}, x, t, text)))
@@ -234,7 +163,7 @@ def gradients_of_output(params):
 def test_time_and_caption_reach_the_video_through_either_kind_of_block(kind):
     """Regression: the first implementation's temporal residual was not conditioned."""
     other = {"spatial": "temporal", "temporal": "spatial"}[kind]
-    changes = {"cross_attention": False, "text_depth": 0}
+    changes = {"cross_attention": "none", "text_depth": 0}
     by_time, by_params = gradients_of_output(without(random_params(**changes), other, "last"))
     by_word = by_params["caption_encoder"]["words"]["embedding"]
     assert np.all(np.abs(by_time) > 1e-4)
@@ -243,12 +172,16 @@ def test_time_and_caption_reach_the_video_through_either_kind_of_block(kind):
     np.testing.assert_array_equal(by_word[8:], 0)
 
 
-def test_one_time_is_the_same_time_for_every_frame():
+@pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
+def test_one_time_is_the_same_time_for_every_frame(modulation):
     x, t, text = inputs()
-    params = random_params()
+    params = random_params(modulation=modulation)
     per_frame = np.repeat(t[:, None], FRAMES, axis=1)
     np.testing.assert_allclose(
-        apply(params, x, per_frame, text), apply(params, x, t, text), rtol=1e-4, atol=1e-5
+        apply(params, x, per_frame, text, modulation=modulation),
+        apply(params, x, t, text, modulation=modulation),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -297,7 +230,7 @@ def test_a_caption_without_words_is_no_nan():
 
 def test_cross_attention_is_there_only_where_it_is_asked_for():
     reading = random_params()["blocks"]
-    plain = random_params(cross_attention=False)["blocks"]
+    plain = random_params(cross_attention="none")["blocks"]
     for kind in ("spatial", "temporal"):
         assert set(plain[kind]) == {"attention", "mlp", "modulation"}
         assert set(reading[kind]) - set(plain[kind]) == {"text_attention", "text_norm", "text_gate"}
@@ -314,8 +247,9 @@ def test_the_pooled_caption_is_the_mean_over_its_words():
         np.testing.assert_allclose(pooled[row], expected, atol=1e-6)
 
 
-def test_remat_changes_no_gradient():
-    args, changes = inputs(), {"cross_attention": False, "text_depth": 0}
+@pytest.mark.parametrize("positions", ["sincos", "latte"])
+def test_remat_changes_no_gradient(positions):
+    args, changes = inputs(), {"cross_attention": "none", "text_depth": 0, "positions": positions}
     params, gradients = random_params(**changes), []
     for remat in (False, True):
         model = make_model(remat=remat, **changes)
@@ -331,13 +265,18 @@ def test_remat_changes_no_gradient():
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-6)
 
 
+PIXART = {"modulation": "adaln_single", "cross_attention": "pixart", "qk_norm": False}
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.04), (jnp.float16, 0.006)])
-def test_half_precision_stays_close_to_single(dtype, tolerance):
+@pytest.mark.parametrize("changes", [{}, {"attention": "joint", "positions": "rope"} | PIXART])
+def test_half_precision_stays_close_to_single(dtype, tolerance, changes):
     args = inputs()
-    exact = apply(random_params(), *args)
-    shapes = jax.eval_shape(make_model(dtype=dtype).init, jax.random.key(0), *args)
+    params = random_params(**changes)
+    exact = apply(params, *args, **changes)
+    shapes = jax.eval_shape(make_model(dtype=dtype, **changes).init, jax.random.key(0), *args)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    rough = apply(random_params(), *args, dtype=dtype)
+    rough = apply(params, *args, dtype=dtype, **changes)
     assert rough.dtype == np.float32
     error = np.sqrt(np.mean((rough - exact) ** 2) / np.mean(exact**2))
     assert 0 < error < tolerance
@@ -346,6 +285,30 @@ def test_half_precision_stays_close_to_single(dtype, tolerance):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"attention": "axial"}, r"model\.attention 'axial': choose one of factorized, joint"),
+        ({"positions": "alibi"}, r"model\.positions 'alibi': .*sincos, rope, latte, dit"),
+        ({"modulation": "film"}, r"model\.modulation 'film': .*adaln_zero, adaln_single"),
+        ({"cross_attention": True}, r"model\.cross_attention True: .*none, gated, pixart"),
+        ({"text_encoder": "t5"}, r"model\.text_encoder 't5': .*words, class, embeddings"),
+        (
+            {"text_encoder": "class", "text_depth": 0},
+            r"model\.cross_attention is 'gated', but a class label has no tokens",
+        ),
+        (
+            {"cross_attention": "none", "pooled_text": False},
+            r"cross_attention is 'none' and model\.pooled_text is False, .*reach nothing",
+        ),
+        ({"text_encoder": "embeddings"}, r"model\.text_depth is 1, but only .*'words'"),
+        (
+            {"positions": "rope", "num_heads": 6},
+            r"2 axes need an even width of at least 4, not 2: .*model\.width / model\.num_heads",
+        ),
+        (
+            {"positions": "rope", "num_heads": 3, "attention": "joint"},
+            r"3 axes need an even width of at least 6, not 4",
+        ),
+        ({"positions": "rope", "num_heads": 4}, r"2 axes need an even width of at least 4, not 3"),
+        ({"positions": "dit", "width": 14}, r"model\.width is 14, .*multiple of 4"),
         ({"depth": 3}, r"model\.depth is 3.*make it even"),
         ({"num_heads": 5}, r"model\.width of 12 is not a multiple of model\.num_heads of 5"),
         ({"patch_size": (2, 4, 4)}, "frames of 3 is not a multiple of the patch of 2"),
@@ -353,6 +316,317 @@ def test_half_precision_stays_close_to_single(dtype, tolerance):
         ({"patch_size": (1, 4, 5)}, "width of 8 is not a multiple of the patch of 5"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes, message):
+def test_fields_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(make_model(**changes).init, jax.random.key(0), *inputs())
+
+
+# -------------------------------------------------------------------------------------- options
+
+
+PLAIN = {"cross_attention": "none", "text_depth": 0}
+
+
+def scramble(params, *names):
+    """Random numbers under the named parts of every block."""
+    scrambled = randomise.randomise(params["blocks"], 0.3)
+    blocks = {
+        kind: block | {name: scrambled[kind][name] for name in names if name in block}
+        for kind, block in params["blocks"].items()
+    }
+    return params | {"blocks": blocks}
+
+
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+@pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
+@pytest.mark.parametrize("cross_attention", ["none", "gated", "pixart"])
+def test_new_blocks_let_the_tokens_pass(attention, modulation, cross_attention):
+    """What they compute reaches nothing: all gates are shut."""
+    changes = {"attention": attention, "modulation": modulation, "text_depth": 0}
+    changes |= {"cross_attention": cross_attention}
+    params = jax.jit(make_model(**changes).init)(jax.random.key(0), *inputs())["params"]
+    params = params | {"unembed": randomise.randomise(params["unembed"], 0.3)}
+    before = apply(params, *inputs(), **changes)
+    assert np.abs(before).max() > 0.1
+    other = scramble(params, "attention", "mlp")
+    np.testing.assert_array_equal(apply(other, *inputs(), **changes), before)
+    opened = scramble(params, "modulation", "scale_shift_table")
+    assert np.abs(apply(opened, *inputs(), **changes) - before).max() > 1e-3
+
+
+def test_joint_attention_is_one_kind_of_block_and_may_be_odd_in_number():
+    changes = PLAIN | {"attention": "joint", "depth": 3}
+    params = random_params(**changes)
+    assert set(params["blocks"]) == {"joint"}
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(params["blocks"]))
+    change = moved_frames(*inputs(), params=params, frame=1, **changes)
+    assert np.all(change > 1e-4)
+
+
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+@pytest.mark.parametrize("kind", ["sincos", "rope", "latte", "dit"])
+def test_causal_attention_leaks_nothing_from_later_frames(attention, kind):
+    changes = PLAIN | {"attention": attention, "positions": kind, "causal": True}
+    params = random_params(**changes)
+    for frame in range(FRAMES):
+        change = moved_frames(*inputs(), params=params, frame=frame, **changes)
+        assert np.all(change[:frame] == 0)  # to the bit
+        assert np.all(change[frame:] > 1e-4)
+    both_ways = moved_frames(*inputs(), params=params, frame=2, **changes | {"causal": False})
+    assert np.all(both_ways > 1e-4)
+
+
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+@pytest.mark.parametrize("kind", ["rope", "latte", "dit"])
+def test_every_kind_of_positions_tells_time_and_space(attention, kind):
+    def mirror(video, axis):  # exchanges the patches, or turns the film
+        parts = np.split(video, video.shape[axis] // (1 if axis == 1 else 4), axis)
+        return np.concatenate(parts[::-1], axis)
+
+    changes = PLAIN | {"attention": attention, "positions": kind}
+    x, t, text = inputs()
+    params = random_params(**changes)
+    before = apply(params, x, t, text, **changes)
+    for axis in (1, 2, 3):
+        mirrored = mirror(apply(params, mirror(x, axis), t, text, **changes), axis)
+        assert np.abs(mirrored - before).max() > 1e-3, axis
+
+
+@pytest.mark.parametrize("kind", ["sincos", "rope", "latte", "dit"])
+def test_positions_stretch_over_the_grid_they_were_made_for(kind):
+    changes = PLAIN | {"positions": kind}
+    params = random_params(**changes)
+    before = apply(params, *inputs(), **changes)
+    same = apply(params, *inputs(), position_grid=(2, 2), **changes)
+    np.testing.assert_array_equal(same, before)
+    other = apply(params, *inputs(), position_grid=(4, 2), **changes)
+    assert np.abs(other - before).max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sincos", "rope", "latte", "dit"])
+def test_a_picture_skips_the_temporal_blocks(kind):
+    """Whatever these hold; and the spatial ones are the video's."""
+    x, t, text = inputs()
+    picture, changes = x[:, :1], PLAIN | {"positions": kind}
+    params = random_params(**changes)
+    before = apply(params, picture, t, text, **changes)
+    broken = params["blocks"] | {
+        "temporal": jax.tree.map(lambda leaf: leaf * np.nan, params["blocks"]["temporal"])
+    }
+    without_time = {"blocks": {"spatial": params["blocks"]["spatial"]}}
+    for other in (params | {"blocks": broken}, params | without_time):
+        np.testing.assert_array_equal(apply(other, picture, t, text, **changes), before)
+    shut = without(params, "spatial")
+    assert np.abs(apply(shut, picture, t, text, **changes) - before).max() > 1e-3
+    first = apply(without(params, "temporal"), x, t, text, **changes)[:, :1]
+    if kind == "latte":  # adds the time to the tokens, in videos
+        assert np.abs(first - before).max() > 1e-3
+    else:
+        np.testing.assert_allclose(first, before, atol=2e-5)
+
+
+def test_a_picture_cannot_fill_a_patch_of_two_frames():
+    x, t, text = inputs()
+    model = make_model(patch_size=(2, 4, 4))
+    with pytest.raises(ValueError, match="frames of 1 is not a multiple of the patch of 2"):
+        jax.eval_shape(model.init, jax.random.key(0), x[:, :1], t, text)
+
+
+def silent(params):
+    """The same parameters with blocks that add nothing, whatever modulates them."""
+    blocks = {kind: dict(block) for kind, block in params["blocks"].items()}
+    for block in blocks.values():
+        for name, last in (("attention", "out"), ("mlp", "down"), ("text_attention", "out")):
+            if name in block:
+                shut = jax.tree.map(np.zeros_like, block[name][last])
+                block[name] = block[name] | {last: shut}
+    return params | {"blocks": blocks}
+
+
+def dense(part, x):
+    return x @ part["kernel"] + part["bias"]
+
+
+def embed(part, x):
+    hidden = dense(part["hidden"], x)
+    return dense(part["out"], hidden / (1 + np.exp(-hidden)))
+
+
+def layer_norm(x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def first_tokens(p, x):
+    """(B, T, N, D) float64, patches before their positions."""
+    return dense(p["patch_embed"], np.float64(patches.patchify(x, (1, 4, 4))))
+
+
+def to_video(p, tokens):
+    out = dense(p["unembed"], tokens)
+    return patches.unpatchify(jnp.asarray(out, jnp.float32), (1, 4, 4), 8, 8)
+
+
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+def test_latte_adds_the_time_once_to_videos_alone(attention):
+    x, t, text = inputs()
+    changes = PLAIN | {"attention": attention, "positions": "latte", "depth": 4}
+    params = without(silent(random_params(**changes)), "last")
+    p = jax.tree.map(np.float64, params)
+    for frames in (FRAMES, 1):
+        tokens = first_tokens(p, x[:, :frames]) + np.asarray(positions.sincos_2d((2, 2), WIDTH))
+        if frames > 1:
+            tokens += positions.sincos_1d(np.arange(frames), WIDTH)[:, None]
+        got = apply(params, x[:, :frames], t, text, **changes)
+        np.testing.assert_allclose(got, to_video(p, layer_norm(tokens)), atol=1e-4)
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_the_last_layer_adds_a_table_to_the_condition_as_it_is(per_frame):
+    """adaln_single in float64; of three conditions: time, a class and a micro-condition."""
+    x, t, _ = inputs()
+    t = np.stack([t, t / 2, t + 9], axis=1) if per_frame else t
+    changes = PLAIN | {"modulation": "adaln_single", "positions": "rope"}
+    changes |= {"text_encoder": "class", "micro_conditions": ("fps",)}
+    args = (x, t, np.array([3, 15]), {"fps": np.array([8.0, 24.0], np.float32)})
+    params = silent(randomise.random_params(make_model(**changes), *args, scale=0.3))
+    p = jax.tree.map(np.float64, params)
+
+    def features(values):
+        return np.float64(layers.timestep_embedding(values, 256))
+
+    condition = embed(p["time_embed"], features(t if per_frame else t[:, None]))  # (B, T or 1, D)
+    condition = condition + embed(p["fps_embed"], features(args[3]["fps"]))[:, None]
+    condition = condition + p["label_embed"]["embedding"][args[2]][:, None]
+    shift, scale = (condition[:, :, None] + row for row in p["scale_shift_table"])
+    tokens = layer_norm(first_tokens(p, x)) * (1 + scale) + shift
+    np.testing.assert_allclose(apply(params, *args, **changes), to_video(p, tokens), atol=2e-4)
+
+
+def test_one_shared_layer_modulates_all_blocks():
+    """A push of its bias is the same push of every block's table."""
+    changes = PLAIN | {"modulation": "adaln_single", "depth": 4}
+    params = random_params(**changes)
+    before = apply(params, *inputs(), **changes)
+    push = normal(6, WIDTH) / 5
+    shared = params["shared_modulation"]
+    by_layer = params | {"shared_modulation": shared | {"bias": shared["bias"] + push.ravel()}}
+    blocks = {
+        kind: block | {"scale_shift_table": block["scale_shift_table"] + push}
+        for kind, block in params["blocks"].items()
+    }
+    pushed = apply(by_layer, *inputs(), **changes)
+    assert np.abs(pushed - before).max() > 1e-3
+    again = apply(params | {"blocks": blocks}, *inputs(), **changes)
+    np.testing.assert_allclose(again, pushed, atol=2e-5)
+
+
+# ----------------------------------------------------------------------- what the model is told
+
+
+def micro(**values):
+    return {name: np.asarray(value, np.float32) for name, value in values.items()}
+
+
+def test_micro_conditions_move_the_output_each_by_itself():
+    changes = PLAIN | {"micro_conditions": ("fps", "motion")}
+    args = inputs()
+    given = micro(fps=[8, 24], motion=[10, 200])
+    params = randomise.random_params(make_model(**changes), *args, given, scale=0.3)
+    assert {"fps_embed", "motion_embed"} <= set(params)
+    before = apply(params, *args, given, **changes)
+    for name in given:
+        other = given | {name: given[name] + np.array([5, 0], np.float32)}
+        change = np.abs(apply(params, *args, other, **changes) - before).max((1, 2, 3, 4))
+        assert change[0] > 1e-3 and change[1] == 0
+        # With its embedder shut, a condition is nothing, and the others go on.
+        shut = params | {f"{name}_embed": jax.tree.map(np.zeros_like, params[f"{name}_embed"])}
+        quiet = apply(shut, *args, given, **changes)
+        np.testing.assert_array_equal(apply(shut, *args, other, **changes), quiet)
+        assert np.abs(quiet - before).max() > 1e-3
+    order = PLAIN | {"micro_conditions": ("motion", "fps")}
+    np.testing.assert_allclose(apply(params, *args, given, **order), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (("fps", "motion"), micro(fps=[1, 1]), "given are fps, but .* are fps, motion"),
+        (("fps",), micro(fps=[1, 1], aspect=[1, 1]), "given are aspect, fps, but .* are fps:"),
+        (("fps",), None, "given are none, but .* are fps:"),
+        ((), micro(fps=[1, 1]), "given are fps, but .* are none:"),
+    ],
+)
+def test_other_micro_conditions_than_the_models_are_refused(names, given, message):
+    model = make_model(micro_conditions=names)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), *inputs(), given)
+
+
+def test_classes_join_the_time_and_read_no_words():
+    changes = PLAIN | {"text_encoder": "class"}
+    x, t, _ = inputs()
+    params = randomise.random_params(make_model(**changes), x, t, np.array([0, 1]), scale=0.3)
+    assert "caption_encoder" not in params and "text_embed" not in params
+    assert params["label_embed"]["embedding"].shape == (16, WIDTH)
+    before = apply(params, x, t, np.array([3, 7]), **changes)
+    change = apply(params, x, t, np.array([15, 7]), **changes) - before
+    change = np.abs(change).max((1, 2, 3, 4))
+    assert change[0] > 1e-3 and change[1] == 0
+
+
+EMBEDDED = {"text_encoder": "embeddings", "text_depth": 0}
+
+
+def embeddings():
+    mask = np.array([[True] * 3 + [False] * 2, [True] * 5])
+    return {"tokens": normal(BATCH, WORDS, 7), "mask": mask, "pooled": normal(BATCH, 9, seed=1)}
+
+
+@pytest.mark.parametrize("cross_attention", ["none", "gated", "pixart"])
+@pytest.mark.parametrize("pooled_text", [False, True])
+def test_embeddings_are_read_where_the_model_asks_for_them(cross_attention, pooled_text):
+    reads = cross_attention != "none"
+    if not reads and not pooled_text:
+        return  # refused
+    changes = EMBEDDED | {"cross_attention": cross_attention, "pooled_text": pooled_text}
+    x, t, _ = inputs()
+    text = embeddings()
+    params = randomise.random_params(make_model(**changes), x, t, text, scale=0.3)
+    assert ("caption_encoder" in params) == reads and ("text_embed" in params) == pooled_text
+    before = apply(params, x, t, text, **changes)
+    row = np.array([1, 0], np.float32)
+    for name, part, moves in (
+        ("tokens", text["tokens"] + row[:, None, None] * text["mask"][..., None], reads),
+        ("tokens", text["tokens"] + 9 * ~text["mask"][..., None], False),
+        ("pooled", text["pooled"] + row[:, None], pooled_text),
+    ):
+        after = apply(params, x, t, text | {name: np.float32(part)}, **changes)
+        change = np.abs(after - before).max((1, 2, 3, 4))
+        assert change[1] == 0 and (change[0] > 1e-4 if moves else change[0] == 0), name
+
+
+def test_embeddings_that_lack_a_part_are_refused():
+    x, t, _ = inputs()
+    text = {"tokens": embeddings()["tokens"]}
+    with pytest.raises(ValueError, match="lack mask, pooled: the model reads tokens, mask, pooled"):
+        jax.eval_shape(make_model(**EMBEDDED).init, jax.random.key(0), x, t, text)
+
+
+def test_the_caption_projection_is_two_layers_with_a_gelu_between():
+    module, tokens = CaptionProjection(WIDTH), normal(2, WORDS, 7)
+    params = randomise.random_params(module, tokens)
+    p = jax.tree.map(np.float64, params)
+    hidden = dense(p["hidden"], np.float64(tokens))
+    hidden *= (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
+    got = randomise.apply(module, params, tokens)
+    np.testing.assert_allclose(got, dense(p["out"], hidden), atol=2e-5)
+
+
+def test_outputs_may_have_other_channels_than_inputs():
+    params = random_params(out_channels=5)
+    out = apply(params, *inputs(), out_channels=5)
+    assert out.shape == (*VIDEO[:-1], 5)
+    # Whole numbers of the clock serve as well.
+    x, t, text = inputs()
+    np.testing.assert_array_equal(apply(params, x, np.int32(t), text, out_channels=5), out)

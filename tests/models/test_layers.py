@@ -29,7 +29,7 @@ def test_times_become_cosines_and_then_sines(shape):
         angles = [value * 10_000 ** (-k / 8) for k in range(8)]
         expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
         np.testing.assert_allclose(
-            got[..., i, :], np.broadcast_to(expected, got[..., i, :].shape), atol=3e-4
+            got[..., i, :], np.broadcast_to(expected, got[..., i, :].shape), atol=1e-4
         )
 
 
@@ -64,29 +64,39 @@ def rms_norm(x, scale):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
 
 
-def attention(query, key, value, params, mask):
+def attention(query, key, value, params, mask, qk_norm=True):
     """softmax(norm(q) norm(k) / sqrt(Dh)) v, a head and a row at a time, in float64."""
-    query = rms_norm(query, params["query_norm"]["scale"])
-    key = rms_norm(key, params["key_norm"]["scale"])
+    if qk_norm:
+        query = rms_norm(query, params["query_norm"]["scale"])
+        key = rms_norm(key, params["key_norm"]["scale"])
     batch, count, heads, dim = query.shape
     out = np.empty(query.shape)
     for b in range(batch):
         for h in range(heads):
             for n in range(count):
                 scores = key[b, :, h] @ query[b, n, h] / math.sqrt(dim)
-                weight = np.exp(scores - scores.max()) * mask[b]
+                weight = np.exp(scores - scores.max()) * mask[b, n]
                 out[b, n, h] = weight @ value[b, :, h] / weight.sum()
     return np.einsum("bnkd,kde->bne", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
-@pytest.mark.parametrize("masked", [False, True])
+MASKS = {
+    "none": lambda keys: None,
+    "padding": lambda keys: (np.arange(keys) < np.array([[2], [keys]]))[:, None],  # (B, 1, M)
+    "causal": lambda keys: np.tri(5, keys, dtype=bool)[None],  # (1, N, M)
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("cross", [False, True])
-def test_attention_is_softmax_over_normalised_queries_and_keys(masked, cross):
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_is_softmax_over_queries_and_keys(mask, cross, qk_norm):
     x, context = normal(2, 5, 12), normal(2, 3, 8, seed=1) if cross else None
     keys = 3 if cross else 5
-    mask = np.arange(keys) < np.array([[2], [keys]]) if masked else None
-    module = layers.Attention(num_heads=2)
+    mask = MASKS[mask](keys)
+    module = layers.Attention(num_heads=2, qk_norm=qk_norm)
     params = random_params(module, x, context, mask)
+    assert ("query_norm" in params) == ("key_norm" in params) == qk_norm
     got = apply(module, params, x, context, mask)
 
     p, x64 = f64(params), np.float64(x)
@@ -98,8 +108,9 @@ def test_attention_is_softmax_over_normalised_queries_and_keys(masked, cross):
     else:
         qkv = np.einsum("bnd,dckh->bnckh", x64, p["qkv"]["kernel"]) + p["qkv"]["bias"]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    allowed = np.ones((2, keys)) if mask is None else mask
-    np.testing.assert_allclose(got, attention(query, key, value, p, allowed), atol=2e-5)
+    allowed = np.broadcast_to(True if mask is None else mask, (2, 5, keys))
+    expected = attention(query, key, value, p, allowed, qk_norm)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_queries_and_keys_are_normalised():
@@ -110,6 +121,23 @@ def test_queries_and_keys_are_normalised():
     factor = np.array([10, 10, 1], np.float32)[:, None, None]
     larger = params | {"qkv": jax.tree.map(lambda leaf: leaf * factor, params["qkv"])}
     np.testing.assert_allclose(apply(module, larger, x), apply(module, params, x), atol=1e-4)
+
+
+def test_rotary_positions_count_by_their_differences_and_leave_values_alone():
+    x, places = normal(2, 5, 12), np.array([0, 3, 4, 8, 2], np.float32)[:, None]
+    module = layers.Attention(num_heads=2)
+    params = random_params(module, x, None, None, places)
+
+    def attend(positions):
+        return np.asarray(apply(module, params, x, None, None, positions))
+
+    np.testing.assert_allclose(attend(places + 7), attend(places), atol=2e-5)
+    np.testing.assert_allclose(attend(np.full((5, 1), 3.0)), attend(None), atol=2e-5)
+    assert np.abs(attend(places) - attend(None)).max() > 1e-2
+    # Equal values come out as they are, however their keys are turned.
+    same = np.repeat(x[:, :1], 5, axis=1)
+    turned = np.asarray(apply(module, params, same, None, None, places))
+    np.testing.assert_allclose(turned, apply(module, params, same), atol=2e-5)
 
 
 def test_mlp_is_two_matrices_with_a_gelu_between():

@@ -1,6 +1,7 @@
 """The two tables: what they place alike, what they refuse, and that numbers do not notice."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
+from videogen_jax.models.dit import VideoDiT
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.train import setup
@@ -39,16 +41,25 @@ def test_stacked_leaves_get_the_layer_axis_in_front():
     assert spec == PartitionSpec(None, "fsdp", None)
 
 
-def test_scalars_keys_and_constants_are_everywhere():
+def test_scalars_keys_and_what_has_another_shape_are_everywhere():
     tree = TREE | {
         "step": jnp.int32(0),
         "rng": jax.random.key(0),
         "muon": {"ns_coeffs": jnp.zeros((5, 3))},
+        "v_row": {"layer": {"kernel": jnp.zeros(4)}},  # of Adafactor, as the next two
+        "v_col": {"layer": {"kernel": jnp.zeros(6)}},
+        "v": {"layer": {"kernel": jnp.zeros(1)}},
     }
     shardings = place({"kernel": ("wide", "small")}, tree)
-    for name in ("step", "rng"):
-        assert shardings[name].spec == PartitionSpec()
-    assert shardings["muon"]["ns_coeffs"].spec == PartitionSpec()
+    assert shardings.pop("layer")["kernel"].spec == PartitionSpec("fsdp", None)
+    for path, sharding_ in jax.tree_util.tree_leaves_with_path(shardings):
+        assert sharding_.spec == PartitionSpec(), path
+
+
+def test_a_rule_that_names_a_leaf_of_one_number_is_not_dead():
+    tree = TREE | {"unembed": {"bias": jnp.zeros(1)}}
+    rules = {"kernel": ("wide", "small"), "bias": ("wide",)}
+    assert place(rules, tree)["unembed"]["bias"].spec == PartitionSpec()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +99,7 @@ def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
         setup.make_run(config)
 
 
-@pytest.mark.parametrize("cross_attention", [False, True])
+@pytest.mark.parametrize("cross_attention", ["none", "gated"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimizer, precision):
@@ -106,7 +117,7 @@ def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimize
     for (path, leaf), place in zip(leaves, places, strict=True):
         assert leaf.sharding == place
         name = sharding.path_name(path)
-        match = re.fullmatch(r"(?:params|ema|opt_state/.*(?:mu|nu))/(.*)", name)
+        match = re.fullmatch(r"(?:params|ema/[^/]+|opt_state/.*(?:mu|nu))/(.*)", name)
         if match and match[1] in specs:
             assert place.spec == specs[match[1]]
             found[match[1]] += 1
@@ -118,12 +129,78 @@ def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimize
         assert ("fsdp" in spec) == name.endswith(("kernel", "embedding")), name
 
 
+def test_the_moments_of_adafactor_are_placed():
+    """Rows and columns everywhere, matrices as their parameter."""
+    config = tiny_config()
+    config.model.width, config.optimizer.name = 256, "adafactor"  # it factors from 128 on
+    run = setup.make_run(config)
+    seen = set()
+    places = jax.tree.leaves(run.shardings.opt_state)
+    leaves = jax.tree_util.tree_leaves_with_path(run.abstract.opt_state)
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        name = sharding.path_name(path)
+        factored = re.search("/(v_row|v_col)/", name)
+        seen |= {factored[1]} if factored and leaf.size > 1 else set()
+        shared = leaf.size > 1 and not factored and name.endswith(("kernel", "embedding"))
+        assert ("fsdp" in place.spec) == shared, name
+    assert seen == {"v_row", "v_col"}
+
+
+ENCODED = {
+    "words": np.zeros((1, 3), np.int32),
+    "class": np.zeros(1, np.int32),
+    "embeddings": {
+        "tokens": np.zeros((1, 3, 5), np.float32),
+        "mask": np.ones((1, 3), bool),
+        "pooled": np.zeros((1, 7), np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+@pytest.mark.parametrize("text_encoder", ENCODED)
+def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_encoder):
+    choices = {
+        "modulation": ("adaln_zero", "adaln_single"),
+        "qk_norm": (False, True),
+        "cross_attention": ("none",) if text_encoder == "class" else ("none", "gated", "pixart"),
+    }
+    for values in itertools.product(*choices.values()):
+        options = dict(zip(choices, values, strict=True)) | {"text_encoder": text_encoder}
+        for pooled_text in {True, options["cross_attention"] == "none"}:  # without, where it may be
+            model = VideoDiT(
+                **options,
+                patch_size=(1, 4, 4),
+                width=12,
+                depth=2,
+                num_heads=2,
+                mlp_ratio=2,
+                attention=attention,
+                causal=False,
+                positions="sincos",
+                pooled_text=pooled_text,
+                micro_conditions=("fps",) if pooled_text else (),
+                text_depth=int(text_encoder == "words"),
+                remat=False,
+                vocabulary_size=16,
+                dtype=jnp.float32,
+            )
+            micro = {name: np.zeros(1, np.float32) for name in model.micro_conditions}
+            inputs = (np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros(1), ENCODED[text_encoder])
+            params = jax.eval_shape(model.init, jax.random.key(0), *inputs, micro)["params"]
+            rules = sharding.parameter_rules(**options)
+            shardings = sharding.make_shardings(meshes.make_mesh(fsdp=2), params, rules)
+            for path, place in jax.tree_util.tree_leaves_with_path(shardings):
+                matrix = path[-1].key in ("kernel", "embedding")
+                assert ("fsdp" in place.spec) == matrix, (path, options)
+
+
 def test_two_devices_hold_half_of_every_matrix_each():
     run = setup.make_run(tiny_config())
     state = jax.jit(run.init, out_shardings=run.shardings)()
     parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: hasattr(part, "mu"))
     (adam,) = [part for part in parts if hasattr(part, "mu")]
-    for tree in (state.params, state.ema, adam.mu, adam.nu):
+    for tree in (state.params, *state.ema.values(), adam.mu, adam.nu):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             shards = [shard.data for shard in leaf.addressable_shards]
             assert len(shards) == 2
@@ -135,7 +212,7 @@ def test_two_devices_hold_half_of_every_matrix_each():
 @functools.cache
 def loss_and_gradients(data, fsdp):
     config = tiny_config()
-    config.model.cross_attention = True
+    config.model.cross_attention = "gated"
     run = setup.make_run(config, meshes.make_mesh(data=data, fsdp=fsdp))
     params = jax.device_put(randomise(run.abstract.params, 0.3), run.shardings.params)
     loss = make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.1, **config.objective)

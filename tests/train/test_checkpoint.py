@@ -48,16 +48,22 @@ def test_state_returns_to_the_bit_with_its_sharding(tmp_path, optimizer):
     assert kernel.sharding == run.shardings.params["patch_embed"]["kernel"]
 
 
-def test_ema_alone_restores_on_another_mesh(tmp_path):
+def test_one_ema_alone_restores_on_another_mesh(tmp_path):
     config = tiny_config()
+    config.ema.widths = (0.05,)
     _, state = make_state(config)
     with checkpoint.open_checkpoints(tmp_path) as manager:
         checkpoint.save(manager, state, {})
     other = setup.make_run(config, meshes.make_mesh(data=1))
     with checkpoint.open_checkpoints(tmp_path, read_only=True) as manager:
-        ema, step = checkpoint.restore_ema(manager, other.abstract.ema)
-    assert step == 1
-    assert_same(ema, state.ema)
+        for name in ("decay_0.9", "width_0.05"):
+            ema, step = checkpoint.restore_ema(manager, other.abstract.params, name)
+            assert step == 1
+            assert_same(ema, state.ema[name])
+        with pytest.raises(
+            checkpoint.CheckpointError, match="'best'.* one of decay_0.9, width_0.05"
+        ):
+            checkpoint.restore_ema(manager, other.abstract.params, "best")
 
 
 def test_no_checkpoint_is_none_for_training_and_an_error_for_sampling(tmp_path):
@@ -65,7 +71,7 @@ def test_no_checkpoint_is_none_for_training_and_an_error_for_sampling(tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as manager:
         assert checkpoint.restore(manager, run.abstract) is None
         with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"):
-            checkpoint.restore_ema(manager, run.abstract.ema)
+            checkpoint.restore_ema(manager, run.abstract.params, "decay_0.9")
 
 
 def test_the_newest_and_the_best_stay(tmp_path):
@@ -122,4 +128,4 @@ def test_a_step_that_is_not_there_names_those_that_are(tmp_path):
         checkpoint.save(manager, state, {})
         manager.wait_until_finished()
         with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 4.* one of 3"):
-            checkpoint.restore_ema(manager, run.abstract.ema, 4)
+            checkpoint.restore_ema(manager, run.abstract.params, "decay_0.9", 4)

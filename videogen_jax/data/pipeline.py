@@ -53,6 +53,7 @@ class PackedData(NamedTuple):
     height: int  # pixels
     width: int  # pixels
     fps: float
+    motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
 
 
 def open_data(data_dir: str | Path) -> PackedData:

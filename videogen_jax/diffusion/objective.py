@@ -1,21 +1,30 @@
 """What the model predicts, how far it is off, and how much that counts.
 
-With x_t = alpha x0 + sigma eps and alpha^2 + sigma^2 = 1:
+Every prediction is a x0 + b eps, where x_t = alpha x0 + sigma eps. With n^2 = alpha^2 s^2 + sigma^2, s = sigma_data:
 
-| prediction | target                | x0                                | eps                          |
-| ---------- | --------------------- | --------------------------------- | ---------------------------- |
-| eps        | eps                   | (x_t - sigma eps) / alpha         | eps                          |
-| x0         | x0                    | x0                                | (x_t - alpha x0) / sigma     |
-| v          | alpha eps - sigma x0  | alpha x_t - sigma v               | sigma x_t + alpha v          |
+| prediction | a             | b           | x0 from the prediction F and x_t                     | source           |
+| ---------- | ------------- | ----------- | ---------------------------------------------------- | ---------------- |
+| eps        | 0             | 1           | (x_t - sigma F) / alpha                              | arXiv:2006.11239 |
+| x0         | 1             | 0           | F                                                    |                  |
+| v          | -sigma        | alpha       | (alpha x_t - sigma F) / (alpha^2 + sigma^2)          | arXiv:2202.00512 |
+| flow       | -1            | 1           | (x_t - sigma F) / (alpha + sigma)                    | arXiv:2209.03003 |
+| edm        | -sigma/(s n)  | alpha s / n | alpha s^2/n^2 x_t - sigma s/n F (c_skip and c_out)   | arXiv:2206.00364 |
 
+So any of them can be read on any schedule: x0 = (b x_t - sigma F) / d and eps = (alpha F - a x_t) / d, where
+d = alpha b - sigma a.
+On a variance-preserving schedule with s = 1, edm is v. EDM's sign is that of Stable Video Diffusion (c_out < 0).
+
+An error of x0, with x_t fixed, is one of F times -d / sigma: by this the weights pass from one prediction to another.
 Arrays of times broadcast against video: `expand` gives them the missing axes.
 """
 
 import jax
 import jax.numpy as jnp
 
-PREDICTIONS = ("eps", "x0", "v")
-WEIGHTINGS = ("uniform", "min_snr", "velocity")
+from videogen_jax.diffusion.schedule import Schedule
+
+PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
+WEIGHTINGS = ("uniform", "min_snr", "velocity", "edm")
 
 
 def expand(values: jax.Array, ndim: int) -> jax.Array:
@@ -38,10 +47,40 @@ def add_noise(x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array)
     return expand(alpha, x0.ndim) * x0 + expand(sigma, x0.ndim) * eps
 
 
+def coefficients(
+    prediction: str, alpha: jax.Array, sigma: jax.Array, sigma_data: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """The numbers a and b of the table above.
+
+    Args:
+      prediction: one of PREDICTIONS.
+      alpha: any shape.
+      sigma: same shape.
+      sigma_data: standard deviation of the data; only edm reads it.
+    Returns:
+      (a, b), each of alpha's shape.
+    Raises:
+      ValueError: the prediction's name is unknown.
+    """
+    check_prediction(prediction)
+    zero, one = jnp.zeros_like(alpha), jnp.ones_like(alpha)
+    if prediction == "edm":
+        norm = jnp.sqrt(alpha**2 * sigma_data**2 + sigma**2)
+        return -sigma / (sigma_data * norm), alpha * sigma_data / norm
+    return {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "flow": (-one, one)}[
+        prediction
+    ]
+
+
 def make_target(
-    prediction: str, x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array
+    prediction: str,
+    x0: jax.Array,
+    eps: jax.Array,
+    alpha: jax.Array,
+    sigma: jax.Array,
+    sigma_data: float = 1.0,
 ) -> jax.Array:
-    """What the model should have said: eps, x0 or v = alpha eps - sigma x0.
+    """What the model should have said: a x0 + b eps.
 
     Args:
       prediction: one of PREDICTIONS.
@@ -49,22 +88,24 @@ def make_target(
       eps: same shape.
       alpha: (B,) or (B, T).
       sigma: same shape as alpha.
+      sigma_data: standard deviation of the data; only edm reads it.
     Returns:
       Same shape as x0.
     Raises:
       ValueError: the prediction's name is unknown.
-    Source: v from arXiv:2202.00512, appendix D.
+    Source: the table above.
     """
-    _check_prediction(prediction)
-    if prediction == "eps":
-        return eps
-    if prediction == "x0":
-        return x0
-    return expand(alpha, x0.ndim) * eps - expand(sigma, x0.ndim) * x0
+    a, b = coefficients(prediction, alpha, sigma, sigma_data)
+    return expand(a, x0.ndim) * x0 + expand(b, x0.ndim) * eps
 
 
 def to_x0_and_eps(
-    prediction: str, output: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
+    prediction: str,
+    output: jax.Array,
+    x_t: jax.Array,
+    alpha: jax.Array,
+    sigma: jax.Array,
+    sigma_data: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Reads a model's output as clean video and noise (the table above).
 
@@ -74,57 +115,91 @@ def to_x0_and_eps(
       x_t: same shape.
       alpha: (B,) or (B, T), or a scalar.
       sigma: same shape as alpha.
+      sigma_data: standard deviation of the data; only edm reads it.
     Returns:
       (x0, eps), each of x_t's shape. With `eps`, alpha must not be 0; with `x0`, sigma must not be.
     Raises:
       ValueError: the prediction's name is unknown.
     """
-    _check_prediction(prediction)
-    alpha, sigma = expand(alpha, x_t.ndim), expand(sigma, x_t.ndim)
-    if prediction == "eps":
-        return (x_t - sigma * output) / alpha, output
-    if prediction == "x0":
+    a, b = coefficients(prediction, alpha, sigma, sigma_data)
+    a, b, alpha, sigma = (expand(number, x_t.ndim) for number in (a, b, alpha, sigma))
+    if prediction == "x0":  # d is -sigma: no need to divide by it twice
         return output, (x_t - alpha * output) / sigma
-    return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+    determinant = alpha * b - sigma * a
+    return (b * x_t - sigma * output) / determinant, (alpha * output - a * x_t) / determinant
 
 
 def loss_weight(
-    weighting: str, prediction: str, alpha: jax.Array, sigma: jax.Array, gamma: float = 5.0
+    weighting: str,
+    prediction: str,
+    alpha: jax.Array,
+    sigma: jax.Array,
+    gamma: float = 5.0,
+    sigma_data: float = 1.0,
 ) -> jax.Array:
     """Weight of the squared error of `prediction` at each time.
 
-    `uniform` is 1. `min_snr` is min(SNR, gamma) on x0, thus divided by SNR on eps and by SNR + 1 on v. `velocity` makes
-    the loss that of v whatever is predicted: errors of v are those of x0 over sigma and those of eps over alpha;
-    it stops at gamma so that the cleanest steps do not drown the rest.
+    | weighting | weight                                                                              |
+    | --------- | ----------------------------------------------------------------------------------- |
+    | uniform   | 1, whatever is predicted                                                            |
+    | min_snr   | min(SNR, gamma) on x0, thus divided by SNR on eps and by SNR + 1 on v               |
+    | velocity  | 1 on v, thus 1 / sigma^2 on x0 and 1 / alpha^2 on eps, but at most gamma            |
+    | edm       | n^2 / (sigma s)^2 on x0, thus 1 on edm                                              |
+
+    `velocity` stops at gamma so that the cleanest steps do not drown the rest.
 
     Args:
       weighting: one of WEIGHTINGS.
       prediction: one of PREDICTIONS.
       alpha: any shape.
       sigma: same shape.
-      gamma: where the weights stop growing.
+      gamma: bound of min_snr and velocity.
+      sigma_data: standard deviation of the data, s; only edm reads it.
     Returns:
       Same shape as alpha, float32.
     Raises:
       ValueError: a name is unknown.
-    Source: min-SNR, arXiv:2303.09556, section 3.4; velocity, arXiv:2202.00512, section 4.
+    Source: min-SNR, arXiv:2303.09556, section 3.4; velocity, arXiv:2202.00512, section 4; edm, arXiv:2206.00364,
+      section 5.
     """
-    _check_prediction(prediction)
+    a, b = coefficients(prediction, alpha, sigma, sigma_data)
+    # (sigma / d)^2 takes a weight on x0 to one on F. The bounds make 0 / 0 the limit 1: alpha = 0 with eps.
+    determinant = jnp.maximum(jnp.square(alpha * b - sigma * a), 1e-12)
     if weighting == "uniform":
         return jnp.ones_like(alpha)
     if weighting == "min_snr":
-        snr = jnp.square(alpha) / jnp.square(sigma)
-        on_x0 = jnp.minimum(snr, gamma)
-        on_eps = jnp.minimum(1, gamma / snr)  # on_x0 / SNR, defined at SNR 0 too
-        return {"x0": on_x0, "eps": on_eps, "v": on_x0 / (snr + 1)}[prediction]
+        on_x0 = jnp.minimum(jnp.maximum(jnp.square(alpha), 1e-12), gamma * jnp.square(sigma))
+        return on_x0 / determinant
     if weighting == "velocity":
-        error_scale = {"x0": sigma, "eps": alpha, "v": jnp.ones_like(alpha)}[prediction]
-        return jnp.minimum(1 / jnp.square(error_scale), gamma)
+        on_v = jnp.square(jnp.square(alpha) + jnp.square(sigma))
+        return jnp.minimum(on_v / determinant, gamma)
+    if weighting == "edm":
+        norm = jnp.square(alpha * sigma_data) + jnp.square(sigma)
+        return norm / (sigma_data**2 * determinant)
     raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
 
 
-def _check_prediction(prediction: str) -> None:
+def check_prediction(prediction: str) -> None:
+    """Refuses an unknown name with a ValueError that lists the known ones."""
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"Unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}."
+        )
+
+
+def check_objective(schedule: Schedule, prediction: str) -> None:
+    """Refuses a prediction that cannot be learned on the schedule.
+
+    Args:
+      schedule: of the run.
+      prediction: one of PREDICTIONS.
+    Raises:
+      ValueError: the name is unknown, or it is eps on a schedule that ends in pure noise.
+    Source: arXiv:2305.08891, section 3.2.
+    """
+    check_prediction(prediction)
+    if prediction == "eps" and schedule.ends_in_pure_noise:
+        raise ValueError(
+            f"The schedule {schedule.name} ends in pure noise, of which eps says nothing but itself: choose "
+            "objective.prediction v, x0 or flow, or a schedule without zero_terminal_snr."
         )

@@ -1,68 +1,271 @@
-"""Noise schedules: alpha(t) and sigma(t) of x_t = alpha_t x0 + sigma_t eps, on a discrete clock.
+"""Noise schedules: alpha(t), sigma(t) and logSNR(t) of x_t = alpha_t x0 + sigma_t eps.
 
-| name          | beta or alpha                                                    | source                     |
-| ------------- | ---------------------------------------------------------------- | -------------------------- |
-| linear        | beta from 1e-4 to 0.02                                           | DDPM, arXiv:2006.11239     |
-| scaled_linear | sqrt(beta) from sqrt(0.00085) to sqrt(0.012)                     | LDM, arXiv:2112.10752      |
-| cosine        | alpha^2 from cos^2((t + 0.008) / 1.008 * pi / 2), beta <= 0.999  | arXiv:2102.09672, eq. 17   |
+| name          | alpha, sigma                                             | t                      | source           |
+| ------------- | -------------------------------------------------------- | ---------------------- | ---------------- |
+| linear        | beta from 1e-4 to 0.02                                   | steps, or (0, 1]       | arXiv:2006.11239 |
+| scaled_linear | sqrt(beta) from sqrt(0.00085) to sqrt(0.012)             | steps, or (0, 1]       | arXiv:2112.10752 |
+| cosine        | alpha = cos((t + 0.008) / 1.008 * pi / 2), beta <= 0.999 | steps, or (0, 1]       | arXiv:2102.09672 |
+| flow          | 1 - t, t                                                 | (0, 1]                 | arXiv:2209.03003 |
+| edm           | 1, t                                                     | sigma_min to sigma_max | arXiv:2206.00364 |
 
-All are variance preserving: alpha^2 + sigma^2 = 1. Step 0 is nearly clean, step `num_steps` - 1 nearly noise.
+The first three preserve variance, alpha^2 + sigma^2 = 1. Their clock has `num_steps` whole steps, 0 nearly clean and
+num_steps - 1 nearly noise, or is continuous: there, step k lies at t = (k + 1) / num_steps. The betas belong to a
+thousand steps; on the continuous clock, 1000 beta is the rate of the stochastic differential equation
+(arXiv:2011.13456, eq. 32).
+
+All functions of time take NumPy arrays (float64, on the host) and JAX arrays (traced) alike.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCHEDULES = ("linear", "scaled_linear", "cosine")
+SCHEDULES = ("linear", "scaled_linear", "cosine", "flow", "edm")
+
+Array = Any  # np.ndarray or jax.Array: each function answers in the kind it was asked in
+Pair = Callable[[Array], tuple[Array, Array]]
+
+COSINE_OFFSET = 0.008
+PURE_NOISE = 1e-6  # alpha below this is 0 but for rounding
 
 
 class Schedule(NamedTuple):
-    """Tables over the steps of the clock, float32."""
+    """The noise level at every time."""
 
-    alpha: jax.Array  # (num_steps,)
-    sigma: jax.Array  # (num_steps,)
+    name: str
+    clock: (
+        str  # steps: whole numbers below num_steps; unit: reals in (0, 1]; sigma: t is sigma itself
+    )
+    num_steps: int
+    pair: Pair  # t to (alpha, sigma)
+    model_time: Callable[[Array], Array]  # t to the number that the model's embedding sees
+    at: Callable[[Array], Array]  # place on the clock in steps (0 .. num_steps - 1, real) to t
+    sigma_data: float = 1.0  # standard deviation of the data, for EDM's preconditioning
+
+    def alpha(self, t: Array) -> Array:
+        """Share of the clean video at times of any shape."""
+        return self.pair(t)[0]
+
+    def sigma(self, t: Array) -> Array:
+        """Standard deviation of the noise at times of any shape."""
+        return self.pair(t)[1]
+
+    def log_snr(self, t: Array) -> Array:
+        """log(alpha^2 / sigma^2) at times of any shape; -inf at pure noise."""
+        alpha, sigma = self.pair(t)
+        with np.errstate(divide="ignore"):
+            return 2 * (_namespace(alpha).log(alpha) - _namespace(sigma).log(sigma))
+
+    def input_scale(self, t: Array) -> Array:
+        """What x_t is multiplied with before the model sees it: EDM's c_in, 1 elsewhere."""
+        alpha, sigma = self.pair(t)
+        if self.clock != "sigma":
+            return _namespace(alpha).ones_like(alpha)
+        return 1 / _namespace(sigma).sqrt(sigma**2 + self.sigma_data**2)
 
     @property
-    def num_steps(self) -> int:
-        """Steps of the clock."""
-        return len(self.alpha)
+    def preserves_variance(self) -> bool:
+        """Whether alpha^2 + sigma^2 = 1: what DDPM's Markov chain needs."""
+        return self.name not in ("flow", "edm")
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether alpha is 0 at the noisiest time: there, eps says nothing of the video."""
+        return bool(self.alpha(self.at(np.float64(self.num_steps - 1))) < PURE_NOISE)
 
 
 def make_schedule(
-    name: str, num_steps: int = 1000, zero_terminal_snr: bool = False, shift: float = 1.0
+    name: str,
+    num_steps: int = 1000,
+    *,
+    continuous: bool = False,
+    zero_terminal_snr: bool = False,
+    shift: float = 1.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 700.0,
+    rho: float = 7.0,
+    sigma_data: float = 1.0,
 ) -> Schedule:
     """Builds a schedule by name.
 
     Args:
       name: one of SCHEDULES.
-      num_steps: steps of the clock.
-      zero_terminal_snr: rescale so that the last step is pure noise.
-      shift: divides alpha / sigma at every step; above 1 for videos of many alike pixels, which still
-        show through noise that hides a single pixel.
+      num_steps: steps of the clock; a continuous one has them as the unit of the model's time.
+      continuous: real times for the variance-preserving schedules; flow and edm always have them.
+      zero_terminal_snr: rescale so that the last step is pure noise; flow ends so by itself.
+      shift: divides alpha / sigma at every time; above 1 for videos of many alike pixels, which still
+        show through noise that hides a single pixel. On flow it is t' = shift t / (1 + (shift - 1) t).
+      sigma_min: of edm, the least noise that sampling visits.
+      sigma_max: of edm, where sampling starts.
+      rho: of edm, how sampling steps crowd towards sigma_min.
+      sigma_data: standard deviation of the data, for edm.
     Returns:
-      The schedule, computed in float64 and kept in float32.
+      The schedule; tables are float64 and become float32 on the device.
     Raises:
-      ValueError: the name is unknown, or the shift is not positive.
+      ValueError: the name is unknown, a number is out of range, or edm is to be shifted or to end in pure noise.
     Source: the table above; zero terminal SNR from arXiv:2305.08891, algorithm 1; shift from simple diffusion,
-      arXiv:2301.11093, eq. 4 (logSNR - 2 log shift).
+      arXiv:2301.11093, eq. 4 (logSNR - 2 log shift) and SD3, arXiv:2403.03206, eq. 23; edm's steps from
+      arXiv:2206.00364, eq. 5, and numbers from SVD, arXiv:2311.15127, appendix D.
     """
-    if name == "linear":
-        beta = np.linspace(1e-4, 0.02, num_steps)
-    elif name == "scaled_linear":
-        beta = np.linspace(0.00085**0.5, 0.012**0.5, num_steps) ** 2
-    elif name == "cosine":
-        time = np.arange(num_steps + 1) / num_steps
-        alpha_squared = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
-        beta = np.minimum(1 - alpha_squared[1:] / alpha_squared[:-1], 0.999)
-    else:
+    if name not in SCHEDULES:
         raise ValueError(f"Unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
     if shift <= 0:
         raise ValueError(f"The schedule's shift is {shift}: choose a number above 0.")
-    alpha = np.sqrt(np.cumprod(1 - beta))
-    if zero_terminal_snr:
-        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    alpha = alpha / np.sqrt(alpha**2 + shift**2 * (1 - alpha**2))
+    if num_steps < 1 + zero_terminal_snr:
+        raise ValueError(
+            f"schedule.num_steps is {num_steps}: choose at least {1 + zero_terminal_snr}."
+        )
+    if name == "edm":
+        if zero_terminal_snr:
+            raise ValueError(
+                "edm ends at sigma_max and never in pure noise: set schedule.zero_terminal_snr=False."
+            )
+        if shift != 1:
+            raise ValueError(
+                f"schedule.shift of {shift} has no meaning for edm: move objective.time_mean, "
+                "schedule.sigma_min and schedule.sigma_max instead."
+            )
+        return _make_edm(num_steps, sigma_min, sigma_max, rho, sigma_data)
+    continuous = continuous or name == "flow"
+    if continuous:
+        pair = {
+            "linear": _linear, "scaled_linear": _scaled_linear, "cosine": _cosine, "flow": _flow
+        }[name]  # fmt: skip
+    else:
+        pair = _make_table(_betas(name, num_steps))
+    if zero_terminal_snr and name != "flow":
+        pair = _end_in_pure_noise(pair, *((1.0, 0.0) if continuous else (num_steps - 1, 0)))
+    if shift != 1:
+        pair = _shift(pair, shift, order=1 if name == "flow" else 2)
+    if not continuous:
+        return Schedule(name, "steps", num_steps, pair, model_time=lambda t: t, at=_round)
+    return Schedule(
+        name=name,
+        clock="unit",
+        num_steps=num_steps,
+        pair=pair,
+        # Flow's models know the share of noise, the others the step.
+        model_time=lambda t: num_steps * pair(t)[1] if name == "flow" else num_steps * t - 1,
+        at=lambda k: (k + 1) / num_steps,
+    )
+
+
+def size_shift(tokens: int, reference_tokens: int) -> float:
+    """The `shift` of a video, from the shift 1 of a smaller one: noise hides many alike tokens less.
+
+    Args:
+      tokens: of the video.
+      reference_tokens: of the video for which the schedule is right as it is.
+    Returns:
+      sqrt(tokens / reference_tokens).
+    Source: SD3, arXiv:2403.03206, section 5.3.2.
+    """
+    return float(np.sqrt(tokens / reference_tokens))
+
+
+def _make_edm(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float
+) -> Schedule:
+    if not 0 < sigma_min < sigma_max or rho <= 0 or sigma_data <= 0:
+        raise ValueError(
+            f"edm has sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho} and sigma_data {sigma_data}: "
+            "make them positive and sigma_min the smaller."
+        )
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return Schedule(
+        name="edm",
+        clock="sigma",
+        num_steps=num_steps,
+        pair=lambda t: (_namespace(t).ones_like(t), t),
+        model_time=lambda t: _namespace(t).log(t) / 4,  # c_noise
+        at=lambda k: (low + k / max(num_steps - 1, 1) * (high - low)) ** rho,
+        sigma_data=sigma_data,
+    )
+
+
+def _betas(name: str, num_steps: int) -> np.ndarray:
+    if name == "linear":
+        return np.linspace(1e-4, 0.02, num_steps)
+    if name == "scaled_linear":
+        return np.linspace(0.00085**0.5, 0.012**0.5, num_steps) ** 2
+    time = np.arange(num_steps + 1) / num_steps
+    alpha_squared = np.cos((time + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_squared[1:] / alpha_squared[:-1], 0.999)
+
+
+def _make_table(betas: np.ndarray) -> Pair:
+    """The levels, looked up by whole steps."""
+    alpha = np.sqrt(np.cumprod(1 - betas))
     sigma = np.sqrt(1 - alpha**2)
-    return Schedule(jnp.asarray(alpha, jnp.float32), jnp.asarray(sigma, jnp.float32))
+
+    def pair(t: Array) -> tuple[Array, Array]:
+        if isinstance(t, jax.Array):
+            return jnp.asarray(alpha)[t], jnp.asarray(sigma)[t]
+        return alpha[t], sigma[t]
+
+    return pair
+
+
+def _from_rate(integral: Array) -> tuple[Array, Array]:
+    """alpha^2 = exp(-integral of the rate), and sigma without the cancellation of 1 - alpha^2."""
+    xp = _namespace(integral)
+    return xp.exp(-integral / 2), xp.sqrt(-xp.expm1(-integral))
+
+
+def _flow(t: Array) -> tuple[Array, Array]:
+    return 1 - t, t
+
+
+def _linear(t: Array) -> tuple[Array, Array]:
+    low, high = 0.1, 20.0  # 1000 times DDPM's betas
+    return _from_rate(low * t + (high - low) / 2 * t**2)
+
+
+def _scaled_linear(t: Array) -> tuple[Array, Array]:
+    low, high = 0.85**0.5, 12.0**0.5
+    slope = high - low
+    return _from_rate(low**2 * t + low * slope * t**2 + slope**2 / 3 * t**3)
+
+
+def _cosine(t: Array) -> tuple[Array, Array]:
+    xp = _namespace(t)
+    start = COSINE_OFFSET / (1 + COSINE_OFFSET) * np.pi / 2
+    angle = start + t / (1 + COSINE_OFFSET) * np.pi / 2
+    alpha = xp.maximum(xp.cos(angle), 0) / np.cos(start)
+    # cos^2 a - cos^2 b = sin(b - a) sin(b + a), exact near t = 0
+    sigma = xp.sqrt(xp.sin(angle - start) * xp.sin(angle + start)) / np.cos(start)
+    return alpha, sigma
+
+
+def _end_in_pure_noise(pair: Pair, last: float, first: float) -> Pair:
+    """Moves alpha to 0 at the last time and keeps it at the first."""
+    alpha_first, alpha_last = (float(pair(np.asarray(t))[0]) for t in (first, last))
+    scale = alpha_first / (alpha_first - alpha_last)
+
+    def rescaled(t: Array) -> tuple[Array, Array]:
+        alpha = (pair(t)[0] - alpha_last) * scale
+        return alpha, _namespace(alpha).sqrt((1 - alpha) * (1 + alpha))
+
+    return rescaled
+
+
+def _shift(pair: Pair, shift: float, order: int) -> Pair:
+    """Divides alpha / sigma by `shift`, keeping alpha^order + sigma^order = 1."""
+
+    def shifted(t: Array) -> tuple[Array, Array]:
+        alpha, sigma = pair(t)
+        norm = (alpha**order + (shift * sigma) ** order) ** (1 / order)
+        return alpha / norm, shift * sigma / norm
+
+    return shifted
+
+
+def _namespace(array: Array) -> Any:
+    return jnp if isinstance(array, jax.Array) else np
+
+
+def _round(k: Array) -> Array:
+    return np.round(k).astype(np.int32)

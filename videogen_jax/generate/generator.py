@@ -12,58 +12,102 @@ from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.generate import guidance, sampler
 from videogen_jax.parallel.mesh import BATCH
 
-Generate = Callable[[Any, np.ndarray, list[int]], np.ndarray]
+Generate = Callable[[Any, dict[str, Any], list[int]], np.ndarray]
 
 
 def make_generator(
     apply: Callable[..., jax.Array],
     schedule: Schedule,
-    null_text: np.ndarray,
+    null_text: Any,
     mesh: Mesh,
     param_shardings: Any,
     *,
     shape: tuple[int, int, int, int],
+    prediction: str,
     batch_size: int,
     guidance_scale: float,
+    first_frame_guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, ...] = (),
+    clip_x0: bool = True,
     **options: Any,
 ) -> Generate:
     """Compiles the sampler once for a batch size and a mesh.
 
     Args:
-      apply: the model, (params, x_t, t, text) to its output.
+      apply: the model, (params, x_t, t, condition) to its output.
       schedule: the noise schedule.
-      null_text: (L,) ids that stand for no caption.
+      null_text: tree of text without the batch axis: no caption, or a negative one.
       mesh: whose devices share the batch.
       param_shardings: of the params that will be handed in.
       shape: (T, H, W, C) of a video.
+      prediction: what the model predicts, one of `objective.PREDICTIONS`.
       batch_size: videos at a time; rounded up to a multiple of the devices.
       guidance_scale: of classifier-free guidance.
-      **options: of `sampler.sample`.
+      first_frame_guidance_scale: see `guidance.guide`, as the next two.
+      guidance_rescale: 0 to 1.
+      guidance_interval: noise levels, or empty.
+      clip_x0: clamp x0 to [-1, 1] at every call.
+      **options: of `sampler.make_steps`.
     Returns:
-      (params, text (N, L) int32, N seeds) to (N, T, H, W, C) uint8.
+      (params, condition: tree of (N, ...), N seeds) to (N, T, H, W, C) uint8.
+    Raises:
+      ValueError: an option is unknown or the combination has no meaning.
     """
     batch_size = -(-batch_size // mesh.size) * mesh.size
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+    steps = sampler.make_steps(schedule, prediction, **options)
 
-    def run(params: Any, text: jax.Array, seeds: jax.Array) -> jax.Array:
-        def predict(x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
-            return apply(params, x_t, t, text)
-
-        guided = guidance.guide(predict, jnp.asarray(null_text), guidance_scale)
+    def init(seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.vmap(jax.random.key)(seeds)
-        video = sampler.sample(guided, schedule, text, keys, shape=shape, **options)
-        return to_pixels(video)
+        return sampler.init_noise(schedule, steps, keys, shape), keys
 
-    run = jax.jit(run, in_shardings=(param_shardings, rows, rows), out_shardings=whole)
+    def denoise(x_t: jax.Array, params: Any, keys: jax.Array, condition: Any) -> jax.Array:
+        def predict(x_t: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
+            return apply(params, x_t, t, condition)
 
-    def generate(params: Any, text: np.ndarray, seeds: list[int]) -> np.ndarray:
+        guided = guidance.guide(
+            predict,
+            schedule,
+            jax.tree.map(jnp.asarray, null_text),
+            guidance_scale,
+            first_frame_scale=first_frame_guidance_scale,
+            rescale=guidance_rescale,
+            interval=guidance_interval,
+        )
+        return sampler.sample(
+            guided,
+            steps,
+            x_t,
+            keys,
+            condition,
+            prediction=prediction,
+            sigma_data=schedule.sigma_data,
+            clip_x0=clip_x0,
+        )
+
+    init = jax.jit(init, in_shardings=rows, out_shardings=rows)
+    # The noise's memory becomes the video's.
+    denoise = jax.jit(
+        denoise,
+        donate_argnums=0,
+        in_shardings=(rows, param_shardings, rows, rows),
+        out_shardings=rows,
+    )
+    finish = jax.jit(to_pixels, in_shardings=rows, out_shardings=whole)
+
+    def generate(params: Any, condition: dict[str, Any], seeds: list[int]) -> np.ndarray:
         videos = []
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             count = len(seeds[part])
             index = np.arange(batch_size) % count  # fills the last batch up
-            batch = (text[part][index], np.asarray(seeds[part], np.uint32)[index])
-            videos.append(jax.device_get(run(params, *jax.device_put(batch, rows)))[:count])
+            batch = (np.asarray(seeds, np.uint32), condition)
+            batch = jax.tree.map(lambda column: column[part][index], batch)  # noqa: B023
+            own_seeds, own_condition = jax.device_put(batch, rows)
+            x_t, keys = init(own_seeds)
+            video = finish(denoise(x_t, params, keys, own_condition))
+            videos.append(jax.device_get(video)[:count])
         return np.concatenate(videos)
 
     return generate

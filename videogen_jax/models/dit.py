@@ -1,177 +1,220 @@
-"""A diffusion transformer for video: attention within frames and over frames, in turn.
+"""A diffusion transformer for video: attention within frames and over frames in turn, or over all tokens.
 
-    x_t (B, T, H, W, C) --patches--> tokens (B, T, N, D) + 3-D positions
-      depth x [ attention, text cross-attention (optional), MLP ]     each gated by adaLN-Zero
-        even blocks: spatial, over the N places of a frame            (B T) N D
-        odd blocks:  temporal, over the T frames at a place           (B N) T D
-    --linear--> patches --> prediction (B, T, H, W, C)
+    x_t (B, T*pt, H*ph, W*pw, C) --patches--> tokens (B, T, N, D) + positions
+      blocks (blocks.py): spatial and temporal in turn, or joint
+    --norm, shift, scale, linear--> patches --> prediction, shape of x_t
 
-Time t is per clip (B,) or per frame (B, T), so that clean context frames can sit beside noisy ones.
+    condition (B, T or 1, D) = embedded time + pooled text or class + micro-conditions
+
+Time t is per clip (B,) or per latent frame (B, T), so that clean context frames can sit beside noisy ones. A picture is
+a video of T = 1: it skips the temporal blocks, so that pictures and videos train the same parameters.
 
 Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, variant 1.
 """
 
-import einops
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from videogen_jax.models import layers, patches
-from videogen_jax.models.text import CaptionEncoder
+from videogen_jax.models import blocks, layers, patches, positions
+from videogen_jax.models.text import CaptionEncoder, CaptionProjection
 
 TIME_FEATURES = 256
 
-
-class Block(nn.Module):
-    """Attention, optional cross-attention to the caption, MLP; identity when it is new (adaLN-Zero)."""
-
-    num_heads: int
-    mlp_ratio: int
-    temporal: bool
-    cross_attention: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, condition: jax.Array, text: jax.Array, text_mask: jax.Array
-    ) -> jax.Array:
-        """Computes one block.
-
-        Args:
-          x: (B, T, N, D).
-          condition: (B, T or 1, D) float32, time and pooled text.
-          text: (B, L, D), caption tokens; read only with `cross_attention`.
-          text_mask: (B, L) bool.
-        Returns:
-          (B, T, N, D), same type as x.
-        """
-        batch, places, width = x.shape[0], x.shape[2], x.shape[3]
-        modulation = nn.Dense(
-            6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
-        )(nn.silu(condition))
-        modulation = modulation[:, :, None].astype(jnp.float32)  # (B, T or 1, 1, 6 D)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
-
-        y = layers.modulate(x, shift_a, scale_a).astype(self.dtype)  # (B, T, N, D)
-        attend = layers.Attention(self.num_heads, dtype=self.dtype, name="attention")
-        if self.temporal:
-            y = attend(einops.rearrange(y, "b t n d -> (b n) t d"))
-            y = einops.rearrange(y, "(b n) t d -> b t n d", n=places)
-        else:
-            y = attend(einops.rearrange(y, "b t n d -> (b t) n d"))
-            y = einops.rearrange(y, "(b t) n d -> b t n d", b=batch)
-        x = x + (gate_a * y).astype(x.dtype)
-
-        if self.cross_attention:
-            y = einops.rearrange(layers.RMSNorm(name="text_norm")(x), "b t n d -> b (t n) d")
-            y = layers.Attention(self.num_heads, dtype=self.dtype, name="text_attention")(
-                y, text, text_mask
-            )
-            # A gate of its own, zero at first: adaLN has six parts in every public layout.
-            gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
-            x = x + (gate_t * einops.rearrange(y, "b (t n) d -> b t n d", n=places)).astype(x.dtype)
-
-        y = layers.modulate(x, shift_m, scale_m).astype(self.dtype)
-        y = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
-        return x + (gate_m * y).astype(x.dtype)
-
-
-class BlockPair(nn.Module):
-    """A spatial block and a temporal block: what `nn.scan` repeats."""
-
-    num_heads: int
-    mlp_ratio: int
-    cross_attention: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, condition, text, text_mask):
-        """As `Block`; returns (x, None), the carry and output that scan wants."""
-        shared = (self.cross_attention, self.dtype)
-        x = Block(self.num_heads, self.mlp_ratio, False, *shared, name="spatial")(
-            x, condition, text, text_mask
-        )
-        x = Block(self.num_heads, self.mlp_ratio, True, *shared, name="temporal")(
-            x, condition, text, text_mask
-        )
-        return x, None
+TEXT_ENCODERS = ("words", "class", "embeddings")
+CHOICES = {
+    "attention": tuple(blocks.KINDS),
+    "positions": positions.POSITIONS,
+    "modulation": blocks.MODULATIONS,
+    "cross_attention": blocks.CROSS_ATTENTIONS,
+    "text_encoder": TEXT_ENCODERS,
+}
 
 
 class VideoDiT(nn.Module):
-    """The denoiser. `depth` counts spatial and temporal blocks together and is even."""
+    """The denoiser."""
 
     patch_size: tuple[int, int, int]  # (pt, ph, pw)
     width: int
-    depth: int
+    depth: int  # blocks; spatial and temporal ones count together
     num_heads: int
     mlp_ratio: int
-    cross_attention: bool
-    vocabulary_size: int
-    text_depth: int
+    attention: str  # factorized, joint
+    causal: bool  # temporal or joint attention sees its own and earlier latent frames only
+    positions: str  # see positions.py
+    modulation: str  # see blocks.py
+    qk_norm: bool
+    cross_attention: str  # see blocks.py
+    pooled_text: bool  # joins the condition
+    micro_conditions: tuple[str, ...]  # names; each has an embedder of its own
+    text_depth: int  # layers of the caption encoder
     remat: bool
+    text_encoder: str  # words, class, embeddings
+    vocabulary_size: int  # words, or classes and one for no class; unused by embeddings
     dtype: jnp.dtype
+    out_channels: int | None = None  # as x_t
+    position_grid: tuple[float, float] | None = None  # (rows, columns) of tokens, as the video's
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_t: jax.Array, t: jax.Array, text: Any, micro: Mapping[str, jax.Array] | None = None
+    ) -> jax.Array:
         """Predicts noise, clean video or velocity, whichever the objective trains.
 
         Args:
           x_t: (B, T*pt, H*ph, W*pw, C), noisy video, float.
-          t: (B,) or (B, T), diffusion time in steps of the schedule (0 is clean).
-          text: (B, L) int32, caption ids; 0 is padding.
+          t: (B,) or (B, T), diffusion time on the schedule's clock, float or int.
+          text: by `text_encoder`. words: (B, L) int32, caption ids, 0 is padding. class: (B,) int32 labels, the last
+            one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool} and, for `pooled_text`,
+            "pooled": (B, P).
+          micro: name -> (B,) float32, exactly those in `micro_conditions`.
         Returns:
-          (B, T*pt, H*ph, W*pw, C) float32.
+          (B, T*pt, H*ph, W*pw, C or out_channels) float32.
         Raises:
-          ValueError: depth is odd, heads do not divide the width, or a side of the video is not a
-            multiple of the patch.
+          ValueError: a field is unknown or does not go with another, a size does not fit, or text or micro-conditions
+            are not those that the model reads.
+        Source: micro-conditions, Stable Video Diffusion, arXiv:2311.15127, appendix.
         """
         self._check()
         height, width, channels = x_t.shape[2:]
         grid = patches.patch_grid(x_t.shape[1:4], self.patch_size)
+        tokens, mask, vector = self._read_text(text)
+        condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
+
         x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C)
-        x = nn.Dense(
-            self.width, kernel_init=layers.KERNEL_INIT, dtype=self.dtype, name="patch_embed"
-        )(x)  # (B, T, N, D)
-        x = x + patches.sincos_3d(grid, self.width).astype(self.dtype)
+        x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
+        x, time_table = self._add_positions(x, grid)
 
-        tokens, mask, pooled = CaptionEncoder(
-            self.vocabulary_size,
-            self.width,
-            self.text_depth,
-            self.num_heads,
-            dtype=self.dtype,
-            name="caption_encoder",
-        )(text)
-        features = layers.timestep_embedding(t, TIME_FEATURES)
-        time = layers.Embedder(self.width, dtype=self.dtype, name="time_embed")(features)
-        pooled = layers.Embedder(self.width, dtype=self.dtype, name="text_embed")(pooled)
-        time = time if t.ndim == 2 else time[:, None]
-        condition = (time + pooled[:, None]).astype(jnp.float32)  # (B, T or 1, D)
+        modulation = condition
+        if self.modulation == "adaln_single":
+            modulation = self._dense(6 * self.width, "shared_modulation")(nn.silu(condition))
+        coordinates = positions.coordinates(grid, self.position_grid)  # (T, N, 3)
+        x = self._blocks(x, modulation, tokens, mask, coordinates, time_table)
 
-        x = self._blocks()(x, condition, tokens, mask)[0]
-
-        modulation = nn.Dense(
-            2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
-        )(nn.silu(condition))
-        shift, scale = jnp.split(modulation[:, :, None].astype(jnp.float32), 2, axis=-1)
-        x = layers.modulate(x, shift, scale).astype(self.dtype)
-        size = self.patch_size[0] * self.patch_size[1] * self.patch_size[2] * channels
-        x = nn.Dense(size, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="unembed")(x)
+        x = self._modulate_last(x, condition)
+        patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
+        x = self._dense(patch * (self.out_channels or channels), "unembed")(x)
         return patches.unpatchify(x.astype(jnp.float32), self.patch_size, height, width)
 
-    def _blocks(self) -> nn.Module:
-        pair = nn.remat(BlockPair, prevent_cse=False) if self.remat else BlockPair
+    def _dense(self, features: int, name: str, init: Any = nn.initializers.zeros) -> nn.Module:
+        return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+    def _read_text(self, text: Any) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+        """Tokens (B, L, D) and mask (B, L) for cross-attention, vector (B, D) for the condition."""
+        if self.text_encoder == "class":
+            init = layers.EMBED_INIT
+            embed = nn.Embed(
+                self.vocabulary_size, self.width, embedding_init=init, name="label_embed"
+            )
+            return None, None, embed(text)
+        if self.text_encoder == "words":
+            tokens, mask, pooled = CaptionEncoder(
+                self.vocabulary_size,
+                self.width,
+                self.text_depth,
+                self.num_heads,
+                dtype=self.dtype,
+                name="caption_encoder",
+            )(text)
+        else:
+            wanted = ("tokens", "mask", "pooled") if self.pooled_text else ("tokens", "mask")
+            if missing := [name for name in wanted if name not in text]:
+                raise ValueError(
+                    f"The text embeddings lack {', '.join(missing)}: the model reads {', '.join(wanted)}."
+                )
+            tokens, mask, pooled = text["tokens"], text["mask"], text.get("pooled")
+            if self.cross_attention != "none":
+                project = CaptionProjection(self.width, dtype=self.dtype, name="caption_encoder")
+                tokens = project(tokens)
+        if self.pooled_text:
+            return tokens, mask, layers.Embedder(self.width, self.dtype, name="text_embed")(pooled)
+        return tokens, mask, None
+
+    def _embed_condition(
+        self, t: jax.Array, vector: jax.Array | None, micro: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        """(B, T or 1, D) float32: time, text and micro-conditions, added up."""
+        if set(micro) != set(self.micro_conditions):
+            raise ValueError(
+                f"The micro-conditions given are {', '.join(sorted(micro)) or 'none'}, but "
+                f"model.micro_conditions are {', '.join(self.micro_conditions) or 'none'}: give these."
+            )
+
+        def embed(name: str, values: jax.Array) -> jax.Array:
+            features = layers.timestep_embedding(values, TIME_FEATURES)
+            embedder = layers.Embedder(self.width, self.dtype, name=f"{name}_embed")
+            return embedder(features).astype(jnp.float32)
+
+        condition = embed("time", t)
+        condition = condition if t.ndim == 2 else condition[:, None]
+        vectors = [embed(name, micro[name]) for name in self.micro_conditions]
+        if vector is not None:
+            vectors.append(vector.astype(jnp.float32))
+        return condition + sum(vectors)[:, None] if vectors else condition
+
+    def _add_positions(
+        self, x: jax.Array, grid: tuple[int, int, int]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Tokens with what is added to them, and what is to be added ahead of the first temporal block."""
+        table, time_table = None, None
+        if self.positions == "sincos":
+            table = positions.sincos_3d(grid, self.width, self.position_grid)
+        elif self.positions in ("latte", "dit"):
+            table = positions.sincos_2d(grid[1:], self.width, self.position_grid)
+        if self.positions == "latte" and grid[0] > 1:
+            time_table = positions.sincos_1d(np.arange(grid[0]), self.width)[:, None]  # (T, 1, D)
+            if self.attention == "joint":
+                table, time_table = table + time_table, None
+        return (x if table is None else x + table.astype(self.dtype)), time_table
+
+    def _blocks(self, x: jax.Array, *shared: Any) -> jax.Array:
+        """All blocks; `shared` are `Block`'s arguments after x, and the time table."""
+        kinds = blocks.KINDS[self.attention]
+        group = blocks.BlockGroup
+        if self.remat:
+            group = nn.remat(group, prevent_cse=False)
         scan = nn.scan(
-            pair,
-            length=self.depth // 2,
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            group,
+            in_axes=(0, *(nn.broadcast for _ in shared)),
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
-        return scan(self.num_heads, self.mlp_ratio, self.cross_attention, self.dtype, name="blocks")
+        make_block = functools.partial(
+            blocks.Block,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            causal=self.causal,
+            positions=self.positions,
+            modulation=self.modulation,
+            qk_norm=self.qk_norm,
+            cross_attention=self.cross_attention,
+            dtype=self.dtype,
+        )
+        index = jnp.arange(self.depth // len(kinds))
+        return scan(kinds, make_block, name="blocks")(x, index, *shared)[0]
+
+    def _modulate_last(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """Norm, shift and scale ahead of the last layer: of a layer of its own, or of a table."""
+        if self.modulation == "adaln_zero":
+            both = self._dense(2 * self.width, "modulation")(nn.silu(condition))
+            shift, scale = jnp.split(both.astype(jnp.float32), 2, axis=-1)
+        else:
+            table = self.param("scale_shift_table", nn.initializers.zeros, (2, self.width))
+            shift, scale = condition + table[0], condition + table[1]
+        return layers.modulate(x, shift[:, :, None], scale[:, :, None]).astype(self.dtype)
 
     def _check(self) -> None:
-        if self.depth % 2:
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(
+                    f"Unknown model.{name} {value!r}: choose one of {', '.join(choices)}."
+                )
+        if self.attention == "factorized" and self.depth % 2:
             raise ValueError(
                 f"model.depth is {self.depth}, but spatial and temporal blocks come in pairs: make it even."
             )
@@ -179,4 +222,19 @@ class VideoDiT(nn.Module):
             raise ValueError(
                 f"model.width of {self.width} is not a multiple of model.num_heads of {self.num_heads}: "
                 "change one of them."
+            )
+        if self.text_encoder == "class" and self.cross_attention != "none":
+            raise ValueError(
+                f"model.cross_attention is {self.cross_attention!r}, but a class label has no tokens to attend to: "
+                "set it to 'none'."
+            )
+        if self.cross_attention == "none" and not self.pooled_text:
+            raise ValueError(
+                "model.cross_attention is 'none' and model.pooled_text is False, so that the text would reach nothing: "
+                "change one of them."
+            )
+        if self.text_encoder != "words" and self.text_depth:
+            raise ValueError(
+                f"model.text_depth is {self.text_depth}, but only the text encoder 'words' has layers to learn: "
+                "set it to 0."
             )

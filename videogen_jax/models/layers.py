@@ -6,6 +6,9 @@ Parameters are float32; `dtype` is the type of the matrix products. Norms, softm
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.models.positions import rotate
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 EMBED_INIT = nn.initializers.normal(0.02)
@@ -22,8 +25,9 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> 
       (*t.shape, dim) float32.
     Source: facebookresearch/DiT, `TimestepEmbedder.timestep_embedding`.
     """
-    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
-    angles = t.astype(jnp.float32)[..., None] * frequencies
+    # float64: a late time multiplies what is rounded here.
+    frequencies = max_period ** (-np.arange(dim // 2) / (dim // 2))
+    angles = t.astype(jnp.float32)[..., None] * frequencies.astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -46,8 +50,8 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
     Args:
       x: (B, T, N, D).
-      shift: (B, T or 1, 1, D).
-      scale: (B, T or 1, 1, D).
+      shift: (B, T or 1, 1, D) float32.
+      scale: (B, T or 1, 1, D) float32.
     Returns:
       (B, T, N, D) float32.
     Source: DiT, arXiv:2212.09748, section 3.2.
@@ -70,9 +74,14 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys, of x to itself or to a context."""
+    """Multi-head attention of x to itself or to a context.
+
+    `qk_norm` normalises queries and keys; `out_init` starts the last projection.
+    """
 
     num_heads: int
+    qk_norm: bool = True
+    out_init: nn.initializers.Initializer = KERNEL_INIT
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -81,13 +90,15 @@ class Attention(nn.Module):
         x: jax.Array,
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
+        rotary: jax.Array | None = None,
     ) -> jax.Array:
         """Attends over the axis before the last.
 
         Args:
           x: (B, N, D).
           context: (B, M, E) to take keys and values from; x itself if None.
-          mask: (B, M) bool, False where a key is padding; None if there is none.
+          mask: bool, broadcast to (B, N, M), False where a query may not see a key; None if it may see all.
+          rotary: (N, A) or (B, N, A), positions that rotate queries and keys; None for no rotation.
         Returns:
           (B, N, D) of type `dtype`.
         Source: QK-norm, arXiv:2302.05442, section 2.
@@ -101,16 +112,19 @@ class Attention(nn.Module):
             query = self._project("query", heads)(x)  # (B, N, K, Dh)
             key_value = self._project("key_value", (2, *heads))(context)  # (B, M, 2, K, Dh)
             key, value = key_value[:, :, 0], key_value[:, :, 1]
-        query = RMSNorm(name="query_norm")(query)
-        key = RMSNorm(name="key_norm")(key)
+        if self.qk_norm:
+            query = RMSNorm(name="query_norm")(query)
+            key = RMSNorm(name="key_norm")(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
         if mask is not None:
-            mask = mask[:, None, None, :]  # (B, 1, 1, M)
+            mask = mask[:, None]  # (B or 1, 1, N or 1, M)
         if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
             # XLA's CPU has no product of float16 that adds up in float32, which the scores want.
             query, key, value = (array.astype(jnp.float32) for array in (query, key, value))
         out = jax.nn.dot_product_attention(query, key, value, mask=mask)  # (B, N, K, Dh)
         return nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=KERNEL_INIT, dtype=self.dtype, name="out"
+            width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )(out)
 
     def _project(self, name: str, features: tuple[int, ...]) -> nn.Module:

@@ -1,14 +1,11 @@
-"""A caption encoder learned with the model, for data with its own vocabulary.
-
-Its interface is that of every text encoder here: token ids in, (tokens, mask, pooled) out.
-"""
+"""What the model is told: captions of its own vocabulary, or tokens of a text encoder that was trained elsewhere."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.models import layers, patches
+from videogen_jax.models import layers, positions
 
 PADDING_ID = 0  # as in data/captions.py
 
@@ -38,14 +35,31 @@ class CaptionEncoder(nn.Module):
         # float32 of unit variance: words that start nearly equal are learned late.
         embed_init = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocabulary_size, self.width, embedding_init=embed_init, name="words")(ids)
-        x = x + patches.sincos_1d(np.arange(ids.shape[1]), self.width)
+        x = x + positions.sincos_1d(np.arange(ids.shape[1]), self.width)
         x = x.astype(self.dtype)  # (B, L, D)
         for i in range(self.depth):
             attend = layers.Attention(self.num_heads, dtype=self.dtype, name=f"attention_{i}")
-            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), mask=mask)
+            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), mask=mask[:, None])
             mlp = layers.MLP(dtype=self.dtype, name=f"mlp_{i}")
             x = x + mlp(layers.RMSNorm(name=f"mlp_norm_{i}")(x))
         x = layers.RMSNorm(name="norm")(x)
         weight = mask[..., None].astype(jnp.float32)
         pooled = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)  # (B, D)
         return x, mask, pooled
+
+
+class CaptionProjection(nn.Module):
+    """Two linear layers with a GELU (tanh form) between: takes another encoder's tokens to the model's width.
+
+    Source: PixArt-alpha, arXiv:2310.00426, section 2.3.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, E) to (B, L, D) of type `dtype`."""
+        init = layers.EMBED_INIT
+        x = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(tokens)
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.gelu(x))

@@ -15,9 +15,7 @@ PARAMETER_AXES = {
     r"patch_embed/kernel": ("patch", "embed"),
     r"unembed/kernel": ("embed", "patch"),
     r"unembed/bias": ("patch",),
-    r"(time_embed|text_embed)/hidden/kernel": ("features", "embed"),
-    r"(time_embed|text_embed)/out/kernel": ("features", "embed"),
-    r"words/embedding": ("vocabulary", "embed"),
+    r"embed/(hidden|out)/kernel": ("features", "embed"),
     r"modulation/kernel": ("embed", "modulation"),
     r"modulation/bias": ("modulation",),
     r"qkv/kernel": ("embed", "qkv", "heads", "head"),
@@ -28,20 +26,25 @@ PARAMETER_AXES = {
     r"mlp(_\d+)?/down/kernel": ("mlp", "embed"),
     # Vectors of the model's width: too small to be worth a gather.
     r"(patch_embed|hidden|out|down)/bias": ("vector",),
-    r"norm(_\d+)?/scale": ("vector",),
 }
 
-# Present only in models with text cross-attention.
+# What a model has besides, by the options that bring it.
+WORDS_AXES = {r"words/embedding": ("vocabulary", "embed")}
+CLASS_AXES = {r"label_embed/embedding": ("vocabulary", "embed")}
+PROJECTION_AXES = {r"caption_encoder/(hidden|out)/kernel": ("features", "embed")}
 CROSS_ATTENTION_AXES = {
     r"text_attention/query/kernel": ("embed", "heads", "head"),
     r"text_attention/query/bias": ("heads", "head"),
     r"text_attention/key_value/kernel": ("embed", "qkv", "heads", "head"),
     r"text_attention/key_value/bias": ("qkv", "heads", "head"),
-    r"text_gate": ("vector",),
 }
+GATE_AXES = {r"text_gate": ("vector",)}
+NORM_AXES = {r"norm(_\d+)?/scale": ("vector",)}
+TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 
-# Constants that an optimizer keeps beside its moments (Muon's polynomial).
-COPIED = ("ns_coeffs",)
+# Constants that an optimizer keeps beside its moments (Muon's polynomial), and moments with axes averaged away
+# (Adafactor's).
+COPIED = {"ns_coeffs", "v_row", "v_col"}
 
 MESH_AXES = {
     "embed": "fsdp",
@@ -54,13 +57,38 @@ MESH_AXES = {
     "head": None,
     "mlp": None,
     "vector": None,
+    "parts": None,
     "layers": None,
 }
 
 
-def parameter_rules(cross_attention: bool) -> dict[str, tuple[str, ...]]:
-    """The first table, for models with or without text cross-attention."""
-    return PARAMETER_AXES | (CROSS_ATTENTION_AXES if cross_attention else {})
+def parameter_rules(
+    *, modulation: str, qk_norm: bool, cross_attention: str, text_encoder: str
+) -> dict[str, tuple[str, ...]]:
+    """The first table for a model, without a rule that would match none of its parameters.
+
+    Args:
+      modulation: field of `VideoDiT`, like the others.
+      qk_norm: see there.
+      cross_attention: see there.
+      text_encoder: see there.
+    Returns:
+      Regular expression for the end of a path -> logical axes.
+    """
+    reads, gated = cross_attention != "none", cross_attention == "gated"
+    options = (
+        (text_encoder == "words", WORDS_AXES),
+        (text_encoder == "class", CLASS_AXES),
+        (text_encoder == "embeddings" and reads, PROJECTION_AXES),
+        (reads, CROSS_ATTENTION_AXES),
+        (gated, GATE_AXES),
+        (qk_norm or gated or text_encoder == "words", NORM_AXES),
+        (modulation == "adaln_single", TABLE_AXES),
+    )
+    rules = dict(PARAMETER_AXES)
+    for present, axes in options:
+        rules |= axes if present else {}
+    return rules
 
 
 def make_shardings(
@@ -71,7 +99,8 @@ def make_shardings(
 ) -> Any:
     """Places every leaf of a tree by the two tables.
 
-    Scalars, random keys and optimizers' constants are copied to every device.
+    Scalars, random keys, leaves of one number, and what optimizers keep in other shapes than the parameters' are copied
+    to every device.
 
     Args:
       mesh: of `mesh.make_mesh`.
@@ -88,10 +117,12 @@ def make_shardings(
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
-        if leaf.ndim == 0 or name.endswith(COPIED):
+        if leaf.ndim == 0 or COPIED & set(name.split("/")):
             return NamedSharding(mesh, PartitionSpec())
         pattern = _match(name, rules)
         used.add(pattern)
+        if leaf.size == 1:  # a stand-in: Adafactor keeps one for each of the two forms of a moment
+            return NamedSharding(mesh, PartitionSpec())
         axes = (("layers",) if "blocks/" in name else ()) + rules[pattern]
         spec = _to_mesh(name, axes, leaf.shape, mesh, mesh_axes)
         return NamedSharding(mesh, PartitionSpec(*spec))

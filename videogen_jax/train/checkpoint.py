@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: written behind the training's back, read back only when they fit.
 
-A step holds three items: `ema` (all that sampling needs), `state` (the rest of the train state), `metadata` (JSON). The
-newest `keep` steps and the one of lowest validation loss stay.
+A step holds three items: `ema` (the moving averages by name: one is all that sampling needs), `state` (the rest of the
+train state), `metadata` (JSON). The newest `keep` steps and the one of lowest validation loss stay.
 """
 
 import time
@@ -85,13 +85,13 @@ def save(
     Args:
       manager: of `open_checkpoints`.
       state: to be saved under its own step number.
-      metadata: JSON-able, what `restore_ema` hands back beside the parameters.
+      metadata: JSON-able, for `restore_metadata`.
       validation_loss: by which the best step is chosen; None if it was not measured.
     """
     step = int(jax.device_get(state.step))
     items = ocp.args.Composite(
-        ema=ocp.args.StandardSave(_to_dict(state.ema)),
-        state=ocp.args.StandardSave(_to_dict(state.replace(ema=None))),
+        ema=ocp.args.StandardSave(to_dict(state.ema)),
+        state=ocp.args.StandardSave(to_dict(state.replace(ema=None))),
         metadata=ocp.args.JsonSave(metadata),
     )
     metrics = None if validation_loss is None else {"validation_loss": float(validation_loss)}
@@ -136,22 +136,24 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
 
 
 def restore_ema(
-    manager: ocp.CheckpointManager, abstract_ema: Any, step: int | None = None
+    manager: ocp.CheckpointManager, abstract_params: Any, name: str, step: int | None = None
 ) -> tuple[Any, int]:
-    """Restores the moving average alone: no optimizer state is read or held.
+    """Restores one moving average alone: no other and no optimizer state is read or held.
 
     Args:
       manager: of `open_checkpoints`, read-only.
-      abstract_ema: `jax.ShapeDtypeStruct`s with shardings, of any mesh.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings, of any mesh.
+      name: of the average.
       step: which one; by default the newest.
     Returns:
       (tree, its step).
     Raises:
-      CheckpointError: there is no such step, it cannot be read, or it is another model's.
+      CheckpointError: there is no such step or average, it cannot be read, or it is another model's.
     """
     step = find_step(manager, step)
+    directory = manager.directory / str(step) / "ema"
     try:
-        return _restore_item(manager, step, "ema", abstract_ema), step
+        return restore_average(directory, abstract_params, name), step
     except CheckpointError:
         raise
     except Exception as error:
@@ -160,6 +162,36 @@ def restore_ema(
             f"Checkpoint {step} in {manager.directory} is damaged ({str(error).splitlines()[0][:200]}): "
             f"choose another with --step (there are: {others})."
         ) from error
+
+
+def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
+    """Reads one moving average out of a folder that holds several by name.
+
+    Args:
+      directory: written by `save` or `snapshots.save_snapshot`.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings.
+      name: of the average.
+    Returns:
+      The tree.
+    Raises:
+      CheckpointError: there is no such average, or it is another model's.
+    """
+    target = {name: to_dict(abstract_params)}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(directory).item_metadata
+        names = list(saved.tree)
+        if names and name not in names:
+            raise CheckpointError(
+                f"There is no moving average {name!r} in {directory}: choose one of {', '.join(names)}."
+            )
+        _check_same(directory.parent.name, target, {n: saved.tree[n] for n in names if n == name})
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        restored = checkpointer.restore(directory, args=arguments)
+    return _like(abstract_params, restored[name])
 
 
 def restore_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -192,16 +224,21 @@ def find_step(manager: ocp.CheckpointManager, step: int | None) -> int:
 def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract: Any) -> Any:
     """Restores one item into the structure, types and shardings of `abstract`."""
     directory = manager.directory / str(step) / name
-    target = _to_dict(abstract)
+    target = to_dict(abstract)
     with ocp.StandardCheckpointer() as checkpointer:
         _check_same(step, target, checkpointer.metadata(directory).item_metadata)
         restored = checkpointer.restore(directory, target)
+    return _like(abstract, restored)
+
+
+def _like(abstract: Any, restored: dict) -> Any:
+    """The restored leaves in the structure of `abstract`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = dict(_named_leaves(restored))
     return jax.tree.unflatten(structure, [leaves[path_name(path)] for path, _ in paths])
 
 
-def _check_same(step: int, target: dict, saved: dict) -> None:
+def _check_same(step: int | str, target: dict, saved: dict) -> None:
     """Raises CheckpointError with what differs; Orbax by itself would cast types silently.
 
     Raises OSError if the step is damaged.
@@ -229,7 +266,7 @@ def _check_same(step: int, target: dict, saved: dict) -> None:
         )
 
 
-def _to_dict(tree: Any) -> dict[str, Any]:
+def to_dict(tree: Any) -> dict[str, Any]:
     """Any tree as nested dicts by path: optimizer states lose their tuples, and their empty ones altogether."""
     result: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -5,6 +5,7 @@
 Batches and random numbers are functions of (seed, step), so a run that was killed goes on as if it had not been.
 """
 
+import contextlib
 import json
 import math
 import signal
@@ -17,18 +18,19 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import pipeline
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.generate import contact_sheet
-from videogen_jax.generate.generator import make_generator
+from videogen_jax.models import weights
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import checkpoint, metrics, setup
+from videogen_jax.train import checkpoint, metrics, setup, snapshots
+from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import TrainState
-from videogen_jax.train.step import make_loss
 
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
 
@@ -71,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         setup.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
-            run_steps(run, workdir, manager, state, vocabulary)
+            run_steps(run, workdir, manager, state, vocabulary, data)
         except metrics.TrainingDiverged as error:
             manager.wait_until_finished()
             good = manager.latest_step()
@@ -82,7 +84,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
 
 def run_steps(
-    run: Run, workdir: Path, manager: Any, state: TrainState, vocabulary: Vocabulary
+    run: Run,
+    workdir: Path,
+    manager: Any,
+    state: TrainState,
+    vocabulary: Vocabulary,
+    data: pipeline.PackedData,
 ) -> None:
     """The loop itself: from the state's step to the last.
 
@@ -92,6 +99,7 @@ def run_steps(
       manager: of `checkpoint.open_checkpoints`.
       state: is donated.
       vocabulary: of the captions.
+      data: of `pipeline.open_data`.
     Raises:
       TrainingDiverged: the loss is not finite.
       Interrupted: SIGTERM came.
@@ -99,12 +107,17 @@ def run_steps(
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
     stop = catch_sigterm()
-    writer = metrics.make_writer(workdir)
-    evaluate = make_evaluate(run, vocabulary)
-    show_samples = make_show_samples(run, workdir, vocabulary)
-    metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+    put = partial(put_clips, run, vocabulary, data)
     interrupted = False
-    with open_batches(run, vocabulary, first - 1) as batches, jax.transfer_guard("disallow"):
+    with contextlib.ExitStack() as stack:
+        writer = metrics.make_writer(workdir)
+        stack.callback(writer.close)
+        snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
+        evaluate = make_evaluate(run, put, data)
+        show_samples = make_show_samples(run, workdir, vocabulary)
+        metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+        batches = stack.enter_context(open_batches(run, put, vocabulary, first - 1))
+        stack.enter_context(jax.transfer_guard("disallow"))
         train_step = setup.compile_step(run)  # while the first batches load
         window = metrics.Window(config.batch_size, lambda: batches.wait_seconds)
         for step in range(first, last + 1):
@@ -117,11 +130,17 @@ def run_steps(
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()
-                show_samples(writer, step, state.ema)
+                show_samples(writer, step, state.ema[run.ema_name])
+                window.restart()
+            if due(step, last, config.ema.snapshot_every):
+                window.flush()
+                powers = {name: state.ema[name] for name in map(width_name, config.ema.widths)}
+                with jax.transfer_guard("allow"):
+                    snapshots.save_snapshot(snapshot_writer, workdir, step, powers)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
-                loss = None if interrupted else evaluate(writer, step, state.ema)
+                loss = None if interrupted else evaluate(writer, step, state.ema[run.ema_name])
                 if loss is not None and not math.isfinite(loss):
                     raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
                 with jax.transfer_guard("allow"):  # Orbax copies the state to the host
@@ -130,9 +149,13 @@ def run_steps(
             if interrupted:
                 break
     manager.wait_until_finished()
-    writer.close()
     if interrupted:
         raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
+
+
+def due(step: int, last: int, every: int) -> bool:
+    """Whether something happens at this step that happens every so often and at the end; never for 0."""
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
@@ -193,9 +216,9 @@ def check_same_run(
     ours = json.loads(json.dumps(meaning(config.to_dict())))  # tuples become lists, as there
     theirs = meaning(metadata["config"])
     differences = [
-        f"{name} is {ours[name]} instead of {theirs[name]}"
+        f"{name} is {ours[name]} instead of {theirs.get(name)}"
         for name in ours
-        if ours[name] != theirs[name]
+        if ours[name] != theirs.get(name)
     ]
     if list(vocabulary.words) != metadata["vocabulary"]:
         differences.append("the captions have other words")
@@ -210,18 +233,23 @@ def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainStat
     """The newest checkpoint's state, or a new one, laid out on the mesh.
 
     Raises:
-      ValueError: the checkpoint is another run's.
+      ValueError: the checkpoint is another run's, or the weights to start from do not fit.
     """
     state = checkpoint.restore(manager, run.abstract)
     if state is None:
-        return jax.jit(run.init, out_shardings=run.shardings)()
+        init = jax.jit(run.init, out_shardings=run.shardings)
+        if not run.config.init.path:
+            return init()
+        params = jax.jit(run.init_params, out_shardings=run.shardings.params)()
+        params = weights.load_weights(run.config.init.path, run.config.init.layout, params)
+        return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
     check_same_run(checkpoint.restore_metadata(manager, step), run.config, vocabulary)
     logging.info("Going on from step %d of %s.", step, manager.directory)
     return state
 
 
-def open_batches(run: Run, vocabulary: Vocabulary, start_step: int) -> Any:
+def open_batches(run: Run, put: Callable[..., Any], vocabulary: Vocabulary, start_step: int) -> Any:
     """Training batches on the mesh, from the one after `start_step` steps on; a context manager."""
     config = run.config
     clips = pipeline.make_clips(
@@ -237,32 +265,34 @@ def open_batches(run: Run, vocabulary: Vocabulary, start_step: int) -> Any:
         process_count=jax.process_count(),
         threads=config.data.threads,
     )
-    return pipeline.prefetch_to_mesh(clips, partial(put_clips, run, vocabulary))
+    return pipeline.prefetch_to_mesh(clips, put)
 
 
 def put_clips(
-    run: Run, vocabulary: Vocabulary, clips: dict[str, np.ndarray]
+    run: Run, vocabulary: Vocabulary, data: pipeline.PackedData, clips: dict[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-    """Host clips to what the step takes: pixels and caption ids, on the mesh."""
+    """Host clips to what the step takes: pixels, caption ids and micro-conditions, on the mesh."""
     texts = [caption.decode() for caption in clips["caption"]]
     text = vocabulary.encode(texts, run.config.text.length)
-    return meshes.put_batch(run.mesh, {"video": clips["video"], "text": text})
+    buckets = np.searchsorted(data.motion_score_buckets, clips["motion_score"], side="right")
+    micro = {"fps": clips["fps"], "motion": buckets.astype(np.float32)}
+    micro = {name: micro[name] for name in run.config.model.micro_conditions}
+    return meshes.put_batch(run.mesh, {"video": clips["video"], "text": text} | micro)
 
 
-def make_evaluate(run: Run, vocabulary: Vocabulary) -> Callable[[Any, int, Any], float | None]:
+def make_evaluate(
+    run: Run, put: Callable[..., Any], data: pipeline.PackedData
+) -> Callable[[Any, int, Any], float | None]:
     """Validation loss of the EMA on the same clips, noise and times whenever it is called.
 
     None where the data set has no validation clips, or train.validation_batches is 0.
     """
     config = run.config
-    lengths = pipeline.open_data(config.data.path).lengths
-    if not sum(lengths.get("validation", [])) or not config.train.validation_batches:
+    if not sum(data.lengths.get("validation", [])) or not config.train.validation_batches:
         return lambda writer, step, ema: None
-    loss = jax.jit(
-        make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.0, **config.objective)
-    )
+    loss = jax.jit(setup.make_run_loss(run, text_dropout=0.0))
     batches = [
-        put_clips(run, vocabulary, clips)
+        put(clips)
         for clips in pipeline.make_validation_clips(
             config.data.path,
             batch_size=config.batch_size,
@@ -289,26 +319,18 @@ def make_show_samples(
 ) -> Callable[[Any, int, Any], None]:
     """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
     options = dict(run.config.sample)
+    prompts, motion = options.pop("prompts"), options.pop("motion")
     options.pop("every")
-    prompts = options.pop("prompts")
     if not prompts:
         return lambda writer, step, ema: None
     for prompt in prompts:
         vocabulary.check(prompt)
     text = vocabulary.encode(prompts, run.config.text.length)
-    generate = make_generator(
-        run.apply,
-        run.schedule,
-        run.null_text,
-        run.mesh,
-        run.shardings.ema,
-        shape=run.video_shape,
-        prediction=run.config.objective.prediction,
-        **options,
-    )
+    condition = setup.make_condition(run.config, text, motion)
+    generate = setup.make_run_generator(run, options)
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
-        videos = generate(ema, text, list(range(len(prompts))))
+        videos = generate(ema, condition, list(range(len(prompts))))
         if jax.process_index() > 0:
             return
         gif, size = contact_sheet.animation(videos, run.config.data.fps)

@@ -4,6 +4,7 @@ The train loop, `sample` and the tests all start from `make_run`, so they cannot
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +19,20 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.data.captions import Vocabulary
-from videogen_jax.diffusion.schedule import Schedule, make_schedule
+from videogen_jax.diffusion.objective import expand
+from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
+from videogen_jax.generate.generator import Generate, make_generator
 from videogen_jax.models.dit import VideoDiT
+from videogen_jax.models.patches import patch_grid
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
-from videogen_jax.train import optim
+from videogen_jax.train import ema, optim
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
-from videogen_jax.train.step import make_loss, make_train_step
+from videogen_jax.train.step import Batch, make_loss, make_train_step
 
 CHANNELS = 3
+TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
+MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
 
 class Run(NamedTuple):
@@ -37,17 +43,28 @@ class Run(NamedTuple):
     schedule: Schedule
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    ema_decays: dict[str, Callable[..., jax.Array]]  # of `ema.make_decays`; the first one samples
     null_text: np.ndarray  # (L,) int32, the ids of no caption
-    apply: Callable[..., jax.Array]  # (params, x_t, t, text) to the model's output
-    init: Callable[[], TrainState]  # to be jitted with `shardings` as its output's
+    apply: Callable[..., jax.Array]  # (params, x_t, t, condition) to the model's output
+    init_params: Callable[[], Any]  # to be jitted with `shardings.params` as its output's
+    init: Callable[..., TrainState]  # from params, or new ones; to be jitted with `shardings`
     abstract: TrainState  # of jax.ShapeDtypeStruct with shardings
     shardings: TrainState  # of NamedSharding
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
         """(T, H, W, C) of one clip as the model sees it."""
-        data = self.config.data
-        return (data.frames, data.height, data.width, CHANNELS)
+        return video_shape(self.config)
+
+    @property
+    def ema_name(self) -> str:
+        """The moving average that samples and is validated."""
+        return next(iter(self.ema_decays))
+
+
+def video_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int, int]:
+    """(T, H, W, C) of one clip as the model sees it."""
+    return (config.data.frames, config.data.height, config.data.width, CHANNELS)
 
 
 def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run:
@@ -62,24 +79,46 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
       ValueError: a name or size in the config does not fit; the sentence names it.
     """
     mesh = meshes.make_mesh(**config.mesh) if mesh is None else mesh
+    check_micro_conditions(config)
     model = VideoDiT(
-        **config.model,
+        **dict(config.model, position_grid=tuple(config.model.position_grid) or None),
+        text_encoder=TEXT_ENCODER,
         vocabulary_size=config.text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
     )
+    schedule = make_run_schedule(config)
     learning_rate = optim.make_learning_rate(steps=config.train.steps, **config.learning_rate)
+    optim.check_rate(config.optimizer.name, config.learning_rate.final_fraction)
     optimizer = optim.make_optimizer(learning_rate=learning_rate, **config.optimizer)
-    data, length = config.data, config.text.length
+    ema_decays = ema.make_decays(config.ema.decays, config.ema.widths)
+    batch = abstract_batch(config, count=1)
 
-    def init() -> TrainState:
-        rng = jax.random.key(config.seed)
-        shape = (1, data.frames, data.height, data.width, CHANNELS)
-        inputs = (jnp.zeros(shape), jnp.zeros(1), jnp.zeros((1, length), jnp.int32))
-        params = model.init(jax.random.fold_in(rng, 0), *inputs)["params"]
-        return init_state(params, optimizer, jax.random.fold_in(rng, 1), config.train.precision)
+    def apply(params: Any, x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
+        if schedule.clock == "sigma":
+            x_t = x_t * expand(schedule.input_scale(t), x_t.ndim)
+        micro = {name: condition[name] for name in config.model.micro_conditions}
+        time = schedule.model_time(t)
+        return model.apply({"params": params}, x_t, time, condition["text"], micro)
+
+    def init_params() -> Any:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
+        micro = {name: zeros[name] for name in config.model.micro_conditions}
+        rng = jax.random.fold_in(jax.random.key(config.seed), 0)
+        inputs = (zeros["video"].astype(jnp.float32), jnp.zeros(1), zeros["text"], micro)
+        return model.init(rng, *inputs)["params"]
+
+    def init(params: Any = None) -> TrainState:
+        params = init_params() if params is None else params
+        rng = jax.random.fold_in(jax.random.key(config.seed), 1)
+        return init_state(params, optimizer, ema_decays, rng, config.train.precision)
 
     shapes = jax.eval_shape(init)
-    rules = sharding.parameter_rules(config.model.cross_attention)
+    rules = sharding.parameter_rules(
+        modulation=config.model.modulation,
+        qk_norm=config.model.qk_norm,
+        cross_attention=config.model.cross_attention,
+        text_encoder=TEXT_ENCODER,
+    )
     shardings = sharding.make_shardings(mesh, shapes, rules)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -89,40 +128,118 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     return Run(
         config=config,
         mesh=mesh,
-        schedule=make_schedule(**config.schedule),
+        schedule=schedule,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        null_text=Vocabulary(()).encode([""], length)[0],
-        apply=lambda params, x_t, t, text: model.apply({"params": params}, x_t, t, text),
+        ema_decays=ema_decays,
+        null_text=Vocabulary(()).encode([""], config.text.length)[0],
+        apply=apply,
+        init_params=init_params,
         init=init,
         abstract=abstract,
         shardings=shardings,
     )
 
 
+def make_run_schedule(config: ml_collections.ConfigDict) -> Schedule:
+    """The config's schedule, shifted for the size of its videos if schedule.reference_tokens says so."""
+    options = dict(config.schedule)
+    reference = options.pop("reference_tokens")
+    if reference:
+        tokens = math.prod(patch_grid(video_shape(config)[:3], config.model.patch_size))
+        options["shift"] *= size_shift(tokens, reference)
+    return make_schedule(**options)
+
+
+def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
+    """Refuses micro-conditions that no batch has.
+
+    Raises:
+      ValueError: lists those that there are.
+    """
+    unknown = [name for name in config.model.micro_conditions if name not in MICRO_CONDITIONS]
+    if unknown:
+        raise ValueError(
+            f"Unknown model.micro_conditions {', '.join(map(repr, unknown))}: "
+            f"choose among {', '.join(MICRO_CONDITIONS)}."
+        )
+
+
+def abstract_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
+    """Shapes and types of a batch of `count` clips, as the step takes it."""
+    batch = {
+        "video": jax.ShapeDtypeStruct((count, *video_shape(config)), np.uint8),
+        "text": jax.ShapeDtypeStruct((count, config.text.length), np.int32),
+    }
+    micro = jax.ShapeDtypeStruct((count,), np.float32)
+    return batch | {name: micro for name in config.model.micro_conditions}
+
+
+def make_run_loss(run: Run, text_dropout: float) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """The config's loss of a batch."""
+    objective = run.config.objective
+    return make_loss(run.apply, run.schedule, run.null_text, text_dropout=text_dropout, **objective)
+
+
+def make_run_generator(
+    run: Run, options: dict[str, Any], null_text: np.ndarray | None = None
+) -> Generate:
+    """The config's sampler.
+
+    Args:
+      run: of `make_run`.
+      options: the lines of config.sample that `make_generator` takes.
+      null_text: ids of a negative prompt; by default those of no caption.
+    Returns:
+      (params, condition, seeds) to videos.
+    """
+    return make_generator(
+        run.apply,
+        run.schedule,
+        run.null_text if null_text is None else null_text,
+        run.mesh,
+        run.shardings.params,
+        shape=run.video_shape,
+        prediction=run.config.objective.prediction,
+        **options,
+    )
+
+
+def make_condition(
+    config: ml_collections.ConfigDict, text: np.ndarray, motion: float
+) -> dict[str, np.ndarray]:
+    """What the model is told of videos that are to be made.
+
+    Args:
+      config: of the run.
+      text: (N, L) int32 caption ids.
+      motion: bucket of the motion score, 0 (least) to 255; read by models with that micro-condition.
+    Returns:
+      The condition, rows of N.
+    """
+    values = {"fps": config.data.fps, "motion": motion}
+    micro = {
+        name: np.full(len(text), values[name], np.float32) for name in config.model.micro_conditions
+    }
+    return {"text": text} | micro
+
+
 def compile_step(run: Run) -> Callable[..., Any]:
     """The train step, compiled for the mesh and the batch's shape; the state is donated."""
     config = run.config
-    loss = make_loss(
-        run.apply, run.schedule, run.null_text, text_dropout=config.text.dropout, **config.objective
-    )
     step = make_train_step(
-        loss,
+        make_run_loss(run, config.text.dropout),
         run.optimizer,
         run.learning_rate,
         accumulation=config.train.accumulation,
-        ema_decay=config.train.ema_decay,
+        ema_decays=run.ema_decays,
     )
     whole = NamedSharding(run.mesh, PartitionSpec())
     rows = NamedSharding(run.mesh, meshes.BATCH)
-    batch = {
-        "video": jax.ShapeDtypeStruct(
-            (config.batch_size, *run.video_shape), np.uint8, sharding=rows
-        ),
-        "text": jax.ShapeDtypeStruct(
-            (config.batch_size, config.text.length), np.int32, sharding=rows
-        ),
-    }
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+        abstract_batch(config, config.batch_size),
+    )
     started = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(run.shardings, whole))
     compiled = jitted.lower(run.abstract, batch).compile()
@@ -152,7 +269,8 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     # JSON has lists where Flax wants something hashable.
-    config.model.patch_size = tuple(config.model.patch_size)
+    for name in ("patch_size", "micro_conditions"):
+        config.model[name] = tuple(config.model[name])
     return config.lock()
 
 

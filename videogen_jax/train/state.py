@@ -1,5 +1,6 @@
 """The train state: one pure pytree."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
@@ -24,7 +25,7 @@ class TrainState:
 
     step: jax.Array  # () int32, optimizer steps taken
     params: Any
-    ema: Any  # as params
+    ema: dict[str, Any]  # name of a moving average to a tree as params
     opt_state: optax.OptState
     rng: jax.Array  # () typed key, never advanced: steps fold their number into it
     loss_scale: LossScale | None  # None unless float16
@@ -46,13 +47,18 @@ def compute_dtype(precision: str) -> jnp.dtype:
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, rng: jax.Array, precision: str
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Iterable[str],
+    rng: jax.Array,
+    precision: str,
 ) -> TrainState:
-    """The state before the first step, with the EMA at the initial parameters.
+    """The state before the first step, with every moving average at the initial parameters.
 
     Args:
       params: float32 tree.
       optimizer: whose moments are to be kept.
+      averages: names of the moving averages.
       rng: () typed key of the run.
       precision: one of PRECISIONS.
     Returns:
@@ -64,7 +70,8 @@ def init_state(
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),  # a copy: the step donates both
+        # Copies: the step donates them all.
+        ema={name: jax.tree.map(jnp.copy, params) for name in averages},
         opt_state=optimizer.init(params),
         rng=rng,
         loss_scale=loss_scale,

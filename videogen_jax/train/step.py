@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from videogen_jax.diffusion import objective
+from videogen_jax.diffusion import objective, times
 from videogen_jax.diffusion.schedule import Schedule
+from videogen_jax.train import ema, optim
 from videogen_jax.train.state import LossScale, TrainState
 
-Batch = dict[str, jax.Array]  # video (B, T, H, W, 3) uint8, text (B, L) int32
-Apply = Callable[..., jax.Array]  # params, x_t, t, text -> output
+# video (B, T, H, W, 3) uint8; text, a tree of (B, ...); and the micro-conditions, (B,) float32 each
+Batch = dict[str, Any]
+Apply = Callable[
+    ..., jax.Array
+]  # params, x_t, t, condition (the batch without its video) -> output
 
 SCALE_GROWTH_INTERVAL = 1000  # finite float16 steps before the loss scale doubles
 
@@ -27,31 +31,18 @@ def to_float(video: jax.Array) -> jax.Array:
     return video.astype(jnp.float32) / 127.5 - 1
 
 
-def draw_times(rng: jax.Array, count: int, num_steps: int) -> jax.Array:
-    """Uniform diffusion times, one from each of `count` equal slices of the clock.
-
-    Stratified, so that every batch sees all noise levels.
-
-    Args:
-      rng: key.
-      count: B.
-      num_steps: steps of the clock.
-    Returns:
-      (B,) int32 in [0, num_steps).
-    Source: VDM, arXiv:2107.00630, appendix I.1.
-    """
-    u = (jnp.arange(count) + jax.random.uniform(rng)) / count
-    return jnp.clip((u * num_steps).astype(jnp.int32), 0, num_steps - 1)
-
-
 def make_loss(
     apply: Apply,
     schedule: Schedule,
-    null_text: jax.Array,
+    null_text: Any,
     *,
     prediction: str,
     weighting: str,
     gamma: float,
+    time_distribution: str,
+    time_mean: float,
+    time_std: float,
+    stratified: bool,
     text_dropout: float,
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """Builds the loss of a batch.
@@ -59,29 +50,53 @@ def make_loss(
     Args:
       apply: the model.
       schedule: noise schedule.
-      null_text: (L,) ids that stand for no caption.
+      null_text: tree of text without the batch axis, that stands for no caption.
       prediction: one of `objective.PREDICTIONS`.
       weighting: one of `objective.WEIGHTINGS`.
       gamma: bound of the weights.
+      time_distribution: one of `times.DISTRIBUTIONS`.
+      time_mean: see `times.draw_times`, as the next two.
+      time_std: of the same.
+      stratified: times spread evenly over the batch.
       text_dropout: share of captions replaced by `null_text`, for classifier-free guidance.
     Returns:
       (params, batch, rng) to the mean over the batch, () float32.
+    Raises:
+      ValueError: prediction, times and schedule do not go together.
     """
+    objective.check_objective(schedule, prediction)
+    times.check_distribution(schedule, time_distribution)
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
         rng_time, rng_eps, rng_drop = jax.random.split(rng, 3)
         x0 = to_float(batch["video"])  # (B, T, H, W, 3)
         count = x0.shape[0]
-        t = draw_times(rng_time, count, schedule.num_steps)  # (B,)
-        alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+        t = times.draw_times(
+            rng_time,
+            count,
+            schedule,
+            distribution=time_distribution,
+            mean=time_mean,
+            std=time_std,
+            stratified=stratified,
+        )  # (B,)
+        levels = schedule.pair(t)
         eps = jax.random.normal(rng_eps, x0.shape)
-        x_t = objective.add_noise(x0, eps, alpha, sigma)
-        dropped = jax.random.bernoulli(rng_drop, text_dropout, (count, 1))
-        text = jnp.where(dropped, null_text, batch["text"])
-        output = apply(params, x_t, t, text)
-        target = objective.make_target(prediction, x0, eps, alpha, sigma)
+        x_t = objective.add_noise(x0, eps, *levels)
+        dropped = jax.random.bernoulli(rng_drop, text_dropout, (count,))
+        text = jax.tree.map(
+            lambda null, rows: jnp.where(objective.expand(dropped, rows.ndim), null, rows),
+            null_text,
+            batch["text"],
+        )
+        condition = {name: rows for name, rows in batch.items() if name != "video"}
+        output = apply(params, x_t, t, condition | {"text": text})
+        target = objective.make_target(prediction, x0, eps, *levels, schedule.sigma_data)
         error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3, 4))  # (B,)
-        return jnp.mean(objective.loss_weight(weighting, prediction, alpha, sigma, gamma) * error)
+        weight = objective.loss_weight(
+            weighting, prediction, *levels, gamma=gamma, sigma_data=schedule.sigma_data
+        )
+        return jnp.mean(weight * error)
 
     return loss
 
@@ -92,7 +107,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     *,
     accumulation: int,
-    ema_decay: float,
+    ema_decays: dict[str, Callable[[jax.Array], jax.Array]],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it with shardings and donates the state.
 
@@ -103,7 +118,7 @@ def make_train_step(
       optimizer: of `make_optimizer`.
       learning_rate: for the metrics.
       accumulation: equal parts in which the batch is taken.
-      ema_decay: of the moving average, reached by way of min(decay, (1 + n) / (10 + n)).
+      ema_decays: of `ema.make_decays`.
     Returns:
       (state, batch) to (state, metrics): loss, gradient_norm, learning_rate, and for float16
       loss_scale, each () float32.
@@ -121,9 +136,10 @@ def make_train_step(
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
-        new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        averages = ema.update(
+            state.ema, optim.evaluation_params(opt_state, params), state.step, ema_decays
+        )
+        new = state.replace(step=state.step + 1, params=params, ema=averages, opt_state=opt_state)
         if state.loss_scale is not None:
             finite = jnp.isfinite(metrics["gradient_norm"])
             kept = state.replace(step=state.step + 1)
@@ -162,10 +178,9 @@ def accumulate_gradients(
 
     gradient = jax.grad(scaled, has_aux=True)
     # Rows of one part come from all devices: splitting "(rows parts)" keeps each row where it is.
-    batches = {
-        name: einops.rearrange(rows, "(b parts) ... -> parts b ...", parts=parts)
-        for name, rows in batch.items()
-    }
+    batches = jax.tree.map(
+        lambda rows: einops.rearrange(rows, "(b parts) ... -> parts b ...", parts=parts), batch
+    )
 
     def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, jax.Array]:
         grads, value = gradient(params, *part)

@@ -1,0 +1,150 @@
+"""Times: their laws at random, and their places in a row."""
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videogen_jax.diffusion import times
+from videogen_jax.diffusion.schedule import make_schedule
+
+NORMAL = statistics.NormalDist()
+
+
+def quantiles(count):
+    """The middle of each of `count` equally probable slices of a standard normal law."""
+    return np.array([NORMAL.inv_cdf((i + 0.5) / count) for i in range(count)])
+
+
+def draw(name, count=1000, **options):
+    schedule = make_schedule(name)
+    return np.asarray(times.draw_times(jax.random.key(3), count, schedule, **options))
+
+
+def test_uniform_times_fall_one_into_each_slice_of_the_clock():
+    drawn = draw("linear", 10)
+    assert drawn.dtype == np.int32
+    np.testing.assert_array_equal(drawn // 100, np.arange(10))
+    np.testing.assert_array_equal(np.floor(draw("flow", 10) * 10), np.arange(10))
+
+
+def test_without_strata_times_are_independent():
+    drawn = draw("linear", 2000, stratified=False)
+    assert np.any(np.diff(drawn) < 0)
+    np.testing.assert_allclose(np.bincount(drawn // 100), 200, atol=60)  # 4 deviations
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.4)])
+def test_logit_normal_times_have_their_law(mean, std):
+    """A stratified draw is the quantiles of the law, each moved within its slice."""
+    middle = slice(20, -20)  # the outermost slices are wide
+    expected = 1 / (1 + np.exp(-mean - std * quantiles(1000)[middle]))
+    options = {"distribution": "logit_normal", "mean": mean, "std": std}
+    np.testing.assert_allclose(draw("flow", **options)[middle], expected, atol=2e-3)
+    steps = draw("linear", **options)[middle]
+    np.testing.assert_allclose((steps + 0.5) / 1000, expected, atol=3e-3)
+
+
+def test_log_normal_times_are_svds_sigma():
+    """ln sigma ~ N(0.7, 1.6^2)."""
+    drawn = draw("edm", distribution="log_normal", mean=0.7, std=1.6)
+    middle = slice(20, -20)  # the outermost slices are wide
+    expected = 0.7 + 1.6 * quantiles(1000)
+    np.testing.assert_allclose(np.log(drawn)[middle], expected[middle], atol=0.05)
+
+
+def test_uniform_times_of_edm_lie_on_its_steps():
+    schedule = make_schedule("edm", sigma_max=80.0)
+    drawn = np.asarray(times.draw_times(jax.random.key(0), 1000, schedule))
+    place = (np.arange(1000) + 0.5) / 1000
+    expected = (0.002 ** (1 / 7) + place * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(drawn[5:], expected[5:], rtol=0.05)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+def test_the_outermost_draws_are_times_too(distribution, monkeypatch):
+    for extreme in (0.0, 1.0):
+        monkeypatch.setattr(jax.random, "uniform", lambda *_, e=extreme: jnp.asarray(e))
+        for name in ("linear", "flow"):
+            drawn = draw(name, 1, distribution=distribution)
+            assert np.all(np.isfinite(drawn)) and np.all(drawn >= 0)
+            assert np.all(drawn <= (999 if name == "linear" else 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution", "message"),
+    [
+        ("linear", "gamma", "'gamma': choose one of uniform, logit_normal, log_normal"),
+        ("flow", "log_normal", "choose objective.time_distribution uniform or logit_normal"),
+        ("linear", "log_normal", "or schedule.name=edm"),
+        ("edm", "logit_normal", "log_normal or uniform"),
+    ],
+)
+def test_laws_off_their_clock_are_refused(name, distribution, message):
+    with pytest.raises(ValueError, match=message):
+        draw(name, 4, distribution=distribution)
+
+
+# ---------------------------------------------------------------------------------------- in a row
+
+
+@pytest.mark.parametrize("spacing", times.SPACINGS)
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 37, 64])
+def test_every_count_of_steps_falls_strictly(spacing, num_steps):
+    """Regression: the first implementation walked towards more noise."""
+    schedule = make_schedule("linear", num_steps)
+    for count in range(1, num_steps + 1):
+        steps = times.space_times(schedule, count, spacing)
+        assert steps.shape == (count,) and steps.dtype == np.int32
+        assert np.all(np.diff(steps) < 0)
+        assert 0 <= steps[-1] <= steps[0] < num_steps
+
+
+@pytest.mark.parametrize("spacing", times.SPACINGS)
+def test_steps_of_the_usual_clock_fall_strictly(spacing):
+    schedule = make_schedule("linear")
+    for count in [*range(1, 100), 333, 500, 501, 666, 667, 750, 900, 998, 999, 1000]:
+        steps = times.space_times(schedule, count, spacing)
+        assert steps.shape == (count,)
+        assert np.all(np.diff(steps) < 0)
+        assert steps[-1] >= 0
+        if spacing == "trailing":
+            assert steps[0] == 999
+        if spacing == "leading":
+            assert steps[-1] == 0
+
+
+def test_spacings_are_those_of_table_2():
+    """arXiv:2305.08891, table 2, T = 1000, S = 10; the paper counts steps from 1."""
+    table = {
+        "leading": range(1, 1000, 100),
+        "linspace": (1, 112, 223, 334, 445, 556, 667, 778, 889, 1000),
+        "trailing": range(100, 1001, 100),
+    }
+    for spacing, expected in table.items():
+        steps = times.space_times(make_schedule("linear"), 10, spacing)
+        assert [step + 1 for step in steps[::-1].tolist()] == list(expected)
+        real = times.space_times(make_schedule("linear", continuous=True), 10, spacing)
+        np.testing.assert_allclose(1000 * real[::-1], list(expected))
+
+
+def test_a_solver_in_log_snr_leaves_the_first_step_out():
+    schedule = make_schedule("linear")
+    for spacing, last in (("leading", 100), ("linspace", 100), ("trailing", 110)):
+        steps = times.space_times(schedule, 9, spacing, above_first=True)
+        assert len(steps) == 9 and steps[-1] == pytest.approx(last, abs=11) and steps[-1] > 0
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_more_steps_than_the_clock_has_are_refused(count):
+    with pytest.raises(ValueError, match="choose between 1 and 10"):
+        times.space_times(make_schedule("linear", 10), count, "leading")
+    with pytest.raises(ValueError, match="choose between 1 and 9"):
+        times.space_times(make_schedule("linear", 10), 10, "leading", above_first=True)
+
+
+def test_an_unknown_spacing_lists_the_known():
+    with pytest.raises(ValueError, match="'even'.* one of leading, trailing, linspace"):
+        times.space_times(make_schedule("linear", 10), 5, "even")

@@ -1,0 +1,164 @@
+"""Positions against formulas, one number at a time, and against what they are for."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videogen_jax.models import positions
+
+
+def sincos(position, dim):
+    """Sines, then cosines, of position / 10000^(i / (dim / 2)), one Python float at a time."""
+    angles = [position / 10_000 ** (2 * i / dim) for i in range(dim // 2)]
+    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+
+
+@pytest.mark.parametrize("dim", [2, 8, 22])
+def test_sincos_1d_is_the_formula(dim):
+    got = positions.sincos_1d(np.arange(500), dim)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, [sincos(i, dim) for i in range(500)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "time", "space"), [(6, 2, 2), (12, 4, 4), (16, 8, 4), (128, 44, 42)]
+)
+def test_sincos_3d_gives_each_axis_its_part(dim, time, space):
+    got = np.asarray(positions.sincos_3d((3, 2, 4), dim))
+    assert got.shape == (3, 8, dim)
+    for t in range(3):
+        for y in range(2):
+            for x in range(4):
+                expected = sincos(t, time) + sincos(y, space) + sincos(x, space)
+                np.testing.assert_allclose(got[t, y * 4 + x], expected, atol=1e-6)
+
+
+def test_no_two_positions_are_alike():
+    table = np.asarray(positions.sincos_3d((20, 5, 5), 12)).reshape(-1, 12)
+    assert len(np.unique(table.round(5), axis=0)) == 500
+
+
+def test_the_table_of_a_long_video_is_no_constant_of_the_program():
+    """480 frames of 32x32 patches at width 512 are a gigabyte."""
+    program = jax.make_jaxpr(lambda: positions.sincos_3d((480, 32, 32), 512))()
+    assert program.out_avals[0].shape == (480, 1024, 512)
+    assert sum(np.size(constant) for constant in program.consts) < 1e6
+
+
+@pytest.mark.parametrize("dim", [4, 7])
+def test_widths_without_room_for_three_axes_are_refused(dim):
+    with pytest.raises(ValueError, match="even width of at least 6, not"):
+        positions.sincos_3d((1, 1, 1), dim)
+
+
+def test_sincos_2d_has_the_columns_first():
+    """As DiT, Latte and diffusers' PatchEmbed: `# here w goes first`."""
+    got = np.asarray(positions.sincos_2d((2, 3), 16))
+    assert got.shape == (6, 16)
+    for y in range(2):
+        for x in range(3):
+            np.testing.assert_allclose(got[y * 3 + x], sincos(x, 8) + sincos(y, 8), atol=1e-6)
+
+
+def test_sincos_2d_needs_room_for_rows_and_columns():
+    with pytest.raises(ValueError, match=r"model\.width is 14, but .* multiple of 4"):
+        positions.sincos_2d((2, 2), 14)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 6), None), ((4, 6), (2, 3)), ((2, 5), (4, 5))])
+def test_sincos_2d_stretches_as_diffusers(grid, size):
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    rows, columns = size or grid
+    for base, axis in ((rows, 0), (columns, 1)):
+        expected = embeddings.get_2d_sincos_pos_embed(16, grid, base_size=base, output_type="pt")
+        half = slice(8, 16) if axis == 0 else slice(0, 8)
+        got = np.asarray(positions.sincos_2d(grid, 16, size))
+        np.testing.assert_allclose(got[:, half], expected.numpy()[:, half], atol=2e-6)
+
+
+def test_every_kind_of_position_is_stretched_over_the_same_range():
+    """Twice the patches along an axis: every second one lies where one lay before."""
+    for table in (
+        lambda grid, size: positions.sincos_2d(grid[1:], 24, size),
+        lambda grid, size: positions.sincos_3d(grid, 24, size),
+        positions.coordinates,
+    ):
+        small = np.asarray(table((2, 2, 3), None)).reshape(
+            -1, 2, 3, table((2, 2, 3), None).shape[-1]
+        )
+        large = np.asarray(table((2, 4, 6), (2, 3))).reshape(-1, 4, 6, small.shape[-1])
+        np.testing.assert_allclose(large[:, ::2, ::2], small, atol=1e-6)
+        assert np.abs(large[:, 1::2, ::2] - small).max() > 0.1
+        assert np.abs(large[:, ::2, 1::2] - small).max() > 0.1
+
+
+def test_coordinates_are_those_of_the_token():
+    got = np.asarray(positions.coordinates((3, 2, 4))).reshape(3, 2, 4, 3)
+    np.testing.assert_array_equal(got, np.moveaxis(np.indices((3, 2, 4)), 0, -1))
+
+
+def rotated(x, place):
+    """Axis by axis, pair by pair, as complex numbers in float64."""
+    dim, axes = len(x), len(place)
+    widths = positions.split_width(dim, axes)
+    angles = [
+        p / 10_000 ** (2 * i / w) for p, w in zip(place, widths, strict=True) for i in range(w // 2)
+    ]
+    pairs = (x[: dim // 2] + 1j * x[dim // 2 :]) * np.exp(1j * np.array(angles))
+    return np.concatenate([pairs.real, pairs.imag])
+
+
+@pytest.mark.parametrize(("dim", "axes"), [(8, 1), (8, 2), (6, 2), (12, 3), (16, 3)])
+def test_rotation_turns_pairs_by_their_positions(dim, axes):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 3, dim)).astype(np.float32)
+    places = rng.integers(0, 30, (2, 5, axes)).astype(np.float32)
+    whole = np.asarray(positions.rotate(x, places))
+    same = np.asarray(positions.rotate(x, places[0]))
+    assert whole.shape == x.shape and whole.dtype == np.float32
+    for n in range(5):
+        for head in range(3):
+            for b in range(2):
+                expected = rotated(np.float64(x[b, n, head]), places[b, n])
+                np.testing.assert_allclose(whole[b, n, head], expected, atol=2e-5)
+            expected = rotated(np.float64(x[1, n, head]), places[0, n])
+            np.testing.assert_allclose(same[1, n, head], expected, atol=2e-5)
+    norms = np.linalg.norm(np.float64(whole), axis=-1)
+    np.testing.assert_allclose(norms, np.linalg.norm(np.float64(x), axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_scores_of_rotated_pairs_see_differences_alone(axes):
+    rng = np.random.default_rng(1)
+    query, key = rng.standard_normal((2, 1, 6, 2, 12)).astype(np.float32)
+    places = rng.integers(0, 20, (6, axes)).astype(np.float32)
+    shift = rng.integers(1, 9, axes).astype(np.float32)
+
+    def scores(moved_query, moved_key):
+        q, k = positions.rotate(query, moved_query), positions.rotate(key, moved_key)
+        return np.einsum("bnkh,bmkh->bknm", np.float64(q), np.float64(k))
+
+    before = scores(places, places)
+    np.testing.assert_allclose(scores(places + shift, places + shift), before, atol=1e-4)
+    for axis in range(axes):  # and all of them
+        one = np.eye(axes, dtype=np.float32)[axis]
+        assert np.abs(scores(places + one, places) - before).max() > 0.1
+
+
+def test_the_first_position_rotates_nothing_and_the_type_stays():
+    x = np.random.default_rng(0).standard_normal((1, 2, 1, 8))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        value = jnp.asarray(x, dtype)
+        got = positions.rotate(value, jnp.zeros((2, 2)))
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, value)
+
+
+@pytest.mark.parametrize(("dim", "axes"), [(7, 1), (2, 2), (4, 3), (0, 1)])
+def test_heads_that_cannot_be_shared_out_are_refused(dim, axes):
+    message = rf"{axes} axes need an even width of at least {2 * axes}, not {dim}: .*num_heads"
+    with pytest.raises(ValueError, match=message):
+        positions.rotate(jnp.zeros((1, 1, 1, dim)), jnp.zeros((1, axes)))

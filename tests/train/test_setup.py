@@ -1,0 +1,84 @@
+"""What a config means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.randomise import randomise
+from tests.tiny import tiny_config
+from videogen_jax.train import setup
+
+
+def random_run(config):
+    run = setup.make_run(config)
+    return run, jax.device_put(randomise(run.abstract.params, 0.3), run.shardings.params)
+
+
+def test_shift_grows_with_the_root_of_the_tokens():
+    config = tiny_config()  # 4 x 2 x 2 tokens
+    config.schedule.update({"name": "flow", "zero_terminal_snr": False, "shift": 1.5})
+    plain = setup.make_run_schedule(config)
+    config.schedule.reference_tokens = 4
+    shifted = setup.make_run_schedule(config)
+    t = np.array([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(plain.log_snr(t) - shifted.log_snr(t), 2 * np.log(2.0))
+
+
+@pytest.mark.parametrize("name", ["fps", "motion"])
+def test_micro_conditions_reach_the_model_by_name(name):
+    config = tiny_config()
+    config.model.micro_conditions = ("fps", "motion")
+    run, params = random_run(config)
+    text = np.full((2, config.text.length), 4, np.int32)
+    condition = setup.make_condition(config, text, motion=100.0)
+    assert condition["fps"].tolist() == [config.data.fps] * 2
+    assert condition["motion"].tolist() == [100.0] * 2
+    x_t = jax.random.normal(jax.random.key(0), (2, *run.video_shape))
+    before = run.apply(params, x_t, jnp.array([3, 5]), condition)
+    moved = condition | {name: condition[name] + np.float32([0, 7])}
+    change = jnp.abs(run.apply(params, x_t, jnp.array([3, 5]), moved) - before).max((1, 2, 3, 4))
+    assert change[0] == 0 and change[1] > 1e-4
+
+
+def test_an_unknown_micro_condition_lists_the_known():
+    config = tiny_config()
+    config.model.micro_conditions = ("fps", "speed")
+    with pytest.raises(ValueError, match="'speed': choose among fps, motion"):
+        setup.make_run(config)
+
+
+def test_edms_model_sees_scaled_video_and_the_logarithm_of_sigma():
+    config = tiny_config()
+    run, params = random_run(config)
+    config.schedule.update({"name": "edm", "zero_terminal_snr": False, "sigma_data": 0.5})
+    edm = setup.make_run(config)
+    x_t = 30 * jax.random.normal(jax.random.key(0), (2, *run.video_shape))
+    sigma = jnp.array([0.8, 40.0])
+    condition = {"text": np.full((2, config.text.length), 4, np.int32)}
+    scale = 1 / jnp.sqrt(sigma**2 + 0.25)
+    # On a clock of steps the model sees x_t and t as they are.
+    expected = run.apply(
+        params, x_t * scale[:, None, None, None, None], jnp.log(sigma) / 4, condition
+    )
+    got = edm.apply(params, x_t, sigma, condition)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_train_the_parameters_that_videos_do():
+    """One frame passes the temporal blocks by; all else learns from pictures and videos alike."""
+    config = tiny_config()
+    run, params = random_run(config)
+    loss = setup.make_run_loss(run, text_dropout=0.0)
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (4, *run.video_shape), np.uint8)
+    text = np.full((4, config.text.length), 4, np.int32)
+    gradient = jax.jit(jax.grad(loss))
+    moved = {}
+    for name, frames in (("video", 4), ("picture", 1)):
+        grads = gradient(params, {"video": video[:, :frames], "text": text}, jax.random.key(0))
+        moved[name] = jax.tree.map(lambda g: float(jnp.abs(g).max()), grads)
+    assert all(size > 0 for size in jax.tree.leaves(moved["video"]["blocks"]))
+    assert all(size > 0 for size in jax.tree.leaves(moved["picture"]["blocks"]["spatial"]))
+    assert all(size == 0 for size in jax.tree.leaves(moved["picture"]["blocks"]["temporal"]))
+    assert moved["picture"]["unembed"]["kernel"] > 0

@@ -1,0 +1,154 @@
+"""The transformer's blocks: attention, text cross-attention, MLP; all of them the identity when they are new.
+
+    spatial:   over the N places of a frame     (B T) N D
+    temporal:  over the T frames at a place     (B N) T D
+    joint:     over all tokens                  B (T N) D
+
+| modulation   | shift, scale and gate of attention and MLP                                                 |
+| ------------ | ------------------------------------------------------------------------------------------ |
+| adaln_zero   | of the condition, by a layer of each block that starts at zero (DiT, arXiv:2212.09748)     |
+| adaln_single | of the condition, by one layer for all blocks, plus a table of each block, all zero at     |
+|              | first (PixArt-alpha, arXiv:2310.00426, where the tables start at random)                   |
+
+| cross_attention | where             | how                                                                      |
+| --------------- | ----------------- | ------------------------------------------------------------------------ |
+| gated           | every block       | of the normalised tokens, through a gate that starts at zero             |
+| pixart          | spatial and joint | of the tokens as they are, through a projection that starts at zero      |
+"""
+
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from videogen_jax.models import layers
+from videogen_jax.models.positions import ROTARY_AXES
+
+KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
+MODULATIONS = ("adaln_zero", "adaln_single")
+CROSS_ATTENTIONS = ("none", "gated", "pixart")
+
+SEQUENCES = {"spatial": "(b t) n d", "temporal": "(b n) t d", "joint": "b (t n) d"}
+
+
+class Block(nn.Module):
+    """Attention, optional cross-attention to the caption, MLP."""
+
+    kind: str  # spatial, temporal, joint
+    num_heads: int
+    mlp_ratio: int
+    causal: bool
+    positions: str
+    modulation: str
+    qk_norm: bool
+    cross_attention: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        text: jax.Array | None,
+        text_mask: jax.Array | None,
+        coordinates: jax.Array,
+    ) -> jax.Array:
+        """Computes one block.
+
+        Args:
+          x: (B, T, N, D).
+          condition: float32, (B, T or 1, D) for adaln_zero; (B, T or 1, 6 D), the output of the shared layer, for
+            adaln_single.
+          text: (B, L, D), caption tokens; read only with cross-attention.
+          text_mask: (B, L) bool.
+          coordinates: (T, N, 3) float32, (t, h, w) of each token, for rotary positions.
+        Returns:
+          (B, T, N, D), same type as x.
+        """
+        frames, places, width = x.shape[1:]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulation(condition, width)
+
+        sequence = SEQUENCES[self.kind]
+        y = layers.modulate(x, shift_a, scale_a).astype(self.dtype)  # (B, T, N, D)
+        y = layers.Attention(self.num_heads, self.qk_norm, dtype=self.dtype, name="attention")(
+            einops.rearrange(y, f"b t n d -> {sequence}"),
+            mask=self._causal_mask(frames, places),
+            rotary=self._rotary(coordinates),
+        )
+        y = einops.rearrange(y, f"{sequence} -> b t n d", t=frames, n=places)
+        x = x + (gate_a * y).astype(x.dtype)
+
+        if self.cross_attention == "gated":
+            # A gate of its own: adaLN has six parts in every public layout.
+            gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
+            y = self._read(layers.RMSNorm(name="text_norm")(x), text, text_mask)
+            x = x + (gate_t * y).astype(x.dtype)
+        elif self.cross_attention == "pixart" and self.kind != "temporal":
+            x = x + self._read(x, text, text_mask, nn.initializers.zeros).astype(x.dtype)
+
+        y = layers.modulate(x, shift_m, scale_m).astype(self.dtype)
+        y = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
+        return x + (gate_m * y).astype(x.dtype)
+
+    def _modulation(self, condition: jax.Array, width: int) -> list[jax.Array]:
+        """Shift, scale and gate of attention, then of the MLP: six of (B, T or 1, 1, D) float32."""
+        if self.modulation == "adaln_zero":
+            condition = nn.Dense(
+                6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
+            )(nn.silu(condition))
+        parts = einops.rearrange(condition.astype(jnp.float32), "b t (p d) -> p b t 1 d", p=6)
+        if self.modulation == "adaln_single":
+            table = self.param("scale_shift_table", nn.initializers.zeros, (6, width))
+            parts = parts + table[:, None, None, None]
+        return list(parts)
+
+    def _causal_mask(self, frames: int, places: int) -> jax.Array | None:
+        """(1, M, M) bool over the M tokens of a sequence: frames see themselves and those before."""
+        if not self.causal or self.kind == "spatial":
+            return None
+        frame = jnp.repeat(jnp.arange(frames), 1 if self.kind == "temporal" else places)
+        return (frame[:, None] >= frame[None, :])[None]
+
+    def _rotary(self, coordinates: jax.Array) -> jax.Array | None:
+        """(M, A), positions of the M tokens of a sequence along the axes that rotate them."""
+        axes = ROTARY_AXES.get((self.positions, self.kind))
+        if axes is None:
+            return None
+        tokens = {"spatial": coordinates[0], "temporal": coordinates[:, 0]}
+        tokens = tokens.get(self.kind, coordinates.reshape(-1, 3))
+        return tokens[:, jnp.array(axes)]
+
+    def _read(
+        self,
+        x: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        out_init: nn.initializers.Initializer = layers.KERNEL_INIT,
+    ) -> jax.Array:
+        y = layers.Attention(
+            self.num_heads, self.qk_norm, out_init, dtype=self.dtype, name="text_attention"
+        )(einops.rearrange(x, "b t n d -> b (t n) d"), text, text_mask[:, None])
+        return einops.rearrange(y, "b (t n) d -> b t n d", t=x.shape[1])
+
+
+class BlockGroup(nn.Module):
+    """What `nn.scan` repeats: a spatial and a temporal block, or a joint one. Pictures skip temporal blocks."""
+
+    kinds: tuple[str, ...]
+    make_block: Callable[..., Block]
+
+    @nn.compact
+    def __call__(self, x, index, condition, text, text_mask, coordinates, time_table):
+        """As `Block`, with `index` () of the group and `time_table` (T, 1, D), or None, for the first.
+
+        Returns (x, None), the carry and output that scan wants.
+        """
+        for kind in self.kinds:
+            if kind == "temporal" and x.shape[1] == 1:
+                continue
+            if kind == "temporal" and time_table is not None:
+                x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
+            x = self.make_block(kind, name=kind)(x, condition, text, text_mask, coordinates)
+        return x, None

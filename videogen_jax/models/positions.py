@@ -1,0 +1,183 @@
+"""Where a token is: tables that are added to the tokens, and rotations of queries and keys.
+
+| positions | space (h, w)                       | time t                                                    |
+| --------- | ---------------------------------- | --------------------------------------------------------- |
+| sincos    | added, a third of the width each   | added, the last third                                     |
+| rope      | rotates spatial or joint attention | rotates temporal or joint attention                       |
+| dit       | added: half columns, half rows     | rotates temporal or joint attention                       |
+| latte     | added: half columns, half rows     | added ahead of the first temporal block, if T > 1         |
+
+Positions count patches from 0. A grid of another size than that which the positions were made for is stretched over
+the same range.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+POSITIONS = ("sincos", "rope", "latte", "dit")
+
+# Which of (t, h, w) rotate the queries and keys of which attention; none where nothing is named.
+ROTARY_AXES = {
+    ("rope", "spatial"): (1, 2),
+    ("rope", "temporal"): (0,),
+    ("rope", "joint"): (0, 1, 2),
+    ("dit", "temporal"): (0,),
+    ("dit", "joint"): (0,),
+}
+
+
+def split_width(dim: int, axes: int) -> tuple[int, ...]:
+    """Shares a width out among axes: equal even parts, and the first takes what is left over.
+
+    Args:
+      dim: width of the tokens or of a head.
+      axes: number of axes, of (t, h, w).
+    Returns:
+      The parts, even and at least 2.
+    Raises:
+      ValueError: the width is odd or too small.
+    """
+    if dim % 2 or dim < 2 * axes:
+        raise ValueError(
+            f"Positions along {axes} axes need an even width of at least {2 * axes}, not {dim}: "
+            "change model.width (for rotations model.width / model.num_heads) or model.positions."
+        )
+    part = dim // axes // 2 * 2
+    return (dim - (axes - 1) * part,) + (axes - 1) * (part,)
+
+
+def axis_positions(count: int, original: float | None = None) -> np.ndarray:
+    """Positions along one axis.
+
+    Args:
+      count: of patches.
+      original: number of patches that the positions were made for; `count` if None.
+    Returns:
+      (count,) float64 from 0, spread over [0, original).
+    """
+    return np.arange(count) * ((original or count) / count)
+
+
+def sincos_1d(positions: np.ndarray, dim: int, max_period: float = 10_000.0) -> np.ndarray:
+    """Sinusoids of geometrically spaced frequencies: sines first, then cosines.
+
+    Args:
+      positions: (N,) in patches.
+      dim: width of the result, even.
+      max_period: longest wavelength over 2 pi, in patches.
+    Returns:
+      (N, dim) float32.
+    Source: Attention Is All You Need, arXiv:1706.03762, section 3.5.
+    """
+    angles = positions[:, None] * _frequencies(dim, max_period)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def sincos_2d(
+    grid: tuple[int, int], dim: int, original: tuple[float, float] | None = None
+) -> jax.Array:
+    """Positions of a frame's tokens as in DiT: columns in the first half of the width, rows in the second.
+
+    Args:
+      grid: (H, W) in patches.
+      dim: model width D, a multiple of 4.
+      original: (H, W) that the positions were made for; `grid` if None.
+    Returns:
+      (H*W, D) float32.
+    Raises:
+      ValueError: D is not a multiple of 4.
+    Source: DiT, arXiv:2212.09748; stretched as diffusers' `PatchEmbed`.
+    """
+    if dim % 4:
+        raise ValueError(
+            f"model.width is {dim}, but rows and columns need a multiple of 4: "
+            "change model.width or model.positions."
+        )
+    h, w = grid
+    rows, columns = original or grid
+    parts = (
+        sincos_1d(axis_positions(w, columns), dim // 2)[None, :],
+        sincos_1d(axis_positions(h, rows), dim // 2)[:, None],
+    )
+    parts = [jnp.broadcast_to(part, (h, w, dim // 2)) for part in parts]
+    return jnp.concatenate(parts, axis=-1).reshape(h * w, dim)
+
+
+def sincos_3d(
+    grid: tuple[int, int, int], dim: int, original: tuple[float, float] | None = None
+) -> jax.Array:
+    """Positions of a grid of tokens: a third of the width for each of time, height and width.
+
+    The table is spread out inside the program: as a constant of it, that of a long video would take gigabytes.
+
+    Args:
+      grid: (T, H, W) in patches.
+      dim: model width D, even and at least 6.
+      original: (H, W) that the positions were made for; those of `grid` if None.
+    Returns:
+      (T, H*W, D) float32.
+    Raises:
+      ValueError: D is odd or less than 6.
+    Source: MAE's 2-D table (arXiv:2111.06377, appendix), with time added.
+    """
+    t, h, w = grid
+    time, *space = split_width(dim, 3)
+    rows, columns = original or (h, w)
+    parts = (
+        sincos_1d(axis_positions(t), time)[:, None, None],
+        sincos_1d(axis_positions(h, rows), space[0])[None, :, None],
+        sincos_1d(axis_positions(w, columns), space[1])[None, None, :],
+    )
+    parts = [jnp.broadcast_to(part, (t, h, w, part.shape[-1])) for part in parts]
+    return jnp.concatenate(parts, axis=-1).reshape(t, h * w, dim)
+
+
+def coordinates(
+    grid: tuple[int, int, int], original: tuple[float, float] | None = None
+) -> jax.Array:
+    """(t, h, w) of every token, for `rotate`.
+
+    Args:
+      grid: (T, H, W) in patches.
+      original: (H, W) that the positions were made for; those of `grid` if None.
+    Returns:
+      (T, H*W, 3) float32.
+    """
+    t, h, w = grid
+    rows, columns = original or (h, w)
+    axes = (axis_positions(t), axis_positions(h, rows), axis_positions(w, columns))
+    mesh = jnp.meshgrid(*(jnp.asarray(axis, jnp.float32) for axis in axes), indexing="ij")
+    return jnp.stack(mesh, axis=-1).reshape(t, h * w, 3)
+
+
+def rotate(x: jax.Array, positions: jax.Array, max_period: float = 10_000.0) -> jax.Array:
+    """Axial rotary positions: turns pairs of numbers by angles that grow with the position.
+
+    The scores of rotated queries and keys depend on differences of positions alone. Number i of a head is the partner
+    of number i + Dh/2; each axis turns its own pairs.
+
+    Args:
+      x: (B, N, K, Dh), queries or keys, any float type.
+      positions: (N, A) or (B, N, A), along A axes.
+      max_period: longest wavelength over 2 pi, in patches.
+    Returns:
+      (B, N, K, Dh) of x's type and norms.
+    Raises:
+      ValueError: Dh cannot be shared out among A axes.
+    Source: RoFormer, arXiv:2104.09864, section 3.2.2; axial form, arXiv:2403.13298.
+    """
+    widths = split_width(x.shape[-1], positions.shape[-1])
+    angles = [
+        positions[..., i, None].astype(jnp.float32) * _frequencies(width, max_period)
+        for i, width in enumerate(widths)
+    ]
+    angles = jnp.concatenate(angles, axis=-1)[..., None, :]  # (N, 1, Dh/2) or (B, N, 1, Dh/2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _frequencies(dim: int, max_period: float) -> np.ndarray:
+    return max_period ** (-np.arange(dim // 2) / (dim // 2))

@@ -1,0 +1,219 @@
+"""Published weights into our parameters, from safetensors alone: nothing is unpickled.
+
+Leaves that a layout (layouts.py) has no tensors for keep the values that they have. New temporal blocks are the
+identity, so that a video model with positions "dit" begins as the image model of each of its frames.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import einops
+import jax  # and with it ml_dtypes, through which safetensors knows bfloat16
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from videogen_jax.models.layouts import LAYOUTS, Layout
+from videogen_jax.models.positions import sincos_2d
+from videogen_jax.parallel.sharding import path_name
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+LISTED = 10  # leaves of each kind that an error names
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, or do not fit."""
+
+
+def load_weights(path: str | Path, layout: str, params: Any) -> Any:
+    """Reads weights and puts them into parameters.
+
+    Args:
+      path: see `read_tensors`.
+      layout: see `convert_tensors`.
+      params: see `convert_tensors`.
+    Returns:
+      The new tree.
+    Raises:
+      FileNotFoundError: there are no weights.
+      WeightsError: they cannot be read, or do not fit.
+      ValueError: the layout is unknown.
+    """
+    tensors = read_tensors(path)
+    try:
+        return convert_tensors(tensors, layout, params)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads safetensors.
+
+    Args:
+      path: a file, or a folder that holds one model in *.safetensors, in one file or in several.
+    Returns:
+      Name -> array, of the type in the file.
+    Raises:
+      FileNotFoundError: there is no such file, or the folder holds none.
+      WeightsError: a file is a pickle or damaged, or two files hold the same tensor.
+    """
+    path = Path(path)
+    tensors: dict[str, np.ndarray] = {}
+    for file in _list_files(path) if path.is_dir() else [path]:
+        if file.suffix in PICKLES:
+            raise WeightsError(
+                f"{file} is a pickle, which can run code when it is read: convert it with "
+                f"safetensors.torch.save_file(torch.load({file.name!r}, weights_only=True), 'model.safetensors')."
+            )
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"There is no {file}: name a .safetensors file, or a folder that holds the whole model."
+            )
+        try:
+            part = load_file(file)
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{file} is no whole safetensors file ({error}): fetch it again."
+            ) from None
+        if twice := sorted(set(part) & set(tensors)):
+            raise WeightsError(
+                f"{path} holds {twice[0]} twice, the second time in {file.name}: name the file of one model."
+            )
+        tensors |= part
+    return tensors
+
+
+def _list_files(folder: Path) -> list[Path]:
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indexes) == 1:
+        index = json.loads(indexes[0].read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    files = sorted(folder.glob("*.safetensors"))
+    files = files or sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no *.safetensors: name the folder that does.")
+    return files
+
+
+def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any) -> Any:
+    """Puts published weights into parameters.
+
+    Learned variances are dropped where the model has half the outputs, and the table of classes where it has none.
+
+    Args:
+      tensors: name -> array of any float type, in PyTorch's names and shapes.
+      layout: one of LAYOUTS.
+      params: parameters of a `VideoDiT`, or their shapes.
+    Returns:
+      A tree as `params`: float32 NumPy arrays where the layout has tensors, else the leaves given.
+    Raises:
+      ValueError: the layout is unknown.
+      WeightsError: tensors are missing, unexpected or misshapen, or were trained with other positions.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown init.layout {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    plan = _adapt(LAYOUTS[layout], leaves)
+    if layout == "dit":
+        _check_positions(tensors)
+    tensors = _drop_variances(tensors, plan, leaves)
+
+    new, missing, misshapen = {}, [], []
+    unexpected = set(tensors) - set(plan.unread)
+    for leaf, value in leaves.items():
+        if leaf not in plan.sources:
+            if not re.match(plan.kept, leaf):
+                missing.append(f"{leaf} (not in this layout)")
+            continue
+        names, pattern = plan.sources[leaf]
+        stacked = leaf.startswith("blocks/")
+        shape = value.shape[1:] if stacked else value.shape
+        rows = []
+        for i in range(value.shape[0] if stacked else 1):
+            found = [name.format(i=i) for name in names]
+            unexpected -= set(found)
+            if absent := [name for name in found if name not in tensors]:
+                missing += absent
+                continue
+            arrays = [np.asarray(tensors[name], np.float32) for name in found]
+            rows.append(_rearrange(arrays, pattern, shape))
+            if rows[-1] is None:
+                sizes = " + ".join(f"{n} {a.shape}" for n, a in zip(found, arrays, strict=True))
+                misshapen.append(f"{sizes} for {leaf} {shape}")
+        if not (missing or misshapen):
+            new[leaf] = np.stack(rows) if stacked else rows[0]
+
+    problems = {"missing": missing, "unexpected": sorted(unexpected), "misshapen": misshapen}
+    if any(problems.values()):
+        listed = "; ".join(_list(kind, names) for kind, names in problems.items() if names)
+        raise WeightsError(
+            f"These weights do not fit the model in the layout {layout!r}: {listed}. Build the model with the "
+            f"fields of models/layouts.py's {plan.fields}, or choose another init.layout of {', '.join(LAYOUTS)}."
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: new.get(path_name(path), leaf), params
+    )
+
+
+def _list(kind: str, names: list[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} {kind} ({', '.join(names[:LISTED])}{more})"
+
+
+def _adapt(plan: Layout, leaves: Mapping[str, Any]) -> Layout:
+    """The layout for a model that may have no classes, or joint blocks in place of spatial ones."""
+    sources, labels = dict(plan.sources), "label_embed/embedding"
+    if labels in sources and labels not in leaves:
+        plan = plan._replace(unread=plan.unread + sources.pop(labels).names)
+    if any(leaf.startswith("blocks/joint/") for leaf in leaves):
+        sources = {leaf.replace("/spatial/", "/joint/"): source for leaf, source in sources.items()}
+    return plan._replace(sources=sources)
+
+
+def _rearrange(arrays: list[np.ndarray], pattern: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Arrays joined and rearranged to a shape; None if they do not come to it."""
+    right = pattern.split("->")[1]
+    # Heads have to be known; the sizes of a patch are those of the array.
+    lengths = {} if "(" in right else dict(zip(right.split(), shape, strict=False))
+    try:
+        array = einops.rearrange(np.concatenate(arrays), pattern, **lengths)
+    except (einops.EinopsError, ValueError):
+        return None
+    return array if array.shape == tuple(shape) else None
+
+
+def _drop_variances(
+    tensors: Mapping[str, np.ndarray], plan: Layout, leaves: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The first half of each patch's outputs, if the model has just that half."""
+    tensors = dict(tensors)
+    weight, bias, patch = f"{plan.last}.weight", f"{plan.last}.bias", f"{plan.first}.weight"
+    if not {weight, bias, patch} <= set(tensors):
+        return tensors
+    outputs, places = len(tensors[weight]), math.prod(tensors[patch].shape[2:])
+    if outputs == 2 * leaves["unembed/bias"].size and outputs % (2 * places) == 0:
+        for name in (weight, bias):
+            halves = einops.rearrange(
+                tensors[name], "(p two c) ... -> two (p c) ...", p=places, two=2
+            )
+            tensors[name] = halves[0]
+    return tensors
+
+
+def _check_positions(tensors: Mapping[str, np.ndarray]) -> None:
+    """DiT's weights hold its table of positions, which is computed here: refuses another one."""
+    if "pos_embed" not in tensors:
+        return
+    table = np.asarray(tensors["pos_embed"], np.float32)[0]  # (N, D)
+    side = math.isqrt(len(table))
+    expected = sincos_2d((side, side), table.shape[1])
+    # Within what bfloat16 leaves of a sine.
+    if side**2 != len(table) or not np.allclose(table, expected, atol=1e-2):
+        raise WeightsError(
+            "pos_embed is not DiT's table of sines and cosines over a square: the model here has no other, "
+            "so take weights that were trained with it."
+        )
