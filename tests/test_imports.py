@@ -37,15 +37,19 @@ RESTRICTED = {
 
 NEED_NO_TENSORFLOW = (
     "videogen_jax.models.dit",
+    "videogen_jax.models.weights",
     "videogen_jax.diffusion.objective",
     "videogen_jax.diffusion.schedule",
+    "videogen_jax.diffusion.times",
     "videogen_jax.generate.contact_sheet",
     "videogen_jax.generate.generator",
     "videogen_jax.parallel.mesh",
     "videogen_jax.parallel.sharding",
     "videogen_jax.train.checkpoint",
+    "videogen_jax.train.ema",
     "videogen_jax.train.optim",
     "videogen_jax.train.setup",
+    "videogen_jax.train.snapshots",
     "videogen_jax.train.state",
     "videogen_jax.train.step",
 )

@@ -1,0 +1,92 @@
+"""Data of a known normal law, whose best denoiser and whose every path from noise are closed forms.
+
+For x0 ~ N(m, S), x_t is N(alpha m, C), C = alpha^2 S + sigma^2, and E[x0 | x_t] = m + alpha S C^-1 (x_t - alpha m).
+The deterministic flow keeps each sample at the same quantile: x_t = alpha m + C^(1/2) xi.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.diffusion import objective
+from videogen_jax.diffusion.schedule import make_schedule
+from videogen_jax.generate import sampler
+
+MEAN = np.array([0.5, -1.0, 0.2])
+COVARIANCE = np.array([[1.0, 0.5, 0.1], [0.5, 0.6, -0.2], [0.1, -0.2, 0.3]])
+VALUES, VECTORS = np.linalg.eigh(COVARIANCE)
+
+SCHEDULES = {
+    "linear": {"name": "linear"},
+    "cosine, zero SNR": {"name": "cosine", "zero_terminal_snr": True},
+    "linear, continuous": {"name": "linear", "continuous": True},
+    "scaled_linear, continuous": {"name": "scaled_linear", "continuous": True},
+    "flow": {"name": "flow", "shift": 2.0},
+    "edm": {"name": "edm", "sigma_max": 80.0, "sigma_data": 0.8},
+}
+
+
+def spectral(function, alpha, sigma):
+    """A function of the eigenvalues of S, as a matrix."""
+    return (VECTORS * function(VALUES, alpha, sigma)) @ VECTORS.T
+
+
+def on_the_path(xi, alpha, sigma):
+    """Where the exact flow has the sample xi (..., 3) at a noise level."""
+    root = spectral(lambda s, a, e: np.sqrt(a**2 * s + e**2), alpha, sigma)
+    return alpha * MEAN + xi @ root
+
+
+def make_predict(schedule, prediction):
+    """The best possible model of `prediction`."""
+
+    def predict(x_t, t, condition):
+        alpha, sigma = schedule.pair(t[0])
+        share = 1 / (alpha**2 * jnp.asarray(VALUES) + sigma**2)
+        whitened = (x_t - alpha * MEAN) @ VECTORS * share
+        x0 = MEAN + (alpha * whitened * VALUES) @ VECTORS.T
+        eps = (sigma * whitened) @ VECTORS.T
+        return objective.make_target(
+            prediction, x0, eps, *schedule.pair(t), sigma_data=schedule.sigma_data
+        )
+
+    return predict
+
+
+def run(schedule, prediction, name, count, count_samples, spacing="linspace"):
+    """Samples (N, 3) at each time from the exact law at the first; the levels; and their xi."""
+    steps = sampler.make_steps(
+        schedule, prediction, sampler=name, num_inference_steps=count, spacing=spacing
+    )
+    xi = np.random.default_rng(0).standard_normal((count_samples, 3))
+    xi -= xi.mean(0)  # so that the samples have exactly the mean and the covariance
+    xi = xi @ np.linalg.inv(np.linalg.cholesky(np.cov(xi.T, bias=True))).T
+    x_t = on_the_path(xi, steps.alpha[0], steps.sigma[0]).reshape(1, 1, 1, -1, 3)
+    keys = jax.random.split(jax.random.key(0), 1)
+    each = jax.jit(
+        lambda x: sampler.sample(
+            make_predict(schedule, prediction),
+            steps,
+            x,
+            keys,
+            {},
+            prediction=prediction,
+            sigma_data=schedule.sigma_data,
+            clip_x0=False,
+            return_all=True,
+        )
+    )(jnp.asarray(x_t))
+    return np.asarray(each).reshape(count, -1, 3), steps, xi
+
+
+def prediction_of(schedule):
+    """What models of this schedule usually predict."""
+    return schedule.name if schedule.name in ("flow", "edm") else "v"
+
+
+def measure_error(label, name, count):
+    """Root mean square distance from the exact path, at the last time before the clean video."""
+    schedule = make_schedule(**SCHEDULES[label])
+    each, steps, xi = run(schedule, prediction_of(schedule), name, count, 50)
+    expected = on_the_path(xi, steps.alpha[-1], steps.sigma[-1])
+    return float(np.sqrt(np.mean((each[-2] - expected) ** 2)))
