@@ -17,14 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.generate.gaussian import measure_error  # noqa: E402
 
 COUNTS = (8, 16, 32, 64, 128, 256)
-LINES = (  # schedule, sampler, colour
-    ("linear, continuous", "ddim", "#b2182b"),
-    ("flow", "euler", "#ef8a62"),
-    ("edm", "euler", "#e0a800"),
-    ("linear, continuous", "heun", "#67a9cf"),
-    ("flow", "heun", "#2166ac"),
-    ("edm", "heun", "#4d4d4d"),
-    ("edm", "dpmpp_2m", "#1b7837"),
+LINES = (  # schedule, sampler, share of the steps after which the error is measured, colour
+    ("linear, continuous", "ddim", 1.0, "#b2182b"),
+    ("flow", "euler", 1.0, "#ef8a62"),
+    ("edm", "euler", 1.0, "#e0a800"),
+    ("linear, continuous", "heun", 1.0, "#67a9cf"),
+    ("flow", "heun", 1.0, "#2166ac"),
+    ("edm", "heun", 1.0, "#4d4d4d"),
+    ("linear, continuous", "dpmpp_2m", 0.75, "#a6dba0"),
+    ("flow", "dpmpp_2m", 0.75, "#1b7837"),
+    ("edm", "dpmpp_2m", 0.75, "#762a83"),
 )
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 70, 230, 20, 50
 
@@ -74,14 +76,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="SVG file to write.")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    print("| schedule | sampler |", " | ".join(map(str, COUNTS)), "| order |")
-    print("| --- | --- |", " --- |" * (len(COUNTS) + 1), sep="")
+    print("| schedule | sampler | after |", " | ".join(map(str, COUNTS)), "| order |")
+    print("| --- | --- | --- |", " --- |" * (len(COUNTS) + 1), sep="")
     lines = []
-    for schedule, sampler, colour in LINES:
-        errors = np.array([measure_error(schedule, sampler, count) for count in COUNTS])
+    for schedule, sampler, share, colour in LINES:
+        errors = np.array([measure_error(schedule, sampler, count, share) for count in COUNTS])
         order = -np.polyfit(np.log(COUNTS[2:]), np.log(errors[2:]), 1)[0]
         row = " | ".join(f"{error:.1e}" for error in errors)
-        print(f"| {schedule} | {sampler} | {row} | {order:.2f} |")
+        print(f"| {schedule} | {sampler} | {share:.0%} | {row} | {order:.2f} |")
         lines.append((f"{sampler}, {schedule.split(',')[0]} ({order:.2f})", colour, errors))
     options.output.write_text(draw(lines), encoding="utf-8")
 

@@ -115,6 +115,18 @@ def test_velocity_weights_charge_as_a_plain_loss_on_v_does():
         np.testing.assert_allclose(cost, 1 / sigma**2, rtol=1e-5)
 
 
+def test_weights_on_rectified_flow():
+    """With alpha = 1 - t and sigma = t, an error of x0 by 1 is one of flow by 1 / t and of v by (alpha^2 + t^2) / t."""
+    t = np.array([0.1, 0.4, 0.9])
+    snr, levels = ((1 - t) / t) ** 2, f32(1 - t, t)
+    slope = {"x0": np.ones(3), "eps": (1 - t) / t, "flow": 1 / t, "v": ((1 - t) ** 2 + t**2) / t}
+    for prediction, each in slope.items():
+        got = objective.loss_weight("min_snr", prediction, *levels)
+        np.testing.assert_allclose(got, np.minimum(snr, 5) / each**2, rtol=1e-5)
+        got = objective.loss_weight("velocity", prediction, *levels)
+        np.testing.assert_allclose(got, np.minimum(slope["v"] ** 2 / each**2, 5), rtol=1e-5)
+
+
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 def test_weights_stop_at_gamma(gamma):
     alpha, sigma = f32(np.array([0.9999, 0.5]), np.sqrt(1 - np.array([0.9999, 0.5]) ** 2))

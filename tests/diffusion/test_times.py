@@ -1,6 +1,7 @@
 """Times: their laws at random, and their places in a row."""
 
 import statistics
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,14 @@ def test_spacings_are_those_of_table_2():
         assert [step + 1 for step in steps[::-1].tolist()] == list(expected)
         real = times.space_times(make_schedule("linear", continuous=True), 10, spacing)
         np.testing.assert_allclose(1000 * real[::-1], list(expected))
+
+
+@pytest.mark.parametrize("count", [7, 16, 32, 64, 80, 999])
+def test_trailing_rounds_before_it_counts_from_zero(count):
+    """arXiv:2305.08891, table 2, round(flip(arange(T, 0, -T / S))) from 1: a half goes to the even step of those."""
+    expected = [round(1000 - i * Fraction(1000, count)) - 1 for i in range(count)]
+    steps = times.space_times(make_schedule("linear"), count, "trailing")
+    assert steps.tolist() == expected
 
 
 def test_a_solver_in_log_snr_leaves_the_first_step_out():

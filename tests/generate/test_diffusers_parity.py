@@ -4,6 +4,7 @@ diffusers computes in float32; here its modules see a torch whose float32 is flo
 float64 and all differences are those of the methods. Where NumPy rounds inside it, the table is replaced by hand.
 """
 
+import functools
 import warnings
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 from videogen_jax.diffusion import objective
 from videogen_jax.diffusion.schedule import make_schedule
-from videogen_jax.diffusion.times import SPACINGS
+from videogen_jax.diffusion.times import SPACINGS, space_times
 from videogen_jax.generate import sampler
 
 torch = pytest.importorskip("torch")
@@ -105,13 +106,26 @@ def ours(schedule, prediction, keys, x_t, clip_x0=False, **options):
     return np.asarray(run(jnp.asarray(x_t, jnp.float64))), steps
 
 
+@functools.cache
 def start():
     keys = jax.random.split(jax.random.key(7), BATCH)
-    return keys, np.array(sampler.draw_noise(keys, 10_000, SHAPE), np.float64)
+    return keys, np.array(sampler.draw_noise(keys, 1000, SHAPE), np.float64)
 
 
-def noise(keys, call):
-    return torch.from_numpy(np.array(sampler.draw_noise(keys, call, SHAPE), np.float64))
+@functools.cache
+def noise(call):
+    """What our sampler draws for a call, for theirs."""
+    return torch.from_numpy(np.array(sampler.draw_noise(start()[0], call, SHAPE), np.float64))
+
+
+class Gap:
+    """Stands for DDIM's number of steps: it goes to t - 1000 // number, whatever the next time of its own is."""
+
+    def __init__(self, gap):
+        self.gap = gap
+
+    def __rfloordiv__(self, num_train_timesteps):
+        return self.gap
 
 
 def assert_same_steps(ours, theirs):
@@ -126,6 +140,7 @@ def has_meaning(prediction, spacing, zero_snr):
     return not (zero_snr and prediction == "eps" and spacing != "leading")
 
 
+COUNTS = {"leading": 13, "linspace": 9, "trailing": 16}  # by none of them can 1000 be divided
 CASES = [
     (name, prediction, spacing, zero_snr)
     for name in BETAS
@@ -134,6 +149,7 @@ CASES = [
     for zero_snr in (False, True)
     if has_meaning(prediction, spacing, zero_snr)
 ]
+CLIPPED = [(name, "v", "trailing", True) for name in BETAS] + [("linear", "eps", "leading", False)]
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -142,26 +158,61 @@ def test_the_tables_are_the_same(name, zero_snr):
     theirs = make_scheduler(diffusers.DDIMScheduler, name, "v", "leading", zero_snr)
     bars = theirs.alphas_cumprod.numpy()
     schedule, t = make_schedule(name, zero_terminal_snr=zero_snr), np.arange(1000)
-    np.testing.assert_allclose(schedule.alpha(t) ** 2, bars, rtol=1e-10, atol=1e-16)
-    np.testing.assert_allclose(schedule.sigma(t) ** 2, 1 - bars, rtol=1e-10)
+    np.testing.assert_allclose(schedule.alpha(t) ** 2, bars, rtol=1e-12, atol=1e-16)
+    # A bar near 1 leaves 1 - bar good to the last bit of 1.
+    np.testing.assert_allclose(schedule.sigma(t) ** 2, 1 - bars, rtol=1e-12, atol=3e-16)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_times_are_the_same_for_every_number_of_steps(kind, spacing):
+    schedule, above_first = make_schedule("linear"), kind.startswith("DPM")
+    theirs = getattr(diffusers, kind)(timestep_spacing=spacing)
+    for count in [*range(1, 130), 160, 250, 333, 500, 640, 800, 998]:
+        theirs.set_timesteps(count)
+        mine = space_times(schedule, count, spacing, above_first)
+        # By fractions, its np.arange can give one time more than asked for.
+        np.testing.assert_array_equal(mine, theirs.timesteps[:count], err_msg=str(count))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "tolerance"),
+    [
+        ("DDPMScheduler", "linear", 1e-12),
+        ("DDIMScheduler", "linear", 1e-12),
+        ("DPMSolverMultistepScheduler", "linear", 1e-12),
+        ("FlowMatchEulerDiscreteScheduler", "flow", 1e-12),
+        # Its noise has the deviation sqrt(700^2 + 1); ours, as SVD's own code has it, 700.
+        ("EDMEulerScheduler", "edm", 1.1e-6),
+    ],
+)
+def test_the_start_is_the_same(kind, name, tolerance):
+    options = {"sigma_max": 700.0} if name == "edm" else {}
+    theirs = getattr(diffusers, kind)(**options)
+    keys, normal = start()
+    schedule = make_schedule(name)
+    steps = sampler.make_steps(schedule, "v", num_inference_steps=5)
+    # Flow has no such number: its pipelines start from plain noise.
+    expected = float(getattr(theirs, "init_noise_sigma", 1.0)) * normal
+    got = sampler.init_noise(schedule, steps, keys, SHAPE)
+    np.testing.assert_allclose(got, expected, rtol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("name", "prediction", "spacing", "zero_snr", "clip"),
-    [(*case, False) for case in CASES]
-    + [(name, "v", "trailing", True, True) for name in BETAS]
-    + [("linear", "eps", "leading", False, True)],
+    [(*case, False) for case in CASES] + [(*case, True) for case in CLIPPED],
 )
 def test_ddpm(name, prediction, spacing, zero_snr, clip, monkeypatch):
     keys, x_t = start()
-    count = 13 if spacing == "linspace" else 10
+    count = COUNTS[spacing]
     scheduler = make_scheduler(
         diffusers.DDPMScheduler, name, prediction, spacing, zero_snr, clip_sample=clip
     )
     scheduler.set_timesteps(count)
     x, theirs = torch.from_numpy(x_t), []
     for call, t in enumerate(scheduler.timesteps):
-        given = noise(keys, call)
+        given = noise(call)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, given=given, **__: given)
         x = scheduler.step(network(x, int(t), torch), t, x).prev_sample
         theirs.append(x.numpy())
@@ -173,42 +224,40 @@ def test_ddpm(name, prediction, spacing, zero_snr, clip, monkeypatch):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize(("name", "prediction", "spacing", "zero_snr"), CASES)
-def test_ddim(name, prediction, spacing, zero_snr, eta):
+@pytest.mark.parametrize(
+    ("name", "prediction", "spacing", "zero_snr", "clip"),
+    [(*case, False) for case in CASES] + [(*case, True) for case in CLIPPED],
+)
+def test_ddim(name, prediction, spacing, zero_snr, clip, eta):
     keys, x_t = start()
-    count = 10
+    count = COUNTS[spacing]
     scheduler = make_scheduler(
-        diffusers.DDIMScheduler, name, prediction, spacing, zero_snr, clip_sample=False
+        diffusers.DDIMScheduler, name, prediction, spacing, zero_snr, clip_sample=clip
     )
     scheduler.set_timesteps(count)
     times = scheduler.timesteps.tolist()
+    # From pure noise at eta 1 it takes the root of 1 - alpha'^2 - tau^2 = 0, which rounding can put below 0.
+    their_eta = eta - 1e-15 if zero_snr and eta == 1 else eta
     x, theirs = torch.from_numpy(x_t), []
     for call, (t, s) in enumerate(zip(times, [*times[1:], -1], strict=True)):
-        # It goes to t - 1000 // count, which is not the next time of its own linspace.
-        scheduler.num_inference_steps = next(n for n in range(1, 1001) if 1000 // n <= t - s)
-        if 1000 // scheduler.num_inference_steps != t - s:
-            assert s == -1  # any step below 0 is the clean video
-            scheduler.num_inference_steps = 1
-        output = network(x, t, torch)
-        x = scheduler.step(output, t, x, eta=eta, variance_noise=noise(keys, call)).prev_sample
+        scheduler.num_inference_steps = Gap(t - s)
+        options = {"eta": their_eta, "use_clipped_model_output": clip}
+        output, given = network(x, t, torch), noise(call)
+        x = scheduler.step(output, t, x, variance_noise=given, **options).prev_sample
         theirs.append(x.numpy())
-    if zero_snr and eta == 1 and np.isnan(theirs[0]).any():
-        pytest.skip("diffusers takes the root of a rounded 0 that fell below it")
     schedule = make_schedule(name, zero_terminal_snr=zero_snr)
     options = {"num_inference_steps": count, "spacing": spacing, "eta": eta}
-    mine, steps = ours(schedule, prediction, keys, x_t, **options)
+    mine, steps = ours(schedule, prediction, keys, x_t, clip, **options)
     np.testing.assert_array_equal(steps.t, times)
     assert_same_steps(mine, theirs)
 
 
 # torch has not NumPy 2's signature yet.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-@pytest.mark.parametrize(
-    ("name", "prediction", "spacing", "zero_snr", "count"),
-    [(*case, 9) for case in CASES] + [(name, "v", "trailing", True, 20) for name in BETAS],
-)
-def test_dpm_solver_2m(name, prediction, spacing, zero_snr, count):
+@pytest.mark.parametrize(("name", "prediction", "spacing", "zero_snr"), CASES)
+def test_dpm_solver_2m(name, prediction, spacing, zero_snr):
     keys, x_t = start()
+    count = COUNTS[spacing]  # one of them is above 15, where it ends in its own way
     scheduler = make_scheduler(
         diffusers.DPMSolverMultistepScheduler, name, prediction, spacing, zero_snr
     )
@@ -254,21 +303,20 @@ def test_flow_euler(shift, spacing, name):
     assert_same_steps(mine, theirs)
 
 
+@pytest.mark.parametrize(("prediction_type", "sign"), [("v_prediction", 1), ("epsilon", -1)])
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5])
 @pytest.mark.parametrize("name", ["euler", "ddim"])
-def test_edm_euler(sigma_data, name):
-    """v_prediction is the sign of c_out that Stable Video Diffusion has."""
+def test_edm_euler(sigma_data, name, prediction_type, sign):
+    """v_prediction is the sign of c_out that Stable Video Diffusion has; epsilon is the paper's."""
     keys, x_t = start()
     scheduler = diffusers.EDMEulerScheduler(
-        sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data, prediction_type="v_prediction"
+        sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data, prediction_type=prediction_type
     )
-    # It scales by 1 / sqrt(sigma^2 + sigma_data^2), and takes sigma_max^2 + 1 for the variance at the start.
-    assert scheduler.init_noise_sigma == pytest.approx(80.0, rel=1e-4)
     scheduler.set_timesteps(12)
     x, theirs = torch.from_numpy(80.0 * x_t), []
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), float(t), torch)
-        x = scheduler.step(output, t, x).prev_sample
+        x = scheduler.step(sign * output, t, x).prev_sample
         theirs.append(x.numpy())
     schedule = make_schedule("edm", sigma_max=80.0, sigma_data=sigma_data)
     options = {"sampler": name, "num_inference_steps": 12, "spacing": "linspace"}
@@ -296,14 +344,19 @@ def test_euler_as_stable_video_diffusion_has_it():
         use_karras_sigmas=True,
     )
     scheduler.set_timesteps(15)
-    exact = make_schedule("edm").at(np.linspace(999, 0, 15))
+    # arXiv:2206.00364, eq. 5
+    high, low = 700 ** (1 / 7), 0.002 ** (1 / 7)
+    exact = (high + np.arange(15) / 14 * (low - high)) ** 7
     np.testing.assert_allclose(scheduler.sigmas[:-1], exact, rtol=1e-6)  # NumPy rounded them
+    np.testing.assert_allclose(scheduler.timesteps, np.log(exact) / 4, rtol=1e-6, atol=1e-6)
     scheduler.sigmas[:-1] = torch.from_numpy(exact)
+    scheduler.timesteps = torch.from_numpy(np.log(exact) / 4)
     x, theirs = torch.from_numpy(700.0 * x_t), []
-    for t, sigma in zip(scheduler.timesteps, exact, strict=True):
-        output = network(scheduler.scale_model_input(x, t), np.log(sigma) / 4, torch)
+    for t in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, t), float(t), torch)
         x = scheduler.step(output, t, x).prev_sample
         theirs.append(x.numpy())
     options = {"sampler": "euler", "num_inference_steps": 15, "spacing": "linspace"}
-    mine, _ = ours(make_schedule("edm"), "edm", keys, 700.0 * x_t, **options)
+    mine, steps = ours(make_schedule("edm"), "edm", keys, 700.0 * x_t, **options)
+    np.testing.assert_allclose(steps.sigma, exact, rtol=1e-12)
     assert_same_steps(mine, theirs)

@@ -258,4 +258,4 @@ def test_noise_can_be_followed_from_below_pure_noise():
 
 def test_an_unknown_prediction_lists_the_known():
     with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v, flow, edm"):
-        run(lambda x_t, *_: x_t, make_schedule("linear"), keys(1), "noise", num_inference_steps=2)
+        sampler.make_steps(make_schedule("linear"), "noise", num_inference_steps=2)

@@ -118,7 +118,9 @@ def space_times(
     if spacing == "leading":
         places = np.arange(count) * (last // count if whole else last / count)
     elif spacing == "trailing":
-        places = np.arange(last, 0, -last / count)[::-1] - 1
+        ends = np.arange(last, 0, -last / count)[::-1]
+        # The paper counts steps from 1 and rounds that; a half less one would round the other way.
+        places = (np.round(ends) if whole else ends) - 1
     else:
         places = np.linspace(0, last - 1, count)
     # np.arange by fractions can give one too many; so does `above_first`.

@@ -82,6 +82,7 @@ def make_steps(
     Source: this file's head.
     """
     eta = _check(schedule, sampler, eta)
+    objective.check_prediction(prediction)
     t = space_times(schedule, num_inference_steps, spacing, above_first=sampler == "dpmpp_2m")
     alpha, sigma = (np.asarray(level, np.float64) for level in schedule.pair(t))
     if prediction == "eps" and alpha[0] < PURE_NOISE:
