@@ -104,7 +104,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = 1  # copies of the parameters
-    mesh.fsdp = 2  # devices that share one copy
+    mesh.fsdp = 2  # devices that share one copy, each with clips of its own
+    mesh.seq = 1  # devices that share one copy and each clip
+    mesh.tensor = 1  # devices that share each layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 1000  # steps

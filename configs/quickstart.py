@@ -106,7 +106,9 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.data = (
         2  # copies of the parameters: small enough here that sharding costs more than it saves
     )
-    mesh.fsdp = 1  # devices that share one copy
+    mesh.fsdp = 1  # devices that share one copy, each with clips of its own
+    mesh.seq = 1  # devices that share one copy and each clip
+    mesh.tensor = 1  # devices that share each layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 600  # steps

@@ -1,4 +1,4 @@
-"""Settings that JAX must have before it makes its devices: four CPU devices, one shared cache."""
+"""Settings that JAX must have before it makes its devices: eight CPU devices, one shared cache."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 ROOT = Path(__file__).parent.parent
-DEVICES = 4
+DEVICES = 8
 
 sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest was started
 

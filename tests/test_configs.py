@@ -66,7 +66,7 @@ def test_config_builds_abstractly(name):
     module = load(name)
     config = module.get_config()
     run = setup.make_run(config)
-    assert dict(run.mesh.shape) == {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    assert dict(run.mesh.shape) == config.mesh.to_dict()
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
     leaves = jax.tree_util.tree_leaves_with_path(run.abstract)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in leaves)

@@ -194,7 +194,7 @@ def test_sampling_from_the_checkpoint(finished, tmp_path):
     ("option", "sentence"),
     [
         ("--config.model.widht=3", 'Did you mean "width"'),
-        ("--config.batch_size=3", "batch_size of 3 does not divide over 2 devices"),
+        ("--config.batch_size=3", "batch_size of 3 does not divide into 2 parts"),
         ("--config.data.path=/nowhere", "/nowhere"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
+from jax.sharding import Mesh
 
 from videogen_jax import __version__, command
 from videogen_jax.data import video_io
@@ -21,7 +22,9 @@ from videogen_jax.data.captions import Vocabulary
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.sampler import SAMPLERS
+from videogen_jax.models.patches import patch_grid
 from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel.tokens import check_tokens
 from videogen_jax.train import checkpoint, setup, snapshots
 from videogen_jax.train.state import PRECISIONS
 
@@ -79,7 +82,7 @@ def write_samples() -> None:
             config.train.precision = _DTYPE.value
     options = sampling_options(config)
     motion = options.pop("motion")
-    run = setup.make_run(config, meshes.make_mesh(data=choose_devices(len(prompts))))
+    run = setup.make_run(config, choose_mesh(config, len(prompts)))
     params, step, words = restore(run, workdir)
     vocabulary = Vocabulary(tuple(words))
     for prompt in [*prompts, _NEGATIVE_PROMPT.value]:
@@ -165,9 +168,27 @@ def sampling_options(config: Any) -> dict[str, Any]:
     return options | {name: value for name, value in flags_given.items() if value is not None}
 
 
-def choose_devices(count: int) -> int:
-    """How many devices share the batch: all, but no more than there are videos."""
-    return min(jax.device_count(), count)
+def choose_mesh(config: Any, count: int) -> Mesh:
+    """All devices: as many parts of the batch as there are videos for, and the rest at one video together.
+
+    Where the videos' tokens do not divide by that rest, it stays idle.
+
+    Args:
+      config: of the run.
+      count: videos.
+    Returns:
+      The mesh.
+    """
+    devices = jax.device_count()
+    data = max(n for n in range(1, devices + 1) if devices % n == 0 and n <= count)
+    mesh = meshes.make_mesh(data=data, seq=devices // data)
+    grid = patch_grid(setup.video_shape(config)[:3], config.model.patch_size)
+    try:
+        check_tokens(mesh, grid, config.model.attention, config.model.num_heads)
+    except ValueError as error:
+        logging.info("Only %d of %d devices are used: %s", data, devices, error)
+        return meshes.make_mesh(data=data)
+    return mesh
 
 
 def write_folder(

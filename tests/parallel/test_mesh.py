@@ -9,25 +9,33 @@ from videogen_jax.parallel import mesh as meshes
 
 
 def test_mesh_has_its_axes_and_the_first_devices():
-    mesh = meshes.make_mesh(data=2, fsdp=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
-    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    mesh = meshes.make_mesh(data=2, seq=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "seq": 2, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert mesh.devices.flatten().tolist() == jax.devices()[:4]
     assert meshes.make_mesh().size == 1
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused():
-    message = r"data=2 x fsdp=4 wants 8 devices, but 4 \(cpu\).*mesh\.data or mesh\.fsdp"
+    message = (
+        r"data=2 x fsdp=4 x seq=3 x tensor=1 wants 24 devices, but 8 \(cpu\).*mesh\.data, mesh"
+    )
     with pytest.raises(ValueError, match=message):
-        meshes.make_mesh(data=2, fsdp=4)
+        meshes.make_mesh(data=2, fsdp=4, seq=3)
+
+
+def test_a_mesh_can_be_made_of_devices_that_are_named():
+    devices = jax.devices()[4:6]
+    assert meshes.make_mesh(seq=2, devices=devices).devices.flatten().tolist() == devices
 
 
 def test_a_batch_must_divide_over_devices_and_accumulation():
     mesh = meshes.make_mesh(data=2, fsdp=2)
     meshes.check_batch(mesh, 24, accumulation=3)
-    with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 devices.*a multiple of 4"):
+    with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 parts.*a multiple of 4"):
         meshes.check_batch(mesh, 6)
-    with pytest.raises(ValueError, match=r"8 .* 4 devices.* 3 accumulation.*a multiple of 12"):
+    meshes.check_batch(meshes.make_mesh(seq=4, tensor=2), 1)  # one clip can use them all
+    with pytest.raises(ValueError, match=r"8 .* 4 parts.* 3 accumulation.*a multiple of 12"):
         meshes.check_batch(mesh, 8, accumulation=3)
 
 

@@ -18,7 +18,7 @@ from videogen_jax.parallel import sharding
 from videogen_jax.train import setup
 from videogen_jax.train.step import make_loss
 
-MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "lost": "tensor"}
+MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "lost": "nowhere"}
 TREE = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
 
 
@@ -72,7 +72,7 @@ def test_a_rule_that_names_a_leaf_of_one_number_is_not_dead():
         ),
         ({"kernel": ("wide",)}, r"layer/kernel names 1 axes .*shape is \(4, 6\)"),
         ({"kernel": ("wide", "huge")}, "'huge' of layer/kernel is not in MESH_AXES"),
-        ({"kernel": ("small", "lost")}, "'lost' goes to mesh axis 'tensor', but .* data, fsdp"),
+        ({"kernel": ("small", "lost")}, "'lost' goes to mesh axis 'nowhere', but .* data, fsdp"),
         ({"kernel": ("wide", "long")}, r"layer/kernel .*'fsdp' twice"),
         (
             {"kernel": ("wide", "small"), "old/kernel": ("wide",), "older": ()},
@@ -95,7 +95,9 @@ def test_a_size_that_the_mesh_does_not_divide_is_refused():
 def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
     config = tiny_config()
     config.model.width, config.mesh.fsdp = 14, 4
-    with pytest.raises(ValueError, match=r"/kernel of shape .* does not divide by mesh\.fsdp=4"):
+    with pytest.raises(
+        ValueError, match=r"/kernel of shape .* does not divide by mesh\.fsdp x mesh\.seq=4"
+    ):
         setup.make_run(config)
 
 
@@ -126,7 +128,7 @@ def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimize
     # Parameter, EMA and one moment at least; two where Adam is.
     assert set(found.values()) == ({4} if optimizer == "adamw" else {3, 4})
     for name, spec in specs.items():  # every matrix is shared out
-        assert ("fsdp" in spec) == name.endswith(("kernel", "embedding")), name
+        assert (("fsdp", "seq") in spec) == name.endswith(("kernel", "embedding")), name
 
 
 def test_the_moments_of_adafactor_are_placed():
@@ -142,7 +144,7 @@ def test_the_moments_of_adafactor_are_placed():
         factored = re.search("/(v_row|v_col)/", name)
         seen |= {factored[1]} if factored and leaf.size > 1 else set()
         shared = leaf.size > 1 and not factored and name.endswith(("kernel", "embedding"))
-        assert ("fsdp" in place.spec) == shared, name
+        assert (("fsdp", "seq") in place.spec) == shared, name
     assert seen == {"v_row", "v_col"}
 
 
@@ -192,7 +194,7 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
             shardings = sharding.make_shardings(meshes.make_mesh(fsdp=2), params, rules)
             for path, place in jax.tree_util.tree_leaves_with_path(shardings):
                 matrix = path[-1].key in ("kernel", "embedding")
-                assert ("fsdp" in place.spec) == matrix, (path, options)
+                assert (("fsdp", "seq") in place.spec) == matrix, (path, options)
 
 
 def test_two_devices_hold_half_of_every_matrix_each():

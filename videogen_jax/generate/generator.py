@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.generate import guidance, sampler
-from videogen_jax.parallel.mesh import BATCH
+from videogen_jax.parallel.mesh import BATCH, batch_parts
 
 Generate = Callable[[Any, dict[str, Any], list[int]], np.ndarray]
 
@@ -42,7 +42,7 @@ def make_generator(
       param_shardings: of the params that will be handed in.
       shape: (T, H, W, C) of a video.
       prediction: what the model predicts, one of `objective.PREDICTIONS`.
-      batch_size: videos at a time; rounded up to a multiple of the devices.
+      batch_size: videos at a time; rounded up to a multiple of the mesh's parts of a batch.
       guidance_scale: of classifier-free guidance.
       first_frame_guidance_scale: see `guidance.guide`, as the next two.
       guidance_rescale: 0 to 1.
@@ -54,7 +54,8 @@ def make_generator(
     Raises:
       ValueError: an option is unknown or the combination has no meaning.
     """
-    batch_size = -(-batch_size // mesh.size) * mesh.size
+    parts = batch_parts(mesh)
+    batch_size = -(-batch_size // parts) * parts
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
     steps = sampler.make_steps(schedule, prediction, **options)
 

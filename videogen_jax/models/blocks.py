@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models import layers
 from videogen_jax.models.positions import ROTARY_AXES
+from videogen_jax.parallel.tokens import Tokens
 
 KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
 MODULATIONS = ("adaln_zero", "adaln_single")
@@ -45,6 +46,7 @@ class Block(nn.Module):
     qk_norm: bool
     cross_attention: str
     dtype: jnp.dtype
+    tokens: Tokens | None = None  # how they lie on the mesh; None for one device
 
     @nn.compact
     def __call__(
@@ -72,7 +74,13 @@ class Block(nn.Module):
 
         sequence = SEQUENCES[self.kind]
         y = layers.modulate(x, shift_a, scale_a).astype(self.dtype)  # (B, T, N, D)
-        y = layers.Attention(self.num_heads, self.qk_norm, dtype=self.dtype, name="attention")(
+        y = layers.Attention(
+            self.num_heads,
+            self.qk_norm,
+            tokens=self.tokens if self.kind == "joint" else None,
+            dtype=self.dtype,
+            name="attention",
+        )(
             einops.rearrange(y, f"b t n d -> {sequence}"),
             mask=self._causal_mask(frames, places),
             rotary=self._rotary(coordinates),
@@ -138,6 +146,7 @@ class BlockGroup(nn.Module):
 
     kinds: tuple[str, ...]
     make_block: Callable[..., Block]
+    tokens: Tokens | None
 
     @nn.compact
     def __call__(self, x, index, condition, text, text_mask, coordinates, time_table):
@@ -146,9 +155,14 @@ class BlockGroup(nn.Module):
         Returns (x, None), the carry and output that scan wants.
         """
         for kind in self.kinds:
-            if kind == "temporal" and x.shape[1] == 1:
+            temporal = kind == "temporal"
+            if temporal and x.shape[1] == 1:
                 continue
-            if kind == "temporal" and time_table is not None:
+            if temporal and time_table is not None:
                 x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
+            if temporal and self.tokens is not None:
+                x = self.tokens.frames_to_places(x)
             x = self.make_block(kind, name=kind)(x, condition, text, text_mask, coordinates)
+            if temporal and self.tokens is not None:
+                x = self.tokens.places_to_frames(x)
         return x, None

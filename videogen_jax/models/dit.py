@@ -23,6 +23,7 @@ import numpy as np
 
 from videogen_jax.models import blocks, layers, patches, positions
 from videogen_jax.models.text import CaptionEncoder, CaptionProjection
+from videogen_jax.parallel.tokens import Tokens
 
 TIME_FEATURES = 256
 
@@ -59,6 +60,7 @@ class VideoDiT(nn.Module):
     dtype: jnp.dtype
     out_channels: int | None = None  # as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) of tokens, as the video's
+    tokens: Tokens | None = None  # how they lie on a mesh; None for one device
 
     @nn.compact
     def __call__(
@@ -86,6 +88,8 @@ class VideoDiT(nn.Module):
         tokens, mask, vector = self._read_text(text)
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
+        if self.tokens is not None:
+            x_t = self.tokens.by_frames(x_t)
         x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C)
         x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
         x, time_table = self._add_positions(x, grid)
@@ -193,10 +197,11 @@ class VideoDiT(nn.Module):
             modulation=self.modulation,
             qk_norm=self.qk_norm,
             cross_attention=self.cross_attention,
+            tokens=self.tokens,
             dtype=self.dtype,
         )
         index = jnp.arange(self.depth // len(kinds))
-        return scan(kinds, make_block, name="blocks")(x, index, *shared)[0]
+        return scan(kinds, make_block, self.tokens, name="blocks")(x, index, *shared)[0]
 
     def _modulate_last(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """Norm, shift and scale ahead of the last layer: of a layer of its own, or of a table."""

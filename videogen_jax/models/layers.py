@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videogen_jax.models.attention import attend
 from videogen_jax.models.positions import rotate
+from videogen_jax.parallel.tokens import Tokens
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 EMBED_INIT = nn.initializers.normal(0.02)
@@ -76,12 +78,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x to itself or to a context.
 
-    `qk_norm` normalises queries and keys; `out_init` starts the last projection.
+    `qk_norm` normalises queries and keys; `out_init` starts the last projection; `tokens` are given where x has only
+    a part of its tokens on each device.
     """
 
     num_heads: int
     qk_norm: bool = True
     out_init: nn.initializers.Initializer = KERNEL_INIT
+    tokens: Tokens | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -119,10 +123,11 @@ class Attention(nn.Module):
             query, key = rotate(query, rotary), rotate(key, rotary)
         if mask is not None:
             mask = mask[:, None]  # (B or 1, 1, N or 1, M)
-        if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
-            # XLA's CPU has no product of float16 that adds up in float32, which the scores want.
-            query, key, value = (array.astype(jnp.float32) for array in (query, key, value))
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)  # (B, N, K, Dh)
+        if self.tokens is not None:
+            query, key, value = map(self.tokens.tokens_to_heads, (query, key, value))
+        out = attend(query, key, value, mask)  # (B, N, K, Dh)
+        if self.tokens is not None:
+            out = self.tokens.heads_to_tokens(out)
         return nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )(out)

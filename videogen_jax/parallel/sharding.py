@@ -2,9 +2,10 @@
 
 1. a parameter's path -> the logical names of its axes. The path recurs in the EMA and in the optimizer's moments, so
    one line places them all. Parameters under `blocks/` are stacked by `nn.scan` and get `layers` in front.
-2. a logical axis -> a mesh axis, or None for a whole copy on every device.
+2. a logical axis -> a mesh axis or several, or None for a whole copy on every device.
 """
 
+import math
 import re
 from typing import Any
 
@@ -46,16 +47,18 @@ TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 # (Adafactor's).
 COPIED = {"ns_coeffs", "v_row", "v_col"}
 
-MESH_AXES = {
-    "embed": "fsdp",
+MeshAxes = str | tuple[str, ...] | None
+
+MESH_AXES: dict[str, MeshAxes] = {
+    "embed": ("fsdp", "seq"),  # the devices of one clip share its parameters too
     "patch": None,
     "features": None,
     "vocabulary": None,
     "modulation": None,
     "qkv": None,
-    "heads": None,
+    "heads": "tensor",
     "head": None,
-    "mlp": None,
+    "mlp": "tensor",
     "vector": None,
     "parts": None,
     "layers": None,
@@ -95,7 +98,7 @@ def make_shardings(
     mesh: Mesh,
     tree: Any,
     rules: dict[str, tuple[str, ...]],
-    mesh_axes: dict[str, str | None] = MESH_AXES,
+    mesh_axes: dict[str, MeshAxes] = MESH_AXES,
 ) -> Any:
     """Places every leaf of a tree by the two tables.
 
@@ -106,7 +109,7 @@ def make_shardings(
       mesh: of `mesh.make_mesh`.
       tree: arrays or `jax.ShapeDtypeStruct`s: parameters, or a train state around them.
       rules: regular expression for the end of a path -> logical axes.
-      mesh_axes: logical axis -> mesh axis or None.
+      mesh_axes: logical axis -> mesh axis, several, or None.
     Returns:
       The same tree of `NamedSharding`s.
     Raises:
@@ -158,35 +161,39 @@ def _to_mesh(
     axes: tuple[str, ...],
     shape: tuple[int, ...],
     mesh: Mesh,
-    mesh_axes: dict[str, str | None],
-) -> list[str | None]:
+    mesh_axes: dict[str, MeshAxes],
+) -> list[MeshAxes]:
     if len(axes) != len(shape):
         raise ValueError(
             f"The sharding rule of {name} names {len(axes)} axes {axes}, but its shape is {shape}: "
             "mend the rule in parallel/sharding.py."
         )
-    spec = []
+    spec: list[MeshAxes] = []
+    used: list[str] = []
     for axis, size in zip(axes, shape, strict=True):
         if axis not in mesh_axes:
             raise ValueError(
                 f"The logical axis {axis!r} of {name} is not in MESH_AXES of parallel/sharding.py: add it."
             )
         mesh_axis = mesh_axes[axis]
-        if mesh_axis is not None:
-            if mesh_axis not in mesh.shape:
+        names = (mesh_axis,) if isinstance(mesh_axis, str) else mesh_axis or ()
+        for one in names:
+            if one not in mesh.shape:
                 raise ValueError(
-                    f"The logical axis {axis!r} goes to mesh axis {mesh_axis!r}, but the mesh has "
+                    f"The logical axis {axis!r} goes to mesh axis {one!r}, but the mesh has "
                     f"{', '.join(mesh.shape)}: mend MESH_AXES in parallel/sharding.py."
                 )
-            if mesh_axis in spec:
+            if one in used:
                 raise ValueError(
-                    f"{name} {axes} would use the mesh axis {mesh_axis!r} twice: "
+                    f"{name} {axes} would use the mesh axis {one!r} twice: "
                     "give its logical axes different ones in MESH_AXES of parallel/sharding.py."
                 )
-            if size % mesh.shape[mesh_axis]:
-                raise ValueError(
-                    f"{name} of shape {shape} does not divide by mesh.{mesh_axis}={mesh.shape[mesh_axis]} "
-                    f"along its axis {axis!r} of {size}: change that size or the mesh."
-                )
+            used.append(one)
+        parts = math.prod(mesh.shape[one] for one in names)
+        if size % parts:
+            raise ValueError(
+                f"{name} of shape {shape} does not divide by mesh.{' x mesh.'.join(names)}={parts} "
+                f"along its axis {axis!r} of {size}: change that size or the mesh."
+            )
         spec.append(mesh_axis)
     return spec

@@ -183,7 +183,12 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
       ValueError: names the line of the config.
     """
     names = ["batch_size", "data.frames", "data.shuffle_window", "data.threads", "text.length"]
-    names += ["train.steps", "train.accumulation", "train.log_every", "mesh.data", "mesh.fsdp"]
+    names += [
+        "train.steps",
+        "train.accumulation",
+        "train.log_every",
+        *(f"mesh.{axis}" for axis in meshes.AXES),
+    ]
     names += ["checkpoint.every", "checkpoint.keep", "sample.every", "sample.batch_size"]
     flat = config.to_dict()
     for name in names:

@@ -26,6 +26,7 @@ from videogen_jax.models.dit import VideoDiT
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
+from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
@@ -85,7 +86,10 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         text_encoder=TEXT_ENCODER,
         vocabulary_size=config.text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
+        tokens=Tokens(mesh),
     )
+    grid = patch_grid(video_shape(config)[:3], config.model.patch_size)
+    check_tokens(mesh, grid, config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
     learning_rate = optim.make_learning_rate(steps=config.train.steps, **config.learning_rate)
     optim.check_rate(config.optimizer.name, config.learning_rate.final_fraction)
@@ -105,7 +109,8 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         micro = {name: zeros[name] for name in config.model.micro_conditions}
         rng = jax.random.fold_in(jax.random.key(config.seed), 0)
         inputs = (zeros["video"].astype(jnp.float32), jnp.zeros(1), zeros["text"], micro)
-        return model.init(rng, *inputs)["params"]
+        # One clip cannot be split among the devices that a batch is; nor need it be.
+        return model.clone(tokens=None).init(rng, *inputs)["params"]
 
     def init(params: Any = None) -> TrainState:
         params = init_params() if params is None else params
