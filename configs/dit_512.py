@@ -1,10 +1,13 @@
-"""The target: 20 seconds of 512x512 at 24 fps (480 frames) on two GPUs, in pixels of 16x16 patches.
+"""The target: 20 seconds of 512x512 at 24 fps (480 frames) on two GPUs of 24 GB, in latents of 64x64.
 
-    python -m videogen_jax.pack --input=CLIPS --output=runs/dit_512/data --size=512 --fps=24 --frames=480
+    python -m videogen_jax.pack --input=CLIPS --output=runs/dit_512/clips --size=512 --fps=24 --frames=480
+    python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
     python launch.py --config=configs/dit_512.py --workdir=runs/dit_512
+    python -m videogen_jax.plan --config=configs/dit_512.py --target=rtx3090x2
 
-A model of 158 M parameters. Hardware: two GPUs. Memory, wall time and result: unmeasured; the
-config is checked by building it abstractly.
+Hardware: two GPUs of 24 GB. A model of 157 M parameters, 491,520 tokens a clip; half of a clip's frames, or half of its
+places, is on each GPU. Memory: the README's table; wall time and
+result: unmeasured.
 """
 
 import ml_collections
@@ -15,10 +18,10 @@ def get_config() -> ml_collections.ConfigDict:
     """The locked config."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.batch_size = 2  # clips per optimizer step, over all devices
+    config.batch_size = 1  # clips per optimizer step, over all devices
 
     config.data = data = ml_collections.ConfigDict()
-    data.path = "runs/dit_512/data"  # of videogen_jax.pack
+    data.path = "runs/dit_512/latents"  # of videogen_jax.encode
     data.frames = 480  # per clip, cut at random from the packed ones
     data.height = 512  # pixels, as packed
     data.width = 512  # pixels, as packed
@@ -27,13 +30,19 @@ def get_config() -> ml_collections.ConfigDict:
     data.shuffle_window = 64  # records
     data.threads = 8  # of the input pipeline
 
+    config.vae = vae = ml_collections.ConfigDict()
+    vae.name = "sd"  # identity (pixels), taef2, sd
+    vae.path = (
+        "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, or name on the Hugging Face hub
+    )
+
     config.text = text = ml_collections.ConfigDict()
     text.vocabulary_size = 8192  # words of the captions, and three special ones
     text.length = 77  # words per caption
     text.dropout = 0.1  # share of captions dropped, for guidance
 
     config.model = model = ml_collections.ConfigDict()
-    model.patch_size = (1, 16, 16)  # frames, pixels, pixels
+    model.patch_size = (1, 2, 2)  # latent frames, rows, columns
     model.width = 512  # numbers per token
     model.depth = 24  # blocks, spatial and temporal in turn
     model.num_heads = 8
@@ -48,27 +57,24 @@ def get_config() -> ml_collections.ConfigDict:
     model.pooled_text = True  # the mean over the words joins the time
     model.micro_conditions = ()  # fps, motion
     model.text_depth = 4  # layers of the caption encoder
-    model.remat = True  # recompute activations in the backward pass
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    schedule.name = "cosine"  # linear, scaled_linear, cosine, flow, edm
+    schedule.name = "flow"  # linear, scaled_linear, cosine, flow, edm
     schedule.num_steps = 1000  # of the diffusion clock
     schedule.continuous = False  # real times; flow and edm always have them
-    schedule.zero_terminal_snr = True  # the last step is pure noise
-    schedule.shift = 8.0  # divides alpha / sigma: large flat shapes show through much noise
-    schedule.reference_tokens = 0  # if above 0, shift grows by sqrt(tokens / this)
+    schedule.zero_terminal_snr = False  # the last step is pure noise
+    schedule.shift = 1.0  # divides alpha / sigma: large flat shapes show through much noise
+    schedule.reference_tokens = 16_384  # if above 0, shift grows by sqrt(tokens / this)
     schedule.sigma_min = 0.002  # of edm, as the next three
     schedule.sigma_max = 700.0
     schedule.rho = 7.0  # how steps crowd towards sigma_min
     schedule.sigma_data = 1.0  # standard deviation of the data
 
     config.objective = objective = ml_collections.ConfigDict()
-    objective.prediction = (
-        "x0"  # eps, x0, v, flow, edm; x0 where a patch has more numbers than a token
-    )
+    objective.prediction = "flow"  # eps, x0, v, flow, edm
     objective.weighting = "uniform"  # uniform, min_snr, velocity, edm
     objective.gamma = 5.0  # bound of the weights
-    objective.time_distribution = "uniform"  # uniform, logit_normal, log_normal (edm)
+    objective.time_distribution = "logit_normal"  # uniform, logit_normal, log_normal (edm)
     objective.time_mean = 0.0  # of the logit, or of log sigma
     objective.time_std = 1.0
     objective.stratified = True  # times spread evenly over the batch
@@ -93,6 +99,15 @@ def get_config() -> ml_collections.ConfigDict:
     train.log_every = 50  # steps
     train.validation_batches = 2
 
+    config.memory = memory = ml_collections.ConfigDict()
+    memory.remat = "block"  # none, block, selective: what the backward pass computes again
+    memory.saved = ()  # of selective: qkv, attention, mlp
+    memory.offload_activations = True  # the blocks' inputs wait in the host's memory
+    memory.offload_optimizer = False  # the moments wait there
+    memory.offload_ema = False
+    memory.pieces = 1  # in which MLPs and the last layer are computed, one after the other
+    memory.attention_kernel = "auto"  # auto, cudnn, xla
+
     config.ema = ema = ml_collections.ConfigDict()
     ema.decays = (0.9999,)  # moving averages of the parameters; the first one samples
     ema.widths = ()  # relative widths of power averages, like 0.05 and 0.1
@@ -104,8 +119,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = 1  # copies of the parameters
-    mesh.fsdp = 2  # devices that share one copy, each with clips of its own
-    mesh.seq = 1  # devices that share one copy and each clip
+    mesh.fsdp = 1  # devices that share one copy, each with clips of its own
+    mesh.seq = 2  # devices that share one copy and each clip
     mesh.tensor = 1  # devices that share each layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
@@ -115,8 +130,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample = sample = ml_collections.ConfigDict()
     sample.every = 5000  # steps
     sample.prompts = ()  # shown while it trains; words of your own captions
-    sample.batch_size = 2  # videos at a time
-    sample.sampler = "ddim"  # ddim, ddpm, euler, heun, dpmpp_2m
+    sample.batch_size = 1  # videos at a time
+    sample.sampler = "euler"  # ddim, ddpm, euler, heun, dpmpp_2m
     sample.num_inference_steps = 50
     sample.guidance_scale = 6.0
     sample.first_frame_guidance_scale = config_dict.placeholder(
@@ -126,5 +141,5 @@ def get_config() -> ml_collections.ConfigDict:
     sample.guidance_interval = ()  # two noise levels sigma / alpha to guide between; empty: everywhere
     sample.motion = 128.0  # bucket of the motion score, 0 to 255
     sample.spacing = "trailing"  # leading, trailing, linspace
-    sample.clip_x0 = True  # right for pixels
+    sample.clip_x0 = False  # right for pixels alone
     return config.lock()

@@ -27,6 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     data.shuffle_window = 2048  # records
     data.threads = 1  # of the input pipeline
 
+    config.vae = vae = ml_collections.ConfigDict()
+    vae.name = "identity"  # identity (pixels), taef2, sd
+    vae.path = ""  # of its weights: file, folder, or name on the Hugging Face hub
+
     config.text = text = ml_collections.ConfigDict()
     text.vocabulary_size = 32  # words of the captions, and three special ones
     text.length = 8  # words per caption
@@ -48,7 +52,6 @@ def get_config() -> ml_collections.ConfigDict:
     model.pooled_text = True  # the mean over the words joins the time
     model.micro_conditions = ()  # fps, motion
     model.text_depth = 0  # layers of the caption encoder
-    model.remat = False  # recompute activations in the backward pass
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "cosine"  # linear, scaled_linear, cosine, flow, edm
@@ -92,6 +95,15 @@ def get_config() -> ml_collections.ConfigDict:
     train.accumulation = 1  # parts in which a step takes its batch
     train.log_every = 50  # steps
     train.validation_batches = 2
+
+    config.memory = memory = ml_collections.ConfigDict()
+    memory.remat = "none"  # none, block, selective: what the backward pass computes again
+    memory.saved = ()  # of selective: qkv, attention, mlp
+    memory.offload_activations = False  # the blocks' inputs wait in the host's memory
+    memory.offload_optimizer = False  # the moments wait there
+    memory.offload_ema = False
+    memory.pieces = 1  # in which MLPs and the last layer are computed, one after the other
+    memory.attention_kernel = "auto"  # auto, cudnn, xla
 
     config.ema = ema = ml_collections.ConfigDict()
     ema.decays = (0.999,)  # moving averages of the parameters; the first one samples

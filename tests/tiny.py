@@ -13,7 +13,7 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.data.update({"path": "no data", "shuffle_window": 16, "threads": 1})
     config.text.update({"vocabulary_size": 32, "length": 8, "dropout": 0.1})
     config.model.update({"width": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 2})
-    config.model.update({"cross_attention": "none", "text_depth": 0, "remat": False})
+    config.model.update({"cross_attention": "none", "text_depth": 0})
     config.model.patch_size = (1, 4, 4)
     config.schedule.update({"name": "cosine", "num_steps": 1000, "shift": 1.0})
     config.schedule.zero_terminal_snr = True

@@ -24,6 +24,8 @@ def random_params(module, *args, scale=0.4):
     return randomise(jax.eval_shape(module.init, jax.random.key(0), *args)["params"], scale)
 
 
-def apply(module, params, *args):
+def apply(module, params, *args, **options):
     """The module's output, compiled."""
-    return jax.jit(module.apply)({"params": params}, *args)
+    return jax.jit(lambda params, *args: module.apply({"params": params}, *args, **options))(
+        params, *args
+    )

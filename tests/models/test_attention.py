@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen_jax.models.attention import attend, count_pieces
+from videogen_jax.models.attention import attend, choose_kernel, count_pieces
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 24, 20, 3, 8
 
@@ -71,3 +71,67 @@ def test_memory_grows_with_the_sequence_and_not_with_its_square():
 )
 def test_pieces_are_equal_and_as_few_as_can_be(length, scores, pieces):
     assert count_pieces(length, scores, 1000) == pieces
+
+
+@pytest.mark.parametrize("queries", [QUERIES, 13])  # cuDNN refuses odd numbers
+@pytest.mark.parametrize("lengths", [None, [3, 19]])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width", [8, 5])
+def test_padding_for_cudnn_changes_no_number(queries, lengths, causal, width, monkeypatch):
+    real = jax.nn.dot_product_attention
+
+    def stand_in(query, key, value, implementation, **options):
+        """XLA's kernel behind cuDNN's conditions."""
+        assert implementation == "cudnn" and query.dtype == jnp.bfloat16
+        assert all(array.shape[1] % 2 == 0 and array.shape[3] % 8 == 0 for array in (query, key))
+        return real(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    keys = queries if causal else KEYS - 1
+    lengths = None if lengths is None else np.minimum(np.array(lengths, np.int32), keys)
+    rng = np.random.default_rng(2)
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((BATCH, n, HEADS, width)), jnp.bfloat16)
+        for n in (queries, keys, keys)
+    )
+    got = attend(query, key, value, causal=causal, lengths=lengths, kernel="cudnn")
+    monkeypatch.undo()
+    wanted = attend(query, key, value, causal=causal, lengths=lengths, kernel="xla")
+    assert got.shape == wanted.shape and got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=2e-2)
+
+
+def test_groups_share_the_keys_of_their_context():
+    query = inputs()[0].reshape(BATCH, 4, 6, HEADS, WIDTH)
+    _, key, value = inputs()
+    lengths = np.array([3, 20], np.int32)
+    got = attend(query, key, value, lengths=lengths)
+    mask = (np.arange(KEYS) < lengths[:, None])[:, None, None]
+    for group in range(4):
+        wanted = formula(query[:, group], key, value, mask)
+        np.testing.assert_allclose(got[:, group], wanted, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"lengths": [7, 19]}])
+def test_cudnn_gives_the_numbers_of_xla(options):
+    arrays = [array.astype(jnp.bfloat16) for array in inputs()]
+    if "causal" in options:
+        arrays = [arrays[0]] * 3
+    options = {
+        name: jnp.asarray(value) if name == "lengths" else value for name, value in options.items()
+    }
+
+    def loss(arrays, kernel):
+        return jnp.sum(jnp.sin(attend(*arrays, kernel=kernel, **options).astype(jnp.float32)))
+
+    for got, wanted in zip(
+        jax.grad(loss)(arrays, "cudnn"), jax.grad(loss)(arrays, "xla"), strict=True
+    ):
+        np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=5e-2)
+
+
+def test_the_kernel_is_xla_where_there_is_no_gpu():
+    assert choose_kernel("auto", jax.devices("cpu")) == "xla"
+    assert choose_kernel("xla", jax.devices("cpu")) == "xla"

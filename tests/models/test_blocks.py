@@ -42,12 +42,12 @@ def make_block(kind, **changes):
 
 
 def block_inputs(single=False):
-    mask = np.array([[True] * 3 + [False] * 2, [True] * 5])
+    lengths = np.array([3, 5], np.int32)
     return (
         normal(BATCH, FRAMES, PLACES, WIDTH),
         normal(BATCH, FRAMES, 6 * WIDTH if single else WIDTH, seed=1),
         normal(BATCH, WORDS, WIDTH, seed=2),
-        mask,
+        lengths,
         np.asarray(positions.coordinates((FRAMES, 2, 2))),
     )
 
@@ -113,12 +113,13 @@ def test_every_part_of_a_blocks_modulation_matters(kind):
 )
 def test_a_block_reads_the_words_but_not_the_padding(kind, cross_attention):
     _, params, call = make_block(kind, cross_attention=cross_attention)
-    x, condition, text, mask, places = block_inputs()
-    before = np.asarray(call(params, x, condition, text, mask, places))
+    x, condition, text, lengths, places = block_inputs()
+    mask = np.arange(WORDS) < lengths[:, None]
+    before = np.asarray(call(params, x, condition, text, lengths, places))
     padded = np.where(mask[..., None], text, 99.0).astype(np.float32)
-    np.testing.assert_array_equal(call(params, x, condition, padded, mask, places), before)
+    np.testing.assert_array_equal(call(params, x, condition, padded, lengths, places), before)
     spoken = text + mask[..., None].astype(np.float32)
-    change = np.abs(np.asarray(call(params, x, condition, spoken, mask, places)) - before)
+    change = np.abs(np.asarray(call(params, x, condition, spoken, lengths, places)) - before)
     assert np.all(change.max(-1) > 1e-5)
 
 
@@ -172,7 +173,7 @@ def test_a_block_is_its_formula_in_float64(kind, modulation, causal):
     _, params, call = make_block(kind, **options)
     got = np.asarray(call(params, *args))
     p = f64(params)
-    x, condition, text, text_mask, places = (np.asarray(a, np.float64) for a in args)
+    x, condition, text, text_lengths, places = (np.asarray(a, np.float64) for a in args)
 
     axes = {"spatial": [1, 2], "temporal": [0], "joint": [0, 1, 2]}[kind]
     rates = {  # a head of 6: three pairs, shared out among the axes, the first one taking the rest
@@ -209,7 +210,7 @@ def test_a_block_is_its_formula_in_float64(kind, modulation, causal):
             query = np.einsum("nd,dkh->nkh", tokens, read["query"]["kernel"])
             pair = np.einsum("md,dckh->cmkh", text[b], read["key_value"]["kernel"])
             pair = pair + read["key_value"]["bias"][:, None]
-            mask = np.broadcast_to(text_mask[b] > 0, (len(tokens), WORDS))
+            mask = np.broadcast_to(np.arange(WORDS) < text_lengths[b], (len(tokens), WORDS))
             y = attend(query + read["query"]["bias"], pair[0], pair[1], mask)
             y = np.einsum("nkh,khd->nd", y, read["out"]["kernel"]) + read["out"]["bias"]
             tokens = tokens + y

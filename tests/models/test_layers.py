@@ -80,10 +80,15 @@ def attention(query, key, value, params, mask, qk_norm=True):
     return np.einsum("bnkd,kde->bne", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
+# How it is asked for, and which keys each of 5 queries sees.
 MASKS = {
-    "none": lambda keys: None,
-    "padding": lambda keys: (np.arange(keys) < np.array([[2], [keys]]))[:, None],  # (B, 1, M)
-    "causal": lambda keys: np.tri(5, keys, dtype=bool)[None],  # (1, N, M)
+    "none": lambda keys: ({}, True),
+    "lengths": lambda keys: (
+        {"lengths": np.array([2, keys], np.int32)},
+        (np.arange(keys) < np.array([[2], [keys]]))[:, None],
+    ),
+    "mask": lambda keys: ({"mask": np.tri(5, keys, dtype=bool)[None]}, np.tri(5, keys, dtype=bool)),
+    "causal": lambda keys: ({"causal": True}, np.tri(5, keys, dtype=bool)),
 }
 
 
@@ -93,11 +98,11 @@ MASKS = {
 def test_attention_is_softmax_over_queries_and_keys(mask, cross, qk_norm):
     x, context = normal(2, 5, 12), normal(2, 3, 8, seed=1) if cross else None
     keys = 3 if cross else 5
-    mask = MASKS[mask](keys)
+    options, allowed = MASKS[mask](keys)
     module = layers.Attention(num_heads=2, qk_norm=qk_norm)
-    params = random_params(module, x, context, mask)
+    params = random_params(module, x, context)
     assert ("query_norm" in params) == ("key_norm" in params) == qk_norm
-    got = apply(module, params, x, context, mask)
+    got = apply(module, params, x, context, **options)
 
     p, x64 = f64(params), np.float64(x)
     if cross:
@@ -108,9 +113,21 @@ def test_attention_is_softmax_over_queries_and_keys(mask, cross, qk_norm):
     else:
         qkv = np.einsum("bnd,dckh->bnckh", x64, p["qkv"]["kernel"]) + p["qkv"]["bias"]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    allowed = np.broadcast_to(True if mask is None else mask, (2, 5, keys))
+    allowed = np.broadcast_to(allowed, (2, 5, keys))
     expected = attention(query, key, value, p, allowed, qk_norm)
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_groups_of_sequences_are_attended_one_by_one(cross):
+    x, context = normal(2, 3, 5, 12), normal(2, 4, 8, seed=1) if cross else None
+    lengths = np.array([2, 4], np.int32)
+    module = layers.Attention(num_heads=2)
+    params = random_params(module, x, context)
+    got = apply(module, params, x, context, lengths=lengths)
+    for group in range(3):
+        one = apply(module, params, x[:, group], context, lengths=lengths)
+        np.testing.assert_allclose(got[:, group], one, atol=1e-6)
 
 
 def test_queries_and_keys_are_normalised():
@@ -126,17 +143,17 @@ def test_queries_and_keys_are_normalised():
 def test_rotary_positions_count_by_their_differences_and_leave_values_alone():
     x, places = normal(2, 5, 12), np.array([0, 3, 4, 8, 2], np.float32)[:, None]
     module = layers.Attention(num_heads=2)
-    params = random_params(module, x, None, None, places)
+    params = random_params(module, x)
 
     def attend(positions):
-        return np.asarray(apply(module, params, x, None, None, positions))
+        return np.asarray(apply(module, params, x, rotary=positions))
 
     np.testing.assert_allclose(attend(places + 7), attend(places), atol=2e-5)
     np.testing.assert_allclose(attend(np.full((5, 1), 3.0)), attend(None), atol=2e-5)
     assert np.abs(attend(places) - attend(None)).max() > 1e-2
     # Equal values come out as they are, however their keys are turned.
     same = np.repeat(x[:, :1], 5, axis=1)
-    turned = np.asarray(apply(module, params, same, None, None, places))
+    turned = np.asarray(apply(module, params, same, rotary=places))
     np.testing.assert_allclose(turned, apply(module, params, same), atol=2e-5)
 
 

@@ -101,7 +101,7 @@ def latte(**changes):
 
 def latte_model(config=LATTE, **changes):
     return VideoDiT(
-        **layouts.latte_fields(config) | {"remat": False, "dtype": jnp.float32} | changes
+        **layouts.latte_fields(config) | {"remat": "none", "dtype": jnp.float32} | changes
     )
 
 
@@ -192,7 +192,7 @@ def dit_model(**changes):
     """The fields of a DiT of these small sizes."""
     small = {"width": WIDTH, "depth": 2 * DEPTH, "num_heads": HEADS, "vocabulary_size": CLASSES + 1}
     small |= {"out_channels": 2 * CHANNELS, "position_grid": (SIDE, SIDE)}
-    fields = layouts.dit_fields("S", PATCH) | small | {"remat": False, "dtype": jnp.float32}
+    fields = layouts.dit_fields("S", PATCH) | small | {"remat": "none", "dtype": jnp.float32}
     return VideoDiT(**fields | changes)
 
 
@@ -271,7 +271,7 @@ def test_dit_starts_a_model_of_captions():
 @pytest.mark.parametrize(("size", "parameters"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_dit_has_the_sizes_of_the_paper(size, parameters):
     """Millions, of table 1 of arXiv:2212.09748, with patch 2 and learned variances."""
-    model = VideoDiT(**layouts.dit_fields(size, 2), remat=False, dtype=jnp.float32)
+    model = VideoDiT(**layouts.dit_fields(size, 2), remat="none", dtype=jnp.float32)
     args = (jnp.zeros((1, 1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes(model, *args)))
     assert count / 1e6 == pytest.approx(parameters, abs=0.6)

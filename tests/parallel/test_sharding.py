@@ -183,7 +183,7 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
                 pooled_text=pooled_text,
                 micro_conditions=("fps",) if pooled_text else (),
                 text_depth=int(text_encoder == "words"),
-                remat=False,
+                remat="none",
                 vocabulary_size=16,
                 dtype=jnp.float32,
             )

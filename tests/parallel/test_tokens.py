@@ -92,7 +92,7 @@ def test_the_exchanges_turn_frames_into_places_and_back():
 def test_without_a_sequence_axis_nothing_is_done():
     tokens = Tokens(meshes.make_mesh(fsdp=2))
     x = jnp.zeros((1, 3, 5, 2))
-    assert tokens.frames_to_places(x) is x and tokens.tokens_to_heads(x) is x
+    assert tokens.frames_to_places(x) is x and tokens.places_to_frames(x) is x
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The transformer's blocks: attention, text cross-attention, MLP; all of them the identity when they are new.
 
-    spatial:   over the N places of a frame     (B T) N D
-    temporal:  over the T frames at a place     (B N) T D
-    joint:     over all tokens                  B (T N) D
+    spatial:   over the N places of a frame     (B, T, N, D)
+    temporal:  over the T frames at a place     (B, N, T, D)
+    joint:     over all tokens                  (B, T N, D)
 
 | modulation   | shift, scale and gate of attention and MLP                                                 |
 | ------------ | ------------------------------------------------------------------------------------------ |
@@ -22,16 +22,18 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models import layers
 from videogen_jax.models.positions import ROTARY_AXES
+from videogen_jax.models.remat import in_pieces
 from videogen_jax.parallel.tokens import Tokens
 
 KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
 MODULATIONS = ("adaln_zero", "adaln_single")
 CROSS_ATTENTIONS = ("none", "gated", "pixart")
 
-SEQUENCES = {"spatial": "(b t) n d", "temporal": "(b n) t d", "joint": "b (t n) d"}
+SEQUENCES = {"spatial": "b t n d", "temporal": "b n t d", "joint": "b (t n) d"}
 
 
 class Block(nn.Module):
@@ -47,6 +49,8 @@ class Block(nn.Module):
     cross_attention: str
     dtype: jnp.dtype
     tokens: Tokens | None = None  # how they lie on the mesh; None for one device
+    kernel: str = "xla"  # of attention.py
+    pieces: int = 1  # in which the MLP is computed
 
     @nn.compact
     def __call__(
@@ -54,7 +58,7 @@ class Block(nn.Module):
         x: jax.Array,
         condition: jax.Array,
         text: jax.Array | None,
-        text_mask: jax.Array | None,
+        text_lengths: jax.Array | None,
         coordinates: jax.Array,
     ) -> jax.Array:
         """Computes one block.
@@ -64,7 +68,7 @@ class Block(nn.Module):
           condition: float32, (B, T or 1, D) for adaln_zero; (B, T or 1, 6 D), the output of the shared layer, for
             adaln_single.
           text: (B, L, D), caption tokens; read only with cross-attention.
-          text_mask: (B, L) bool.
+          text_lengths: (B,) int32, the leading tokens of the caption that are seen.
           coordinates: (T, N, 3) float32, (t, h, w) of each token, for rotary positions.
         Returns:
           (B, T, N, D), same type as x.
@@ -77,12 +81,15 @@ class Block(nn.Module):
         y = layers.Attention(
             self.num_heads,
             self.qk_norm,
-            tokens=self.tokens if self.kind == "joint" else None,
+            tokens=self.tokens,
+            joint=self.kind == "joint",
+            kernel=self.kernel,
             dtype=self.dtype,
             name="attention",
         )(
             einops.rearrange(y, f"b t n d -> {sequence}"),
-            mask=self._causal_mask(frames, places),
+            mask=self._frame_mask(frames, places),
+            causal=self.causal and self.kind == "temporal",
             rotary=self._rotary(coordinates),
         )
         y = einops.rearrange(y, f"{sequence} -> b t n d", t=frames, n=places)
@@ -91,13 +98,16 @@ class Block(nn.Module):
         if self.cross_attention == "gated":
             # A gate of its own: adaLN has six parts in every public layout.
             gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
-            y = self._read(layers.RMSNorm(name="text_norm")(x), text, text_mask)
+            y = self._read(layers.RMSNorm(name="text_norm")(x), text, text_lengths)
             x = x + (gate_t * y).astype(x.dtype)
         elif self.cross_attention == "pixart" and self.kind != "temporal":
-            x = x + self._read(x, text, text_mask, nn.initializers.zeros).astype(x.dtype)
+            x = x + self._read(x, text, text_lengths, nn.initializers.zeros).astype(x.dtype)
 
         y = layers.modulate(x, shift_m, scale_m).astype(self.dtype)
-        y = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
+        mlp = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")
+        # Along the axis that is whole on each device.
+        axis = 1 if self.kind == "temporal" else 2
+        y = in_pieces(lambda mlp, part: mlp(part), mlp, y, axis, self.pieces, self.tokens)
         return x + (gate_m * y).astype(x.dtype)
 
     def _modulation(self, condition: jax.Array, width: int) -> list[jax.Array]:
@@ -112,11 +122,11 @@ class Block(nn.Module):
             parts = parts + table[:, None, None, None]
         return list(parts)
 
-    def _causal_mask(self, frames: int, places: int) -> jax.Array | None:
-        """(1, M, M) bool over the M tokens of a sequence: frames see themselves and those before."""
-        if not self.causal or self.kind == "spatial":
+    def _frame_mask(self, frames: int, places: int) -> jax.Array | None:
+        """(1, M, M) bool over all tokens of a video: frames see themselves and those before."""
+        if not self.causal or self.kind != "joint":
             return None
-        frame = jnp.repeat(jnp.arange(frames), 1 if self.kind == "temporal" else places)
+        frame = jnp.repeat(jnp.arange(frames), places)
         return (frame[:, None] >= frame[None, :])[None]
 
     def _rotary(self, coordinates: jax.Array) -> jax.Array | None:
@@ -132,13 +142,21 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         text: jax.Array,
-        text_mask: jax.Array,
+        text_lengths: jax.Array,
         out_init: nn.initializers.Initializer = layers.KERNEL_INIT,
     ) -> jax.Array:
+        # In sequences that are whole on each device, which those of joint attention are not.
+        sequence = SEQUENCES["temporal" if self.kind == "temporal" else "spatial"]
         y = layers.Attention(
-            self.num_heads, self.qk_norm, out_init, dtype=self.dtype, name="text_attention"
-        )(einops.rearrange(x, "b t n d -> b (t n) d"), text, text_mask[:, None])
-        return einops.rearrange(y, "b (t n) d -> b t n d", t=x.shape[1])
+            self.num_heads,
+            self.qk_norm,
+            out_init,
+            self.tokens,
+            kernel=self.kernel,
+            dtype=self.dtype,
+            name="text_attention",
+        )(einops.rearrange(x, f"b t n d -> {sequence}"), text, lengths=text_lengths)
+        return einops.rearrange(y, f"{sequence} -> b t n d", t=x.shape[1], n=x.shape[2])
 
 
 class BlockGroup(nn.Module):
@@ -149,7 +167,7 @@ class BlockGroup(nn.Module):
     tokens: Tokens | None
 
     @nn.compact
-    def __call__(self, x, index, condition, text, text_mask, coordinates, time_table):
+    def __call__(self, x, index, condition, text, text_lengths, coordinates, time_table):
         """As `Block`, with `index` () of the group and `time_table` (T, 1, D), or None, for the first.
 
         Returns (x, None), the carry and output that scan wants.
@@ -162,7 +180,8 @@ class BlockGroup(nn.Module):
                 x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
             if temporal and self.tokens is not None:
                 x = self.tokens.frames_to_places(x)
-            x = self.make_block(kind, name=kind)(x, condition, text, text_mask, coordinates)
+            x = checkpoint_name(x, "block_input")
+            x = self.make_block(kind, name=kind)(x, condition, text, text_lengths, coordinates)
             if temporal and self.tokens is not None:
                 x = self.tokens.places_to_frames(x)
         return x, None

@@ -13,7 +13,7 @@ Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, varian
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.models import blocks, layers, patches, positions
+from videogen_jax.models import blocks, layers, patches, positions, remat
 from videogen_jax.models.text import CaptionEncoder, CaptionProjection
 from videogen_jax.parallel.tokens import Tokens
 
@@ -54,13 +54,17 @@ class VideoDiT(nn.Module):
     pooled_text: bool  # joins the condition
     micro_conditions: tuple[str, ...]  # names; each has an embedder of its own
     text_depth: int  # layers of the caption encoder
-    remat: bool
     text_encoder: str  # words, class, embeddings
     vocabulary_size: int  # words, or classes and one for no class; unused by embeddings
     dtype: jnp.dtype
     out_channels: int | None = None  # as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) of tokens, as the video's
     tokens: Tokens | None = None  # how they lie on a mesh; None for one device
+    kernel: str = "xla"  # see attention.py
+    remat: str = "none"  # see remat.py, as the next two
+    saved: tuple[str, ...] = ()
+    offload: bool = False
+    pieces: int = 1  # in which MLPs and the last layer are computed, one after the other
 
     @nn.compact
     def __call__(
@@ -72,8 +76,8 @@ class VideoDiT(nn.Module):
           x_t: (B, T*pt, H*ph, W*pw, C), noisy video, float.
           t: (B,) or (B, T), diffusion time on the schedule's clock, float or int.
           text: by `text_encoder`. words: (B, L) int32, caption ids, 0 is padding. class: (B,) int32 labels, the last
-            one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool} and, for `pooled_text`,
-            "pooled": (B, P).
+            one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool, True at the leading ones that
+            count} and, for `pooled_text`, "pooled": (B, P).
           micro: name -> (B,) float32, exactly those in `micro_conditions`.
         Returns:
           (B, T*pt, H*ph, W*pw, C or out_channels) float32.
@@ -85,7 +89,7 @@ class VideoDiT(nn.Module):
         self._check()
         height, width, channels = x_t.shape[2:]
         grid = patches.patch_grid(x_t.shape[1:4], self.patch_size)
-        tokens, mask, vector = self._read_text(text)
+        tokens, lengths, vector = self._read_text(text)
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
         if self.tokens is not None:
@@ -98,18 +102,23 @@ class VideoDiT(nn.Module):
         if self.modulation == "adaln_single":
             modulation = self._dense(6 * self.width, "shared_modulation")(nn.silu(condition))
         coordinates = positions.coordinates(grid, self.position_grid)  # (T, N, 3)
-        x = self._blocks(x, modulation, tokens, mask, coordinates, time_table)
+        x = self._blocks(x, modulation, tokens, lengths, coordinates, time_table)
 
-        x = self._modulate_last(x, condition)
+        shift, scale = self._last_modulation(condition)  # (B, T or 1, 1, D)
         patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
-        x = self._dense(patch * (self.out_channels or channels), "unembed")(x)
-        return patches.unpatchify(x.astype(jnp.float32), self.patch_size, height, width)
+        unembed = self._dense(patch * (self.out_channels or channels), "unembed")
+
+        def read_out(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+            return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
+
+        x = remat.in_pieces(read_out, unembed, x, 2, self.pieces, self.tokens)
+        return patches.unpatchify(x, self.patch_size, height, width)
 
     def _dense(self, features: int, name: str, init: Any = nn.initializers.zeros) -> nn.Module:
         return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
     def _read_text(self, text: Any) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-        """Tokens (B, L, D) and mask (B, L) for cross-attention, vector (B, D) for the condition."""
+        """Tokens (B, L, D), how many count (B,), for cross-attention; vector (B, D) for the condition."""
         if self.text_encoder == "class":
             init = layers.EMBED_INIT
             embed = nn.Embed(
@@ -122,6 +131,8 @@ class VideoDiT(nn.Module):
                 self.width,
                 self.text_depth,
                 self.num_heads,
+                self.tokens,
+                self.kernel,
                 dtype=self.dtype,
                 name="caption_encoder",
             )(text)
@@ -135,9 +146,14 @@ class VideoDiT(nn.Module):
             if self.cross_attention != "none":
                 project = CaptionProjection(self.width, dtype=self.dtype, name="caption_encoder")
                 tokens = project(tokens)
+        lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
         if self.pooled_text:
-            return tokens, mask, layers.Embedder(self.width, self.dtype, name="text_embed")(pooled)
-        return tokens, mask, None
+            return (
+                tokens,
+                lengths,
+                layers.Embedder(self.width, self.dtype, name="text_embed")(pooled),
+            )
+        return tokens, lengths, None
 
     def _embed_condition(
         self, t: jax.Array, vector: jax.Array | None, micro: Mapping[str, jax.Array]
@@ -179,9 +195,9 @@ class VideoDiT(nn.Module):
     def _blocks(self, x: jax.Array, *shared: Any) -> jax.Array:
         """All blocks; `shared` are `Block`'s arguments after x, and the time table."""
         kinds = blocks.KINDS[self.attention]
-        group = blocks.BlockGroup
-        if self.remat:
-            group = nn.remat(group, prevent_cse=False)
+        block, group = remat.wrap(
+            blocks.Block, blocks.BlockGroup, self.remat, self.saved, self.offload
+        )
         scan = nn.scan(
             group,
             in_axes=(0, *(nn.broadcast for _ in shared)),
@@ -189,7 +205,7 @@ class VideoDiT(nn.Module):
             split_rngs={"params": True},
         )
         make_block = functools.partial(
-            blocks.Block,
+            block,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             causal=self.causal,
@@ -198,20 +214,22 @@ class VideoDiT(nn.Module):
             qk_norm=self.qk_norm,
             cross_attention=self.cross_attention,
             tokens=self.tokens,
+            kernel=self.kernel,
+            pieces=self.pieces,
             dtype=self.dtype,
         )
         index = jnp.arange(self.depth // len(kinds))
         return scan(kinds, make_block, self.tokens, name="blocks")(x, index, *shared)[0]
 
-    def _modulate_last(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Norm, shift and scale ahead of the last layer: of a layer of its own, or of a table."""
+    def _last_modulation(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Shift and scale ahead of the last layer: of a layer of their own, or of a table."""
         if self.modulation == "adaln_zero":
             both = self._dense(2 * self.width, "modulation")(nn.silu(condition))
             shift, scale = jnp.split(both.astype(jnp.float32), 2, axis=-1)
         else:
             table = self.param("scale_shift_table", nn.initializers.zeros, (2, self.width))
             shift, scale = condition + table[0], condition + table[1]
-        return layers.modulate(x, shift[:, :, None], scale[:, :, None]).astype(self.dtype)
+        return shift[:, :, None], scale[:, :, None]
 
     def _check(self) -> None:
         for name, choices in CHOICES.items():

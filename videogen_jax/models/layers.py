@@ -3,10 +3,13 @@
 Parameters are float32; `dtype` is the type of the matrix products. Norms, softmax and modulation are float32 inside.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models.attention import attend
 from videogen_jax.models.positions import rotate
@@ -78,14 +81,16 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x to itself or to a context.
 
-    `qk_norm` normalises queries and keys; `out_init` starts the last projection; `tokens` are given where x has only
-    a part of its tokens on each device.
+    `qk_norm` normalises queries and keys; `out_init` starts the last projection; `tokens` say how x lies on a mesh;
+    `joint`: each device has a part of the tokens of every sequence; `kernel` is of attention.py.
     """
 
     num_heads: int
     qk_norm: bool = True
     out_init: nn.initializers.Initializer = KERNEL_INIT
     tokens: Tokens | None = None
+    joint: bool = False
+    kernel: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -93,27 +98,32 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         context: jax.Array | None = None,
+        *,
         mask: jax.Array | None = None,
+        causal: bool = False,
+        lengths: jax.Array | None = None,
         rotary: jax.Array | None = None,
     ) -> jax.Array:
         """Attends over the axis before the last.
 
         Args:
-          x: (B, N, D).
+          x: (B, *G, N, D).
           context: (B, M, E) to take keys and values from; x itself if None.
           mask: bool, broadcast to (B, N, M), False where a query may not see a key; None if it may see all.
+          causal: token i sees tokens 0 to i.
+          lengths: (B,) int32, tokens of the context (or of x) that are seen, the leading ones; None if all are.
           rotary: (N, A) or (B, N, A), positions that rotate queries and keys; None for no rotation.
         Returns:
-          (B, N, D) of type `dtype`.
+          (B, *G, N, D) of type `dtype`.
         Source: QK-norm, arXiv:2302.05442, section 2.
         """
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
         if context is None:
-            qkv = self._project("qkv", (3, *heads))(x)  # (B, N, 3, K, Dh)
-            query, key, value = (qkv[:, :, i] for i in range(3))
+            qkv = self._project("qkv", (3, *heads))(x)  # (B, *G, N, 3, K, Dh)
+            query, key, value = (qkv[..., i, :, :] for i in range(3))
         else:
-            query = self._project("query", heads)(x)  # (B, N, K, Dh)
+            query = self._project("query", heads)(x)  # (B, *G, N, K, Dh)
             key_value = self._project("key_value", (2, *heads))(context)  # (B, M, 2, K, Dh)
             key, value = key_value[:, :, 0], key_value[:, :, 1]
         if self.qk_norm:
@@ -121,13 +131,17 @@ class Attention(nn.Module):
             key = RMSNorm(name="key_norm")(key)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key, value = (checkpoint_name(array, "qkv") for array in (query, key, value))
         if mask is not None:
             mask = mask[:, None]  # (B or 1, 1, N or 1, M)
+
+        def run(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+            return attend(query, key, value, causal=causal, kernel=self.kernel, **options)
+
         if self.tokens is not None:
-            query, key, value = map(self.tokens.tokens_to_heads, (query, key, value))
-        out = attend(query, key, value, mask)  # (B, N, K, Dh)
-        if self.tokens is not None:
-            out = self.tokens.heads_to_tokens(out)
+            run = self.tokens.each_device(run, self.joint)
+        out = run(query, key, value, mask=mask, lengths=lengths)  # (B, *G, N, K, Dh)
+        out = checkpoint_name(out, "attention")
         return nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )(out)
@@ -147,7 +161,7 @@ class MLP(nn.Module):
         """(..., D) to (..., D) of type `dtype`."""
         width = x.shape[-1]
         x = nn.Dense(self.ratio * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="up")(x)
-        x = nn.gelu(x)  # (..., ratio * D)
+        x = nn.gelu(checkpoint_name(x, "mlp"))  # (..., ratio * D)
         return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="down")(x)
 
 

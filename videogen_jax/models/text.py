@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videogen_jax.models import layers, positions
+from videogen_jax.parallel.tokens import Tokens
 
 PADDING_ID = 0  # as in data/captions.py
 
@@ -20,6 +21,8 @@ class CaptionEncoder(nn.Module):
     width: int
     depth: int
     num_heads: int
+    tokens: Tokens | None = None  # how clips lie on a mesh
+    kernel: str = "xla"  # of attention.py
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -27,19 +30,26 @@ class CaptionEncoder(nn.Module):
         """Encodes captions.
 
         Args:
-          ids: (B, L) int32, 0 where there is no word.
+          ids: (B, L) int32, one or more words and then 0 where there is none.
         Returns:
           tokens (B, L, D) of type `dtype`, mask (B, L) bool (True where there is a word), pooled (B, D) float32.
         """
         mask = ids != PADDING_ID
+        lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
         # float32 of unit variance: words that start nearly equal are learned late.
         embed_init = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocabulary_size, self.width, embedding_init=embed_init, name="words")(ids)
         x = x + positions.sincos_1d(np.arange(ids.shape[1]), self.width)
         x = x.astype(self.dtype)  # (B, L, D)
         for i in range(self.depth):
-            attend = layers.Attention(self.num_heads, dtype=self.dtype, name=f"attention_{i}")
-            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), mask=mask[:, None])
+            attend = layers.Attention(
+                self.num_heads,
+                tokens=self.tokens,
+                kernel=self.kernel,
+                dtype=self.dtype,
+                name=f"attention_{i}",
+            )
+            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), lengths=lengths)
             mlp = layers.MLP(dtype=self.dtype, name=f"mlp_{i}")
             x = x + mlp(layers.RMSNorm(name=f"mlp_norm_{i}")(x))
         x = layers.RMSNorm(name="norm")(x)

@@ -139,6 +139,27 @@ def make_shardings(
     return shardings
 
 
+def gathered_shardings(mesh: Mesh, params: Any) -> Any:
+    """Where parameters lie while they are used: those of the rules that every model has, whole along `embed`.
+
+    Args:
+      mesh: of `mesh.make_mesh`.
+      params: tree whose paths end as PARAMETER_AXES has them, without the axis of stacked layers.
+    Returns:
+      Tree of `NamedSharding`.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        axes = PARAMETER_AXES[_match(name, PARAMETER_AXES)]
+        return NamedSharding(
+            mesh,
+            PartitionSpec(*_to_mesh(name, axes, leaf.shape, mesh, MESH_AXES | {"embed": None})),
+        )
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
 def path_name(path: tuple) -> str:
     """A tree path as names with slashes: `params/blocks/spatial/mlp/up/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -12,12 +12,13 @@ Source: DeepSpeed-Ulysses, arXiv:2309.14509; the turn between frames and places 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.parallel.mesh import BATCH_AXES
+from videogen_jax.parallel.sharding import gathered_shardings
 
 
 class Tokens(NamedTuple):
@@ -38,41 +39,77 @@ class Tokens(NamedTuple):
 
     def frames_to_places(self, x: jax.Array) -> jax.Array:
         """(B, T, N, D): from parts of the frames to parts of the places."""
-        return self._exchange(x, 1, 2)
+        return self._turn(x, 1, 2)
 
     def places_to_frames(self, x: jax.Array) -> jax.Array:
         """(B, T, N, D): from parts of the places to parts of the frames."""
-        return self._exchange(x, 2, 1)
+        return self._turn(x, 2, 1)
 
-    def tokens_to_heads(self, x: jax.Array) -> jax.Array:
-        """(B, M, K, Dh): from parts of the tokens to parts of the heads."""
-        return self._exchange(x, 1, 2, tensor_axis=2)
+    def gather(self, params: Any) -> Any:
+        """Lays parameters out as they are used: whole, but for the parts of a layer that are on `tensor`."""
+        return jax.lax.with_sharding_constraint(params, gathered_shardings(self.mesh, params))
 
-    def heads_to_tokens(self, x: jax.Array) -> jax.Array:
-        """(B, M, K, Dh): from parts of the heads to parts of the tokens."""
-        return self._exchange(x, 2, 1, tensor_axis=2)
+    def each_device(
+        self, attend: Callable[..., jax.Array], joint: bool
+    ) -> Callable[..., jax.Array]:
+        """Attention of what each device has, without a word to the others: XLA may not split sequences otherwise.
 
-    def _exchange(
-        self, x: jax.Array, gather: int, split: int, tensor_axis: int | None = None
-    ) -> jax.Array:
+        Args:
+          attend: (query, key, value, mask, lengths) of `models.attention`.
+          joint: sequences (B, M, K, Dh) have their tokens over `seq`: they are exchanged for heads, and back.
+        Returns:
+          The same function of whole arrays.
+        """
+
+        def run(
+            query: jax.Array,
+            key: jax.Array,
+            value: jax.Array,
+            mask: jax.Array | None = None,
+            lengths: jax.Array | None = None,
+        ) -> jax.Array:
+            def own(query: jax.Array, key: jax.Array, value: jax.Array, *rest: Any) -> jax.Array:
+                options = dict(zip(options_given, rest, strict=True))
+                if exchanged:
+                    query, key, value = (_exchange(array, 1, 2) for array in (query, key, value))
+                out = attend(query, key, value, **options)
+                return _exchange(out, 2, 1) if exchanged else out
+
+            exchanged = joint and self.parts > 1
+            given = {"mask": mask, "lengths": lengths}
+            options_given = [name for name, array in given.items() if array is not None]
+            specs = [self._sequences(array, joint) for array in (query, key, value)]
+            options = {"mask": PartitionSpec(), "lengths": PartitionSpec(BATCH_AXES)}
+            return jax.shard_map(
+                own,
+                mesh=self.mesh,
+                in_specs=(*specs, *(options[name] for name in options_given)),
+                out_specs=specs[0],
+                check_vma=False,  # cuDNN's kernel does not say over which axes it varies
+            )(query, key, value, *(given[name] for name in options_given))
+
+        return run
+
+    def _sequences(self, array: jax.Array, joint: bool) -> PartitionSpec:
+        """Of (B, N, K, Dh) or (B, G, N, K, Dh): clips, and groups (or tokens, if joint) over `seq`."""
+        over = (joint or array.ndim == 5) and array.shape[1] % self.parts == 0
+        axes: list[Any] = [BATCH_AXES, "seq" if over else None] + [None] * (array.ndim - 2)
+        axes[-2] = "tensor"
+        return PartitionSpec(*axes)
+
+    def _turn(self, x: jax.Array, gather: int, split: int) -> jax.Array:
         if self.parts == 1:
             return x
-        exchange = functools.partial(
-            jax.lax.all_to_all, axis_name="seq", split_axis=split, concat_axis=gather, tiled=True
-        )
-        specs = [_spec(x.ndim, axis, tensor_axis) for axis in (gather, split)]
-        run: Callable[[jax.Array], jax.Array] = jax.shard_map(
-            exchange, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1]
-        )
-        return run(x)
+        specs = [
+            PartitionSpec(BATCH_AXES, *(None,) * (axis - 1), "seq") for axis in (gather, split)
+        ]
+        run = functools.partial(_exchange, gather=gather, split=split)
+        return jax.shard_map(run, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1])(x)
 
 
-def _spec(ndim: int, seq_axis: int, tensor_axis: int | None) -> PartitionSpec:
-    axes: list[tuple[str, ...] | None] = [BATCH_AXES] + [None] * (ndim - 1)
-    if tensor_axis is not None:
-        axes[tensor_axis] = ("tensor",)
-    axes[seq_axis] = (*(axes[seq_axis] or ()), "seq")
-    return PartitionSpec(*axes)
+def _exchange(x: jax.Array, gather: int, split: int) -> jax.Array:
+    """On each device: its part of axis `gather` for its part of axis `split`."""
+    return jax.lax.all_to_all(x, "seq", split_axis=split, concat_axis=gather, tiled=True)
 
 
 def check_tokens(mesh: Mesh, grid: tuple[int, int, int], attention: str, num_heads: int) -> None:

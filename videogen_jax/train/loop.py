@@ -130,7 +130,7 @@ def run_steps(
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()
-                show_samples(writer, step, state.ema[run.ema_name])
+                show_samples(writer, step, read_ema(run, state))
                 window.restart()
             if due(step, last, config.ema.snapshot_every):
                 window.flush()
@@ -140,7 +140,7 @@ def run_steps(
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
-                loss = None if interrupted else evaluate(writer, step, state.ema[run.ema_name])
+                loss = None if interrupted else evaluate(writer, step, read_ema(run, state))
                 if loss is not None and not math.isfinite(loss):
                     raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
                 with jax.transfer_guard("allow"):  # Orbax copies the state to the host
@@ -151,6 +151,11 @@ def run_steps(
     manager.wait_until_finished()
     if interrupted:
         raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
+
+
+def read_ema(run: Run, state: TrainState) -> Any:
+    """The moving average that samples, on the devices also if it waits in the host's memory."""
+    return jax.device_put(state.ema[run.ema_name], run.shardings.params)
 
 
 def due(step: int, last: int, every: int) -> bool:
@@ -167,6 +172,11 @@ def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
     Raises:
       ValueError: names the line of the config and the packed value.
     """
+    if config.vae.name != "identity":
+        raise ValueError(
+            f"vae.name is {config.vae.name!r}, but {config.data.path} holds pixels, not its latents: "
+            "set --config.vae.name=identity, and a model.patch_size to suit."
+        )
     for name in ("height", "width", "fps"):
         wanted, packed = config.data[name], getattr(data, name)
         if wanted != packed:
@@ -213,7 +223,7 @@ def check_same_run(
     """
 
     def meaning(config: dict[str, Any]) -> dict[str, Any]:
-        model = {f"model.{key}": value for key, value in config["model"].items() if key != "remat"}
+        model = {f"model.{key}": value for key, value in config["model"].items()}
         schedule = {f"schedule.{key}": value for key, value in config["schedule"].items()}
         rest = {"objective.prediction": config["objective"]["prediction"]}
         return model | schedule | rest | {"text.length": config["text"]["length"]}

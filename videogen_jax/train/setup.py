@@ -22,16 +22,18 @@ from videogen_jax.data.captions import Vocabulary
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.generate.generator import Generate, make_generator
+from videogen_jax.models.attention import choose_kernel
 from videogen_jax.models.dit import VideoDiT
 from videogen_jax.models.patches import patch_grid
+from videogen_jax.models.vae import latent_shape
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
+from videogen_jax.parallel.offload import to_host
 from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
 
-CHANNELS = 3
 TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
 MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
@@ -64,8 +66,12 @@ class Run(NamedTuple):
 
 
 def video_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int, int]:
-    """(T, H, W, C) of one clip as the model sees it."""
-    return (config.data.frames, config.data.height, config.data.width, CHANNELS)
+    """(T, H, W, C) of one clip as the model sees it: of its latents, where there is an autoencoder.
+
+    Raises:
+      ValueError: the autoencoder is unknown, or its strides do not divide the clip.
+    """
+    return latent_shape(config.vae.name, config.data.frames, config.data.height, config.data.width)
 
 
 def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run:
@@ -87,6 +93,11 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         vocabulary_size=config.text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
         tokens=Tokens(mesh),
+        kernel=choose_kernel(config.memory.attention_kernel, mesh.devices.flat),
+        remat=config.memory.remat,
+        saved=tuple(config.memory.saved),
+        offload=config.memory.offload_activations,
+        pieces=config.memory.pieces,
     )
     grid = patch_grid(video_shape(config)[:3], config.model.patch_size)
     check_tokens(mesh, grid, config.model.attention, config.model.num_heads)
@@ -125,6 +136,9 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         text_encoder=TEXT_ENCODER,
     )
     shardings = sharding.make_shardings(mesh, shapes, rules)
+    for field in offloaded(config):
+        place = to_host(getattr(shardings, field), getattr(shapes, field))
+        shardings = shardings.replace(**{field: place})
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -146,6 +160,11 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     )
 
 
+def video_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
+    """The type of clips in a batch: bytes for pixels, half floats for latents."""
+    return jnp.dtype(jnp.uint8 if config.vae.name == "identity" else jnp.float16)
+
+
 def make_run_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """The config's schedule, shifted for the size of its videos if schedule.reference_tokens says so."""
     options = dict(config.schedule)
@@ -154,6 +173,12 @@ def make_run_schedule(config: ml_collections.ConfigDict) -> Schedule:
         tokens = math.prod(patch_grid(video_shape(config)[:3], config.model.patch_size))
         options["shift"] *= size_shift(tokens, reference)
     return make_schedule(**options)
+
+
+def offloaded(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The fields of the train state that wait in the host's memory."""
+    chosen = {"opt_state": config.memory.offload_optimizer, "ema": config.memory.offload_ema}
+    return tuple(field for field, waits in chosen.items() if waits)
 
 
 def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
@@ -173,7 +198,7 @@ def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
 def abstract_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
     """Shapes and types of a batch of `count` clips, as the step takes it."""
     batch = {
-        "video": jax.ShapeDtypeStruct((count, *video_shape(config)), np.uint8),
+        "video": jax.ShapeDtypeStruct((count, *video_shape(config)), video_dtype(config)),
         "text": jax.ShapeDtypeStruct((count, config.text.length), np.int32),
     }
     micro = jax.ShapeDtypeStruct((count,), np.float32)
@@ -238,6 +263,7 @@ def compile_step(run: Run) -> Callable[..., Any]:
         run.learning_rate,
         accumulation=config.train.accumulation,
         ema_decays=run.ema_decays,
+        offloaded=offloaded(config),
     )
     whole = NamedSharding(run.mesh, PartitionSpec())
     rows = NamedSharding(run.mesh, meshes.BATCH)

@@ -4,7 +4,7 @@ x0, text  --noise at a random t-->  x_t  --model-->  weighted squared error of i
 accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import einops
@@ -14,6 +14,7 @@ import optax
 
 from videogen_jax.diffusion import objective, times
 from videogen_jax.diffusion.schedule import Schedule
+from videogen_jax.parallel import offload
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import LossScale, TrainState
 
@@ -27,8 +28,10 @@ SCALE_GROWTH_INTERVAL = 1000  # finite float16 steps before the loss scale doubl
 
 
 def to_float(video: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1
+    """uint8 pixels to float32 in [-1, 1]; latents, which are floats, to float32."""
+    pixels = video.dtype == jnp.uint8
+    video = video.astype(jnp.float32)
+    return video / 127.5 - 1 if pixels else video
 
 
 def make_loss(
@@ -108,6 +111,7 @@ def make_train_step(
     *,
     accumulation: int,
     ema_decays: dict[str, Callable[[jax.Array], jax.Array]],
+    offloaded: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it with shardings and donates the state.
 
@@ -119,6 +123,7 @@ def make_train_step(
       learning_rate: for the metrics.
       accumulation: equal parts in which the batch is taken.
       ema_decays: of `ema.make_decays`.
+      offloaded: fields of the state that wait in the host's memory.
     Returns:
       (state, batch) to (state, metrics): loss, gradient_norm, learning_rate, and for float16
       loss_scale, each () float32.
@@ -129,6 +134,9 @@ def make_train_step(
         rng = jax.random.fold_in(state.rng, state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         value, grads = accumulate_gradients(loss, state.params, batch, rng, accumulation, scale)
+        for field in offloaded:
+            part, grads = offload.fetch(getattr(state, field), after=grads)
+            state = state.replace(**{field: part})
         metrics = {
             "loss": value,
             "gradient_norm": optax.tree.norm(grads),
@@ -146,6 +154,8 @@ def make_train_step(
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
             new = new.replace(loss_scale=adjust_loss_scale(state.loss_scale, finite))
             metrics["loss_scale"] = new.loss_scale.scale
+        for field in offloaded:
+            new = new.replace(**{field: offload.store(getattr(new, field))})
         return new, metrics
 
     return step
@@ -177,6 +187,9 @@ def accumulate_gradients(
         return value * scale, value
 
     gradient = jax.grad(scaled, has_aux=True)
+    if parts == 1:
+        grads, value = gradient(params, batch, jax.random.split(rng, 1)[0])
+        return value, jax.tree.map(lambda g: g / scale, grads)
     # Rows of one part come from all devices: splitting "(rows parts)" keeps each row where it is.
     batches = jax.tree.map(
         lambda rows: einops.rearrange(rows, "(b parts) ... -> parts b ...", parts=parts), batch

@@ -1,0 +1,146 @@
+"""The largest that two GPUs of 24 GB train: DiT-XL on 20 seconds of 512x512 at 24 fps, in latents of 64x64.
+
+    python -m videogen_jax.pack --input=CLIPS --output=runs/dit_512/clips --size=512 --fps=24 --frames=480
+    python -m videogen_jax.encode --config=configs/dit_xl_512.py --input=runs/dit_512/clips
+    python launch.py --config=configs/dit_xl_512.py --workdir=runs/dit_xl_512
+    python -m videogen_jax.plan --config=configs/dit_xl_512.py --target=rtx3090x2
+
+Hardware: two GPUs of 24 GB. A model of 681 M parameters, 491,520 tokens a clip; half of a clip's frames, or half of its
+places, is on each GPU. The inputs of the blocks wait in the host's
+memory: 15 GiB for each GPU. Memory: the README's table; wall time and
+result: unmeasured.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The locked config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 1  # clips per optimizer step, over all devices
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = "runs/dit_512/latents"  # of videogen_jax.encode
+    data.frames = 480  # per clip, cut at random from the packed ones
+    data.height = 512  # pixels, as packed
+    data.width = 512  # pixels, as packed
+    data.fps = 24.0  # frames per second of the samples shown
+    data.flip = True  # off where captions name directions
+    data.shuffle_window = 64  # records
+    data.threads = 8  # of the input pipeline
+
+    config.vae = vae = ml_collections.ConfigDict()
+    vae.name = "sd"  # identity (pixels), taef2, sd
+    vae.path = (
+        "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, or name on the Hugging Face hub
+    )
+
+    config.text = text = ml_collections.ConfigDict()
+    text.vocabulary_size = 8192  # words of the captions, and three special ones
+    text.length = 77  # words per caption
+    text.dropout = 0.1  # share of captions dropped, for guidance
+
+    config.model = model = ml_collections.ConfigDict()
+    model.patch_size = (1, 2, 2)  # latent frames, rows, columns
+    model.width = 1152  # numbers per token
+    model.depth = 28  # blocks, spatial and temporal in turn
+    model.num_heads = 16
+    model.mlp_ratio = 4  # hidden width of the MLP over model.width
+    model.attention = "factorized"  # factorized, joint
+    model.causal = False  # frames see only themselves and those before them
+    model.positions = "sincos"  # sincos, rope, latte, dit
+    model.position_grid = ()  # rows and columns of tokens to count positions in; empty: the video's own
+    model.modulation = "adaln_single"  # adaln_zero, adaln_single
+    model.qk_norm = True
+    model.cross_attention = "gated"  # none, gated (every block), pixart (spatial blocks)
+    model.pooled_text = True  # the mean over the words joins the time
+    model.micro_conditions = ()  # fps, motion
+    model.text_depth = 4  # layers of the caption encoder
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "flow"  # linear, scaled_linear, cosine, flow, edm
+    schedule.num_steps = 1000  # of the diffusion clock
+    schedule.continuous = False  # real times; flow and edm always have them
+    schedule.zero_terminal_snr = False  # the last step is pure noise
+    schedule.shift = 1.0  # divides alpha / sigma: large flat shapes show through much noise
+    schedule.reference_tokens = 16_384  # if above 0, shift grows by sqrt(tokens / this)
+    schedule.sigma_min = 0.002  # of edm, as the next three
+    schedule.sigma_max = 700.0
+    schedule.rho = 7.0  # how steps crowd towards sigma_min
+    schedule.sigma_data = 1.0  # standard deviation of the data
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.prediction = "flow"  # eps, x0, v, flow, edm
+    objective.weighting = "uniform"  # uniform, min_snr, velocity, edm
+    objective.gamma = 5.0  # bound of the weights
+    objective.time_distribution = "logit_normal"  # uniform, logit_normal, log_normal (edm)
+    objective.time_mean = 0.0  # of the logit, or of log sigma
+    objective.time_std = 1.0
+    objective.stratified = True  # times spread evenly over the batch
+
+    config.learning_rate = learning_rate = ml_collections.ConfigDict()
+    learning_rate.peak = 1e-4
+    learning_rate.warmup_steps = 2000
+    learning_rate.final_fraction = 0.1  # of the peak, after the cosine
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adamw, adafactor, lion, muon, schedule_free
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0  # largest gradient norm
+    optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 400_000  # optimizer steps
+    train.precision = "bfloat16"  # float32, bfloat16, float16; parameters are always float32
+    train.accumulation = 1  # parts in which a step takes its batch
+    train.log_every = 50  # steps
+    train.validation_batches = 2
+
+    config.memory = memory = ml_collections.ConfigDict()
+    memory.remat = "block"  # none, block, selective: what the backward pass computes again
+    memory.saved = ()  # of selective: qkv, attention, mlp
+    memory.offload_activations = True  # the blocks' inputs wait in the host's memory
+    memory.offload_optimizer = False  # the moments wait there
+    memory.offload_ema = False
+    memory.pieces = 8  # in which MLPs and the last layer are computed, one after the other
+    memory.attention_kernel = "auto"  # auto, cudnn, xla
+
+    config.ema = ema = ml_collections.ConfigDict()
+    ema.decays = (0.9999,)  # moving averages of the parameters; the first one samples
+    ema.widths = ()  # relative widths of power averages, like 0.05 and 0.1
+    ema.snapshot_every = 0  # steps between snapshots of the power averages, to make other widths of
+
+    config.init = init = ml_collections.ConfigDict()
+    init.path = ""  # safetensors to start from
+    init.layout = "dit"  # dit, latte: what they are
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = 1  # copies of the parameters
+    mesh.fsdp = 1  # devices that share one copy, each with clips of its own
+    mesh.seq = 2  # devices that share one copy and each clip
+    mesh.tensor = 1  # devices that share each layer
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 1000  # steps
+    checkpoint.keep = 2  # newest ones, beside the best
+
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.every = 5000  # steps
+    sample.prompts = ()  # shown while it trains; words of your own captions
+    sample.batch_size = 1  # videos at a time
+    sample.sampler = "euler"  # ddim, ddpm, euler, heun, dpmpp_2m
+    sample.num_inference_steps = 50
+    sample.guidance_scale = 6.0
+    sample.first_frame_guidance_scale = config_dict.placeholder(
+        float
+    )  # if given, guidance grows from here
+    sample.guidance_rescale = 0.0  # 0 to 1, back to the deviation without guidance
+    sample.guidance_interval = ()  # two noise levels sigma / alpha to guide between; empty: everywhere
+    sample.motion = 128.0  # bucket of the motion score, 0 to 255
+    sample.spacing = "trailing"  # leading, trailing, linspace
+    sample.clip_x0 = False  # right for pixels alone
+    return config.lock()
