@@ -14,17 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh
 
 from videogen_jax import __version__, command
 from videogen_jax.data import video_io
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
+from videogen_jax.generate.generator import make_generator
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.models.patches import patch_grid
-from videogen_jax.parallel import mesh as meshes
-from videogen_jax.parallel.tokens import check_tokens
 from videogen_jax.train import checkpoint, setup, snapshots
 from videogen_jax.train.state import PRECISIONS
 
@@ -81,8 +78,8 @@ def write_samples() -> None:
         with config.unlocked():
             config.train.precision = _DTYPE.value
     options = sampling_options(config)
-    motion = options.pop("motion")
-    run = setup.make_run(config, choose_mesh(config, len(prompts)))
+    motion = config.sample.motion if _MOTION.value is None else _MOTION.value
+    run = setup.make_run(config, setup.choose_sample_mesh(config, len(prompts), jax.devices()))
     params, step, words = restore(run, workdir)
     vocabulary = Vocabulary(tuple(words))
     for prompt in [*prompts, _NEGATIVE_PROMPT.value]:
@@ -91,7 +88,8 @@ def write_samples() -> None:
     seeds = [_SEED.value + i for i in range(len(prompts))]
     batch_size = min(_BATCH_SIZE.value, len(prompts))
     null_text = vocabulary.encode([_NEGATIVE_PROMPT.value], config.text.length)[0]
-    generate = setup.make_run_generator(run, options | {"batch_size": batch_size}, null_text)
+    programs = setup.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
+    generate = make_generator(programs)
     logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
     videos = generate(params, setup.make_condition(config, text, motion), seeds)
     folder = Path(_OUTPUT_DIR.value or workdir / "generated")
@@ -151,44 +149,19 @@ def read_prompts() -> list[str]:
 
 
 def sampling_options(config: Any) -> dict[str, Any]:
-    """The config's options of `make_generator`, with the flags' in their place."""
-    options = dict(config.sample)
-    for name in ("every", "prompts", "batch_size"):
-        options.pop(name)
+    """The config's options of `make_run_programs`, with the flags' in their place."""
+    options = setup.sampler_options(config)
+    options.pop("batch_size")
     flags_given = {
         "num_inference_steps": _NUM_INFERENCE_STEPS.value,
         "guidance_scale": _GUIDANCE_SCALE.value,
         "first_frame_guidance_scale": _FIRST_FRAME_GUIDANCE_SCALE.value,
         "guidance_rescale": _GUIDANCE_RESCALE.value,
-        "motion": _MOTION.value,
         "sampler": _SAMPLER.value,
         "spacing": _SPACING.value,
         "eta": _ETA.value,
     }
     return options | {name: value for name, value in flags_given.items() if value is not None}
-
-
-def choose_mesh(config: Any, count: int) -> Mesh:
-    """All devices: as many parts of the batch as there are videos for, and the rest at one video together.
-
-    Where the videos' tokens do not divide by that rest, it stays idle.
-
-    Args:
-      config: of the run.
-      count: videos.
-    Returns:
-      The mesh.
-    """
-    devices = jax.device_count()
-    data = max(n for n in range(1, devices + 1) if devices % n == 0 and n <= count)
-    mesh = meshes.make_mesh(data=data, seq=devices // data)
-    grid = patch_grid(setup.video_shape(config)[:3], config.model.patch_size)
-    try:
-        check_tokens(mesh, grid, config.model.attention, config.model.num_heads)
-    except ValueError as error:
-        logging.info("Only %d of %d devices are used: %s", data, devices, error)
-        return meshes.make_mesh(data=data)
-    return mesh
 
 
 def write_folder(

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
 from videogen_jax.diffusion.schedule import make_schedule
-from videogen_jax.generate.generator import make_generator, to_pixels
+from videogen_jax.generate.generator import make_generator, make_programs, to_pixels
 from videogen_jax.parallel.mesh import make_mesh
 from videogen_jax.train import setup
 
@@ -28,7 +28,7 @@ def mixing_model(params, x_t, t, condition):
 def generate(batch_size, devices=1, count=5, **options):
     mesh = make_mesh(data=devices)
     whole = NamedSharding(mesh, PartitionSpec())
-    run = make_generator(
+    programs = make_programs(
         mixing_model,
         make_schedule("cosine", zero_terminal_snr=True),
         np.array([2, 0], np.int32),
@@ -42,6 +42,7 @@ def generate(batch_size, devices=1, count=5, **options):
         num_inference_steps=4,
         **options,
     )
+    run = make_generator(programs)
     return run(jax.device_put(jnp.float32(0.7), whole), {"text": TEXT[:count]}, SEEDS[:count])
 
 
@@ -84,7 +85,7 @@ def test_the_transformer_makes_the_same_videos_on_two_devices():
         shapes, places = run.abstract.params, run.shardings.params
         params = jax.device_put(randomise(shapes, 0.3), places)
         options = {"batch_size": batch_size, "guidance_scale": 2.0, "num_inference_steps": 2}
-        make = setup.make_run_generator(run, options)
+        make = make_generator(setup.make_run_programs(run, options))
         text = np.full((3, config.text.length), 4, np.int32)
         videos.append(make(params, setup.make_condition(config, text, 0.0), SEEDS[:3]))
     assert videos[0].std() > 10

@@ -1,7 +1,7 @@
 """Videos for any number of captions, in batches on a mesh."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,41 @@ from videogen_jax.parallel.mesh import BATCH, batch_parts
 Generate = Callable[[Any, dict[str, Any], list[int]], np.ndarray]
 
 
-def make_generator(
+class Programs(NamedTuple):
+    """The jitted steps from seeds to videos, for a batch size and a mesh."""
+
+    init: Callable[..., Any]  # (seeds (B,) uint32) to (x_T (B, T, H, W, C), keys (B,))
+    denoise: Callable[..., jax.Array]  # (x_T, which is donated, params, keys, condition) to x_0
+    finish: Callable[..., jax.Array]  # (x_0) to uint8
+    batch_size: int  # B
+    rows: NamedSharding  # of all that has a row for each video
+    calls: int  # of the model for each video, both halves of guidance counted
+
+    def abstract_args(self, params: Any, condition: Any) -> dict[str, tuple[Any, ...]]:
+        """What each program takes, without a number in it.
+
+        Args:
+          params: tree of jax.ShapeDtypeStruct.
+          condition: the same, rows of B.
+        Returns:
+          Name of the program to its arguments.
+        """
+
+        def place(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.rows), tree
+            )
+
+        seeds = place(jax.ShapeDtypeStruct((self.batch_size,), np.uint32))
+        x_t, keys = place(jax.eval_shape(self.init, seeds))
+        return {
+            "init": (seeds,),
+            "denoise": (x_t, params, keys, place(condition)),
+            "finish": (x_t,),
+        }
+
+
+def make_programs(
     apply: Callable[..., jax.Array],
     schedule: Schedule,
     null_text: Any,
@@ -31,8 +65,8 @@ def make_generator(
     guidance_interval: tuple[float, ...] = (),
     clip_x0: bool = True,
     **options: Any,
-) -> Generate:
-    """Compiles the sampler once for a batch size and a mesh.
+) -> Programs:
+    """Builds the sampler once for a batch size and a mesh.
 
     Args:
       apply: the model, (params, x_t, t, condition) to its output.
@@ -50,12 +84,11 @@ def make_generator(
       clip_x0: clamp x0 to [-1, 1] at every call.
       **options: of `sampler.make_steps`.
     Returns:
-      (params, condition: tree of (N, ...), N seeds) to (N, T, H, W, C) uint8.
+      The programs.
     Raises:
       ValueError: an option is unknown or the combination has no meaning.
     """
     parts = batch_parts(mesh)
-    batch_size = -(-batch_size // parts) * parts
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
     steps = sampler.make_steps(schedule, prediction, **options)
 
@@ -87,27 +120,43 @@ def make_generator(
             clip_x0=clip_x0,
         )
 
-    init = jax.jit(init, in_shardings=rows, out_shardings=rows)
-    # The noise's memory becomes the video's.
-    denoise = jax.jit(
-        denoise,
-        donate_argnums=0,
-        in_shardings=(rows, param_shardings, rows, rows),
-        out_shardings=rows,
+    return Programs(
+        init=jax.jit(init, in_shardings=rows, out_shardings=rows),
+        # The noise's memory becomes the video's.
+        denoise=jax.jit(
+            denoise,
+            donate_argnums=0,
+            in_shardings=(rows, param_shardings, rows, rows),
+            out_shardings=rows,
+        ),
+        finish=jax.jit(to_pixels, in_shardings=rows, out_shardings=whole),
+        batch_size=-(-batch_size // parts) * parts,
+        rows=rows,
+        calls=len(steps.t)
+        * (1 if guidance_scale == 1 and first_frame_guidance_scale in (None, 1) else 2),
     )
-    finish = jax.jit(to_pixels, in_shardings=rows, out_shardings=whole)
+
+
+def make_generator(programs: Programs) -> Generate:
+    """Makes any number of videos, in batches.
+
+    Args:
+      programs: of `make_programs`.
+    Returns:
+      (params, condition: tree of (N, ...), N seeds) to (N, T, H, W, C) uint8.
+    """
 
     def generate(params: Any, condition: dict[str, Any], seeds: list[int]) -> np.ndarray:
         videos = []
-        for start in range(0, len(seeds), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(seeds), programs.batch_size):
+            part = slice(start, start + programs.batch_size)
             count = len(seeds[part])
-            index = np.arange(batch_size) % count  # fills the last batch up
+            index = np.arange(programs.batch_size) % count  # fills the last batch up
             batch = (np.asarray(seeds, np.uint32), condition)
             batch = jax.tree.map(lambda column: column[part][index], batch)  # noqa: B023
-            own_seeds, own_condition = jax.device_put(batch, rows)
-            x_t, keys = init(own_seeds)
-            video = finish(denoise(x_t, params, keys, own_condition))
+            own_seeds, own_condition = jax.device_put(batch, programs.rows)
+            x_t, keys = programs.init(own_seeds)
+            video = programs.finish(programs.denoise(x_t, params, keys, own_condition))
             videos.append(jax.device_get(video)[:count])
         return np.concatenate(videos)
 

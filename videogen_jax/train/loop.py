@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from videogen_jax.data import pipeline
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.generate import contact_sheet
+from videogen_jax.generate.generator import make_generator
 from videogen_jax.models import weights
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import checkpoint, metrics, setup, snapshots
@@ -333,16 +334,14 @@ def make_show_samples(
     run: Run, workdir: Path, vocabulary: Vocabulary
 ) -> Callable[[Any, int, Any], None]:
     """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
-    options = dict(run.config.sample)
-    prompts, motion = options.pop("prompts"), options.pop("motion")
-    options.pop("every")
+    prompts, motion = run.config.sample.prompts, run.config.sample.motion
     if not prompts:
         return lambda writer, step, ema: None
     for prompt in prompts:
         vocabulary.check(prompt)
     text = vocabulary.encode(prompts, run.config.text.length)
     condition = setup.make_condition(run.config, text, motion)
-    generate = setup.make_run_generator(run, options)
+    generate = make_generator(setup.make_run_programs(run, setup.sampler_options(run.config)))
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
         videos = generate(ema, condition, list(range(len(prompts))))

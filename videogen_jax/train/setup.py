@@ -6,7 +6,7 @@ The train loop, `sample` and the tests all start from `make_run`, so they cannot
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
-from videogen_jax.generate.generator import Generate, make_generator
+from videogen_jax.generate.generator import Programs, make_programs
 from videogen_jax.models.attention import choose_kernel
 from videogen_jax.models.dit import VideoDiT
+from videogen_jax.models.flops import count_flops
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.models.vae import latent_shape
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
 from videogen_jax.parallel.tokens import Tokens, check_tokens
+from videogen_jax.parallel.wire import least_wire_bytes
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
@@ -99,8 +101,7 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         offload=config.memory.offload_activations,
         pieces=config.memory.pieces,
     )
-    grid = patch_grid(video_shape(config)[:3], config.model.patch_size)
-    check_tokens(mesh, grid, config.model.attention, config.model.num_heads)
+    check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
     learning_rate = optim.make_learning_rate(steps=config.train.steps, **config.learning_rate)
     optim.check_rate(config.optimizer.name, config.learning_rate.final_fraction)
@@ -170,8 +171,7 @@ def make_run_schedule(config: ml_collections.ConfigDict) -> Schedule:
     options = dict(config.schedule)
     reference = options.pop("reference_tokens")
     if reference:
-        tokens = math.prod(patch_grid(video_shape(config)[:3], config.model.patch_size))
-        options["shift"] *= size_shift(tokens, reference)
+        options["shift"] *= size_shift(math.prod(token_grid(config)), reference)
     return make_schedule(**options)
 
 
@@ -211,19 +211,25 @@ def make_run_loss(run: Run, text_dropout: float) -> Callable[[Any, Batch, jax.Ar
     return make_loss(run.apply, run.schedule, run.null_text, text_dropout=text_dropout, **objective)
 
 
-def make_run_generator(
+def sampler_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The lines of config.sample that `make_run_programs` takes."""
+    others = ("every", "prompts", "motion")
+    return {name: value for name, value in config.sample.items() if name not in others}
+
+
+def make_run_programs(
     run: Run, options: dict[str, Any], null_text: np.ndarray | None = None
-) -> Generate:
+) -> Programs:
     """The config's sampler.
 
     Args:
       run: of `make_run`.
-      options: the lines of config.sample that `make_generator` takes.
+      options: of `sampler_options`.
       null_text: ids of a negative prompt; by default those of no caption.
     Returns:
-      (params, condition, seeds) to videos.
+      The programs from seeds to videos.
     """
-    return make_generator(
+    return make_programs(
         run.apply,
         run.schedule,
         run.null_text if null_text is None else null_text,
@@ -254,8 +260,95 @@ def make_condition(
     return {"text": text} | micro
 
 
-def compile_step(run: Run) -> Callable[..., Any]:
-    """The train step, compiled for the mesh and the batch's shape; the state is donated."""
+def place_batch(run: Run) -> dict[str, Any]:
+    """A whole batch of the config, abstract, laid out on the mesh."""
+    rows = NamedSharding(run.mesh, meshes.BATCH)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+        abstract_batch(run.config, run.config.batch_size),
+    )
+
+
+def count_parameters(config: ml_collections.ConfigDict) -> int:
+    """Numbers in the model."""
+    devices = jax.devices()[:1]
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(
+            make_run(config, meshes.make_mesh(devices=devices)).abstract.params
+        )
+    )
+
+
+def token_grid(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(T, H, W) of a clip's tokens."""
+    return patch_grid(video_shape(config)[:3], config.model.patch_size)
+
+
+def choose_sample_mesh(
+    config: ml_collections.ConfigDict, count: int, devices: Sequence[jax.Device]
+) -> Mesh:
+    """All devices: as many parts of the batch as there are videos for, and the rest at one video together.
+
+    Where the videos' tokens do not divide by that rest, it stays idle.
+
+    Args:
+      config: of the run.
+      count: videos.
+      devices: to sample on.
+    Returns:
+      The mesh.
+    """
+    data = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= count)
+    mesh = meshes.make_mesh(data=data, seq=len(devices) // data, devices=devices)
+    try:
+        check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
+    except ValueError as error:
+        logging.info("Only %d of %d devices are used: %s", data, len(devices), error)
+        return meshes.make_mesh(data=data, devices=devices)
+    return mesh
+
+
+def forward_flops(config: ml_collections.ConfigDict) -> int:
+    """Operations of the model's forward pass over one clip."""
+    model = config.model
+    numbers = math.prod(model.patch_size) * video_shape(config)[-1]
+    return count_flops(
+        token_grid(config),
+        width=model.width,
+        depth=model.depth,
+        mlp_ratio=model.mlp_ratio,
+        attention=model.attention,
+        causal=model.causal,
+        cross_attention=model.cross_attention,
+        patch_in=numbers,
+        patch_out=numbers,
+        text_tokens=config.text.length,
+        text_depth=model.text_depth,
+    )
+
+
+def least_step_wire(run: Run) -> int:
+    """The fewest bytes that a device must send in a train step."""
+    config, model = run.config, run.config.model
+    reads = {"none": 0, "gated": model.depth, "pixart": model.depth}[model.cross_attention]
+    if model.cross_attention == "pixart" and model.attention == "factorized":
+        reads //= 2  # spatial blocks alone
+    return least_wire_bytes(
+        run.abstract.params,
+        run.mesh.shape,
+        tokens=config.batch_size * math.prod(token_grid(config)),
+        width=model.width,
+        depth=model.depth,
+        attention=model.attention,
+        branches=2 * model.depth + reads,
+        item_bytes=jnp.dtype(compute_dtype(config.train.precision)).itemsize,
+        accumulation=config.train.accumulation,
+    )
+
+
+def trace_step(run: Run) -> Any:
+    """The train step for the mesh and the batch's shape, ready to be lowered; the state is donated."""
     config = run.config
     step = make_train_step(
         make_run_loss(run, config.text.dropout),
@@ -266,14 +359,14 @@ def compile_step(run: Run) -> Callable[..., Any]:
         offloaded=offloaded(config),
     )
     whole = NamedSharding(run.mesh, PartitionSpec())
-    rows = NamedSharding(run.mesh, meshes.BATCH)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-        abstract_batch(config, config.batch_size),
-    )
-    started = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(run.shardings, whole))
-    compiled = jitted.lower(run.abstract, batch).compile()
+    return jitted.trace(run.abstract, place_batch(run))
+
+
+def compile_step(run: Run) -> Callable[..., Any]:
+    """The train step, compiled for the mesh and the batch's shape; the state is donated."""
+    started = time.perf_counter()
+    compiled = trace_step(run).lower().compile()
     logging.info("Compiled the step in %.1f s.", time.perf_counter() - started)
     return compiled
 

@@ -1,0 +1,159 @@
+"""What a program moves, against programs whose bytes are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from videogen_jax.parallel import hlo
+
+SIZE = 64  # numbers of float32 on each device
+
+
+def mesh(*shape):
+    names = ("a", "b")[: len(shape)]
+    devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
+    return jax.sharding.Mesh(devices, names)
+
+
+def compiled_text(function, shape=(4,), spec=("a",), loops=()):
+    """The program that each device runs `function` in, inside loops of these lengths."""
+    on = mesh(*shape)
+
+    def looped(x):
+        for length in loops:
+            inner = function_in(x, length)
+            x = inner
+        return x
+
+    def function_in(x, length):
+        return jax.lax.scan(lambda carry, _: (function(carry), None), x, None, length=length)[0]
+
+    body = looped if loops else function
+    run = jax.shard_map(
+        body, mesh=on, in_specs=PartitionSpec(spec), out_specs=PartitionSpec(spec), check_vma=False
+    )
+    count = SIZE * int(np.prod([on.shape[axis] for axis in spec]))
+    x = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=NamedSharding(on, PartitionSpec(spec)))
+    return jax.jit(run).lower(x).compile().as_text()
+
+
+def exchange(x):
+    return jax.lax.all_to_all(x.reshape(4, -1), "a", 0, 0, tiled=True).reshape(-1)
+
+
+COLLECTIVES = {  # bytes that each of four devices sends of its 64 numbers
+    "all-gather": (lambda x: jnp.sum(jax.lax.all_gather(x, "a"), 0) * x, 3 * 256),
+    "all-reduce": (lambda x: jax.lax.psum(x, "a"), 2 * 3 / 4 * 256),
+    "reduce-scatter": (
+        lambda x: jnp.tile(jax.lax.psum_scatter(x, "a", tiled=True), 4),
+        3 / 4 * 256,
+    ),
+    "all-to-all": (exchange, 3 / 4 * 256),
+    "collective-permute": (
+        lambda x: jax.lax.ppermute(x, "a", [(i, (i + 1) % 4) for i in range(4)]),
+        256,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLLECTIVES)
+def test_a_collective_sends_what_a_ring_sends(kind):
+    function, sent = COLLECTIVES[kind]
+    assert hlo.count_wire_bytes(compiled_text(function), 4) == {kind: sent}
+
+
+def test_groups_are_those_of_one_axis():
+    """Over an axis of two in a mesh of 2 x 4, half of twice 256 bytes."""
+    text = compiled_text(lambda x: jax.lax.psum(x, "a"), (2, 4), ("a", "b"))
+    assert hlo.count_wire_bytes(text, 8) == {"all-reduce": 256}
+    text = compiled_text(lambda x: jax.lax.psum(x, "b"), (2, 4), ("a", "b"))
+    assert hlo.count_wire_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
+
+
+def test_loops_count_as_often_as_they_run():
+    text = compiled_text(lambda x: jnp.sin(jax.lax.psum(x, "a")), loops=(7,))
+    assert hlo.count_wire_bytes(text, 4) == {"all-reduce": 7 * 384}
+
+    def inner(x):
+        return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, "a")), None), x, None, length=3)[
+            0
+        ]
+
+    text = compiled_text(lambda x: inner(x) + 1, loops=(5,))
+    assert hlo.count_wire_bytes(text, 4) == {"all-reduce": 15 * 384}
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def function(x):
+        total = jax.lax.while_loop(lambda x: jnp.sum(x) < 1e9, lambda x: jax.lax.psum(x, "a"), x)
+        return total
+
+    with pytest.raises(ValueError, match="runs an unknown number of times"):
+        hlo.count_wire_bytes(compiled_text(function), 4)
+
+
+def test_the_largest_collective_is_what_it_reads_and_writes():
+    text = compiled_text(COLLECTIVES["all-gather"][0])
+    assert hlo.largest_collective(text, 4) == 256 + 4 * 256
+
+
+GPU_TEXT = """HloModule step, is_scheduled=true
+
+%fused_slice (p0: bf16[12,64], p1: s32[]) -> bf16[64] {
+  %p0 = bf16[12,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,64]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,64}
+  ROOT %out = bf16[64]{0} bitcast(%slice)
+}
+
+%body (state: (s32[], bf16[12,64], bf16[64])) -> (s32[], bf16[12,64], bf16[64]) {
+  %state = (s32[], bf16[12,64]{1,0}, bf16[64]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %all = bf16[12,64]{1,0} get-tuple-element(%state), index=1
+  %one = bf16[64]{0} fusion(%all, %i), kind=kLoop, calls=%fused_slice
+  %start = ((bf16[64]{0}), bf16[128]{0}) all-gather-start(%one), replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}
+  %done = bf16[128]{0} all-gather-done(%start)
+  %half = bf16[64]{0} slice(%done), slice={[0:64]}
+  ROOT %next = (s32[], bf16[12,64]{1,0}, bf16[64]{0}) tuple(%i, %all, %half)
+}
+
+%condition (state: (s32[], bf16[12,64], bf16[64])) -> pred[] {
+  %state = (s32[], bf16[12,64]{1,0}, bf16[64]{0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (x: bf16[12,64], y: bf16[64]) -> bf16[64] {
+  %x = bf16[12,64]{1,0} parameter(0)
+  %y = bf16[64]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %state = (s32[], bf16[12,64]{1,0}, bf16[64]{0}) tuple(%zero, %x, %y)
+  %loop = (s32[], bf16[12,64]{1,0}, bf16[64]{0}) while(%state), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %out = bf16[64]{0} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_collectives_of_gpus_count_once():
+    assert hlo.count_wire_bytes(GPU_TEXT, 8) == {"all-gather": 12 * 128}
+
+
+def test_a_slice_of_a_large_array_reads_only_the_slice():
+    # Each turn: 64 numbers of the slice and the index in, 64 out; the gather's start; the half out of the whole.
+    fusion, start, half = 128 + 4 + 128, 128 + 128 + 256, 256 + 128
+    assert hlo.count_memory_bytes(GPU_TEXT) == 12 * (fusion + start + half)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("f32[2,3]{1,0}", 24),
+        ("(bf16[4]{0}, pred[3]{0}, s32[])", 15),
+        ("((f8e4m3fn[16]{0}), u64[2]{0:T(128)})", 32),
+        ("token[]", 0),
+    ],
+)
+def test_types_have_their_bytes(kind, size):
+    assert hlo.count_bytes(kind) == size

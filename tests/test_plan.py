@@ -1,0 +1,160 @@
+"""Plans: for host devices against what XLA says of them, and for GPUs where their compiler is at hand."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny import tiny_config
+from videogen_jax import plan
+from videogen_jax.parallel import memory, targets
+from videogen_jax.train import setup
+
+CPU = targets.CARDS["cpu"]
+CUDA = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs the wheels of jax[cuda12]")
+
+
+def small_config(**changes):
+    """Two devices on each clip, and activations that outweigh the parameters."""
+    config = tiny_config()
+    config.data.update({"frames": 16, "height": 32, "width": 32})
+    config.mesh.update({"data": 1, "fsdp": 1, "seq": 2, "tensor": 1})
+    config.model.update({"depth": 8, "cross_attention": "gated"})
+    config.sample.batch_size = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def plan_for_cpu(**changes):
+    return plan.make_plan(small_config(**changes), CPU, jax.devices("cpu")[:2])
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return plan_for_cpu()
+
+
+def test_the_peak_is_that_of_the_step_that_training_compiles(plain):
+    compiled = setup.compile_step(setup.make_run(small_config()))
+    sizes = compiled.memory_analysis()
+    got = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    assert plain["train"].peak == got + sizes.temp_size_in_bytes
+    assert sum(plain["train"].memory.values()) == plain["train"].peak
+
+
+def test_parameters_moments_and_average_are_counted_by_their_share(plain):
+    run = setup.make_run(small_config())
+    shares = 0
+    for leaf in jax.tree.leaves(run.abstract.params):
+        halved = any(entry and "seq" in entry for entry in leaf.sharding.spec)
+        shares += leaf.size * 4 // (2 if halved else 1)
+    parts = plain["train"].memory
+    assert parts["parameters"] == parts["EMA"] == shares
+    assert 2 * shares <= parts["optimizer"] < 2 * shares + 100  # two moments, and counters
+    assert plain["sample"].memory["parameters"] == shares
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"memory.remat": "block"}, "activations and workspace"),
+        ({"memory.remat": "block", "memory.pieces": 8}, "activations and workspace"),
+        ({"optimizer.mu_dtype": "bfloat16"}, "optimizer"),
+        ({"train.accumulation": 4, "memory.remat": "block"}, "activations and workspace"),
+    ],
+)
+def test_a_lever_does_what_it_says(changes, part, plain):
+    with_it = plan_for_cpu(**changes)["train"]
+    assert with_it.memory[part] < 0.8 * plain["train"].memory[part]
+
+
+def test_a_cpu_has_no_host_beside_it(plain):
+    with_it = plan_for_cpu(**{"memory.offload_ema": True, "memory.offload_optimizer": True})
+    assert with_it["train"].memory["EMA"] == plain["train"].memory["EMA"]
+    assert with_it["train"].host == 0
+
+
+def test_levers_are_pulled_until_it_fits(plain):
+    """A card that lacks a little: the first lever is enough. One that lacks much: all of them are tried."""
+    config, devices = small_config(), jax.devices("cpu")[:2]
+    little = CPU._replace(memory=plain["train"].peak - 1 + int(memory.RESERVE))
+    assert not plan.fits(plain, little)
+    overrides, better = plan.try_levers(config, little, devices)
+    assert overrides == {"memory.remat": "block"}
+    assert plan.fits(better, little)
+    verdict = plan.to_verdict(little, plain, overrides, better)
+    assert "train would not. It does with --config.memory.remat='block'" in verdict
+    assert plan.to_json(plain, little, overrides, better)["fits_with_overrides"] is True
+
+
+def test_a_config_beyond_all_levers_says_so(plain):
+    config, devices = small_config(), jax.devices("cpu")[:2]
+    none = CPU._replace(memory=1)
+    overrides, better = plan.try_levers(config, none, devices)
+    assert list(overrides)[-1] == "train.accumulation" and overrides["memory.pieces"] == 8
+    assert "Nor does it with" in plan.to_verdict(none, plain, overrides, better)
+
+
+def run_plan(*arguments):
+    command = [sys.executable, "-m", "videogen_jax.plan", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_verb_prints_one_json_object():
+    done = run_plan("--config=configs/quickstart.py", "--target=cpux2", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["fits"] is True and content["train"]["peak_gib"] > 0
+    assert content["sample"]["peak_gib"] > 0 and content["overrides"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--target=rtx5090x2"], "Unknown target 'rtx5090x2': choose rtx3090"),
+        (["--target=cpux1"], "The mesh data=2 x fsdp=1 x seq=1 x tensor=1 wants 2 devices, but 1"),
+        (["--target=cpux3", "--config.mesh.data=3"], "batch_size of 32 does not divide into 3"),
+    ],
+)
+def test_wrong_targets_end_in_one_sentence(arguments, sentence):
+    done = run_plan("--config=configs/quickstart.py", *arguments)
+    assert done.returncode == 1
+    assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(CUDA, reason="the wheels of jax[cuda12] are there")
+def test_without_the_cuda_wheels_the_install_line_is_given():
+    done = run_plan("--config=configs/quickstart.py", "--target=rtx3090x2")
+    assert done.returncode == 2 and "pip install 'jax[cuda12]==" in done.stderr
+
+
+@needs_cuda
+@pytest.mark.parametrize("lever", ["offload_ema", "offload_optimizer", "offload_activations"])
+def test_what_waits_on_the_host_leaves_the_gpus(lever):
+    """In a process of its own, as the tests' JAX has no compiler for CUDA at work."""
+    options = ["--config=configs/quickstart.py", "--target=rtx3090x2", "--json"]
+    options += ["--config.memory.remat=block", "--config.train.precision=bfloat16"]
+    plain = json.loads(run_plan(*options).stdout)["train"]
+    with_it = json.loads(run_plan(*options, f"--config.memory.{lever}=True").stdout)["train"]
+    assert with_it["host_gib"] > plain["host_gib"] == 0
+    assert with_it["peak_gib"] < plain["peak_gib"]
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "train_gib", "sample_gib"), [("dit_512", 14, 12), ("dit_xl_512", 22.5, 22.5)]
+)
+def test_the_promised_configs_fit_two_cards_of_24_gb(name, train_gib, sample_gib):
+    done = run_plan(f"--config=configs/{name}.py", "--target=rtx3090x2", "--json")
+    content = json.loads(done.stdout)
+    assert done.returncode == 0 and content["fits"]
+    assert content["train"]["peak_gib"] <= train_gib
+    assert content["sample"]["peak_gib"] <= sample_gib
+    train = content["train"]
+    assert sum(train["wire_bytes"].values()) <= 1.15 * train["least_wire_bytes"]

@@ -1,0 +1,249 @@
+"""What a compiled program moves: between devices, and between a device and its memory. Read from its text.
+
+XLA tells neither for programs of GPUs that are not there. A loop's body counts as often as the loop is known to run.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ITEM_BYTES = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0}  # others end in their bits
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+# Names for what is somewhere already, or is counted inside the computation that is called.
+MOVE_NOTHING = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+    *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "copy-done"),
+}
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    type: str
+    opcode: str
+    arguments: str  # what stands in the brackets
+    attributes: str  # what follows them
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions that it reads."""
+        return re.findall(r"%([\w.\-]+)", self.arguments)
+
+
+Computations = dict[str, dict[str, Instruction]]  # each one's instructions by name, in order
+
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+
+
+def parse(text: str) -> tuple[Computations, str]:
+    """Splits a program into its computations.
+
+    Args:
+      text: `compiled.as_text()`.
+    Returns:
+      (the computations, the name of the one that is run).
+    """
+    computations: Computations = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif found := _LINE.match(line):
+            current[found[2]] = _parse_line(found[2], found[3])
+    return computations, entry
+
+
+def _parse_line(name: str, rest: str) -> Instruction:
+    rest = re.sub(r"/\*.*?\*/", "", rest)
+    size = _group(rest) if rest.startswith("(") else rest.index(" ")
+    kind, call = rest[:size], rest[size:].lstrip()
+    opcode = call[: call.index("(")]
+    inside = _group(call[len(opcode) :]) + len(opcode)
+    return Instruction(name, kind, opcode, call[len(opcode) + 1 : inside - 1], call[inside:])
+
+
+def _group(text: str) -> int:
+    """Length of the bracketed group that a text starts with."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return i + 1
+    raise ValueError(f"A bracket of {text[:40]!r} in the compiled program is not closed.")
+
+
+def count_bytes(kind: str) -> int:
+    """Bytes of a type: `f32[2,3]{1,0}`, or a tuple of such."""
+    return sum(
+        _item_bytes(name) * math.prod(int(n.strip("<=")) for n in shape.split(",") if n)
+        for name, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", kind))
+    )
+
+
+def _item_bytes(name: str) -> float:
+    if name in ITEM_BYTES:
+        return ITEM_BYTES[name]
+    bits = re.match(r"[a-z]+(\d+)", name)
+    if not bits:
+        raise ValueError(f"The compiled program has the type {name!r}: add it to ITEM_BYTES.")
+    return int(bits[1]) // 8 or 1
+
+
+def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int]]:
+    """(computation, how often it is run), fused ones left out."""
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
+        yield name, times
+        for line in computations[name].values():
+            if line.opcode == "fusion":
+                continue
+            called = _CALLED.findall(line.attributes)
+            for branches in _BRANCHES.findall(line.attributes):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            trips = times
+            if line.opcode == "while":
+                trips *= _trip_count(line)
+            for one in called:
+                if one in computations:
+                    yield from walk(one, trips)
+
+    return walk(entry, 1)
+
+
+def _trip_count(line: Instruction) -> int:
+    found = _TRIPS.search(line.attributes)
+    if not found:
+        raise ValueError(
+            f"The loop {line.name} of the compiled program runs an unknown number of times: no bytes can be counted."
+        )
+    return int(found[1])
+
+
+def count_wire_bytes(text: str, devices: int) -> dict[str, int]:
+    """Bytes that each device sends to others when the program is run once, by kind of collective.
+
+    In a group of n, of an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,
+    all-reduce twice that, collective-permute b: what rings, and devices that talk in pairs, send.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices: that the program runs on.
+    Returns:
+      Kind to bytes, for the kinds that occur.
+    Raises:
+      ValueError: a loop around a collective runs an unknown number of times.
+    Source: Thakur et al., Optimization of collective communication operations in MPICH, 2005, section 4.
+    """
+    total: dict[str, float] = {}
+    for kind, sent, _, times in _collectives(text, devices):
+        total[kind] = total.get(kind, 0) + sent * times
+    return {kind: round(count) for kind, count in total.items()}
+
+
+def largest_collective(text: str, devices: int) -> int:
+    """Bytes that the largest collective reads and writes: the buffers that talking to others takes."""
+    return max((round(held) for _, _, held, _ in _collectives(text, devices)), default=0)
+
+
+def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, int]]:
+    """(kind, bytes sent by a device, bytes read and written by it, how often)."""
+    computations, entry = parse(text)
+    for name, times in _runs(computations, entry):
+        for line in computations[name].values():
+            kind = line.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            group = _group_size(line.attributes, devices)
+            operand = sum(count_bytes(computations[name][one].type) for one in line.operands)
+            result = operand * {"all-gather": group, "reduce-scatter": 1 / group}.get(kind, 1)
+            share = (group - 1) / group
+            sent = {"all-gather": operand * (group - 1), "all-reduce": 2 * operand * share}
+            sent["collective-permute"] = operand
+            yield kind, sent.get(kind, operand * share), operand + result, times
+
+
+def _group_size(attributes: str, devices: int) -> int:
+    """Devices that take part together: `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
+    found = re.search(
+        r"replica_groups=(mesh\[[^\]]*\]\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)", attributes
+    )
+    if not found:
+        return devices
+    groups = found[1]
+    if groups.startswith("mesh"):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
+        chosen = re.findall(r"'(\w+)'", groups[groups.index("]") :])
+        return math.prod(int(sizes[axis]) for axis in chosen)
+    if groups.startswith("["):
+        return int(groups.strip("[]").split(",")[1])
+    return len(groups.strip("{").split(","))
+
+
+def count_memory_bytes(text: str) -> int:
+    """Bytes that kernels read from and write to a device's memory when the program is run once.
+
+    Every kernel reads its operands and writes its result, of arrays that it takes or puts a slice of only the slice.
+
+    Args:
+      text: `compiled.as_text()`.
+    Returns:
+      The sum, with loops.
+    """
+    computations, entry = parse(text)
+    count = functools.cache(lambda name: sum(_touched(computations, name)))
+    return round(sum(count(name) * times for name, times in _runs(computations, entry)))
+
+
+def _touched(computations: Computations, name: str) -> Iterator[float]:
+    lines = computations[name]
+    for line in lines.values():
+        if line.opcode in MOVE_NOTHING or line.opcode.endswith("-done"):
+            continue
+        sizes = [count_bytes(lines[one].type) if one in lines else 0 for one in line.operands]
+        result = count_bytes(line.type)
+        if line.opcode == "fusion":
+            fused = computations[_CALLED.findall(line.attributes)[0]]
+            sizes, result = _fused(fused, sizes, result)
+        elif line.opcode == "dynamic-slice":
+            sizes = [result]
+        elif line.opcode == "dynamic-update-slice":
+            sizes, result = [sizes[1]], sizes[1]
+        yield sum(sizes) + result
+
+
+def _fused(
+    lines: dict[str, Instruction], sizes: list[int], result: int
+) -> tuple[list[float], float]:
+    """What a fused kernel reads of each operand, and what it writes."""
+    users: dict[str, list[Instruction]] = {name: [] for name in lines}
+    for line in lines.values():
+        for one in line.operands:
+            users[one].append(line)
+    sizes = list(sizes)
+    for line in lines.values():
+        if line.opcode != "parameter":
+            continue
+        index = int(line.arguments)
+        reads = users[line.name]
+        if reads and all(
+            user.opcode == "dynamic-slice" and user.operands[0] == line.name for user in reads
+        ):
+            sizes[index] = sum(count_bytes(user.type) for user in reads)
+        elif any(
+            user.opcode == "dynamic-update-slice" and user.operands[0] == line.name
+            for user in reads
+        ):
+            update = sum(count_bytes(lines[user.operands[1]].type) for user in reads)
+            result -= sizes[index] - update
+            sizes[index] = 0
+    return sizes, max(result, 0)

@@ -1,0 +1,185 @@
+"""The machines that a plan can be made for, none of which need be here.
+
+Operations a second are of dense products of bfloat16 that add up in float32. Links are one way, as their standards have
+them: 32 GB/s for PCIe 4.0 x16, 64 for PCIe 5.0 x16, and NVLink's where all cards of a machine have it.
+
+Source: NVIDIA's white papers of GA102 and Ada and data sheets of A40, A100, H100 and H200; the form of a description,
+and those of A100 and H100, OpenXLA, xla/backends/gpu/target_config/specs.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+
+class Card(NamedTuple):
+    """A device."""
+
+    name: str
+    memory: int | None  # bytes; None where it is the machine's
+    bandwidth: float | None  # bytes a second
+    flops: float | None  # operations a second
+    link: float | None  # bytes a second
+    host_link: float | None  # bytes a second
+    description: str  # GpuTargetConfigProto in text form; empty for the CPU
+
+
+# Of a core, by compute capability: shared memory in bytes, threads, and lanes for float32.
+CORES = {
+    (8, 0): (167936, 2048, 64),
+    (8, 6): (102400, 1536, 128),
+    (8, 9): (102400, 1536, 128),
+    (9, 0): (233472, 2048, 128),
+}
+
+
+def _gpu(
+    name: str,
+    title: str,
+    capability: tuple[int, int],
+    *,
+    cores: int,
+    ghz: float,
+    memory: int,
+    l2: int,
+    bandwidth: float,
+    flops: float,
+    link: float,
+    host_link: float,
+) -> Card:
+    shared, threads, lanes = CORES[capability]
+    description = f"""gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
+  core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {ghz}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {shared - 1024} l2_cache_size: {l2}
+  memory_bandwidth: {round(bandwidth)} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{title}"
+"""
+    return Card(name, memory, bandwidth, flops, link, host_link, description)
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        _gpu(
+            *("rtx3090", "NVIDIA GeForce RTX 3090", (8, 6)),
+            **{"cores": 82, "ghz": 1.695, "memory": 25438126080, "l2": 6291456},
+            **{"bandwidth": 936e9, "flops": 71e12, "link": 32e9, "host_link": 32e9},
+        ),
+        _gpu(
+            *("a40", "NVIDIA A40", (8, 6)),
+            **{"cores": 84, "ghz": 1.74, "memory": 47608692736, "l2": 6291456},
+            **{"bandwidth": 696e9, "flops": 149.7e12, "link": 32e9, "host_link": 32e9},
+        ),
+        _gpu(
+            *("rtx4090", "NVIDIA GeForce RTX 4090", (8, 9)),
+            **{"cores": 128, "ghz": 2.52, "memory": 25393692672, "l2": 75497472},
+            **{"bandwidth": 1008e9, "flops": 165.2e12, "link": 32e9, "host_link": 32e9},
+        ),
+        _gpu(
+            *("a100", "NVIDIA A100-SXM4-80GB", (8, 0)),
+            **{"cores": 108, "ghz": 1.41, "memory": 85095874560, "l2": 41943040},
+            **{"bandwidth": 2039e9, "flops": 312e12, "link": 300e9, "host_link": 32e9},
+        ),
+        _gpu(
+            *("h100", "NVIDIA H100 80GB HBM3", (9, 0)),
+            **{"cores": 132, "ghz": 1.98, "memory": 85045010432, "l2": 52428800},
+            **{"bandwidth": 3352e9, "flops": 989.4e12, "link": 450e9, "host_link": 64e9},
+        ),
+        _gpu(
+            *("h200", "NVIDIA H200", (9, 0)),
+            **{"cores": 132, "ghz": 1.98, "memory": 150754820096, "l2": 62914560},
+            **{"bandwidth": 4800e9, "flops": 989.4e12, "link": 450e9, "host_link": 64e9},
+        ),
+        Card("cpu", None, None, None, None, None, ""),
+    )
+}
+
+
+def parse_target(text: str) -> tuple[Card, int]:
+    """Reads a card and how many: rtx3090x2, h200, cpux8, or a file's path in a card's place.
+
+    Args:
+      text: as above; the file is a GpuTargetConfigProto in text form.
+    Returns:
+      (the card, its number).
+    Raises:
+      ValueError: the card is unknown, the number is none, or the file is no such description.
+    """
+    name, number = re.fullmatch(r"(.*?)(?:x(\d+))?", text).groups()
+    count = int(number or 1)
+    if count < 1:
+        raise ValueError(f"The target {text!r} has no device: write {name}x1 or more.")
+    if name in CARDS:
+        return CARDS[name], count
+    if Path(name).is_file():
+        return read_card(Path(name)), count
+    raise ValueError(
+        f"Unknown target {text!r}: choose {', '.join(CARDS)}, or the path of a description, with x2 for two of them."
+    )
+
+
+def read_card(path: Path) -> Card:
+    """A card of a user's own description, whose speed is unknown but for its memory's.
+
+    Raises:
+      ValueError: the description has no memory size.
+    """
+    description = path.read_text(encoding="utf-8")
+
+    def read(field: str) -> int | None:
+        found = re.search(rf"\b{field}:\s*(\d+)", description)
+        return int(found[1]) if found else None
+
+    memory = read("device_memory_size")
+    if memory is None:
+        raise ValueError(
+            f"{path} has no device_memory_size: write a GpuTargetConfigProto in text form, as OpenXLA publishes them."
+        )
+    return Card(path.stem, memory, read("memory_bandwidth"), None, None, None, description)
+
+
+def find_devices(card: Card, count: int) -> Sequence[jax.Device]:
+    """Devices to compile for: described ones, or the CPU's own.
+
+    Args:
+      card: of `parse_target`.
+      count: how many.
+    Returns:
+      The devices.
+    Raises:
+      ImportError: the CUDA wheels are missing.
+      ValueError: XLA cannot read the description, or this process has fewer CPU devices.
+    """
+    if not card.description:
+        devices = jax.devices("cpu")
+        if len(devices) < count:
+            raise ValueError(
+                f"There are {len(devices)} CPU devices, not {count}: set jax_num_cpu_devices before JAX starts."
+            )
+        return devices[:count]
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=card.description, topology=f"1x1x{count}"
+        )
+    except NotImplementedError as error:
+        raise ImportError(
+            "A plan for GPUs wants XLA's compiler for CUDA, which needs no GPU: "
+            f"pip install 'jax[cuda12]=={jax.__version__}'."
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"XLA cannot make devices of the description of {card.name}: {error}"
+        ) from error
+    return topology.devices

@@ -1,0 +1,361 @@
+"""Says whether a config fits a machine that need not be here, and what a step of it costs.
+
+    python -m videogen_jax.plan --config=configs/dit_512.py --target=rtx3090x2
+
+The very programs that training and sampling run are compiled for the target, and their memory is read off. Exit code 0:
+it fits; 1: it does not, and the overrides that would help are printed. Bytes and operations are counted; times are a
+roofline, which no program beats. GPUs as targets want the wheels of jax[cuda12], but no GPU.
+"""
+
+import json
+import math
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from videogen_jax import command
+from videogen_jax.models.flops import TRAIN_FACTOR
+from videogen_jax.parallel import memory, offload, targets
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.train import setup
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
+_TARGET = flags.DEFINE_string(
+    "target", None, "Card and number: rtx3090x2, a40x2, rtx4090x2, a100x8, h100x8, h200, cpux2, or FILEx2."
+)  # fmt: skip
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_MARKDOWN = flags.DEFINE_bool("markdown", False, "Print a row of the README's table.")
+_LEVERS = flags.DEFINE_bool("levers", True, "Where it does not fit, look for overrides that do.")
+
+GIB = 2**30
+PIECES = (8, 4, 2)
+
+
+class Program(NamedTuple):
+    """What a program takes and costs, on each device and for one run; bytes and seconds."""
+
+    memory: dict[str, int]  # by what it is for; adds up to the peak
+    peak: int
+    host: int  # pinned memory of the host
+    collectives: int  # the buffers of the largest one, within the peak
+    flops: int  # of the model; what is computed again does not count
+    wire: dict[str, int]  # sent to other devices, by kind of collective
+    least_wire: int | None  # that any program would have to send
+    traffic: int  # read from and written to the device's memory
+    times: dict[str, float]  # by what sets them, where the card's speed is known
+
+
+Plan = dict[str, Program]  # train, sample, decode
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    command.refuse(arguments)
+    logging.set_verbosity(logging.ERROR)
+    card, count = targets.parse_target(_TARGET.value)
+    config = _CONFIG.value
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    try:
+        devices = targets.find_devices(card, count)
+    except ImportError as error:
+        print(f"plan: error: {error}", file=sys.stderr)
+        return 2
+    plan = make_plan(config, card, devices)
+    overrides: dict[str, Any] = {}
+    better = plan
+    if not fits(plan, card) and _LEVERS.value:
+        overrides, better = try_levers(config, card, devices)
+    if _JSON.value:
+        print(json.dumps(to_json(plan, card, overrides, better), indent=2))
+    elif _MARKDOWN.value:
+        print(to_row(config, card, count, plan))
+    else:
+        print(to_table(card, count, plan))
+        print(to_verdict(card, plan, overrides, better))
+    return 0 if fits(plan, card) else 1
+
+
+def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Plan:
+    """Compiles every program of a config for devices.
+
+    Args:
+      config: as in configs/.
+      card: of `targets.parse_target`.
+      devices: of `targets.find_devices`.
+    Returns:
+      Name to program.
+    Raises:
+      ValueError: the config, its mesh and the devices do not fit together.
+    """
+    mesh = meshes.make_mesh(**config.mesh, devices=devices)
+    meshes.check_batch(mesh, config.batch_size, config.train.accumulation)
+    return {
+        "train": plan_train(setup.make_run(config, mesh), card),
+        "sample": plan_sample(config, card, devices),
+    }
+
+
+def plan_train(run: setup.Run, card: targets.Card) -> Program:
+    """The train step."""
+    config, state = run.config, run.abstract
+    # The CPU's devices are in the host's memory themselves.
+    away = setup.offloaded(config) if card.description else ()
+    batch = setup.place_batch(run)
+    on_host = jax.tree.map(lambda _: False, (state, batch))
+    for field in away:
+        waits = jax.tree.map(offload.waits, getattr(state, field))
+        on_host = (on_host[0].replace(**{field: waits}), on_host[1])
+    footprint = memory.measure(
+        setup.trace_step(run), run.mesh.size, bool(card.description), jax.tree.leaves(on_host)
+    )
+
+    def stays(field: str) -> int:
+        return memory.count_shard_bytes(
+            getattr(state, field), lambda leaf: field not in away or not offload.waits(leaf)
+        )
+
+    parts = {
+        "parameters": stays("params"),
+        "optimizer": stays("opt_state"),
+        "EMA": stays("ema"),
+        "batch": memory.count_shard_bytes(batch),
+    }
+    flops = TRAIN_FACTOR * setup.forward_flops(config) * config.batch_size // run.mesh.size
+    return make_program(
+        card,
+        footprint,
+        parts,
+        flops,
+        # Recomputing is one more forward pass.
+        executed=flops if config.memory.remat == "none" else flops * 4 // 3,
+        least_wire=setup.least_step_wire(run),
+    )
+
+
+def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Program:
+    """All steps of the sampler, for a batch of config.sample, from parameters laid out for it."""
+    count = config.sample.batch_size
+    mesh = setup.choose_sample_mesh(config, count, devices)
+    run = setup.make_run(config, mesh)
+    programs = setup.make_run_programs(run, setup.sampler_options(config))
+    batch = setup.abstract_batch(config, programs.batch_size)
+    condition = {name: leaf for name, leaf in batch.items() if name != "video"}
+    arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
+    footprint = memory.measure(
+        programs.denoise.trace(*arguments), mesh.size, bool(card.description)
+    )
+    parts = {
+        "parameters": memory.count_shard_bytes(run.abstract.params),
+        "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
+    }
+    flops = programs.calls * programs.batch_size * setup.forward_flops(config) // mesh.size
+    return make_program(card, footprint, parts, flops, executed=flops)
+
+
+def make_program(
+    card: targets.Card,
+    footprint: memory.Footprint,
+    parts: dict[str, int],
+    flops: int,
+    *,
+    executed: int,
+    least_wire: int | None = None,
+) -> Program:
+    """Puts together what was measured and what was counted.
+
+    Args:
+      card: the device.
+      footprint: of the compiled program.
+      parts: bytes of its arguments.
+      flops: of the model, on a device.
+      executed: with what is computed again.
+      least_wire: bytes.
+    Returns:
+      The program.
+    """
+    rest = footprint.peak - sum(parts.values())
+    work = {
+        "arithmetic": (executed, card.flops),
+        "memory": (footprint.traffic, card.bandwidth),
+        "wire": (sum(footprint.wire.values()), card.link),
+        "host": (2 * footprint.host, card.host_link),  # there and back
+    }
+    return Program(
+        memory=parts | {"activations and workspace": rest},
+        peak=footprint.peak,
+        host=footprint.host,
+        collectives=footprint.collectives,
+        flops=flops,
+        wire=footprint.wire,
+        least_wire=least_wire,
+        traffic=footprint.traffic,
+        times={name: amount / speed for name, (amount, speed) in work.items() if speed},
+    )
+
+
+def fits(plan: Plan, card: targets.Card) -> bool:
+    """Whether every program leaves room for what CUDA itself takes; the CPU's memory has no bound here."""
+    if card.memory is None:
+        return True
+    return all(program.peak + memory.RESERVE <= card.memory for program in plan.values())
+
+
+def try_levers(
+    config: ml_collections.ConfigDict, card: targets.Card, devices: Any
+) -> tuple[dict[str, Any], Plan]:
+    """Pulls the memory levers one after the other, cheapest first, until the config fits.
+
+    Args:
+      config: that does not fit.
+      card: the device.
+      devices: to compile for.
+    Returns:
+      (the overrides by dotted name, the plan with them, which may still not fit).
+    """
+    config = config.copy_and_resolve_references().unlock()
+    overrides: dict[str, Any] = {}
+    plan: Plan = {}
+    for lever in levers(config, devices):
+        changed = {name: value for name, value in lever.items() if read(config, name) != value}
+        if not changed:
+            continue
+        config.update_from_flattened_dict(changed)
+        overrides |= changed
+        plan = make_plan(config, card, devices)
+        if fits(plan, card):
+            break
+    return overrides, plan
+
+
+def levers(config: ml_collections.ConfigDict, devices: Any) -> list[dict[str, Any]]:
+    """The levers that a config has, in the order in which to try them; each keeps those before it."""
+    chosen: list[dict[str, Any]] = (
+        [{"sample.batch_size": 1}] if config.sample.batch_size > 1 else []
+    )
+    if config.memory.remat != "block":
+        chosen.append({"memory.remat": "block", "memory.saved": ()})
+    chosen.append({"memory.offload_activations": True})
+    grid = setup.token_grid(config)
+    for pieces in PIECES:
+        if pieces > config.memory.pieces and grid[0] % pieces == 0 == grid[1] * grid[2] % pieces:
+            chosen.append({"memory.pieces": pieces})
+            break
+    if config.optimizer.name != "schedule_free":
+        chosen.append({"optimizer.mu_dtype": "bfloat16"})
+    chosen += [{"memory.offload_ema": True}, {"memory.offload_optimizer": True}]
+    parts = config.mesh.data * config.mesh.fsdp
+    per_device = config.batch_size // parts
+    chosen += [
+        {"train.accumulation": count}
+        for count in range(config.train.accumulation + 1, per_device + 1)
+        if per_device % count == 0
+    ]
+    return chosen
+
+
+def read(config: ml_collections.ConfigDict, name: str) -> Any:
+    """The value of a dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def to_table(card: targets.Card, count: int, plan: Plan) -> str:
+    """The plan as lines of text, a column for each program."""
+    size = "" if card.memory is None else f" of {card.memory / GIB:.1f} GiB"
+    rows: list[tuple[str, list[str]]] = [("per device", list(plan))]
+
+    def add(label: str, values: list[str]) -> None:
+        rows.append((label, values))
+
+    names = list(dict.fromkeys(name for program in plan.values() for name in program.memory))
+    for name in names:
+        add(f"{name}, GiB", [gib(program.memory.get(name)) for program in plan.values()])
+    programs = list(plan.values())
+    add("peak, GiB", [gib(program.peak) for program in programs])
+    if card.memory is not None:
+        left = [card.memory - memory.RESERVE - program.peak for program in programs]
+        add(f"headroom beside {memory.RESERVE / GIB:.1f} for CUDA, GiB", [gib(one) for one in left])
+    add("largest collective, within the peak, GiB", [gib(one.collectives) for one in programs])
+    add("pinned host memory, GiB", [gib(one.host) for one in programs])
+    add("model operations, 10^12", [f"{one.flops / 1e12:.2f}" for one in programs])
+    add("sent to other devices, GiB", [gib(sum(one.wire.values())) for one in programs])
+    add("the least that must be sent, GiB", [gib(one.least_wire) for one in programs])
+    for what in ("arithmetic", "memory", "wire", "host"):
+        if card.flops:
+            add(f"seconds by {what}, at least", [f"{one.times[what]:.2f}" for one in programs])
+    if card.flops:
+        best = [max(one.times.values()) for one in programs]
+        add("roofline estimate, seconds", [f"{one:.2f}" for one in best])
+    width = max(len(label) for label, _ in rows)
+    lines = [label.ljust(width) + "".join(value.rjust(10) for value in values) for label, values in rows]  # fmt: skip
+    return "\n".join([f"{count} x {card.name}{size}", *lines])
+
+
+def gib(count: int | float | None) -> str:
+    """Bytes in GiB."""
+    return "-" if count is None else f"{count / GIB:.2f}"
+
+
+def to_verdict(card: targets.Card, plan: Plan, overrides: dict[str, Any], better: Plan) -> str:
+    """One sentence, with the overrides that would help."""
+    if fits(plan, card):
+        return "It fits."
+    tight = [name for name, one in plan.items() if one.peak + memory.RESERVE > card.memory]
+    sentence = f"It does not fit: {' and '.join(tight)} would not."
+    flags_for = " ".join(f"--config.{name}={value!r}" for name, value in overrides.items())
+    if not overrides:
+        return sentence
+    if fits(better, card):
+        peaks = ", ".join(f"{name} {gib(one.peak)} GiB" for name, one in better.items())
+        return f"{sentence} It does with {flags_for} ({peaks})."
+    return (
+        f"{sentence} Nor does it with {flags_for}: shorten the clips, narrow the model, or take more devices on "
+        "mesh.seq or mesh.fsdp."
+    )
+
+
+def to_json(
+    plan: Plan, card: targets.Card, overrides: dict[str, Any], better: Plan
+) -> dict[str, Any]:
+    """The plan as numbers under names."""
+    content: dict[str, Any] = {
+        name: {
+            "peak_gib": one.peak / GIB,
+            "memory_gib": {part: count / GIB for part, count in one.memory.items()},
+            "host_gib": one.host / GIB,
+            "collective_gib": one.collectives / GIB,
+            "flops": one.flops,
+            "wire_bytes": one.wire,
+            "least_wire_bytes": one.least_wire,
+            "traffic_bytes": one.traffic,
+            "roofline_seconds": one.times,
+        }
+        for name, one in plan.items()
+    }
+    content["memory_gib"] = None if card.memory is None else card.memory / GIB
+    content["fits"] = fits(plan, card)
+    content["overrides"] = overrides
+    content["fits_with_overrides"] = fits(better, card)
+    return content
+
+
+def to_row(config: ml_collections.ConfigDict, card: targets.Card, count: int, plan: Plan) -> str:
+    """A row of the README's table."""
+    video = f"{config.data.frames} x {config.data.height}x{config.data.width}"
+    parameters = setup.count_parameters(config) / 1e6
+    peaks = " | ".join(f"{gib(one.peak)} GiB" for one in plan.values())
+    seconds = max(plan["train"].times.values(), default=math.nan)
+    verdict = "fits" if fits(plan, card) else "does not fit"
+    return f"| {video} | {parameters:.0f} M | {count} x {card.name} | {peaks} | {verdict} | {seconds:.1f} s |"
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "target"])
+    command.start("plan", main)
