@@ -3,17 +3,31 @@
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command again goes on from the newest checkpoint. Any line of the config can be overridden:
---config.train.steps=1000. On a machine without GPU the mesh is made of host devices.
+--config.train.steps=1000. On a machine without GPU the mesh is made of host devices. Programs once compiled are kept in
+the workdir. Several hosts: docs/scaling.md.
 """
+
+import math
+import os
+from pathlib import Path
 
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from videogen_jax import command
+from videogen_jax.parallel import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, dashboard and samples.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, where several processes train together."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Let SLURM, Open MPI or Kubernetes tell the three flags above."
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -21,8 +35,18 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     config = _CONFIG.value
     # Takes effect only where there is no GPU or TPU; there the mesh needs as many host devices.
-    jax.config.update("jax_num_cpu_devices", config.mesh.data * config.mesh.fsdp)
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+    devices = math.prod(config.mesh.values()) // (_NUM_PROCESSES.value or 1)
+    if not _DISTRIBUTED.value:  # there each process has one: nobody knows yet how many they are
+        jax.config.update("jax_num_cpu_devices", max(devices, 1))
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value) / "compiled"))
+    # JAX takes three quarters of a GPU unless told otherwise.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+    if jax.process_index() == 0:
+        logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+    else:  # one process speaks for all
+        logging.set_verbosity(logging.WARNING)
 
     from videogen_jax.train import loop, metrics  # TensorFlow: only once the flags are right
 

@@ -8,8 +8,7 @@ Batches and random numbers are functions of (seed, step), so a run that was kill
 import contextlib
 import json
 import math
-import signal
-import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.models import weights
 from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel import processes
 from videogen_jax.train import checkpoint, metrics, setup, snapshots
 from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
@@ -65,13 +65,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             len(data.words),
             len(data.words) - len(vocabulary.words),
         )
-    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
         state = restore_or_init(run, manager, vocabulary)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
-        setup.write_config(workdir, config)
+        if jax.process_index() == 0:
+            setup.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
             run_steps(run, workdir, manager, state, vocabulary, data)
@@ -107,7 +109,8 @@ def run_steps(
     """
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
-    stop = catch_sigterm()
+    stop = processes.make_stop()
+    started = time.perf_counter()
     put = partial(put_clips, run, vocabulary, data)
     interrupted = False
     with contextlib.ExitStack() as stack:
@@ -124,7 +127,10 @@ def run_steps(
         for step in range(first, last + 1):
             state, values = train_step(state, next(batches))
             window.add(step, values)
-            interrupted = stop.is_set()  # asked once: a signal in mid-step is for the next one
+            if step == first:
+                jax.block_until_ready(values)
+                logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
+            interrupted = stop(step)  # asked once: a signal in mid-step is for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
                 writer.write_scalars(step, window.summary())
@@ -268,6 +274,7 @@ def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainStat
 def open_batches(run: Run, put: Callable[..., Any], vocabulary: Vocabulary, start_step: int) -> Any:
     """Training batches on the mesh, from the one after `start_step` steps on; a context manager."""
     config = run.config
+    index, count = processes.find_share(run.mesh, config.batch_size)
     clips = pipeline.make_clips(
         config.data.path,
         "train",
@@ -277,8 +284,8 @@ def open_batches(run: Run, put: Callable[..., Any], vocabulary: Vocabulary, star
         start_step=start_step,
         flip=config.data.flip and not SIDES & set(vocabulary.words),
         shuffle_window=config.data.shuffle_window,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         threads=config.data.threads,
     )
     return pipeline.prefetch_to_mesh(clips, put)
@@ -307,6 +314,7 @@ def make_evaluate(
     if not sum(data.lengths.get("validation", [])) or not config.train.validation_batches:
         return lambda writer, step, ema: None
     loss = jax.jit(setup.make_run_loss(run, text_dropout=0.0))
+    index, count = processes.find_share(run.mesh, config.batch_size)
     batches = [
         put(clips)
         for clips in pipeline.make_validation_clips(
@@ -314,12 +322,13 @@ def make_evaluate(
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
     ]
-    keys = jax.random.split(jax.random.key(config.seed), len(batches))
-    keys = [jax.device_put(key, NamedSharding(run.mesh, PartitionSpec())) for key in keys]
+    whole = NamedSharding(run.mesh, PartitionSpec())
+    split = lambda: list(jax.random.split(jax.random.key(config.seed), len(batches)))  # noqa: E731
+    keys = jax.jit(split, out_shardings=whole)()
 
     def evaluate(writer: Any, step: int, ema: Any) -> float:
         losses = [loss(ema, batch, key) for batch, key in zip(batches, keys, strict=True)]
@@ -354,10 +363,3 @@ def make_show_samples(
         metrics.write_animation(writer, step, "samples", gif, size)
 
     return show_samples
-
-
-def catch_sigterm() -> threading.Event:
-    """An event that SIGTERM sets, instead of ending the process."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return stop

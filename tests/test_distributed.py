@@ -1,0 +1,210 @@
+"""Two processes on one machine: they train, save and go on as one process with the same devices does."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel import processes
+from videogen_jax.train import checkpoint, setup
+
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+OVERRIDES = {
+    "batch_size": 4,
+    "data.frames": 4,
+    "data.height": 24,
+    "data.width": 24,
+    "model.width": 24,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.patch_size": (2, 6, 6),
+    "train.steps": 8,
+    "train.log_every": 1,
+    "learning_rate.warmup_steps": 4,
+    "ema.widths": (0.05,),
+    "ema.snapshot_every": 5,
+    "checkpoint.every": 3,
+    "sample.every": 1000,
+    "sample.num_inference_steps": 2,
+    "train.validation_batches": 1,
+}
+MESHES = {  # of two devices, one in each process
+    "data": {"mesh.data": 2},
+    "fsdp": {"mesh.data": 1, "mesh.fsdp": 2},
+    "seq, one clip": {"mesh.data": 1, "mesh.seq": 2, "batch_size": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "data"
+    command = [sys.executable, "-m", "videogen_jax.pack", "--synthetic=moving_shapes", "--clips=24"]
+    command += [f"--output={folder}", "--size=24", "--frames=8", "--fps=8", "--workers=1"]
+    command += ["--validation_fraction=0.2"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(data, workdir, count, **changes):
+    """`count` processes of launch.py, whose output goes to files."""
+    options = OVERRIDES | {"data.path": data} | changes
+    command = [sys.executable, "launch.py", "--config=configs/quickstart.py"]
+    command += [f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in options.items()]
+    address = f"127.0.0.1:{free_port()}"
+    started = []
+    for index in range(count):
+        joined = []
+        if count > 1:
+            joined = [f"--coordinator_address={address}", f"--num_processes={count}"]
+            joined += [f"--process_id={index}"]
+        with Path(f"{workdir}.{index}.log").open("w") as log:
+            started.append(
+                subprocess.Popen(
+                    command + joined,
+                    cwd=ROOT,
+                    env=ENVIRONMENT,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def finish(started, workdir):
+    """Exit codes, and what each process wrote."""
+    try:
+        codes = [process.wait(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return codes, [Path(f"{workdir}.{i}.log").read_text() for i in range(len(started))]
+
+
+def train(data, workdir, count, **changes):
+    codes, logs = finish(start(data, workdir, count, **changes), workdir)
+    assert codes == [0] * count, logs[0][-3000:] + logs[-1][-3000:]
+    return logs
+
+
+def read_state(workdir):
+    run = setup.make_run(setup.read_config(Path(workdir)))
+    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
+        state = checkpoint.restore(manager, run.abstract)
+    return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+
+
+def assert_close(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_two_processes_equal_one(name, data, tmp_path):
+    train(data, tmp_path / "one", 1, **MESHES[name])
+    logs = train(data, tmp_path / "two", 2, **MESHES[name])
+    assert_close(read_state(tmp_path / "two"), read_state(tmp_path / "one"))
+    # One process speaks and writes.
+    assert "train/loss" in logs[0] and "train/loss" not in logs[1]
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "two" / "snapshots").iterdir()} == {"5", "8"}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
+    changes = MESHES["fsdp"] | {"train.steps": 40, "checkpoint.every": 10}
+    workdir = tmp_path / "stopped"
+    started = start(data, workdir, 2, **changes)
+    log = Path(f"{workdir}.0.log")
+    deadline = time.time() + 200
+    while not re.search(r"\[4\]", log.read_text()):
+        assert started[0].poll() is None and time.time() < deadline, log.read_text()[-3000:]
+        time.sleep(0.02)
+    started[1].send_signal(signal.SIGTERM)
+    codes, logs = finish(started, workdir)
+    assert codes == [143, 143], logs[0][-3000:] + logs[1][-3000:]
+    stopped = read_state(workdir)
+    assert 4 <= stopped.step < 40
+    train(data, workdir, 2, **changes)
+    train(data, tmp_path / "whole", 2, **changes)
+    jax.tree.map(np.testing.assert_array_equal, read_state(workdir), read_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--num_processes=2"], "without --coordinator_address, --process_id"),
+        (["--distributed", "--num_processes=2"], "without --coordinator_address, --process_id"),
+        (
+            ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+            "--process_id is 2, but processes count from 0 to 1",
+        ),
+        (["--distributed"], "--distributed found no SLURM, Open MPI or Kubernetes"),
+    ],
+)
+def test_half_an_address_is_refused(flags, sentence, tmp_path):
+    command = [sys.executable, "launch.py", "--config=configs/quickstart.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}", *flags],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and sentence in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_size"), [({"data": 2, "fsdp": 2}, 8), ({"seq": 4}, 1), ({"fsdp": 8}, 16)]
+)
+def test_one_process_reads_every_row(mesh, batch_size):
+    assert processes.find_share(meshes.make_mesh(**mesh), batch_size) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "own", "expected"),
+    [
+        ({"data": 4}, (0, 1), (0, 2)),
+        ({"data": 4}, (2, 3), (1, 2)),
+        ({"fsdp": 2, "seq": 2}, (2, 3), (1, 2)),
+        ({"seq": 2, "tensor": 2}, (2, 3), (0, 1)),
+        ({"data": 2, "seq": 4}, (4, 5), (1, 2)),
+    ],
+)
+def test_a_process_reads_the_rows_of_its_devices(mesh, own, expected, monkeypatch):
+    mesh = meshes.make_mesh(**mesh)
+    devices = list(mesh.devices.flat)
+
+    class Rows:
+        def __init__(self, *_):
+            pass
+
+        def addressable_devices_indices_map(self, shape):
+            whole = jax.sharding.NamedSharding(mesh, meshes.BATCH).devices_indices_map(shape)
+            return {device: whole[device] for device in (devices[i] for i in own)}
+
+    monkeypatch.setattr(processes, "NamedSharding", Rows)
+    assert processes.find_share(mesh, 8) == expected
