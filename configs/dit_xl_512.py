@@ -32,10 +32,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.threads = 8  # of the input pipeline
 
     config.vae = vae = ml_collections.ConfigDict()
-    vae.name = "sd"  # identity (pixels), taef2, sd
+    vae.name = "sd"  # identity (pixels), sd
     vae.path = (
         "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, or name on the Hugging Face hub
     )
+    vae.decode_frames = 4  # decoded at a time, on each device
 
     config.text = text = ml_collections.ConfigDict()
     text.vocabulary_size = 8192  # words of the captions, and three special ones

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 from absl import flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from videogen_jax import command
@@ -42,7 +43,7 @@ class Program(NamedTuple):
     peak: int
     host: int  # pinned memory of the host
     collectives: int  # the buffers of the largest one, within the peak
-    flops: int  # of the model; what is computed again does not count
+    flops: int | None  # of the model; what is computed again does not count
     wire: dict[str, int]  # sent to other devices, by kind of collective
     least_wire: int | None  # that any program would have to send
     traffic: int  # read from and written to the device's memory
@@ -94,10 +95,13 @@ def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: An
     """
     mesh = meshes.make_mesh(**config.mesh, devices=devices)
     meshes.check_batch(mesh, config.batch_size, config.train.accumulation)
-    return {
+    plan = {
         "train": plan_train(setup.make_run(config, mesh), card),
         "sample": plan_sample(config, card, devices),
     }
+    if config.vae.name != "identity":  # pixels are not decoded
+        plan["decode"] = plan_decode(config, card, mesh)
+    return plan
 
 
 def plan_train(run: setup.Run, card: targets.Card) -> Program:
@@ -157,11 +161,23 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
     return make_program(card, footprint, parts, flops, executed=flops)
 
 
+def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mesh) -> Program:
+    """One chunk of frames through the autoencoder."""
+    decoder = setup.make_run_decoder(config, mesh)
+    traced = decoder.run.trace(decoder.params, decoder.chunk)
+    footprint = memory.measure(traced, mesh.size, bool(card.description))
+    parts = {
+        "parameters": memory.count_shard_bytes(decoder.params),
+        "batch": memory.count_shard_bytes(decoder.chunk),
+    }
+    return make_program(card, footprint, parts, flops=None, executed=0)
+
+
 def make_program(
     card: targets.Card,
     footprint: memory.Footprint,
     parts: dict[str, int],
-    flops: int,
+    flops: int | None,
     *,
     executed: int,
     least_wire: int | None = None,
@@ -284,7 +300,8 @@ def to_table(card: targets.Card, count: int, plan: Plan) -> str:
         add(f"headroom beside {memory.RESERVE / GIB:.1f} for CUDA, GiB", [gib(one) for one in left])
     add("largest collective, within the peak, GiB", [gib(one.collectives) for one in programs])
     add("pinned host memory, GiB", [gib(one.host) for one in programs])
-    add("model operations, 10^12", [f"{one.flops / 1e12:.2f}" for one in programs])
+    flops = ["-" if one.flops is None else f"{one.flops / 1e12:.2f}" for one in programs]
+    add("model operations, 10^12", flops)
     add("sent to other devices, GiB", [gib(sum(one.wire.values())) for one in programs])
     add("the least that must be sent, GiB", [gib(one.least_wire) for one in programs])
     for what in ("arithmetic", "memory", "wire", "host"):

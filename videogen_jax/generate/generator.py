@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.generate import guidance, sampler
+from videogen_jax.models.vae import to_pixels
 from videogen_jax.parallel.mesh import BATCH, batch_parts
 
 Generate = Callable[[Any, dict[str, Any], list[int]], np.ndarray]
@@ -161,14 +162,3 @@ def make_generator(programs: Programs) -> Generate:
         return np.concatenate(videos)
 
     return generate
-
-
-def to_pixels(video: jax.Array) -> jax.Array:
-    """Float in [-1, 1] to uint8, rounded; values outside are clamped.
-
-    Args:
-      video: any shape.
-    Returns:
-      Same shape, uint8.
-    """
-    return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)

@@ -26,7 +26,7 @@ from videogen_jax.models.attention import choose_kernel
 from videogen_jax.models.dit import VideoDiT
 from videogen_jax.models.flops import count_flops
 from videogen_jax.models.patches import patch_grid
-from videogen_jax.models.vae import latent_shape
+from videogen_jax.models.vae import Decoder, latent_shape, make_decoder
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
@@ -258,6 +258,17 @@ def make_condition(
         name: np.full(len(text), values[name], np.float32) for name in config.model.micro_conditions
     }
     return {"text": text} | micro
+
+
+def make_run_decoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Decoder:
+    """The config's way from latents to pixels."""
+    return make_decoder(
+        config.vae.name,
+        mesh,
+        video_shape(config),
+        config.vae.decode_frames,
+        compute_dtype(config.train.precision),
+    )
 
 
 def place_batch(run: Run) -> dict[str, Any]:
