@@ -38,7 +38,9 @@ _FIRST_FRAME_GUIDANCE_SCALE = flags.DEFINE_float(
 )
 _GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "0 to 1. Default: the config's.")
 _NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", "", "What the videos shall not show.")
-_MOTION = flags.DEFINE_float("motion", None, "Bucket of the motion score, 0 to 255.")
+_MOTION = flags.DEFINE_float(
+    "motion", None, "Bucket of the motion score.", lower_bound=0, upper_bound=255
+)
 _SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "Default: the config's.")
 _SPACING = flags.DEFINE_enum("spacing", None, SPACINGS, "Of the steps. Default: the config's.")
 _ETA = flags.DEFINE_float("eta", None, "Fresh noise of DDIM, 0 to 1.")

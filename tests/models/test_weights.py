@@ -466,3 +466,21 @@ def test_files_that_are_not_there_or_not_whole_are_named(tmp_path, tensors):
         (tmp_path / "model.safetensors").write_bytes(broken)
         with pytest.raises(weights.WeightsError, match="no whole safetensors file"):
             weights.read_tensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", ["{not json", "{}", "[1]"])
+def test_a_damaged_index_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(weights.WeightsError, match="model.safetensors.index.json is no index"):
+        weights.read_tensors(tmp_path)
+
+
+def test_a_pickle_in_capitals_is_one(tmp_path):
+    (tmp_path / "X.PT").write_bytes(b"")
+    with pytest.raises(weights.WeightsError, match="X.PT is a pickle"):
+        weights.read_tensors(tmp_path / "X.PT")
+
+
+def test_a_table_of_positions_of_another_rank_is_refused():
+    with pytest.raises(weights.WeightsError, match=r"pos_embed has the shape \(16, 8\)"):
+        weights.convert_tensors({"pos_embed": np.zeros((16, 8))}, "dit", {})

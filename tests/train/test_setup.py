@@ -82,3 +82,56 @@ def test_pictures_train_the_parameters_that_videos_do():
     assert all(size > 0 for size in jax.tree.leaves(moved["picture"]["blocks"]["spatial"]))
     assert all(size == 0 for size in jax.tree.leaves(moved["picture"]["blocks"]["temporal"]))
     assert moved["picture"]["unembed"]["kernel"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sample.sampler", "plms", "'plms': choose one of ddim, ddpm"),
+        ("sample.spacing", "even", "choose one of leading, trailing, linspace"),
+        ("sample.guidance_scale", float("nan"), "guidance_scale is nan"),
+        ("sample.guidance_rescale", 2.0, "guidance_rescale is 2.0"),
+        ("sample.motion", 9999.0, "buckets of the motion score are 0 to 255"),
+        ("objective.weighting", "snr", "choose one of uniform, min_snr"),
+        ("objective.gamma", -1.0, "objective.gamma is -1.0"),
+        ("objective.time_std", -1.0, "objective.time_std is -1.0"),
+        ("objective.time_distribution", "log_normal", "choose objective.time_distribution uniform"),
+        ("objective.prediction", "eps", "ends in pure noise"),
+        ("ema.snapshot_every", 5, "ema.widths names no power average"),
+        ("schedule.reference_tokens", -5, "schedule.reference_tokens is -5"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_is_computed(name, value, message):
+    config = tiny_config()
+    config.sample.prompts = ()  # also where nothing is sampled on the way
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=message):
+        setup.check_choices(setup.make_run(config))
+
+
+def test_ddpm_of_a_flow_model_is_refused_before_training():
+    config = tiny_config()
+    config.schedule.update({"name": "flow", "zero_terminal_snr": False})
+    config.objective.prediction, config.sample.sampler = "flow", "ddpm"
+    with pytest.raises(ValueError, match="ddpm"):
+        setup.check_choices(setup.make_run(config))
+
+
+def test_a_run_of_pictures_has_the_parameters_of_videos():
+    videos, pictures = tiny_config(), tiny_config()
+    pictures.data.frames = 1
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, setup.make_run(config).abstract.params)
+        for config in (videos, pictures)
+    ]
+    assert shapes[0] == shapes[1]
+    # And the step of pictures is one.
+    run = setup.make_run(pictures)
+    assert run.video_shape[0] == 1
+    setup.compile_step(run)
+
+
+def test_the_config_of_an_older_version_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"patch_size": [1, 2, 2]}}')
+    with pytest.raises(ValueError, match="is of an older videogen_jax"):
+        setup.read_config(tmp_path)

@@ -179,6 +179,14 @@ def loss_weight(
     raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
 
 
+def check_weighting(weighting: str, gamma: float) -> None:
+    """Refuses an unknown name with a ValueError that lists the known ones, and a bound below 0."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
+    if not gamma > 0:
+        raise ValueError(f"objective.gamma is {gamma}: the bound of the weights is above 0.")
+
+
 def check_prediction(prediction: str) -> None:
     """Refuses an unknown name with a ValueError that lists the known ones."""
     if prediction not in PREDICTIONS:
@@ -201,5 +209,5 @@ def check_objective(schedule: Schedule, prediction: str) -> None:
     if prediction == "eps" and schedule.ends_in_pure_noise:
         raise ValueError(
             f"The schedule {schedule.name} ends in pure noise, of which eps says nothing but itself: choose "
-            "objective.prediction v, x0 or flow, or a schedule without zero_terminal_snr."
+            "objective.prediction v, x0 or flow, or a schedule that ends before, like linear without zero_terminal_snr."
         )

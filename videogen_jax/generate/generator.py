@@ -89,6 +89,9 @@ def make_programs(
     Raises:
       ValueError: an option is unknown or the combination has no meaning.
     """
+    guidance.check_guidance(
+        guidance_scale, first_frame_guidance_scale, guidance_rescale, guidance_interval
+    )
     parts = batch_parts(mesh)
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
     steps = sampler.make_steps(schedule, prediction, **options)

@@ -37,16 +37,11 @@ def guide(
     Returns:
       A function of the same signature.
     Raises:
-      ValueError: rescale or interval is out of range.
+      ValueError: a scale is no number, or rescale or interval is out of range.
     Source: guidance, arXiv:2207.12598, eq. 6 (with w there = w - 1 here); rescale, arXiv:2305.08891, eq. 15 and 16;
       interval, arXiv:2404.07724; scale per frame, arXiv:2311.15127, section 4.3.
     """
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale is {rescale}: choose a value between 0 and 1.")
-    if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-        raise ValueError(
-            f"guidance_interval is {tuple(interval)}: give two noise levels sigma / alpha, the lower first."
-        )
+    check_guidance(guidance_scale, first_frame_scale, rescale, interval)
     if guidance_scale == 1 and first_frame_scale in (None, 1):
         return predict
 
@@ -76,7 +71,7 @@ def guide(
     low, high = interval
 
     def guided_within(x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
-        alpha, sigma = schedule.pair(t.reshape(-1)[0])
+        alpha, sigma = schedule.pair(jnp.max(t))  # of the noisiest frame, where each has its own
         # high * alpha would be no number where an infinite bound meets pure noise.
         within = sigma > low * alpha
         if np.isfinite(high):
@@ -84,6 +79,28 @@ def guide(
         return jax.lax.cond(within, guided, predict, x_t, t, condition)
 
     return guided_within
+
+
+def check_guidance(
+    guidance_scale: float,
+    first_frame_scale: float | None,
+    rescale: float,
+    interval: tuple[float, ...],
+) -> None:
+    """Refuses options of `guide` that are out of range.
+
+    Raises:
+      ValueError: names it.
+    """
+    scales = [scale for scale in (guidance_scale, first_frame_scale) if scale is not None]
+    if not np.isfinite(scales).all():
+        raise ValueError(f"guidance_scale is {guidance_scale}: give a finite number.")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale is {rescale}: choose a value between 0 and 1.")
+    if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise ValueError(
+            f"guidance_interval is {tuple(interval)}: give two noise levels sigma / alpha, the lower first."
+        )
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 KERNELS = ("auto", "cudnn", "xla")
 LARGEST_SCORES = 2**27  # numbers in the scores of one piece: 512 MiB in float32
+HIDDEN = (
+    -1e30
+)  # score of a key that is not seen; finite, so that a query that sees none has a gradient
 CUDNN_HEAD = 128  # numbers per head that every card's cuDNN takes
 CUDNN_MULTIPLE = 8  # of numbers per head, and of tokens (it refuses odd numbers of these)
 
@@ -157,7 +160,7 @@ def _attend_xla(
     batch, length, heads, _ = query.shape
     pieces = count_pieces(length, batch * heads * length * key.shape[1], largest_scores)
     if pieces == 1:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return _attend_whole(query, key, value, mask)
 
     # A mask that is the same for all queries is no part of a piece.
     whole = mask is None or mask.shape[2] == 1
@@ -168,10 +171,27 @@ def _attend_xla(
     @jax.checkpoint
     def attend_piece(piece: list[jax.Array]) -> jax.Array:
         own = mask if whole else piece[1]
-        return jax.nn.dot_product_attention(piece[0], key, value, mask=own)
+        return _attend_whole(piece[0], key, value, own)
 
     out = jax.lax.map(attend_piece, parts)  # (P, B, N / P, K, Dh)
     return einops.rearrange(out, "p b n k d -> b (p n) k d")
+
+
+def _attend_whole(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+    """All scores at once; the softmax is float32.
+
+    Queries, keys and values are scaled and rearranged rather than the scores, which are more: XLA's CPU would rearrange
+    those to multiply arrays of (B, N, K, Dh).
+    """
+    query = query * query.shape[-1] ** -0.5
+    query, key, value = (einops.rearrange(x, "b n k d -> b k n d") for x in (query, key, value))
+    scores = jnp.einsum("bknd,bkmd->bknm", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, HIDDEN)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    return einops.rearrange(weights @ value, "b k n d -> b n k d")
 
 
 def count_pieces(length: int, scores: int, largest_scores: int) -> int:

@@ -107,8 +107,14 @@ class Block(nn.Module):
         mlp = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")
         # Along the axis that is whole on each device.
         axis = 1 if self.kind == "temporal" else 2
-        y = in_pieces(lambda mlp, part: mlp(part), mlp, y, axis, self.pieces, self.tokens)
+        y = in_pieces(self._run_mlp, mlp, y, axis, self.pieces, self.tokens)
         return x + (gate_m * y).astype(x.dtype)
+
+    def _run_mlp(self, mlp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        if self.tokens is not None and self.tokens.parts > 1:
+            return mlp(x)  # axes that are split over devices must not be joined
+        # As one matrix: XLA's CPU copies arrays of more axes for the gradient of the weights.
+        return mlp(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
     def _modulation(self, condition: jax.Array, width: int) -> list[jax.Array]:
         """Shift, scale and gate of attention, then of the MLP: six of (B, T or 1, 1, D) float32."""

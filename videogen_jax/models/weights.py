@@ -64,7 +64,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     tensors: dict[str, np.ndarray] = {}
     for file in _list_files(path) if path.is_dir() else [path]:
-        if file.suffix in PICKLES:
+        if file.suffix.lower() in PICKLES:
             raise WeightsError(
                 f"{file} is a pickle, which can run code when it is read: convert it with "
                 f"safetensors.torch.save_file(torch.load({file.name!r}, weights_only=True), 'model.safetensors')."
@@ -90,8 +90,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 def _list_files(folder: Path) -> list[Path]:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
-        index = json.loads(indexes[0].read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        try:
+            names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{indexes[0]} is no index of a model ({error}): fetch it again."
+            ) from None
+        return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
     files = files or sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
     if not files:
@@ -194,6 +199,8 @@ def _drop_variances(
     weight, bias, patch = f"{plan.last}.weight", f"{plan.last}.bias", f"{plan.first}.weight"
     if not {weight, bias, patch} <= set(tensors):
         return tensors
+    if np.ndim(tensors[weight]) == 0 or np.ndim(tensors[bias]) == 0:
+        return tensors  # misshapen: the caller says so
     outputs, places = len(tensors[weight]), math.prod(tensors[patch].shape[2:])
     if outputs == 2 * leaves["unembed/bias"].size and outputs % (2 * places) == 0:
         for name in (weight, bias):
@@ -208,7 +215,10 @@ def _check_positions(tensors: Mapping[str, np.ndarray]) -> None:
     """DiT's weights hold its table of positions, which is computed here: refuses another one."""
     if "pos_embed" not in tensors:
         return
-    table = np.asarray(tensors["pos_embed"], np.float32)[0]  # (N, D)
+    table = np.asarray(tensors["pos_embed"], np.float32)
+    if table.ndim != 3 or len(table) != 1:
+        raise WeightsError(f"pos_embed has the shape {table.shape}, but DiT's is (1, N, D).")
+    table = table[0]  # (N, D)
     side = math.isqrt(len(table))
     expected = sincos_2d((side, side), table.shape[1])
     # Within what bfloat16 leaves of a sine.

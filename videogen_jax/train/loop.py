@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     workdir = Path(workdir)
     check_numbers(config)
     run = setup.make_run(config)
+    setup.check_choices(run)
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
     data = pipeline.open_data(config.data.path)
     check_data(config, data)

@@ -118,6 +118,9 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
 
     def init_params() -> Any:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
+        if token_grid(config)[0] == 1:
+            # A picture passes by the temporal blocks; videos that come later want them.
+            zeros["video"] = jnp.repeat(zeros["video"], 2, axis=1)
         micro = {name: zeros[name] for name in config.model.micro_conditions}
         rng = jax.random.fold_in(jax.random.key(config.seed), 0)
         inputs = (zeros["video"].astype(jnp.float32), jnp.zeros(1), zeros["text"], micro)
@@ -170,6 +173,14 @@ def make_run_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """The config's schedule, shifted for the size of its videos if schedule.reference_tokens says so."""
     options = dict(config.schedule)
     reference = options.pop("reference_tokens")
+    if reference < 0:
+        raise ValueError(
+            f"schedule.reference_tokens is {reference}: give a number of tokens, or 0 for no shift by size."
+        )
+    if reference and options["name"] == "edm":
+        raise ValueError(
+            f"schedule.reference_tokens of {reference} shifts the schedule, which has no meaning for edm: set it to 0."
+        )
     if reference:
         options["shift"] *= size_shift(math.prod(token_grid(config)), reference)
     return make_schedule(**options)
@@ -203,6 +214,26 @@ def abstract_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, A
     }
     micro = jax.ShapeDtypeStruct((count,), np.float32)
     return batch | {name: micro for name in config.model.micro_conditions}
+
+
+def check_choices(run: Run) -> None:
+    """Refuses an objective, a sampler or a number of the config that means nothing, before anything is computed.
+
+    Raises:
+      ValueError: names it.
+    """
+    config = run.config
+    make_run_loss(run, config.text.dropout)
+    make_run_programs(run, sampler_options(config))
+    if not 0 <= config.sample.motion <= 255:
+        raise ValueError(
+            f"sample.motion is {config.sample.motion}: buckets of the motion score are 0 to 255."
+        )
+    if config.ema.snapshot_every and not config.ema.widths:
+        raise ValueError(
+            f"ema.snapshot_every is {config.ema.snapshot_every}, but ema.widths names no power average to keep: "
+            "give it widths such as (0.05, 0.1), or set snapshot_every to 0."
+        )
 
 
 def make_run_loss(run: Run, text_dropout: float) -> Callable[[Any, Batch, jax.Array], jax.Array]:
@@ -404,8 +435,14 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     # JSON has lists where Flax wants something hashable.
-    for name in ("patch_size", "micro_conditions"):
-        config.model[name] = tuple(config.model[name])
+    try:
+        for name in ("patch_size", "micro_conditions"):
+            config.model[name] = tuple(config.model[name])
+        config.memory, config.vae  # noqa: B018
+    except (AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."
+        ) from None
     return config.lock()
 
 

@@ -68,7 +68,10 @@ def make_loss(
       ValueError: prediction, times and schedule do not go together.
     """
     objective.check_objective(schedule, prediction)
+    objective.check_weighting(weighting, gamma)
     times.check_distribution(schedule, time_distribution)
+    if time_std < 0:
+        raise ValueError(f"objective.time_std is {time_std}: a deviation is 0 or more.")
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
         rng_time, rng_eps, rng_drop = jax.random.split(rng, 3)

@@ -1,0 +1,322 @@
+"""What the side-by-side runs share: one size of model for both frameworks, workers that take turns, and the table.
+
+Each side is this program again in a process of its own, so that its threads and its memory are its own. All of them
+prepare (build, compile, one round unmeasured); then they take turns, one at work while the others wait.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+SIDES = ("ours", "eager", "compiled")
+PRESETS = {
+    "tiny": {"width": 32, "depth": 2, "heads": 2, "frames": 4, "size": 8, "batch": 1},
+    "s": {"width": 384, "depth": 12, "heads": 6, "frames": 8, "size": 32, "batch": 1},
+    "xl": {"width": 1152, "depth": 28, "heads": 16, "frames": 16, "size": 32, "batch": 2},
+}
+TEXT_TOKENS, TEXT_WIDTH = 77, 768  # of CLIP's text encoder
+CHANNELS = 4  # of the latents
+
+# Dense bf16 products with float32 sums, in operations per second: NVIDIA's data sheets of each card. The first name
+# that is part of the device's name counts.
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+MATMUL_SIZE = 2048
+
+
+class Work(NamedTuple):
+    """What both sides compute."""
+
+    width: int
+    depth: int  # blocks, spatial and temporal in turn
+    heads: int
+    frames: int
+    size: int  # side of a latent frame
+    patch: int
+    batch: int  # clips
+    precision: str
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens of a batch."""
+        return self.batch * self.frames * (self.size // self.patch) ** 2
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of a clip."""
+        return (self.frames, self.size, self.size, CHANNELS)
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+
+def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The flags of both benchmarks; those without a value come from the preset."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="s")
+    for name in PRESETS["s"]:
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
+    parser.add_argument("--skip_compile", action="store_true", help="no torch.compile")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # set in workers
+    return parser
+
+
+def read_work(options: argparse.Namespace) -> Work:
+    """The size asked for: the preset's, with what the flags name; float32 on the CPU, bfloat16 elsewhere."""
+    import jax
+
+    sizes = PRESETS[options.preset]
+    sizes = {name: getattr(options, name) or value for name, value in sizes.items()}
+    precision = options.precision
+    precision = precision or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return Work(**sizes, patch=options.patch, precision=precision)
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+def latte_config(work: Work) -> dict[str, Any]:
+    """The config of diffusers' `LatteTransformer3DModel`."""
+    return {
+        "num_attention_heads": work.heads,
+        "attention_head_dim": work.width // work.heads,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "num_layers": work.depth // 2,
+        "cross_attention_dim": work.width,
+        "attention_bias": True,
+        "sample_size": work.size,
+        "patch_size": work.patch,
+        "activation_fn": "gelu-approximate",
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "caption_channels": TEXT_WIDTH,
+        "video_length": work.frames,
+    }
+
+
+def make_ours(work: Work) -> tuple[Any, Any]:
+    """Our model with Latte's fields, and its parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    from videogen_jax.models.attention import choose_kernel
+    from videogen_jax.models.dit import VideoDiT
+    from videogen_jax.models.layouts import latte_fields
+
+    model = VideoDiT(
+        **latte_fields(latte_config(work)),
+        dtype=jnp.dtype(work.precision),
+        kernel=choose_kernel("auto", jax.devices()[:1]),
+    )
+    x, t, text = example(work)
+    params = jax.jit(model.init)(jax.random.key(0), x[:1], t[:1], first_row(text))["params"]
+    return model, params
+
+
+def first_row(tree: Any) -> Any:
+    """A batch of one."""
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf[:1], tree)
+
+
+def make_latte(work: Work, compiled: bool) -> Any:
+    """Diffusers' model, on the GPU if there is one; parameters in float32, as ours are."""
+    import torch
+    from diffusers import LatteTransformer3DModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module = LatteTransformer3DModel(**latte_config(work)).to(device)
+    return torch.compile(module) if compiled else module
+
+
+def example(work: Work) -> tuple[Any, Any, dict[str, Any]]:
+    """Noise, times and text of a batch, as NumPy arrays: (B, T, H, W, C), (B,), tokens (B, L, E) and mask (B, L)."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((work.batch, *work.shape)).astype(np.float32)
+    t = rng.integers(0, 1000, work.batch).astype(np.float32)
+    tokens = rng.standard_normal((work.batch, TEXT_TOKENS, TEXT_WIDTH)).astype(np.float32)
+    return x, t, {"tokens": tokens, "mask": np.ones((work.batch, TEXT_TOKENS), bool)}
+
+
+def call_latte(module: Any, x: Any, t: Any, tokens: Any) -> Any:
+    """Latte's output for (B, T, H, W, C), in that order of axes."""
+    out = module(x.movedim(-1, 1), t, tokens, return_dict=False)[0]
+    return out.movedim(1, -1)
+
+
+def forward_flops(work: Work) -> int:
+    """Operations of the model's forward pass over one clip."""
+    from videogen_jax.models.flops import count_flops
+
+    side = work.size // work.patch
+    return count_flops(
+        (work.frames, side, side),
+        width=work.width,
+        depth=work.depth,
+        mlp_ratio=4,
+        attention="factorized",
+        causal=False,
+        cross_attention="pixart",
+        patch_in=CHANNELS * work.patch**2,
+        patch_out=CHANNELS * work.patch**2,
+        text_tokens=TEXT_TOKENS,
+        text_width=TEXT_WIDTH,
+    )
+
+
+# ----------------------------------------------------------------------------------------- workers
+
+
+def serve(run: Callable[[], None]) -> None:
+    """In a worker: runs once unmeasured, then once for each line that comes in, and tells seconds and memory."""
+    run()
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - started
+        print(json.dumps({"seconds": seconds, "peak": peak_bytes()}), flush=True)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held: of the GPU, or of the machine where there is none."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+    else:
+        import jax
+
+        if stats := jax.devices()[0].memory_stats():
+            return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compare(script: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Starts a worker for each side that can be had, and lets them take turns.
+
+    Args:
+      script: the benchmark's own path.
+      options: of `make_parser`.
+    Returns:
+      Side to the median seconds of a turn and the peak memory in bytes.
+    """
+    sides = ["ours"]
+    if all(map(importlib.util.find_spec, ("torch", "diffusers"))):
+        sides += ["eager"] if options.skip_compile else ["eager", "compiled"]
+    workers = {side: _start(script, side) for side in sides}
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    try:
+        for worker in workers.values():  # one after the other: compiling takes all cores
+            _read(worker)
+        for _ in range(options.rounds):
+            for side, worker in workers.items():
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                turns[side].append(_read(worker))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+            worker.stdin.close()
+            worker.stdout.close()
+    return {
+        side: {
+            "seconds": statistics.median(turn["seconds"] for turn in own),
+            "peak": max(turn["peak"] for turn in own),
+        }
+        for side, own in turns.items()
+    }
+
+
+def _start(script: str, side: str) -> subprocess.Popen:
+    command = [sys.executable, script, *sys.argv[1:], f"--side={side}"]
+    # On one GPU each side takes what it needs, and no more.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def _read(worker: subprocess.Popen) -> dict[str, float]:
+    for line in worker.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise RuntimeError(f"The worker {worker.args[-1]} ended with exit code {worker.wait()}.")
+
+
+# ------------------------------------------------------------------------------------------- table
+
+
+def print_table(work: Work, results: dict[str, dict[str, float]], flops: int, tokens: int) -> None:
+    """Prints a row for each side.
+
+    Args:
+      work: what was computed.
+      results: of `compare`.
+      flops: of a turn, of the model alone.
+      tokens: of a turn.
+    """
+    peak, device = peak_flops(work.precision)
+    print(f"{device}; {work}")
+    print("| side | seconds | tokens/s | of the peak | memory, GiB | ours is faster by |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    ours = results["ours"]["seconds"]
+    for side in SIDES:
+        if side not in results:
+            print(f"| {side} | unmeasured | | | | |")
+            continue
+        own = results[side]
+        share = f"{flops / own['seconds'] / peak:.1%}" if peak else "unknown"
+        print(
+            f"| {side} | {own['seconds']:.3f} | {tokens / own['seconds']:.0f} | {share} | "
+            f"{own['peak'] / 2**30:.2f} | {own['seconds'] / ours:.2f} |"
+        )
+
+
+def peak_flops(precision: str) -> tuple[float | None, str]:
+    """The device's operations a second, and its name: of the data sheet, or measured by a large product on a CPU."""
+    import jax
+    import jax.numpy as jnp
+
+    device = jax.devices()[0]
+    if device.platform == "gpu":
+        found = [peak for name, peak in PEAKS.items() if name in device.device_kind]
+        return (found[0] if found else None), device.device_kind
+    a = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), jnp.dtype(precision))
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        multiply(a, a).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 2 * MATMUL_SIZE**3 / min(times), f"{os.cpu_count()} CPU cores"
