@@ -157,3 +157,26 @@ def test_a_slice_of_a_large_array_reads_only_the_slice():
 )
 def test_types_have_their_bytes(kind, size):
     assert hlo.count_bytes(kind) == size
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['x'=2,'y'=4] {'x'}", 2),
+        ("mesh['x'=2,'y'=4] {'x','y'}", 8),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'a'}", 2),
+        ("{}", 8),
+    ],
+)
+def test_groups_are_read_in_every_form(groups, size):
+    text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", groups)
+    assert hlo.count_wire_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
+
+
+def test_groups_in_another_form_are_refused():
+    text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", "all of them")
+    with pytest.raises(ValueError, match="groups of a collective are not understood"):
+        hlo.count_wire_bytes(text, 8)

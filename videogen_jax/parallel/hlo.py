@@ -41,6 +41,9 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
+_GROUPS = re.compile(
+    r"replica_groups=(mesh\[[^\]]*\](?:, device_ids=\(.*?\)\)?)?\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)"
+)
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
@@ -174,15 +177,15 @@ def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, i
 
 def _group_size(attributes: str, devices: int) -> int:
     """Devices that take part together: `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
-    found = re.search(
-        r"replica_groups=(mesh\[[^\]]*\]\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)", attributes
-    )
-    if not found:
+    if "replica_groups=" not in attributes or "replica_groups={}" in attributes:
         return devices
+    found = _GROUPS.search(attributes)
+    if not found:
+        raise ValueError(f"The groups of a collective are not understood: {attributes[:120]!r}.")
     groups = found[1]
     if groups.startswith("mesh"):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
-        chosen = re.findall(r"'(\w+)'", groups[groups.index("]") :])
+        chosen = re.findall(r"'(\w+)'", groups[groups.rindex("{") :])
         return math.prod(int(sizes[axis]) for axis in chosen)
     if groups.startswith("["):
         return int(groups.strip("[]").split(",")[1])
