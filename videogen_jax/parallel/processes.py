@@ -54,7 +54,12 @@ def join(
         raise ValueError(
             f"--process_id is {process_id}, but processes count from 0 to {num_processes - 1}."
         )
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        cluster_detection_method="deactivate",  # else SLURM's variables leave it a single GPU
+    )
 
 
 def find_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
