@@ -85,6 +85,10 @@ def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
 
 def read_work(options: argparse.Namespace) -> Work:
     """The size asked for: the preset's, with what the flags name; float32 on the CPU, bfloat16 elsewhere."""
+    from videogen_jax.parallel.host_memory import keep_freed_memory
+
+    if options.side == "ours":
+        keep_freed_memory()  # as the verbs do
     import jax
 
     sizes = PRESETS[options.preset]
@@ -131,6 +135,7 @@ def make_ours(work: Work) -> tuple[Any, Any]:
         **latte_fields(latte_config(work)),
         dtype=jnp.dtype(work.precision),
         kernel=choose_kernel("auto", jax.devices()[:1]),
+        unroll=work.depth // 2 if jax.default_backend() == "cpu" else 1,
     )
     x, t, text = example(work)
     params = jax.jit(model.init)(jax.random.key(0), x[:1], t[:1], first_row(text))["params"]

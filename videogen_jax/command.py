@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from videogen_jax.parallel.host_memory import keep_freed_memory
+
 
 def start(
     name: str,
@@ -39,6 +41,7 @@ def start(
         except errors as error:
             return fail(error)
 
+    keep_freed_memory()
     quiet_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     app.run(main, flags_parser=parse)

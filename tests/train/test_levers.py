@@ -17,6 +17,7 @@ LEVERS = {
     "moments on the host": {"offload_optimizer": True},
     "averages on the host": {"offload_ema": True},
     "pieces": {"pieces": 2},
+    "unrolled": {"remat": "block", "unroll": 2},
     "all": {
         "remat": "block",
         "offload_activations": True,

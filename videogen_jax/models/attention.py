@@ -9,6 +9,7 @@
 Source: flash attention, arXiv:2205.14135 and arXiv:2307.08691.
 """
 
+import functools
 import importlib.util
 import math
 from collections.abc import Iterable
@@ -187,11 +188,39 @@ def _attend_whole(
     """
     query = query * query.shape[-1] ** -0.5
     query, key, value = (einops.rearrange(x, "b n k d -> b k n d") for x in (query, key, value))
-    scores = jnp.einsum("bknd,bkmd->bknm", query, key, preferred_element_type=jnp.float32)
+    scores = _multiply(query, jnp.swapaxes(key, 2, 3), jnp.float32)  # (B, K, N, M)
     if mask is not None:
         scores = jnp.where(mask, scores, HIDDEN)
     weights = jax.nn.softmax(scores).astype(value.dtype)
-    return einops.rearrange(weights @ value, "b k n d -> b n k d")
+    return einops.rearrange(_multiply(weights, value, value.dtype), "b k n d -> b n k d")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """(B, K, N, M) times (B, K, M, D) to (B, K, N, D) of type `dtype`.
+
+    The gradient is JAX's own but for its order of axes: XLA's CPU has fast products only for a first factor that is
+    summed over its last axis, and takes ten times as long for many small ones of another form.
+    """
+    return jnp.matmul(a, b, preferred_element_type=dtype)
+
+
+def _multiply_forward(a, b, dtype):
+    return _multiply(a, b, dtype), (a, b)
+
+
+def _multiply_backward(dtype, factors, gradient):
+    a, b = factors
+    gradient = gradient.astype(a.dtype)
+    turned = jax.lax.platform_dependent(
+        jnp.swapaxes(a, 2, 3),
+        cpu=jax.lax.optimization_barrier,  # else XLA makes one product of the two
+        default=lambda x: x,
+    )
+    return gradient @ jnp.swapaxes(b, 2, 3), turned @ gradient
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def count_pieces(length: int, scores: int, largest_scores: int) -> int:

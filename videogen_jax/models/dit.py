@@ -65,6 +65,7 @@ class VideoDiT(nn.Module):
     saved: tuple[str, ...] = ()
     offload: bool = False
     pieces: int = 1  # in which MLPs and the last layer are computed, one after the other
+    unroll: int = 1  # turns of the loop over blocks that are compiled as one
 
     @nn.compact
     def __call__(
@@ -203,6 +204,7 @@ class VideoDiT(nn.Module):
             in_axes=(0, *(nn.broadcast for _ in shared)),
             variable_axes={"params": 0},
             split_rngs={"params": True},
+            unroll=self.unroll,
         )
         make_block = functools.partial(
             block,

@@ -45,9 +45,13 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     Returns:
       (..., D) float32 of mean 0 and variance 1.
     """
+    shape = x.shape
+    if len(shape) > 1 and shape[0] == 1:
+        x = x[0]  # the gradient of a batch of one is four times slower in XLA's CPU
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x.reshape(shape)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -100,6 +100,7 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         saved=tuple(config.memory.saved),
         offload=config.memory.offload_activations,
         pieces=config.memory.pieces,
+        unroll=config.memory.unroll,
     )
     check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
