@@ -65,8 +65,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(data, workdir, count, **changes):
-    """`count` processes of launch.py, whose output goes to files."""
+def start(data, workdir, count, last=None, **changes):
+    """`count` processes of launch.py, whose output goes to files; the last one with flags of its own."""
     options = OVERRIDES | {"data.path": data} | changes
     command = [sys.executable, "launch.py", "--config=configs/quickstart.py"]
     command += [f"--workdir={workdir}"]
@@ -78,6 +78,7 @@ def start(data, workdir, count, **changes):
         if count > 1:
             joined = [f"--coordinator_address={address}", f"--num_processes={count}"]
             joined += [f"--process_id={index}"]
+            joined += (last or []) if index == count - 1 else []
         with Path(f"{workdir}.{index}.log").open("w") as log:
             started.append(
                 subprocess.Popen(
@@ -151,16 +152,34 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_state(workdir), read_state(tmp_path / "whole"))
 
 
+def test_an_error_of_one_process_ends_both(data, tmp_path):
+    """A data set that one of them does not see, and a workdir on a disk of its own."""
+    workdir = tmp_path / "run"
+    wrong = {
+        f"--config.data.path={tmp_path / 'elsewhere'}": "There is no data set in",
+        f"--workdir={tmp_path / 'own'}": "put the workdir on a disk that all hosts share",
+    }
+    for flag, sentence in wrong.items():
+        codes, logs = finish(start(data, workdir, 2, [flag], **MESHES["data"]), workdir)
+        assert codes == [1, 1], logs[0][-3000:] + logs[1][-3000:]
+        assert sentence in logs[1]
+        assert "Process 1 of 2 met an error, which its own log names" in logs[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--num_processes=2"], "without --coordinator_address, --process_id"),
-        (["--distributed", "--num_processes=2"], "without --coordinator_address, --process_id"),
+        (["--num_processes=2"], "give --coordinator_address and --process_id too"),
+        (["--distributed", "--num_processes=2"], "give it or them, not both"),
         (
             ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
-            "--process_id is 2, but processes count from 0 to 1",
+            "--process_id=2 is not among --num_processes=2",
         ),
-        (["--distributed"], "--distributed found no SLURM, Open MPI or Kubernetes"),
+        (
+            ["--coordinator_address=127.0.0.1", "--num_processes=2", "--process_id=0"],
+            "--coordinator_address=127.0.0.1 is no host:port",
+        ),
+        (["--distributed"], "start the processes with srun, mpirun or a Kubernetes Job"),
     ],
 )
 def test_half_an_address_is_refused(flags, sentence, tmp_path):

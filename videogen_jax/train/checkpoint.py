@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from videogen_jax.parallel import processes
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.train.state import TrainState
 
@@ -115,8 +116,9 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
     damaged: list[int] = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            ema = _restore_item(manager, step, "ema", abstract.ema)
-            state = _restore_item(manager, step, "state", abstract.replace(ema=None))
+            with processes.together():  # each process reads its own parts
+                ema = _restore_item(manager, step, "ema", abstract.ema)
+                state = _restore_item(manager, step, "state", abstract.replace(ema=None))
         except CheckpointError:
             raise
         except Exception as error:  # Orbax raises whatever its storage layers raise.
@@ -225,7 +227,11 @@ def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract
     """Restores one item into the structure, types and shardings of `abstract`."""
     directory = manager.directory / str(step) / name
     target = to_dict(abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
+    # By itself, not waiting for the others: an error of one is for all of them to hear of.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         _check_same(step, target, checkpointer.metadata(directory).item_metadata)
         restored = checkpointer.restore(directory, target)
     return _like(abstract, restored)
@@ -286,8 +292,8 @@ def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Frees the numbers of damaged steps; what is there is kept."""
     if not steps:
         return
-    if jax.process_index() == 0:
-        for step in steps:
+    with processes.together():
+        for step in steps if jax.process_index() == 0 else ():
             source = Path(manager.directory) / str(step)
             place = source.parent.parent / "checkpoints_damaged" / f"{step}_{time.time_ns()}"
             place.parent.mkdir(exist_ok=True)

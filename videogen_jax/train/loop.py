@@ -52,13 +52,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       Interrupted: SIGTERM; the same command again goes on.
     """
     workdir = Path(workdir)
-    check_numbers(config)
-    run = setup.make_run(config)
-    setup.check_choices(run)
-    meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
-    data = pipeline.open_data(config.data.path)
-    check_data(config, data)
-    vocabulary = Vocabulary.from_counts(data.words, config.text.vocabulary_size)
+    with processes.together():
+        check_numbers(config)
+        run = setup.make_run(config)
+        setup.check_choices(run)
+        meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
+        processes.find_share(run.mesh, config.batch_size)
+        data = pipeline.open_data(config.data.path)
+        check_data(config, data)
+        vocabulary = Vocabulary.from_counts(data.words, config.text.vocabulary_size)
     if len(data.words) > len(vocabulary.words):
         logging.warning(
             "The captions have %d words, of which the %d rarest are unknown to the model: "
@@ -66,15 +68,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             len(data.words),
             len(data.words) - len(vocabulary.words),
         )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+    processes.share_folder(workdir)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
         state = restore_or_init(run, manager, vocabulary)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
-        if jax.process_index() == 0:
-            setup.write_config(workdir, config)
+        with processes.together():
+            if jax.process_index() == 0:
+                setup.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
             run_steps(run, workdir, manager, state, vocabulary, data)
@@ -110,7 +112,7 @@ def run_steps(
     """
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
-    stop = processes.make_stop()
+    stop = processes.catch_sigterm(run.mesh)
     started = time.perf_counter()
     put = partial(put_clips, run, vocabulary, data)
     interrupted = False
@@ -131,7 +133,7 @@ def run_steps(
             if step == first:
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
-            interrupted = stop(step)  # asked once: a signal in mid-step is for the next one
+            interrupted = stop()  # asked once: a signal in mid-step is for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
                 writer.write_scalars(step, window.summary())
@@ -207,7 +209,14 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         "train.log_every",
         *(f"mesh.{axis}" for axis in meshes.AXES),
     ]
-    names += ["checkpoint.every", "checkpoint.keep", "sample.every", "sample.batch_size"]
+    names += [
+        "memory.pieces",
+        "memory.unroll",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "sample.every",
+        "sample.batch_size",
+    ]
     flat = config.to_dict()
     for name in names:
         value: Any = flat
@@ -264,10 +273,12 @@ def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainStat
         if not run.config.init.path:
             return init()
         params = jax.jit(run.init_params, out_shardings=run.shardings.params)()
-        params = weights.load_weights(run.config.init.path, run.config.init.layout, params)
+        with processes.together():
+            params = weights.load_weights(run.config.init.path, run.config.init.layout, params)
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
-    check_same_run(checkpoint.restore_metadata(manager, step), run.config, vocabulary)
+    with processes.together():
+        check_same_run(checkpoint.restore_metadata(manager, step), run.config, vocabulary)
     logging.info("Going on from step %d of %s.", step, manager.directory)
     return state
 
