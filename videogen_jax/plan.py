@@ -164,11 +164,11 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
 def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mesh) -> Program:
     """One chunk of frames through the autoencoder."""
     decoder = setup.make_run_decoder(config, mesh)
-    traced = decoder.run.trace(decoder.params, decoder.chunk)
+    traced = decoder.program.trace(*decoder.abstract_args)
     footprint = memory.measure(traced, mesh.size, bool(card.description))
     parts = {
-        "parameters": memory.count_shard_bytes(decoder.params),
-        "batch": memory.count_shard_bytes(decoder.chunk),
+        "parameters": memory.count_shard_bytes(decoder.abstract_args[0]),
+        "batch": memory.count_shard_bytes(decoder.abstract_args[1]),
     }
     return make_program(card, footprint, parts, flops=None, executed=0)
 

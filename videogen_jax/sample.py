@@ -18,6 +18,7 @@ from absl import flags, logging
 from videogen_jax import __version__, command
 from videogen_jax.data import video_io
 from videogen_jax.data.captions import Vocabulary
+from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
@@ -82,8 +83,10 @@ def write_samples() -> None:
     options = sampling_options(config)
     motion = config.sample.motion if _MOTION.value is None else _MOTION.value
     run = setup.make_run(config, setup.choose_sample_mesh(config, len(prompts), jax.devices()))
-    params, step, words = restore(run, workdir)
-    vocabulary = Vocabulary(tuple(words))
+    params, step, metadata = restore(run, workdir)
+    vocabulary = Vocabulary(tuple(metadata["vocabulary"]))
+    latents = metadata.get("latents")
+    decode = setup.make_decode(config, latents and LatentInfo(**latents))
     for prompt in [*prompts, _NEGATIVE_PROMPT.value]:
         vocabulary.check(prompt)
     text = vocabulary.encode(prompts, config.text.length)
@@ -93,7 +96,7 @@ def write_samples() -> None:
     programs = setup.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
     generate = make_generator(programs)
     logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
-    videos = generate(params, setup.make_condition(config, text, motion), seeds)
+    videos = decode(generate(params, setup.make_condition(config, text, motion), seeds))
     folder = Path(_OUTPUT_DIR.value or workdir / "generated")
     recipe = {
         "workdir": str(workdir),
@@ -111,8 +114,8 @@ def write_samples() -> None:
     logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(videos), folder)
 
 
-def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, list[str]]:
-    """The weights that the flags ask for, their step, and the words of their captions.
+def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, dict[str, Any]]:
+    """The weights that the flags ask for, their step, and what was saved with them.
 
     Raises:
       CheckpointError: they are not there, or another model's.
@@ -123,7 +126,7 @@ def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, list[str]]:
     abstract = run.abstract.params
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         step = checkpoint.find_step(manager, _STEP.value)
-        words = checkpoint.restore_metadata(manager, step)["vocabulary"]
+        metadata = checkpoint.restore_metadata(manager, step)
         if _EMA_WIDTH.value is None:
             name = _EMA.value or run.ema_name
             params, step = checkpoint.restore_ema(manager, abstract, name, step)
@@ -131,7 +134,7 @@ def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, list[str]]:
             widths = run.config.ema.widths
             params = snapshots.reconstruct(workdir, abstract, widths, _EMA_WIDTH.value, step)
             params = jax.device_put(params, run.shardings.params)
-    return params, step, words
+    return params, step, metadata
 
 
 def read_prompts() -> list[str]:

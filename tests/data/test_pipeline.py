@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from videogen_jax.data import packing, pipeline, records, video_io
+from videogen_jax.data import packing, pipeline, prefetch, records, video_io
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
 
@@ -282,7 +282,7 @@ def test_prefetching_keeps_ahead_and_counts_the_wait():
             time.sleep(0.1)
             yield {"x": np.full(2, i)}
 
-    with pipeline.prefetch_to_mesh(slow(), lambda batch: batch["x"] + 1) as ready:
+    with prefetch.prefetch_to_mesh(slow(), lambda batch: batch["x"] + 1) as ready:
         assert int(next(ready)[0]) == 1
         assert ready.wait_seconds > 0.05  # it had to be made
         ready.wait_seconds = 0.0
@@ -299,7 +299,7 @@ def test_an_error_in_the_thread_reaches_the_consumer():
         yield {"x": np.zeros(1)}
         raise pipeline.DataError("the file is damaged")
 
-    with pipeline.prefetch_to_mesh(broken(), lambda batch: batch) as ready:
+    with prefetch.prefetch_to_mesh(broken(), lambda batch: batch) as ready:
         next(ready)
         with pytest.raises(pipeline.DataError, match="damaged"):
             next(ready)
@@ -307,7 +307,7 @@ def test_an_error_in_the_thread_reaches_the_consumer():
 
 def test_closing_ends_the_thread_of_an_endless_source():
     before = threading.active_count()
-    with pipeline.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch) as ready:
+    with prefetch.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch) as ready:
         next(ready)
     assert threading.active_count() == before
     with pytest.raises(StopIteration):
@@ -317,7 +317,7 @@ def test_closing_ends_the_thread_of_an_endless_source():
 
 def test_the_thread_ends_with_its_iterator():
     before = threading.active_count()
-    ready = pipeline.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch)
+    ready = prefetch.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch)
     next(ready)
     assert threading.active_count() == before + 1
     del ready

@@ -10,7 +10,7 @@ from tests.models.randomise import randomise
 from tests.tiny import tiny_config
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.generate.generator import make_generator, make_programs
-from videogen_jax.models.vae import to_pixels
+from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel.mesh import make_mesh
 from videogen_jax.train import setup
 

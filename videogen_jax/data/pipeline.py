@@ -11,11 +11,7 @@ the same for any number of processes, at the price of reading (not decoding) the
 """
 
 import json
-import queue
-import threading
-import time
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +21,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from google.protobuf import json_format
 
+from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
@@ -35,7 +32,6 @@ tf.config.set_visible_devices([], "GPU")  # they are JAX's
 SHARDS, WINDOWS, CROP, FLIP = range(4)
 
 FRAMING = 16  # bytes that TFRecord puts around each record: its length and two checksums
-EXIT_SECONDS = 10.0  # for the batch in the making; a source that hangs must not hang the exit
 
 
 class DataError(ValueError):
@@ -54,10 +50,11 @@ class PackedData(NamedTuple):
     width: int  # pixels
     fps: float
     motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
+    latents: LatentInfo | None = None  # None: pixels
 
 
 def open_data(data_dir: str | Path) -> PackedData:
-    """Reads what `videogen_jax.pack` wrote about a data set.
+    """Reads what `videogen_jax.pack` or `videogen_jax.encode` wrote about a data set.
 
     Args:
       data_dir: its output folder.
@@ -78,7 +75,8 @@ def open_data(data_dir: str | Path) -> PackedData:
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        size = {name: statistics[name] for name in PackedData._fields[2:]}
+        size = {name: statistics[name] for name in PackedData._fields[2:-1]}
+        latents = LatentInfo(**statistics["latents"]) if "latents" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
             f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
@@ -91,7 +89,7 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files=files, lengths=lengths, **size)
+    return PackedData(files=files, lengths=lengths, **size, latents=latents)
 
 
 def make_clips(
@@ -117,18 +115,24 @@ def make_clips(
       frames: T, consecutive frames cut out of each clip.
       seed: of order, crops and flips.
       start_step: batches that the run has had before; they are not read.
-      flip: mirror half of the clips, each as a whole.
+      flip: mirror half of the clips, each as a whole. Latents have to have been encoded with it.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
       process_index: whose rows, of
       process_count: P.
       threads: of decoding.
     Returns:
-      Batches of video (B/P, T, H, W, 3) uint8, caption (B/P,) bytes, fps and motion_score (B/P,) float32.
+      Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
+      (B/P,) bytes; fps and motion_score (B/P,) float32.
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
     data = open_data(data_dir)
     rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    if flip and data.latents is not None and not data.latents.mirrored:
+        raise DataError(
+            f"data.flip is on, but {data_dir} was encoded without mirrored latents: "
+            "set --config.data.flip=False, or encode into another folder with it on."
+        )
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
@@ -142,15 +146,11 @@ def make_clips(
         )
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record)
+        clip = _parse(record, data)
         spare = clip["num_frames"] - frames
         start = _uniform(seed, CROP, p, maxval=spare + 1)
-        video = _decode_frames(clip, start, frames, data)
-        if flip:
-            video = tf.cond(
-                _uniform(seed, FLIP, p, maxval=2) == 1, lambda: video[:, :, ::-1], lambda: video
-            )
-        return _output(clip, video)
+        mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
+        return _output(clip, _cut(clip, start, frames, data, mirrored))
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -185,8 +185,8 @@ def make_validation_clips(
     rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record)
-        return _output(clip, _decode_frames(clip, (clip["num_frames"] - frames) // 2, frames, data))
+        clip = _parse(record, data)
+        return _output(clip, _cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
     own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
@@ -291,37 +291,87 @@ def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tens
     return tf.random.stateless_uniform([], key, maxval=maxval, dtype=tf.int32)
 
 
-def _parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
+    """All clips of a record file of pixels, whole and in order.
+
+    Args:
+      path: of the file.
+      data: of `open_data`.
+    Yields:
+      video (T, H, W, 3) uint8 and the record's other fields.
+    Raises:
+      DataError: a record is damaged.
+    """
+
+    def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        clip = _parse(record, data, ("source",))
+        video = _decode_strips(clip["strips"], data)[: clip["num_frames"]]
+        return {name: clip[name] for name in clip if name != "strips"} | {"video": video}
+
+    records = tf.data.TFRecordDataset(path)
+    yield from _iterate(records.map(decode, tf.data.AUTOTUNE).prefetch(1), [path], threads=2)
+
+
+def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> dict[str, tf.Tensor]:
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
-    features = {
-        name: tf.io.FixedLenFeature([], kind)
-        for name, kind in (scalars | {"motion_score": tf.float32}).items()
-    }
-    strips = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
-    clip = tf.io.parse_single_example(record, features | {"strips": strips})
+    scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
+    if data.latents is not None:
+        scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
+    features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
+    if data.latents is None:
+        features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
+    clip = tf.io.parse_single_example(record, features)
     return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
+
+
+def _cut(
+    clip: dict[str, tf.Tensor],
+    start: tf.Tensor,
+    frames: int,
+    data: PackedData,
+    mirrored: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Frames start .. start + frames of a clip, maybe mirrored: pixels, or latents that are made to have mean 0."""
+    if data.latents is None:
+        video = _decode_frames(clip, start, frames, data)
+        if mirrored is None:
+            return video
+        return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
+    stored = clip["latents"]
+    if mirrored is not None:
+        stored = tf.where(mirrored, clip["mirrored_latents"], stored)
+    info = data.latents
+    video = tf.io.decode_raw(stored, tf.as_dtype(info.dtype))
+    video = tf.reshape(video, [-1, *info.shape])[start : start + frames]  # (T, h, w, C)
+    video = (tf.cast(video, tf.float32) - tf.constant(info.mean)) / tf.constant(info.deviation)
+    return tf.ensure_shape(tf.cast(video, tf.float16), [frames, *info.shape])
 
 
 def _decode_frames(
     clip: dict[str, tf.Tensor], start: tf.Tensor, frames: int, data: PackedData
 ) -> tf.Tensor:
     """Frames start .. start + frames, out of the strips that hold them."""
+    first = last = tf.constant(0)
+    if data.frames > FRAMES_PER_STRIP:
+        first = start // FRAMES_PER_STRIP
+        last = (start + frames - 1) // FRAMES_PER_STRIP
+    video = _decode_strips(clip["strips"][first : last + 1], data)
+    start = start - first * FRAMES_PER_STRIP
+    return tf.ensure_shape(video[start : start + frames], [frames, data.height, data.width, 3])
+
+
+def _decode_strips(strips: tf.Tensor, data: PackedData) -> tf.Tensor:
+    """(T, H, W, 3) uint8, the frames of these strips behind each other."""
 
     def decode(strip: tf.Tensor) -> tf.Tensor:
         picture = tf.io.decode_jpeg(strip, channels=3)
         return tf.reshape(picture, [-1, data.height, data.width, 3])
 
     if data.frames <= FRAMES_PER_STRIP:
-        return tf.ensure_shape(
-            decode(clip["strips"][0])[start : start + frames], [frames, data.height, data.width, 3]
-        )
-    first = start // FRAMES_PER_STRIP
-    last = (start + frames - 1) // FRAMES_PER_STRIP
+        return decode(strips[0])
     shape = tf.TensorSpec([None, data.height, data.width, 3], tf.uint8)
-    strips = tf.map_fn(decode, clip["strips"][first : last + 1], fn_output_signature=shape)
-    video = tf.reshape(strips, [-1, data.height, data.width, 3])
-    start = start - first * FRAMES_PER_STRIP
-    return tf.ensure_shape(video[start : start + frames], [frames, data.height, data.width, 3])
+    video = tf.map_fn(decode, strips, fn_output_signature=shape)
+    return tf.reshape(video, [-1, data.height, data.width, 3])
 
 
 def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -377,86 +427,3 @@ def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator
 
 def _damaged(path: str) -> str:
     return f"The record file {path} is damaged: delete its folder and run videogen_jax.pack again."
-
-
-class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
-    """Iterates over batches that a thread has put on the mesh beforehand; a context manager.
-
-    `wait_seconds` is the time that the consumer has waited so far; set it to 0 to start over. The
-    thread ends on `close`, when the iterator is garbage, and before the interpreter exits.
-    """
-
-    def __init__(
-        self, batches: Iterator[Clips], put: Callable[[Clips], Any], depth: int = 2
-    ) -> None:
-        """Starts the thread.
-
-        Args:
-          batches: on the host.
-          put: moves a batch to the devices.
-          depth: batches kept ready.
-        """
-        self.wait_seconds = 0.0
-        self._queue: queue.Queue = queue.Queue(maxsize=depth)
-        closed = threading.Event()
-        # The thread knows nothing of this object, or it would keep it from becoming garbage.
-        arguments = (batches, put, self._queue, closed)
-        thread = threading.Thread(target=_fill, args=arguments, daemon=True)
-        self._end = weakref.finalize(self, _end, self._queue, closed, thread)
-        thread.start()
-
-    def __iter__(self) -> "prefetch_to_mesh":
-        return self
-
-    def __next__(self) -> Any:
-        """The next batch; raises what the thread raised."""
-        if not self._end.alive:
-            raise StopIteration
-        started = time.perf_counter()
-        batch, error = self._queue.get()
-        self.wait_seconds += time.perf_counter() - started
-        if error is not None:
-            self.close()
-            raise error
-        return batch
-
-    def __enter__(self) -> "prefetch_to_mesh":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the thread and drops what it had ready; the iterator is at its end."""
-        self._end()
-
-
-def _fill(
-    batches: Iterator[Clips],
-    put: Callable[[Clips], Any],
-    ready: queue.Queue,
-    closed: threading.Event,
-) -> None:
-    def hand_over(batch: Any, error: BaseException | None) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put((batch, error), timeout=0.1)
-            except queue.Full:  # look again whether anybody still wants it
-                pass
-
-    try:
-        for batch in batches:
-            if closed.is_set():
-                return
-            hand_over(put(batch), None)
-        hand_over(None, StopIteration())
-    except BaseException as error:  # handed to the consumer, in whose thread it counts
-        hand_over(None, error)
-
-
-def _end(ready: queue.Queue, closed: threading.Event, thread: threading.Thread) -> None:
-    closed.set()
-    if thread is not threading.current_thread():  # the garbage collector runs in any thread
-        thread.join(EXIT_SECONDS)
-    with ready.mutex:
-        ready.queue.clear()  # batches on the devices

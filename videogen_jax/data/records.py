@@ -239,13 +239,16 @@ def write_text(path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def write_dataset_info(folder, shards: Mapping[str, Sequence[tuple[int, int]]], work) -> None:
+def write_dataset_info(
+    folder, shards: Mapping[str, Sequence[tuple[int, int]]], work, features=None
+) -> None:
     """Writes features.json and, last of all, dataset_info.json, which makes the data set whole.
 
     Args:
       folder: of the shards, named by `shard_name`.
       shards: split -> what `write_shard` returned for each of its shards, in order.
       work: an empty folder on the same disk.
+      features: of the records; those of `make_features` if None.
     """
     import tensorflow_datasets as tfds
 
@@ -261,11 +264,11 @@ def write_dataset_info(folder, shards: Mapping[str, Sequence[tuple[int, int]]], 
         )
     tfds.folder_dataset.write_metadata(
         data_dir=work,
-        features=make_features(),
+        features=make_features() if features is None else features,
         split_infos=splits,
         version="1.0.0",
         check_data=False,
-        description="Captioned video clips, packed by videogen_jax.pack.",
+        description="Captioned video clips, packed by videogen_jax.",
     )
     for name in ("features.json", "dataset_info.json"):
         publish(work / name, folder / name)

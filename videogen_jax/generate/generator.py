@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.generate import guidance, sampler
-from videogen_jax.models.vae import to_pixels
+from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel.mesh import BATCH, batch_parts
 
 Generate = Callable[[Any, dict[str, Any], list[int]], np.ndarray]
@@ -65,6 +65,7 @@ def make_programs(
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, ...] = (),
     clip_x0: bool = True,
+    pixels: bool = True,
     **options: Any,
 ) -> Programs:
     """Builds the sampler once for a batch size and a mesh.
@@ -83,6 +84,7 @@ def make_programs(
       guidance_rescale: 0 to 1.
       guidance_interval: noise levels, or empty.
       clip_x0: clamp x0 to [-1, 1] at every call.
+      pixels: videos end as uint8; otherwise as what the model makes, float32.
       **options: of `sampler.make_steps`.
     Returns:
       The programs.
@@ -133,7 +135,9 @@ def make_programs(
             in_shardings=(rows, param_shardings, rows, rows),
             out_shardings=rows,
         ),
-        finish=jax.jit(to_pixels, in_shardings=rows, out_shardings=whole),
+        finish=jax.jit(
+            to_pixels if pixels else lambda x: x, in_shardings=rows, out_shardings=whole
+        ),
         batch_size=-(-batch_size // parts) * parts,
         rows=rows,
         calls=len(steps.t)
@@ -147,7 +151,7 @@ def make_generator(programs: Programs) -> Generate:
     Args:
       programs: of `make_programs`.
     Returns:
-      (params, condition: tree of (N, ...), N seeds) to (N, T, H, W, C) uint8.
+      (params, condition: tree of (N, ...), N seeds) to (N, T, H, W, C), uint8 where the programs end in pixels.
     """
 
     def generate(params: Any, condition: dict[str, Any], seeds: list[int]) -> np.ndarray:

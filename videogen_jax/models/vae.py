@@ -1,148 +1,308 @@
-"""The autoencoders by name, what they make of a clip, and the way back in chunks of frames.
+"""Autoencoders: video to latents and back, behind one interface.
 
-| name     | frames, rows and columns to one latent | channels | weights                               |
-| -------- | -------------------------------------- | -------- | ------------------------------------- |
-| identity | 1, 1, 1                                | 3        | none: pixels                          |
-| sd       | 1, 8, 8                                | 4        | Stable Diffusion's AutoencoderKL      |
+| name     | weights                    | downsample | channels | shift and scale            |
+| -------- | -------------------------- | ---------- | -------- | -------------------------- |
+| identity | none                       | (1, 1, 1)  | 3        | 0 and 1                    |
+| taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                    |
+| sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | of config.json; 0, 0.18215 |
+
+Latents are normalised by channel, (latents - shift) * scale, and that is how `encode` gives and `decode` takes them.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import einops
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videogen_jax.models.sd_vae import AutoencoderKL
+from videogen_jax.models import sd_vae, taef2
+from videogen_jax.models.hub import find_file
+from videogen_jax.models.weights import WeightsError, name_sources, place_tensors, read_tensors
 
+NAMES = ("identity", "taef2", "sd")
+DTYPES = ("float32", "bfloat16")
+IMAGE_DOWNSAMPLE = (1, 8, 8)
 
-class Strides(NamedTuple):
-    """What an autoencoder makes one latent of."""
-
-    frames: int
-    height: int  # pixels
-    width: int  # pixels
-    channels: int  # of the latent
+Frames = Callable[[Any, jax.Array], jax.Array]  # (params, (N, ...)) to (N, ...)
 
 
-AUTOENCODERS = {
-    "identity": Strides(1, 1, 1, 3),
-    "sd": Strides(1, 8, 8, 4),
-}
+class Autoencoder(NamedTuple):
+    """An autoencoder without its parameters, which `load` reads."""
+
+    name: str
+    channels: int  # C, of the latents
+    downsample: tuple[int, int, int]  # pixels per latent, in (time, height, width)
+    shift: np.ndarray  # (C,) float32
+    scale: np.ndarray  # (C,) float32
+    abstract_params: Any  # tree of shapes, float32
+    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
+    # Latents here are before shift and scale.
+    encode_raw: Callable[[Any, jax.Array, jax.Array | None], jax.Array]  # (params, video, key)
+    decode_head: Frames  # (params, (B, T, h, w, C)) to features (B, T, h, w, D)
+    decode_tail: Frames  # (params, features) to video (B, T, H, W, 3), [-1, 1] and a little around
+    tile_margin: int  # latents from the edge of a tile in which its tail is not the whole picture's
+    tile_blend: int  # latents over which one tile fades into the next
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape of a video's latents.
+
+        Args:
+          frames: of the video.
+          height: in pixels.
+          width: in pixels.
+        Returns:
+          (T, h, w, C).
+        Raises:
+          ValueError: a size does not divide.
+        """
+        sizes = {"frames": frames, "height": height, "width": width}
+        for (axis, size), factor in zip(sizes.items(), self.downsample, strict=True):
+            if size % factor:
+                raise ValueError(
+                    f"A video's {axis} of {size} does not divide by {factor}, as the autoencoder {self.name!r} needs: "
+                    f"take {size // factor * factor} or {-(-size // factor) * factor}."
+                )
+        sizes = zip(sizes.values(), self.downsample, strict=True)
+        return (*(size // factor for size, factor in sizes), self.channels)
+
+    def encode(self, params: Any, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Encodes videos.
+
+        Args:
+          params: of `load`.
+          video: (B, T, H, W, 3) in [-1, 1], height and width multiples of `downsample`.
+          key: None for the latents' mean, or a key to draw them with (`sd` alone).
+        Returns:
+          (B, T, h, w, C) float32, normalised.
+        Raises:
+          ValueError: the video does not divide, or the latents are not random.
+        """
+        self.latent_shape(*video.shape[1:4])
+        latents = self.encode_raw(params, video, key).astype(jnp.float32)
+        return (latents - self.shift) * self.scale
+
+    def decode(self, params: Any, latents: jax.Array) -> jax.Array:
+        """Decodes latents.
+
+        Args:
+          params: of `load`.
+          latents: (B, T, h, w, C), normalised.
+        Returns:
+          (B, T, H, W, 3) float32 in [-1, 1].
+        """
+        video = self.decode_tail(params, self.decode_features(params, latents))
+        return jnp.clip(video.astype(jnp.float32), -1, 1)
+
+    def decode_features(self, params: Any, latents: jax.Array) -> jax.Array:
+        """Undoes the normalisation and computes the decoder's head.
+
+        Args:
+          params: of `load`.
+          latents: (B, T, h, w, C), normalised.
+        Returns:
+          (B, T, h, w, D).
+        """
+        return self.decode_head(params, latents.astype(jnp.float32) / self.scale + self.shift)
 
 
-def latent_shape(name: str, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Shape of a clip's latents.
+def make_autoencoder(
+    name: str, path: str = "", *, dtype: str = "float32", fetch: bool = True
+) -> Autoencoder:
+    """Makes an autoencoder; its weights are read when `load` is called.
 
     Args:
-      name: one of AUTOENCODERS.
-      frames: of the clip.
-      height: pixels.
-      width: pixels.
+      name: one of NAMES.
+      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py). Empty: the network is Stable
+        Diffusion 1's (or taef2's) and `load` refuses. A file or folder without config.json counts as Stable
+        Diffusion 1's too.
+      dtype: of the convolutions, one of DTYPES. Parameters, group norms and latents are float32.
+      fetch: False: a config.json that is on the hub alone counts as Stable Diffusion 1's, so that shapes are known
+        without a network.
     Returns:
-      (T, H, W, C).
+      The autoencoder.
     Raises:
-      ValueError: the name is unknown, or a size does not divide.
+      ValueError: the name or dtype is unknown.
+      FileNotFoundError: there is nothing at the path, nor on the hub.
+      WeightsError: config.json is of another network.
     """
-    if name not in AUTOENCODERS:
-        raise ValueError(f"Unknown vae.name {name!r}: choose one of {', '.join(AUTOENCODERS)}.")
-    strides = AUTOENCODERS[name]
-    sizes = {"frames": frames, "height": height, "width": width}
-    for (what, size), stride in zip(sizes.items(), strides, strict=False):
-        if size % stride:
-            raise ValueError(
-                f"data.{what} is {size}, but the autoencoder {name} makes one latent of {stride}: choose a multiple."
-            )
-    return (
-        frames // strides.frames,
-        height // strides.height,
-        width // strides.width,
-        strides.channels,
+    if name not in NAMES:
+        raise ValueError(f"Unknown vae.name {name!r}: choose one of {', '.join(NAMES)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown vae.dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    if name == "identity":
+        return _make_identity()
+    if name == "taef2":
+        return _make_taef2(path, jnp.dtype(dtype))
+    return _make_sd(path, jnp.dtype(dtype), fetch)
+
+
+def with_statistics(
+    autoencoder: Autoencoder, mean: Sequence[float], deviation: Sequence[float]
+) -> Autoencoder:
+    """The same autoencoder with latents of mean 0 and deviation 1 in each channel, over the data set measured.
+
+    Args:
+      autoencoder: with which the data set was encoded.
+      mean: (C,), of the latents that it gave.
+      deviation: (C,), positive.
+    Returns:
+      The autoencoder with shift and scale replaced.
+    """
+    shift = autoencoder.shift + np.asarray(mean) / autoencoder.scale
+    scale = autoencoder.scale / np.asarray(deviation)
+    return autoencoder._replace(shift=shift.astype(np.float32), scale=scale.astype(np.float32))
+
+
+def _make_identity() -> Autoencoder:
+    def pass_on(params: Any, video: jax.Array, key: None = None) -> jax.Array:
+        del params
+        _refuse_key("identity", key)
+        return video
+
+    return Autoencoder(
+        name="identity",
+        channels=3,
+        downsample=(1, 1, 1),
+        shift=np.zeros(3, np.float32),
+        scale=np.ones(3, np.float32),
+        abstract_params={},
+        load=dict,
+        encode_raw=pass_on,
+        decode_head=pass_on,
+        decode_tail=pass_on,
+        tile_margin=0,
+        tile_blend=0,
     )
 
 
-class Decoder(NamedTuple):
-    """The jitted step from latents to pixels, of a chunk of frames that all devices share."""
+def _make_taef2(path: str, dtype: Any) -> Autoencoder:
+    encoder, head, tail = (
+        module(dtype) for module in (taef2.Encoder, taef2.DecoderHead, taef2.DecoderTail)
+    )
+    decoder = _shapes(head, taef2.CHANNELS) | _shapes(tail, taef2.WIDTH)
+    abstract_params = {"encoder": _shapes(encoder, 3), "decoder": decoder}
 
-    run: Callable[[Any, jax.Array], jax.Array]  # (params, (F, H, W, C) latents) to (F, ...) uint8
-    params: Any  # abstract, whole on each device
-    chunk: jax.ShapeDtypeStruct  # of the latents
+    def encode(params: Any, video: jax.Array, key: None = None) -> jax.Array:
+        _refuse_key("taef2", key)
+        return _per_frame(encoder, params["encoder"], (video + 1) / 2)
 
+    def decode_tail(params: Any, features: jax.Array) -> jax.Array:
+        return 2 * _per_frame(tail, params["decoder"], features) - 1
 
-def make_module(name: str, dtype: jnp.dtype) -> AutoencoderKL:
-    """The Flax module of an autoencoder.
-
-    Args:
-      name: sd.
-      dtype: of the convolutions; norms are float32.
-    Returns:
-      The module.
-    Raises:
-      ValueError: there is none of this name.
-    """
-    if name != "sd":
-        raise ValueError(f"The autoencoder {name!r} has no network: choose sd.")
-    return AutoencoderKL(dtype=dtype)
-
-
-def make_decoder(
-    name: str, mesh: Mesh, shape: tuple[int, int, int, int], frames: int, dtype: jnp.dtype
-) -> Decoder:
-    """Builds the program that decodes some frames at a time, so that a video is never whole on a device.
-
-    Args:
-      name: of the autoencoder, one frame to one latent.
-      mesh: whose devices share the frames.
-      shape: (T, H, W, C) of the video's latents.
-      frames: on each device at a time.
-      dtype: of the convolutions.
-    Returns:
-      The decoder, of chunks of frames * mesh.size.
-    """
-    module = make_module(name, dtype)
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    strides = AUTOENCODERS[name]
-    pixels = jnp.zeros((1, shape[1] * strides.height, shape[2] * strides.width, 3))
-    abstract = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
-
-    def decode(params: Any, latents: jax.Array) -> jax.Array:
-        return to_pixels(module.apply({"params": params}, latents, method="decode"))
-
-    return Decoder(
-        run=jax.jit(decode, in_shardings=(whole, rows), out_shardings=rows),
-        params=jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), abstract
-        ),
-        chunk=jax.ShapeDtypeStruct((frames * mesh.size, *shape[1:]), jnp.float32, sharding=rows),
+    return Autoencoder(
+        name="taef2",
+        channels=taef2.CHANNELS,
+        downsample=IMAGE_DOWNSAMPLE,
+        shift=np.zeros(taef2.CHANNELS, np.float32),
+        scale=np.ones(taef2.CHANNELS, np.float32),
+        abstract_params=abstract_params,
+        load=functools.partial(_load, "taef2", path, taef2.FILE, abstract_params),
+        encode_raw=encode,
+        decode_head=lambda params, z: _per_frame(head, params["decoder"], z),
+        decode_tail=decode_tail,
+        # The tail's convolutions reach 10 places at 1/4 of full resolution, 10 at 1/2, 5 at full: 8.1 latents.
+        tile_margin=9,
+        tile_blend=2,
     )
 
 
-def decode_chunks(decoder: Decoder, params: Any, latents: np.ndarray) -> Iterator[np.ndarray]:
-    """Decodes a video as it goes.
+def _make_sd(path: str, dtype: Any, fetch: bool) -> Autoencoder:
+    config = _find_config(path, fetch)
+    encoder, head, tail = (
+        module(config, dtype) for module in (sd_vae.Encoder, sd_vae.DecoderHead, sd_vae.DecoderTail)
+    )
+    channels, width = config.latent_channels, config.block_out_channels[-1]
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    decoder = _shapes(head, channels) | _shapes(tail, width)
+    abstract_params = {"encoder": _shapes(encoder, 3, factor), "decoder": decoder}
+    mix_in, mix_out = nn.Conv(2 * channels, (1, 1)), nn.Conv(channels, (1, 1))  # in float32
+    if config.use_quant_conv:
+        abstract_params["quant_conv"] = _shapes(mix_in, 2 * channels)
+    if config.use_post_quant_conv:
+        abstract_params["post_quant_conv"] = _shapes(mix_out, channels)
 
-    Args:
-      decoder: of `make_decoder`.
-      params: of the autoencoder.
-      latents: (T, H, W, C), as the autoencoder made them.
-    Yields:
-      (F, H', W', 3) uint8, T frames in all.
-    """
-    size = decoder.chunk.shape[0]
-    for start in range(0, len(latents), size):
-        part = np.asarray(latents[start : start + size], np.float32)
-        filled = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
-        frames = decoder.run(params, jax.device_put(filled, decoder.chunk.sharding))
-        yield jax.device_get(frames)[: len(part)]
+    def encode(params: Any, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        moments = _per_frame(encoder, params["encoder"], video).astype(jnp.float32)
+        if config.use_quant_conv:
+            moments = _per_frame(mix_in, params["quant_conv"], moments)
+        mean, logvar = jnp.split(moments, 2, axis=-1)  # (B, T, h, w, C) each
+        if key is None:
+            return mean
+        deviation = jnp.exp(jnp.clip(logvar, *sd_vae.LOGVAR_RANGE) / 2)
+        return mean + deviation * jax.random.normal(key, mean.shape)
+
+    def decode_head(params: Any, latents: jax.Array) -> jax.Array:
+        if config.use_post_quant_conv:
+            latents = _per_frame(mix_out, params["post_quant_conv"], latents)
+        return _per_frame(head, params["decoder"], latents)
+
+    shift, scale = sd_vae.normalisation(config)
+    return Autoencoder(
+        name="sd",
+        channels=channels,
+        downsample=(1, factor, factor),
+        shift=shift,
+        scale=scale,
+        abstract_params=abstract_params,
+        load=functools.partial(_load, "sd", path, sd_vae.FILE, abstract_params),
+        encode_raw=encode,
+        decode_head=decode_head,
+        decode_tail=lambda params, features: _per_frame(tail, params["decoder"], features),
+        tile_margin=4,
+        tile_blend=8,
+    )
 
 
-def to_pixels(video: jax.Array) -> jax.Array:
-    """Float in [-1, 1] to uint8, rounded; values outside are clamped.
+def _find_config(path: str, fetch: bool) -> sd_vae.Config:
+    if not path:
+        return sd_vae.Config()
+    here = Path(path)
+    if here.exists():
+        file = (here if here.is_dir() else here.parent) / sd_vae.CONFIG_FILE
+        return sd_vae.read_config(file) if file.is_file() else sd_vae.Config()
+    if not fetch:
+        return sd_vae.Config()
+    return sd_vae.read_config(find_file(path, sd_vae.CONFIG_FILE))
 
-    Args:
-      video: any shape.
-    Returns:
-      Same shape, uint8.
-    """
-    return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+def _load(name: str, path: str, file: str, abstract_params: Any) -> Any:
+    if not path:
+        raise ValueError(
+            f"The autoencoder {name!r} has no weights: name {file} or its folder, or a model on the hub, in vae.path."
+        )
+    here = Path(path)
+    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
+    found = here if here.is_dir() and not (here / file).is_file() else find_file(path, file)
+    rename = taef2.rename_published if name == "taef2" else sd_vae.rename_old
+    tensors = rename(read_tensors(found))
+    try:
+        return place_tensors(
+            tensors,
+            name_sources(abstract_params),
+            abstract_params,
+            what=f"the autoencoder {name!r}",
+            way_out=f"Name weights of that autoencoder ({file}), or choose another vae.name of {', '.join(NAMES)}.",
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{found}: {error}") from None
+
+
+def _refuse_key(name: str, key: Any) -> None:
+    if key is not None:
+        raise ValueError(f"Latents of {name!r} are not random: encode without a key.")
+
+
+def _shapes(module: nn.Module, channels: int, size: int = 8) -> Any:
+    frame = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), frame)["params"]
+
+
+def _per_frame(module: nn.Module, params: Any, video: jax.Array) -> jax.Array:
+    frames = einops.rearrange(video, "b t h w c -> (b t) h w c")
+    out = module.apply({"params": params}, frames)
+    return einops.rearrange(out, "(b t) h w c -> b t h w c", b=video.shape[0])

@@ -4,10 +4,11 @@ Leaves that a layout (layouts.py) has no tensors for keep the values that they h
 identity, so that a video model with positions "dit" begins as the image model of each of its frames.
 """
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from videogen_jax.models.layouts import LAYOUTS, Layout
+from videogen_jax.models.layouts import LAYOUTS, Layout, Source
 from videogen_jax.models.positions import sincos_2d
 from videogen_jax.parallel.sharding import path_name
 
@@ -127,14 +128,69 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any)
         _check_positions(tensors)
     tensors = _drop_variances(tensors, plan, leaves)
 
+    return place_tensors(
+        tensors,
+        plan.sources,
+        params,
+        what=f"the model in the layout {layout!r}",
+        way_out=f"Build the model with the fields of models/layouts.py's {plan.fields}, or choose another "
+        f"init.layout of {', '.join(LAYOUTS)}.",
+        kept=plan.kept,
+        unread=plan.unread,
+    )
+
+
+def name_sources(params: Any) -> dict[str, Source]:
+    """Sources for modules that are named as their tensors are: `a/b.0/kernel` is `a.b.0.weight`.
+
+    Args:
+      params: parameters of dense layers, convolutions and norms, or their shapes.
+    Returns:
+      Leaf -> source.
+    """
+    kernels = {1: "o -> o", 2: "o i -> i o", 4: "o i h w -> h w i o"}
+    sources = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        tensor = re.sub(r"\.(kernel|scale)$", ".weight", name.replace("/", "."))
+        sources[name] = Source((tensor,), kernels[len(leaf.shape)])
+    return sources
+
+
+def place_tensors(
+    tensors: Mapping[str, np.ndarray],
+    sources: Mapping[str, Source],
+    params: Any,
+    *,
+    what: str,
+    way_out: str,
+    kept: str = r"(?!)",
+    unread: Iterable[str] = (),
+) -> Any:
+    """Puts tensors into parameters, or lists what does not fit.
+
+    Args:
+      tensors: name -> array of any float type.
+      sources: leaf -> where it comes from.
+      params: parameters, or their shapes. Those under `blocks/` are stacked.
+      what: that they are of, for the error.
+      way_out: a sentence for the error.
+      kept: regular expression of the leaves that stay without a source.
+      unread: tensors that may be there and are not needed.
+    Returns:
+      A tree as `params`: float32 NumPy arrays where there are sources, else the leaves given.
+    Raises:
+      WeightsError: tensors are missing, unexpected or misshapen.
+    """
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     new, missing, misshapen = {}, [], []
-    unexpected = set(tensors) - set(plan.unread)
+    unexpected = set(tensors) - set(unread)
     for leaf, value in leaves.items():
-        if leaf not in plan.sources:
-            if not re.match(plan.kept, leaf):
+        if leaf not in sources:
+            if not re.match(kept, leaf):
                 missing.append(f"{leaf} (not in this layout)")
             continue
-        names, pattern = plan.sources[leaf]
+        names, pattern = sources[leaf]
         stacked = leaf.startswith("blocks/")
         shape = value.shape[1:] if stacked else value.shape
         rows = []
@@ -155,10 +211,7 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any)
     problems = {"missing": missing, "unexpected": sorted(unexpected), "misshapen": misshapen}
     if any(problems.values()):
         listed = "; ".join(_list(kind, names) for kind, names in problems.items() if names)
-        raise WeightsError(
-            f"These weights do not fit the model in the layout {layout!r}: {listed}. Build the model with the "
-            f"fields of models/layouts.py's {plan.fields}, or choose another init.layout of {', '.join(LAYOUTS)}."
-        )
+        raise WeightsError(f"These weights do not fit {what}: {listed}. {way_out}")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: new.get(path_name(path), leaf), params
     )
@@ -227,3 +280,19 @@ def _check_positions(tensors: Mapping[str, np.ndarray]) -> None:
             "pos_embed is not DiT's table of sines and cosines over a square: the model here has no other, "
             "so take weights that were trained with it."
         )
+
+
+def hash_params(params: Any) -> str:
+    """Names parameters by their content: equal ones, whatever file they came from, have the same hash.
+
+    Args:
+      params: tree of arrays.
+    Returns:
+      64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

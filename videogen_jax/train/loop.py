@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.data import pipeline
+from videogen_jax.data import pipeline, prefetch
 from videogen_jax.data.captions import Vocabulary
+from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.models import weights
@@ -32,8 +33,6 @@ from videogen_jax.train import checkpoint, metrics, setup, snapshots
 from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import TrainState
-
-SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
 
 
 class Interrupted(RuntimeError):
@@ -70,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         )
     processes.share_folder(workdir)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
-        state = restore_or_init(run, manager, vocabulary)
+        state = restore_or_init(run, manager, vocabulary, data.latents)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
@@ -121,8 +120,9 @@ def run_steps(
         stack.callback(writer.close)
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
         evaluate = make_evaluate(run, put, data)
-        show_samples = make_show_samples(run, workdir, vocabulary)
+        show_samples = make_show_samples(run, workdir, vocabulary, data.latents)
         metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+        metadata["latents"] = note_latents(data.latents)
         batches = stack.enter_context(open_batches(run, put, vocabulary, first - 1))
         stack.enter_context(jax.transfer_guard("disallow"))
         train_step = setup.compile_step(run)  # while the first batches load
@@ -182,11 +182,7 @@ def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
     Raises:
       ValueError: names the line of the config and the packed value.
     """
-    if config.vae.name != "identity":
-        raise ValueError(
-            f"vae.name is {config.vae.name!r}, but {config.data.path} holds pixels, not its latents: "
-            "set --config.vae.name=identity, and a model.patch_size to suit."
-        )
+    check_latents(config, data.latents)
     for name in ("height", "width", "fps"):
         wanted, packed = config.data[name], getattr(data, name)
         if wanted != packed:
@@ -194,6 +190,32 @@ def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
                 f"data.{name} is {wanted}, but the clips in {config.data.path} were packed with {packed}: "
                 f"set --config.data.{name}={packed}, or pack again."
             )
+
+
+def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None) -> None:
+    """Refuses a data set of pixels where the config wants latents, of latents where it wants pixels, or of others.
+
+    Raises:
+      ValueError: says which it is.
+    """
+    name, path = config.vae.name, config.data.path
+    if latents is None and name != "identity":
+        raise ValueError(
+            f"vae.name is {name!r}, but {path} holds pixels: run videogen_jax.encode on it and set --config.data.path "
+            "to its output, or set --config.vae.name=identity and a model.patch_size to suit."
+        )
+    if latents is not None and name != latents.autoencoder:
+        raise ValueError(
+            f"vae.name is {name!r}, but {path} holds latents of {latents.autoencoder!r}: "
+            f"set --config.vae.name={latents.autoencoder}."
+        )
+    shape = list(setup.video_shape(config)[1:])
+    if latents is not None and shape != latents.shape:
+        raise ValueError(
+            f"The latent frames in {path} have the shape {latents.shape}, but the autoencoder of "
+            f"vae.path={config.vae.path!r} makes {shape}: name the weights that encoded them, in a folder with their "
+            "config.json."
+        )
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -227,7 +249,10 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 
 
 def check_same_run(
-    metadata: dict[str, Any], config: ml_collections.ConfigDict, vocabulary: Vocabulary
+    metadata: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    vocabulary: Vocabulary,
+    latents: LatentInfo | None,
 ) -> None:
     """Refuses to go on with words or a setup that give the same parameters another meaning.
 
@@ -235,6 +260,7 @@ def check_same_run(
       metadata: saved with the checkpoint.
       config: of the run that goes on.
       vocabulary: of its data.
+      latents: of its data.
     Raises:
       ValueError: lists what differs.
     """
@@ -254,6 +280,8 @@ def check_same_run(
     ]
     if list(vocabulary.words) != metadata["vocabulary"]:
         differences.append("the captions have other words")
+    if note_latents(latents) != metadata.get("latents"):
+        differences.append("the latents were encoded or measured otherwise")
     if differences:
         raise ValueError(
             f"The checkpoint was trained otherwise: {'; '.join(differences)}. "
@@ -261,7 +289,14 @@ def check_same_run(
         )
 
 
-def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainState:
+def note_latents(latents: LatentInfo | None) -> dict[str, Any] | None:
+    """As it is saved with checkpoints, for sampling."""
+    return None if latents is None else latents._asdict()
+
+
+def restore_or_init(
+    run: Run, manager: Any, vocabulary: Vocabulary, latents: LatentInfo | None
+) -> TrainState:
     """The newest checkpoint's state, or a new one, laid out on the mesh.
 
     Raises:
@@ -278,7 +313,8 @@ def restore_or_init(run: Run, manager: Any, vocabulary: Vocabulary) -> TrainStat
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
     with processes.together():
-        check_same_run(checkpoint.restore_metadata(manager, step), run.config, vocabulary)
+        metadata = checkpoint.restore_metadata(manager, step)
+        check_same_run(metadata, run.config, vocabulary, latents)
     logging.info("Going on from step %d of %s.", step, manager.directory)
     return state
 
@@ -294,13 +330,13 @@ def open_batches(run: Run, put: Callable[..., Any], vocabulary: Vocabulary, star
         frames=config.data.frames,
         seed=config.seed,
         start_step=start_step,
-        flip=config.data.flip and not SIDES & set(vocabulary.words),
+        flip=setup.mirrors(config, vocabulary.words),
         shuffle_window=config.data.shuffle_window,
         process_index=index,
         process_count=count,
         threads=config.data.threads,
     )
-    return pipeline.prefetch_to_mesh(clips, put)
+    return prefetch.prefetch_to_mesh(clips, put)
 
 
 def put_clips(
@@ -352,7 +388,7 @@ def make_evaluate(
 
 
 def make_show_samples(
-    run: Run, workdir: Path, vocabulary: Vocabulary
+    run: Run, workdir: Path, vocabulary: Vocabulary, latents: LatentInfo | None
 ) -> Callable[[Any, int, Any], None]:
     """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
     prompts, motion = run.config.sample.prompts, run.config.sample.motion
@@ -363,12 +399,14 @@ def make_show_samples(
     text = vocabulary.encode(prompts, run.config.text.length)
     condition = setup.make_condition(run.config, text, motion)
     generate = make_generator(setup.make_run_programs(run, setup.sampler_options(run.config)))
+    with processes.together():
+        decode = setup.make_decode(run.config, latents) if jax.process_index() == 0 else None
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
         videos = generate(ema, condition, list(range(len(prompts))))
-        if jax.process_index() > 0:
+        if decode is None:
             return
-        gif, size = contact_sheet.animation(videos, run.config.data.fps)
+        gif, size = contact_sheet.animation(decode(videos), run.config.data.fps)
         folder = workdir / "samples"
         folder.mkdir(exist_ok=True)
         (folder / f"step_{step:08d}.gif").write_bytes(gif)

@@ -3,10 +3,11 @@
 The train loop, `sample` and the tests all start from `make_run`, so they cannot disagree about what a config means.
 """
 
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,17 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.data.captions import Vocabulary
+from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.generate.generator import Programs, make_programs
 from videogen_jax.models.attention import choose_kernel
+from videogen_jax.models.chunks import ChunkProgram, decode_chunks, make_decoder
 from videogen_jax.models.dit import VideoDiT
 from videogen_jax.models.flops import count_flops
 from videogen_jax.models.patches import patch_grid
-from videogen_jax.models.vae import Decoder, latent_shape, make_decoder
+from videogen_jax.models.vae import Autoencoder, make_autoencoder, with_statistics
+from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
@@ -37,6 +41,7 @@ from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
 
 TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
+SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
 MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
 
@@ -73,7 +78,29 @@ def video_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int, int]:
     Raises:
       ValueError: the autoencoder is unknown, or its strides do not divide the clip.
     """
-    return latent_shape(config.vae.name, config.data.frames, config.data.height, config.data.width)
+    data = config.data
+    return describe_autoencoder(config).latent_shape(data.frames, data.height, data.width)
+
+
+def describe_autoencoder(config: ml_collections.ConfigDict, fetch: bool = False) -> Autoencoder:
+    """The config's autoencoder.
+
+    Args:
+      config: of the run.
+      fetch: see `vae.make_autoencoder`; True where weights are wanted.
+    Returns:
+      The autoencoder, its weights not read.
+    """
+    dtype = encoder_dtype(config)
+    return _make_autoencoder(config.vae.name, config.vae.path, dtype=dtype, fetch=fetch)
+
+
+_make_autoencoder = functools.cache(make_autoencoder)  # its shapes take a second to infer
+
+
+def encoder_dtype(config: ml_collections.ConfigDict) -> str:
+    """In what the autoencoder computes; float16 would overflow in Stable Diffusion's."""
+    return "float32" if config.train.precision == "float32" else "bfloat16"
 
 
 def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run:
@@ -165,6 +192,11 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     )
 
 
+def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
+    """Whether clips may be mirrored: data.flip is on, and the captions' words do not name sides."""
+    return config.data.flip and not SIDES & set(words)
+
+
 def video_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
     """The type of clips in a batch: bytes for pixels, half floats for latents."""
     return jnp.dtype(jnp.uint8 if config.vae.name == "identity" else jnp.float16)
@@ -226,6 +258,10 @@ def check_choices(run: Run) -> None:
     config = run.config
     make_run_loss(run, config.text.dropout)
     make_run_programs(run, sampler_options(config))
+    if config.sample.clip_x0 and config.vae.name != "identity":
+        raise ValueError(
+            f"sample.clip_x0 is on, but latents of vae.name={config.vae.name!r} have no bounds: set it to False."
+        )
     if not 0 <= config.sample.motion <= 255:
         raise ValueError(
             f"sample.motion is {config.sample.motion}: buckets of the motion score are 0 to 255."
@@ -268,6 +304,7 @@ def make_run_programs(
         run.mesh,
         run.shardings.params,
         shape=run.video_shape,
+        pixels=run.config.vae.name == "identity",
         prediction=run.config.objective.prediction,
         **options,
     )
@@ -292,15 +329,50 @@ def make_condition(
     return {"text": text} | micro
 
 
-def make_run_decoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Decoder:
-    """The config's way from latents to pixels."""
-    return make_decoder(
-        config.vae.name,
-        mesh,
-        video_shape(config),
-        config.vae.decode_frames,
-        compute_dtype(config.train.precision),
+def make_run_decoder(
+    config: ml_collections.ConfigDict, mesh: Mesh, autoencoder: Autoencoder | None = None
+) -> ChunkProgram:
+    """The config's way from latents to pixels; by default of its autoencoder as its weights' config has it."""
+    autoencoder = describe_autoencoder(config) if autoencoder is None else autoencoder
+    frames = config.vae.chunk_frames * mesh.size
+    return make_decoder(autoencoder, mesh, frames, video_shape(config)[1:3], config.vae.tile)
+
+
+def make_decode(
+    config: ml_collections.ConfigDict, latents: LatentInfo | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """From what the generator makes to pixels, on this process's devices; reads the autoencoder's weights.
+
+    Args:
+      config: of the run.
+      latents: of its data set; None for pixels.
+    Returns:
+      (N, T, h, w, C) of mean 0 and deviation 1, or pixels, to (N, T, H, W, 3) uint8.
+    Raises:
+      ValueError: the weights are others than those that encoded the data set.
+      FileNotFoundError: they are not there.
+    """
+    if latents is None:
+        return lambda videos: videos
+    autoencoder = describe_autoencoder(config, fetch=True)
+    params = autoencoder.load()
+    if hash_params(params) != latents.weights:
+        raise ValueError(
+            f"The weights of vae.path={config.vae.path!r} are not those that encoded the data set: "
+            "name the same ones, or encode it again."
+        )
+    autoencoder = with_statistics(autoencoder, latents.mean, latents.deviation)
+    devices = jax.local_devices()
+    decoder = make_run_decoder(
+        config, meshes.make_mesh(data=len(devices), devices=devices), autoencoder
     )
+    params = decoder.put_params(params)
+
+    def decode(videos: np.ndarray) -> np.ndarray:
+        frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
+        return frames.reshape(*videos.shape[:2], *frames.shape[1:])
+
+    return decode
 
 
 def place_batch(run: Run) -> dict[str, Any]:

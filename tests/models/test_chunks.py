@@ -1,0 +1,126 @@
+"""Chunks of frames on a mesh: what the whole video gives, one program, no frame that is not asked for."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.models.autoencoders import random_sd, random_taef2
+from videogen_jax.models import chunks, vae
+from videogen_jax.parallel.mesh import make_mesh
+
+
+def latents(autoencoder, *shape):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((*shape, autoencoder.channels)).astype(np.float32)
+
+
+def pixels(video):
+    return np.round((np.clip(video, -1, 1) + 1) * 127.5)
+
+
+def make(tmp_path, name):
+    return random_taef2() if name == "taef2" else random_sd(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["taef2", "sd"])
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "seq": 2}], ids=["one", "four"])
+def test_chunks_are_the_whole_video(tmp_path, name, mesh):
+    autoencoder, params = make(tmp_path, name)
+    z = latents(autoencoder, 2, 5, 3, 4)
+    whole = np.asarray(jax.jit(autoencoder.decode)(params, z)).reshape(10, 24, 32, 3)
+    decoder = chunks.make_decoder(autoencoder, make_mesh(**mesh), 4, (3, 4))
+    parts = list(chunks.decode_chunks(decoder, params, z))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert all(part.dtype == np.uint8 for part in parts)
+    # A value on the edge of two may fall to either side.
+    assert np.abs(np.concatenate(parts) - pixels(whole)).max() <= 1
+    assert np.mean(np.concatenate(parts) != pixels(whole)) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["taef2", "sd"])
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}], ids=["one", "four"])
+def test_chunks_are_encoded_as_the_whole_video(tmp_path, name, mesh):
+    autoencoder, params = make(tmp_path, name)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 6, 24, 32, 3), np.uint8)
+    whole = jax.jit(autoencoder.encode)(params, frames / np.float32(127.5) - 1)
+    encoder = chunks.make_encoder(autoencoder, make_mesh(**mesh), 4, (24, 32))
+    parts = list(chunks.encode_chunks(encoder, params, frames))
+    assert [len(part) for part in parts] == [4, 2]
+    np.testing.assert_allclose(np.concatenate(parts), whole[0], atol=1e-5)
+
+
+def test_tiles_in_chunks(tmp_path):
+    autoencoder, params = random_taef2()
+    z = latents(autoencoder, 3, 30, 8)
+    mesh = make_mesh(data=2)
+    whole, tiled = (
+        np.concatenate(
+            list(
+                chunks.decode_chunks(
+                    chunks.make_decoder(autoencoder, mesh, 2, (30, 8), tile), params, z
+                )
+            )
+        )
+        for tile in (0, 22)
+    )
+    assert np.abs(tiled.astype(int) - whole).max() <= 1
+
+
+def test_frames_lie_on_all_devices_and_do_not_talk():
+    autoencoder, _ = random_taef2()
+    mesh = make_mesh(data=2, fsdp=2, seq=2)
+    decoder = chunks.make_decoder(autoencoder, mesh, 3, (22, 8), 21)
+    assert decoder.frames == 8  # rounded up
+    params, z = decoder.abstract_args
+    assert z.sharding.shard_shape(z.shape) == (1, 22, 8, 32)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+    compiled = decoder.program.trace(*decoder.abstract_args).lower().compile()
+    text = compiled.as_text()
+    for collective in ("all-reduce", "all-to-all", "collective-permute"):
+        assert f" {collective}(" not in text, collective
+    # Pixels are gathered at the end, as bytes; nothing else.
+    gathers = [line for line in text.splitlines() if " all-gather(" in line]
+    assert gathers and all("u8[8,176,64,3]" in line for line in gathers), gathers
+
+
+def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked():
+    autoencoder = vae.make_autoencoder("identity")
+    decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 4, (6, 5))
+    program, calls = decoder.program, []
+
+    def count(params, z):
+        calls.append(z.shape)
+        return program(params, z)
+
+    z = latents(autoencoder, 103, 6, 5)
+    parts = chunks.decode_chunks(decoder._replace(program=count), {}, z)
+    first = list(itertools.islice(parts, 2))
+    assert calls == [(4, 6, 5, 3)] * 3  # one ahead
+    rest = np.concatenate([*first, *parts])
+    assert len(calls) == 26 and set(calls) == {(4, 6, 5, 3)}
+    np.testing.assert_array_equal(rest, pixels(z))
+    assert program._cache_size() == 1
+
+
+def test_a_part_of_a_chunk_is_computed_alone():
+    autoencoder = vae.make_autoencoder("identity")
+    encoder = chunks.make_encoder(autoencoder, make_mesh(), 4, (6, 5))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)
+    np.testing.assert_allclose(encoder({}, frames), frames / 127.5 - 1, atol=1e-6)
+    decoder = chunks.make_decoder(autoencoder, make_mesh(), 4, (6, 5))
+    np.testing.assert_array_equal(decoder({}, encoder({}, frames)), frames)
+    for wrong in (frames[:0], frames[:, :5], np.concatenate([frames, frames])):
+        with pytest.raises(ValueError, match=r"do not fit this program of \(4, 6, 5, 3\)"):
+            encoder({}, wrong)
+
+
+def test_nothing_moves_between_host_and_device_unasked():
+    autoencoder, params = random_taef2()
+    decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 2, (2, 2))
+    params = decoder.put_params(params)
+    z = latents(autoencoder, 5, 2, 2)
+    with jax.transfer_guard("disallow"):
+        assert sum(len(part) for part in chunks.decode_chunks(decoder, params, z)) == 5
+    assert decoder.program._cache_size() == 1

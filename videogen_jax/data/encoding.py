@@ -1,0 +1,217 @@
+"""Turns a packed data set into one of latents; the work behind `encode`.
+
+Shard by shard: each becomes a shard of the same clips in the same order, so that training draws the same batches from
+both. Several processes take different shards of one output; whoever finds all of them done finishes it.
+
+    OUTPUT/clips-train.tfrecord-00003-of-00010    finished shards, under their final names
+    OUTPUT/unfinished/settings.json               what the latents are made of, to refuse a call with others
+    OUTPUT/unfinished/clips-train....json         one for each finished shard: sizes and statistics
+
+dataset_info.json comes last: a set that has it is whole.
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from videogen_jax.data import latent_records, latent_statistics, pipeline, records
+from videogen_jax.data.latent_statistics import LatentStatistics
+
+REPORT = "encode_report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What makes latents, and how they are stored."""
+
+    run: Callable[[np.ndarray], np.ndarray]  # (T, H, W, 3) uint8 to (t, h, w, C) float32
+    name: str  # of the autoencoder
+    weights: str  # hash of its parameters
+    shape: tuple[int, int, int]  # (h, w, C) of a latent frame
+    precision: str  # in which it computes
+    dtype: str  # in which latents are stored, one of latent_records.DTYPES
+    mirrored: bool  # also of the mirrored clips
+
+
+def encode(
+    source: str | Path,
+    output: str | Path,
+    encoder: Encoder,
+    *,
+    share: tuple[int, int] = (0, 1),
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Encodes a packed data set; continues what was begun with the same settings.
+
+    Args:
+      source: folder of `videogen_jax.pack`.
+      output: folder of the latents.
+      encoder: what makes them.
+      share: (i, n): the i-th of n equal parts of the shards.
+      progress: show a progress bar on stderr; None: only on a terminal.
+    Returns:
+      The report: settings, clips of each split, "new" (clips encoded by this call), "finished" (all shards are done),
+      "seconds".
+    Raises:
+      ValueError: the output was encoded from something else, which is named, or the source does not do.
+      OSError: the disk is full; finished shards are kept.
+    """
+    started = time.monotonic()
+    source, output = Path(source), Path(output)
+    data = pipeline.open_data(source)
+    if data.latents is not None:
+        raise ValueError(f"{source} holds latents already: name the --input that pack made.")
+    noted = note_settings(source, encoder)
+    if finished := _read_report(output, noted):
+        return finished | {"new": 0, "finished": True, "seconds": 0.0}
+    work = output / "unfinished"
+    _claim(output, work, noted)
+    shards = [
+        (split, path, length)
+        for split, paths in data.files.items()
+        for path, length in zip(paths, data.lengths[split], strict=True)
+    ]
+    own = [shard for shard in shards[share[0] :: share[1]] if not _is_done(output, work, shard[1])]
+    new = sum(length for *_, length in own)
+    disable = None if progress is None else not progress
+    with tqdm(total=new, unit="clip", disable=disable) as bar:
+        for _, path, _ in own:
+            _encode_shard(Path(path), data, output, work, encoder, bar)
+    report = {
+        "settings": noted,
+        "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
+        "new": new,
+        "finished": all(_is_done(output, work, path) for _, path, _ in shards),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if report["finished"]:
+        _finish(source, output, work, shards, encoder, report)
+    return report
+
+
+def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
+    """What a set of latents is made of: JSON values, equal where the latents are."""
+    packed = json.loads((source / "pack_report.json").read_text(encoding="utf-8"))
+    names = ("name", "weights", "precision", "dtype", "mirrored")
+    return {
+        "autoencoder": {name: getattr(encoder, name) for name in names},
+        "packed": packed["settings"] | {"clips": packed["clips"]},
+    }
+
+
+def _read_report(output: Path, noted: dict[str, Any]) -> dict[str, Any] | None:
+    if not (output / "dataset_info.json").exists():
+        return None
+    if not (output / REPORT).exists():
+        raise ValueError(
+            f"{output} holds a data set that encode did not write: choose another --output."
+        )
+    report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+    _compare(output, report["settings"], noted)
+    return report
+
+
+def _compare(output: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError naming what differs between the settings noted in OUTPUT and this call."""
+    then, now = dict(_flatten(found)), dict(_flatten(wanted))
+    differences = [
+        f"{name} was {then.get(name)} and is now {now.get(name)}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"The latents in {output} are of something else: {'; '.join(differences)}; choose another --output, or "
+            f"delete {output} to encode anew."
+        )
+
+
+def _flatten(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from _flatten(value, f"{name}.{key}" if name else key)
+
+
+def _claim(output: Path, work: Path, noted: dict[str, Any]) -> None:
+    path = work / "settings.json"
+    if path.exists():
+        _compare(output, json.loads(path.read_text(encoding="utf-8")), noted)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    records.write_text(path, json.dumps(noted, indent=1))
+
+
+def _is_done(output: Path, work: Path, path: str) -> bool:
+    name = Path(path).name
+    return (output / name).exists() and (work / f"{name}.json").exists()
+
+
+def _encode_shard(
+    path: Path, data: pipeline.PackedData, output: Path, work: Path, encoder: Encoder, bar: tqdm
+) -> None:
+    features = latent_records.make_features(encoder.shape, encoder.dtype)
+    seen = latent_statistics.empty_statistics(encoder.shape[-1])
+
+    def serialize() -> Iterator[bytes]:
+        nonlocal seen
+        for clip in pipeline.read_clips(str(path), data):
+            latents = encoder.run(clip["video"])
+            mirrored = encoder.run(clip["video"][:, :, ::-1]) if encoder.mirrored else None
+            for part in (latents, mirrored):
+                seen = seen if part is None else latent_statistics.add_latents(seen, part)
+            fields = {name: clip[name] for name in ("caption", "fps", "motion_score", "source")}
+            yield latent_records.serialize_latents(features, latents, mirrored, **fields)
+            bar.update()
+
+    clips, size = records.write_shard(output / path.name, serialize())
+    note = {"clips": clips, "bytes": size, "count": seen.count}
+    note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist()}
+    records.write_text(work / f"{path.name}.json", json.dumps(note))
+
+
+def _finish(
+    source: Path, output: Path, work: Path, shards: list, encoder: Encoder, report: dict[str, Any]
+) -> None:
+    """Writes the JSON files, dataset_info.json last; another process may be doing the same."""
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    seen = latent_statistics.empty_statistics(encoder.shape[-1])
+    try:
+        for split, path, _ in shards:
+            text = (work / f"{Path(path).name}.json").read_text(encoding="utf-8")
+            note = json.loads(text)
+            sizes.setdefault(split, []).append((note["clips"], note["bytes"]))
+            if split == "train":
+                part = (note["count"], np.asarray(note["mean"]), np.asarray(note["squares"]))
+                seen = latent_statistics.merge_statistics(seen, LatentStatistics(*part))
+    except FileNotFoundError:
+        if (output / "dataset_info.json").exists():
+            return  # the other one was faster
+        raise
+    latent_statistics.check_spread(seen)
+    info = latent_records.LatentInfo(
+        autoencoder=encoder.name,
+        weights=encoder.weights,
+        dtype=encoder.dtype,
+        shape=list(encoder.shape),
+        mirrored=encoder.mirrored,
+        mean=seen.mean.tolist(),
+        deviation=seen.deviation.tolist(),
+    )
+    statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
+    statistics["latents"] = info._asdict()
+    for name, content in {"statistics.json": statistics, REPORT: report}.items():
+        records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+    features = latent_records.make_features(encoder.shape, encoder.dtype)
+    with tempfile.TemporaryDirectory(dir=output) as metadata:
+        records.write_dataset_info(output, sizes, metadata, features)
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Decoding in overlapping tiles that fade into each other, for pictures too large to be decoded at once.
+
+The decoder's head is computed on the whole picture, its tail, which is where the memory goes, in tiles. Each tile is
+used from `tile_margin` latents off its edge (edges of the picture apart), and over the next `tile_blend` latents it
+fades into its neighbour. Where the tail is of convolutions that reach no further than the margin (`taef2`), tiles give
+what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of the
+picture's: seams fade, but a tile may differ from the whole everywhere.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.models.vae import Autoencoder
+
+
+def decode_in_tiles(
+    autoencoder: Autoencoder, params: Any, latents: jax.Array, tile: int
+) -> jax.Array:
+    """Decodes latents, the decoder's tail in square tiles, one after another.
+
+    Args:
+      autoencoder: of `vae.make_autoencoder`.
+      params: of its `load`.
+      latents: (B, T, h, w, C), normalised.
+      tile: height and width of a tile in latents; 0 for the whole picture.
+    Returns:
+      (B, T, H, W, 3) float32 in [-1, 1].
+    Raises:
+      ValueError: the tile is no larger than its overlap.
+    """
+    check_tile(autoencoder, tile)
+    rows, columns = latents.shape[2:4]
+    if not tile or (rows <= tile and columns <= tile):
+        return autoencoder.decode(params, latents)
+    features = autoencoder.decode_features(params, latents)
+    (tops, row_weights), (lefts, column_weights) = (
+        tile_axis(autoencoder, length, tile, factor)
+        for length, factor in zip((rows, columns), autoencoder.downsample[1:], strict=True)
+    )
+    size = (min(tile, rows), min(tile, columns))
+    _, y_factor, x_factor = autoencoder.downsample
+
+    def add(canvas: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        i, j = place
+        top, left = jnp.asarray(tops)[i], jnp.asarray(lefts)[j]
+        part = jax.lax.dynamic_slice_in_dim(features, top, size[0], axis=2)
+        part = jax.lax.dynamic_slice_in_dim(part, left, size[1], axis=3)
+        pixels = autoencoder.decode_tail(params, part).astype(jnp.float32)
+        weights = jnp.asarray(row_weights)[i][:, None] * jnp.asarray(column_weights)[j]
+        start = (0, 0, top * y_factor, left * x_factor, 0)
+        before = jax.lax.dynamic_slice(canvas, start, pixels.shape)
+        after = before + pixels * weights[..., None]
+        return jax.lax.dynamic_update_slice(canvas, after, start), None
+
+    canvas = jnp.zeros((*latents.shape[:2], rows * y_factor, columns * x_factor, 3))
+    places = np.indices((len(tops), len(lefts))).reshape(2, -1)
+    canvas, _ = jax.lax.scan(add, canvas, tuple(jnp.asarray(places)))
+    return jnp.clip(canvas, -1, 1)
+
+
+def check_tile(autoencoder: Autoencoder, tile: int) -> None:
+    """Refuses a tile that its overlap fills.
+
+    Args:
+      autoencoder: of `vae.make_autoencoder`.
+      tile: in latents; 0 for none.
+    Raises:
+      ValueError: it is so.
+    """
+    overlap = tile_overlap(autoencoder)
+    if tile < 0 or 0 < tile <= overlap:
+        raise ValueError(
+            f"A tile of {tile} latents is not larger than the overlap of tiles of {autoencoder.name!r}, {overlap}: "
+            f"take {2 * overlap} or more, or 0 for no tiles."
+        )
+
+
+def tile_overlap(autoencoder: Autoencoder) -> int:
+    """Latents that neighbouring tiles share.
+
+    Args:
+      autoencoder: of `vae.make_autoencoder`.
+    Returns:
+      The least overlap.
+    """
+    return 2 * autoencoder.tile_margin + autoencoder.tile_blend
+
+
+def tile_axis(
+    autoencoder: Autoencoder, length: int, tile: int, factor: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lays tiles along one axis, evenly, and gives each pixel's weights, which sum to 1.
+
+    Args:
+      autoencoder: of `vae.make_autoencoder`.
+      length: of the axis in latents.
+      tile: in latents.
+      factor: pixels per latent.
+    Returns:
+      Starts (n,) int32 in latents, and weights (n, min(tile, length) * factor) float32 in pixels.
+    """
+    overlap = tile_overlap(autoencoder)
+    count = max(1, -(-(length - overlap) // (tile - overlap)))
+    tile = min(tile, length)
+    starts = np.round(np.linspace(0, length - tile, count)).astype(np.int32)
+    margin, blend = autoencoder.tile_margin * factor, max(autoencoder.tile_blend * factor, 1)
+    pixels = np.arange(tile * factor) + 0.5
+    weights, total = np.zeros((count, len(pixels))), np.zeros(length * factor)
+    for weight, start in zip(weights, starts, strict=True):
+        before = pixels if start > 0 else np.inf
+        after = pixels[::-1] if start + tile < length else np.inf
+        weight[:] = np.clip((np.minimum(before, after) - margin) / blend, 0, 1)
+        total[start * factor :][: len(pixels)] += weight
+    for weight, start in zip(weights, starts, strict=True):
+        weight /= total[start * factor :][: len(pixels)]
+    return starts, weights.astype(np.float32)
