@@ -8,8 +8,6 @@ does nothing where all is done, and refuses an output that was made of something
 its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the data set.
 """
 
-import re
-
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
@@ -29,7 +27,7 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
     config = _CONFIG.value
-    share = parse_share(_SHARD.value)
+    share = command.parse_share(_SHARD.value)
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
@@ -70,21 +68,6 @@ def main(arguments: list[str]) -> int:
         return 130
     print(summarize(report, output))
     return 0
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """Reads "3/64" as (3, 64).
-
-    Raises:
-      ValueError: it is no part of a whole.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if part >= count:
-        raise ValueError(
-            f"--shard does not understand {text!r}: write it like 3/64, for the parts 0/64 to 63/64."
-        )
-    return part, count
 
 
 def summarize(report: dict, output: str) -> str:
