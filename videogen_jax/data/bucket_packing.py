@@ -32,6 +32,7 @@ from videogen_jax.data import (
     video_io,
 )
 from videogen_jax.data.bucketing import Bucket, Shape
+from videogen_jax.data.locking import hold_folder
 from videogen_jax.data.pack_settings import Settings
 from videogen_jax.data.workers import WorkerDied, make_pool
 
@@ -92,7 +93,6 @@ def pack_buckets(
       ValueError: no bucket takes any source, or as `packing.pack`.
       OSError, WorkerDied: as `packing.pack`.
     """
-    started = time.monotonic()
     output = pathlib.Path(output)
     found, skipped = sources.list_sources(folder)
     noted = note_settings(settings) | {"videos": sources.fingerprint(found, skipped)}
@@ -104,32 +104,33 @@ def pack_buckets(
         found = found[share[0] :: share[1]]
         noted |= {"shard": f"{share[0]}/{share[1]}"}
         output = packing.part_folder(output, share)
-        if report := pack_settings.finished_report(output, noted):
-            return report
+    options = {"workers": workers, "strict": strict, "progress": progress}
+    with hold_folder(output):
+        return pack_settings.finished_report(output, noted) or _pack_all(
+            folder, output, found, skipped, settings, noted, **options
+        )
+
+
+def _pack_all(folder, output, found, skipped, settings, noted, **options):
+    """Probes the sources, packs them bucket by bucket and finishes the set; returns the report."""
+    started = time.monotonic()
     work = pack_settings.claim_output(output, noted)
-    if strict and skipped:
+    if options["strict"] and skipped:
         packing.refuse(*min(skipped.items()))
-    probes = _probe_all(folder, found, work, settings.fps, workers, strict, progress)
+    probes = _probe_all(folder, found, work, settings.fps, **options)
     pieces, misfits, cut_off = _plan(found, probes, settings.buckets)
-    if strict and misfits:
+    if options["strict"] and misfits:
         packing.refuse(*min(misfits.items()))
-    if not share:
-        _check_plan(folder, work, settings, found, probes, pieces, misfits)
+    whole = "shard" not in noted
+    if whole and not pieces:
+        shutil.rmtree(work)
+        shapes = [probe for probe in probes if not isinstance(probe, str)]
+        text = bucketing.describe_misfit(shapes, list(misfits.values()), settings.fps)
+        raise ValueError(f"--buckets covers none of the {len(found)} sources in {folder}: {text}.")
     reports = {}
     for bucket in settings.buckets:
-        own = pieces[bucket]
-        if own:
-            reports[bucket] = _pack_bucket(
-                folder,
-                output,
-                settings,
-                bucket,
-                own,
-                noted,
-                workers=workers,
-                strict=strict,
-                progress=progress,
-            )
+        if own := pieces[bucket]:
+            reports[bucket] = _pack_bucket(folder, output, settings, bucket, own, noted, **options)
     report = {
         "settings": noted,
         "input": os.fspath(folder),
@@ -140,7 +141,7 @@ def pack_buckets(
         "long_captions": packing.long_captions(found),
         "seconds": round(time.monotonic() - started, 1),
     }
-    finish(output, report, settings.buckets, whole=not share)
+    finish(output, report, settings.buckets, whole=whole)
     return report | {"finished_before": False}
 
 
@@ -192,7 +193,7 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
     names = [b.name for b in table if b.name in counts and (not whole or counts[b.name]["train"])]
     if not names and whole:
         for folder in (*counts, "unfinished"):
-            shutil.rmtree(output / folder)
+            shutil.rmtree(output / folder, ignore_errors=True)
         first = "; ".join(f"{i['file']}: {i['reason']}" for i in report["skipped"][:3])
         raise ValueError(
             f"no clip for training came out of {report['input']} ({first}): add videos, or lower --validation_fraction."
@@ -205,12 +206,13 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
         if bucket.name not in names
     }
     for name in report["left_out"]:
-        shutil.rmtree(output / name, ignore_errors=True)
         counts.pop(name, None)
     records.write_text(
         output / pack_settings.REPORT, json.dumps(report, indent=1, ensure_ascii=False)
     )
     records.write_text(output / pack_settings.BUCKETS_MARK, json.dumps({"buckets": names}))
+    for name in report["left_out"]:
+        shutil.rmtree(output / name, ignore_errors=True)
     shutil.rmtree(output / "unfinished", ignore_errors=True)
 
 
@@ -231,15 +233,6 @@ def _plan(found, probes, table):
         if left := probe.frames - sum(run.count for run in runs):
             cut_off[source.name] = left
     return pieces, misfits, cut_off
-
-
-def _check_plan(folder, work, settings, found, probes, pieces, misfits):
-    """Raises ValueError where nothing can come of the plan."""
-    if not pieces:
-        shutil.rmtree(work)
-        shapes = [probe for probe in probes if not isinstance(probe, str)]
-        text = bucketing.describe_misfit(shapes, list(misfits.values()), settings.fps)
-        raise ValueError(f"--buckets covers none of the {len(found)} sources in {folder}: {text}.")
 
 
 def _probe_all(folder, found, work, fps, workers, strict, progress) -> list[Shape | str]:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from videogen_jax.data import captions, pack_settings, records, sources
 from videogen_jax.data.extraction import extract_clips, read_clips
+from videogen_jax.data.locking import hold_folder
 from videogen_jax.data.pack_settings import Settings, finished_report, note_settings
 from videogen_jax.data.sources import Source
 from videogen_jax.data.workers import WorkerDied, make_pool
@@ -67,7 +68,8 @@ def pack(
       The report, as written to OUTPUT/pack_report.json; with "finished_before" true where there was
       nothing left to do.
     Raises:
-      ValueError: nothing to pack, `strict` found something, or OUTPUT belongs to other settings.
+      ValueError: nothing to pack, `strict` found something, OUTPUT belongs to other settings, or
+        another process is at work on it.
       OSError: the disk is full; the finished shards are kept.
       WorkerDied: a worker process died; the finished shards are kept.
     """
@@ -81,20 +83,19 @@ def pack(
         found = sources.fix_splits(found, settings.validation_fraction)[share[0] :: share[1]]
         noted |= {"shard": f"{share[0]}/{share[1]}"}
         output = part_folder(output, share)
-        if report := finished_report(output, noted):
-            return report
-    return pack_sources(
-        folder,
-        output,
-        found,
-        skipped,
-        settings,
-        noted,
-        workers=workers,
-        strict=strict,
-        whole=share is None,
-        progress=progress,
-    )
+    with hold_folder(output):
+        return finished_report(output, noted) or pack_sources(
+            folder,
+            output,
+            found,
+            skipped,
+            settings,
+            noted,
+            workers=workers,
+            strict=strict,
+            whole=share is None,
+            progress=progress,
+        )
 
 
 def part_folder(output, share: tuple[int, int]) -> pathlib.Path:
