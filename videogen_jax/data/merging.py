@@ -98,7 +98,7 @@ def check(output: str | Path) -> dict[str, dict[str, int]]:
             for path, length in zip(paths, data.lengths[split], strict=True):
                 _check_count(Path(path), length, f"delete {output} and pack again")
         counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
-        scores = output / name / packing.SCORES_FILE
+        scores = output / name / records.MOTION_SCORES
         if scores.exists() and len(np.load(scores)) != counts[name].get("train", 0):
             raise ValueError(f"{scores} does not belong to its data set: pack again.")
     return counts
@@ -270,7 +270,7 @@ def _merge_plain(
     words, scores = collections.Counter(), []
     for piece in pieces:
         words.update(_read_json(piece.folder / "statistics.json")["words"])
-        scores.append(np.load(piece.folder / packing.SCORES_FILE))
+        scores.append(np.load(piece.folder / records.MOTION_SCORES))
     settings = _read_settings(report["settings"])
     packing.write_descriptions(output, settings, words, np.concatenate(scores), report)
     packing.finish_plain(output, work, sizes)
@@ -311,7 +311,7 @@ def _check_pieces(output, pieces) -> list[tuple[Shard, Path]]:
                 raise ValueError(f"{name} is in {owners[name]} and in {piece.folder}: {advice}.")
             owners[name] = piece.folder
         train = sum(shard.clips for shard in piece.shards if shard.split == "train")
-        scores = np.load(piece.folder / packing.SCORES_FILE)
+        scores = np.load(piece.folder / records.MOTION_SCORES)
         if sum(clips.values()) != sum(s.clips for s in piece.shards) or len(scores) != train:
             raise ValueError(
                 f"the files of {piece.folder} count other clips than its shards: {advice}."

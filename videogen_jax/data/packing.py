@@ -35,11 +35,9 @@ from videogen_jax.data.workers import WorkerDied, make_pool
 
 SPLITS = ("train", "validation")
 MAX_SHARD_BYTES = 256 * 2**20  # large clips: shards end here, so that a restart loses little
-NUM_MOTION_BUCKETS = 256
 VIDEOS_AHEAD = 16  # per worker, decoded before it is their turn
 LONG_CAPTION = 75  # words; a text encoder of 77 tokens, CLIP's, cannot read on behind them
 SOURCES_FILE = "packed_sources.json"  # in parts of a set: source -> number of its clips
-SCORES_FILE = "motion_scores.npy"
 
 
 def pack(
@@ -424,10 +422,10 @@ def write_descriptions(
       report: content of pack_report.json.
     """
     output = pathlib.Path(output)
-    unfinished = output / f"{SCORES_FILE}.unfinished"
+    unfinished = output / f"{records.MOTION_SCORES}.unfinished"
     with open(unfinished, "wb") as file:
         np.save(file, scores)
-    records.publish(unfinished, output / SCORES_FILE)
+    records.publish(unfinished, output / records.MOTION_SCORES)
     statistics = make_statistics(settings, words, scores)
     for name, content in {"statistics.json": statistics, pack_settings.REPORT: report}.items():
         records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
@@ -436,12 +434,10 @@ def write_descriptions(
 def make_statistics(settings: Settings, words: dict[str, int], scores: np.ndarray) -> dict:
     """Returns the content of statistics.json: what training reads about the train split.
 
-    "words" is word -> number of clips' captions' words; "motion_score_buckets" are the 255 inner
-    edges of 256 quantile buckets: `np.searchsorted(edges, score, side="right")` is in 0 ... 255;
-    without scores there are none.
+    "words" is word -> number of clips' captions' words; "motion_score_buckets" are the edges of
+    `records.motion_edges`, of which there are none without scores.
     """
-    shares = np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS
-    edges = np.quantile(scores.astype(np.float64), shares).tolist() if len(scores) else []
+    edges = records.motion_edges([scores]) if len(scores) else []
     return {
         "frames": settings.frames,
         "min_frames": settings.min_frames,
