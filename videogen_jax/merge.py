@@ -11,25 +11,43 @@ from absl import flags
 
 from videogen_jax import command
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the data set.")
-_CHECK = flags.DEFINE_boolean("check", False, "Only check a finished data set.")
+
+def define_flags(flag_values=flags.FLAGS):
+    """Defines the command's flags; not done on import, so that verbs can import one another."""
+    flags.DEFINE_string("output", None, "Folder of the data set.", flag_values=flag_values)
+    text = "Only check a finished data set."
+    flags.DEFINE_boolean("check", False, text, flag_values=flag_values)
 
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
     command.refuse(arguments)
+    print(run(flags.FLAGS))
+
+
+def run(values) -> str:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+    Returns:
+      What to say about it.
+    Raises:
+      ValueError: one sentence that says what is wrong and what to do.
+    """
+    if not values.output:
+        raise ValueError("--output is missing: write --output=FOLDER, as for pack.")
     from videogen_jax.data import merging  # TensorFlow: only once the flags are right
 
-    output = _OUTPUT.value
-    if not _CHECK.value:
+    output = values.output
+    if not values.check:
         report = merging.merge(output)
         if not report["finished_before"]:
-            print(summarize(report, output))
-            return
+            return summarize(report, output)
     counts = merging.check(output)
     clips = sum(sum(splits.values()) for splits in counts.values())
     shapes = f" in {len(counts)} buckets" if "" not in counts else ""
-    print(f"{output} is whole: {clips} clips{shapes}, every shard has its size and its clips")
+    return f"{output} is whole: {clips} clips{shapes}, every shard has its size and its clips"
 
 
 def summarize(report: dict, output: str) -> str:
@@ -44,5 +62,5 @@ def summarize(report: dict, output: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["output"])
+    define_flags()
     command.start("merge", main)

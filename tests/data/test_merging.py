@@ -8,9 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.data.test_pack import add, grey_video, read, run
+from videogen_jax import merge
 from videogen_jax.data import merging, packing, pipeline
 from videogen_jax.data.locking import hold_folder
 
@@ -313,13 +315,26 @@ def test_one_process_at_a_time(videos, tmp_path):
             pass
 
 
+def merge_command(folder, *flags_):
+    values = flags.FlagValues()
+    merge.define_flags(values)
+    values(["merge", f"--output={folder}", *flags_])
+    return merge.run(values)
+
+
 def test_the_command_says_what_it_did(packed, parts):
-    command = [sys.executable, "-m", "videogen_jax.merge", f"--output={parts}"]
-    if "buckets" in packed[0]:  # each call imports TensorFlow, so one kind of set for each sentence
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0 and "merged 3 parts into" in done.stdout, done.stderr
-        return
-    a_shard(parts).unlink()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("merge: error: ")
+    assert f"merged 3 parts into {parts}" in merge_command(parts)
+    for arguments in ([], ["--check"]):
+        said = merge_command(parts, *arguments)
+        assert f"{parts} is whole" in said
+        assert (" buckets" in said) == ("buckets" in packed[0])
+
+
+def test_the_command_exits_with_1_and_a_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "videogen_jax.merge", f"--output={tmp_path / 'nowhere'}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("merge: error: there is no folder")
     assert done.stderr.count("\n") == 1

@@ -12,6 +12,7 @@ which bucket follows from the probes (`bucketing`); which split, from its name a
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -105,9 +106,9 @@ def pack_buckets(
         noted |= {"shard": f"{share[0]}/{share[1]}"}
         output = packing.part_folder(output, share)
     options = {"workers": workers, "strict": strict, "progress": progress}
-    with hold_folder(output):
+    with hold_folder(output), make_pool(workers) as pool:
         return pack_settings.finished_report(output, noted) or _pack_all(
-            folder, output, found, skipped, settings, noted, **options
+            folder, output, found, skipped, settings, noted, pool=pool, **options
         )
 
 
@@ -235,7 +236,7 @@ def _plan(found, probes, table):
     return pieces, misfits, cut_off
 
 
-def _probe_all(folder, found, work, fps, workers, strict, progress) -> list[Shape | str]:
+def _probe_all(folder, found, work, fps, workers, strict, progress, pool) -> list[Shape | str]:
     """Returns the shape of each source, or the reason why it cannot be read; keeps a note of each."""
     path = work / "probes.jsonl"
     known = _read_probes(path)
@@ -245,7 +246,7 @@ def _probe_all(folder, found, work, fps, workers, strict, progress) -> list[Shap
         tqdm(total=len(found), initial=len(found) - len(left), unit="file", desc="probing", disable=hidden) as bar,
         open(path, "a", encoding="utf-8") as file,
     ):  # fmt: skip
-        for name, probe in _probe(folder, left, fps, workers):
+        for name, probe in _probe(folder, left, fps, workers, pool):
             known[name] = probe
             file.write(json.dumps([name, probe]) + "\n")
             file.flush()
@@ -267,25 +268,23 @@ def _read_probes(path) -> dict[str, list | str]:
     return known
 
 
-def _probe(folder, names, fps, workers) -> Iterator[tuple[str, list | str]]:
-    if not names:
-        return
+def _probe(folder, names, fps, workers, pool) -> Iterator[tuple[str, list | str]]:
+    """Yields each name with its shape, or the reason why it cannot be read."""
     waiting = collections.deque()
     upcoming = iter(names)
     try:
-        with make_pool(min(workers, len(names))) as pool:
-            while True:
-                while len(waiting) < PROBES_AHEAD * workers and (name := next(upcoming, None)):
-                    path = os.path.join(folder, name)
-                    waiting.append((name, pool.submit(probe_source, path, fps)))
-                if not waiting:
-                    return
-                name, task = waiting[0]
-                shape = task.result()
-                waiting.popleft()
-                yield name, shape
+        while True:
+            for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
+                task = pool.submit(probe_source, os.path.join(folder, name), fps)
+                waiting.append((name, task))
+            if not waiting:
+                return
+            name, task = waiting[0]
+            shape = task.result()
+            waiting.popleft()
+            yield name, shape
     except BrokenProcessPool:
-        near = [name for name, _ in list(waiting)[:workers]]
+        near = [name for name, _ in itertools.islice(waiting, workers)]
         raise WorkerDied(
             f"a worker process died while {' or '.join(near)} was looked at (out of memory, killed, or a crash of the "
             "decoder): call the same command again to continue, with fewer --workers or without that file."

@@ -21,6 +21,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -129,6 +130,7 @@ def pack_sources(
     whole: bool = True,
     progress: bool | None = None,
     label: str | None = None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> dict:
     """Packs sources into a plain data set; continues one that was begun with the same settings.
 
@@ -144,6 +146,7 @@ def pack_sources(
       whole: it is an error if there is no clip for training; else a set without any may result.
       progress: as of `pack`.
       label: in front of the progress bar.
+      pool: the workers, of `make_pool`; None: start some.
     Returns:
       The report, as of `pack`.
     Raises:
@@ -161,7 +164,8 @@ def pack_sources(
     hidden = None if progress is None else not progress
     with tqdm(total=len(found), unit="video", desc=label, disable=hidden) as bar:
         try:
-            with make_pool(max(1, min(workers, len(found)))) as pool:
+            own = contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
+            with own as pool:
                 videos = _extract_all(pool, workers, folder, work, found, settings, journal)
                 last = _write_shards(videos, work, found, settings, journal, strict, bar)
         finally:
