@@ -2,10 +2,11 @@
 
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
-The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), and
-where the latents go (`data.path`; --output goes elsewhere). The same command again continues a call that was ended,
-does nothing where all is done, and refuses an output that was made of something else. On several machines give each
-its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the data set.
+The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), how
+training clips are augmented before (`data.height`, `data.width`, `augment`), and where the latents go (`data.path`;
+--output goes elsewhere). The same command again continues a call that was ended, does nothing where all is done, and
+refuses an output that was made of something else. On several machines give each its part of the shards, as --shard=0/4
+to --shard=3/4; whoever comes last finishes the data set.
 """
 
 import re
@@ -38,28 +39,35 @@ def main(arguments: list[str]) -> int:
 
     import numpy as np
 
-    from videogen_jax.data import encoding, pipeline  # TensorFlow: only once the flags are right
+    # TensorFlow: only once the flags are right.
+    from videogen_jax.data import augment, encoding, pipeline
     from videogen_jax.models.chunks import encode_chunks, make_encoder
     from videogen_jax.models.weights import hash_params
     from videogen_jax.parallel import mesh as meshes
     from videogen_jax.train import setup
+    from videogen_jax.train.loop import make_augmentation
 
     data = pipeline.open_data(_INPUT.value)
+    augmentation = make_augmentation(config)
+    augment.check_augmentation(augmentation, data, config.data.frames)
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
     frames = min(config.vae.chunk_frames * mesh.size, data.frames)
-    program = make_encoder(autoencoder, mesh, frames, (data.height, data.width))
+    program = make_encoder(autoencoder, mesh, frames, augmentation.size)
     placed = program.put_params(params)
     encoder = encoding.Encoder(
         run=lambda video: np.concatenate(list(encode_chunks(program, placed, video))),
         name=config.vae.name,
         weights=hash_params(params),
-        shape=autoencoder.latent_shape(data.frames, data.height, data.width)[1:],
+        shape=autoencoder.latent_shape(data.frames, *augmentation.size)[1:],
         precision=setup.encoder_dtype(config),
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, data.words),
+        augmentation=augmentation,
+        frames=config.data.frames,
+        seed=config.seed,
     )
     output = _OUTPUT.value or config.data.path
     logging.info("Encoding %s into %s on %d devices.", _INPUT.value, output, mesh.size)

@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.data import pipeline, prefetch
+from videogen_jax.data import augment, pipeline, prefetch
+from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate import contact_sheet
@@ -183,12 +184,50 @@ def check_data(config: ml_collections.ConfigDict, data: Any) -> None:
       ValueError: names the line of the config and the packed value.
     """
     check_latents(config, data.latents)
-    for name in ("height", "width", "fps"):
+    check_augmentation(config, data)
+    for name in ("fps",) if data.latents is None else ("height", "width", "fps"):
         wanted, packed = config.data[name], getattr(data, name)
         if wanted != packed:
             raise ValueError(
                 f"data.{name} is {wanted}, but the clips in {config.data.path} were packed with {packed}: "
                 f"set --config.data.{name}={packed}, or pack again."
+            )
+
+
+def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
+    """What the config does to training clips."""
+    return Augmentation(size=(config.data.height, config.data.width), **config.augment)
+
+
+def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> None:
+    """Refuses an augmentation that pixels cannot serve, or with which latents were not encoded.
+
+    Raises:
+      ValueError: names the line of the config.
+    """
+    augmentation = make_augmentation(config)
+    if augmentation.fps_min < augmentation.fps_max and "fps" not in config.model.micro_conditions:
+        raise ValueError(
+            f"augment.fps_min and fps_max take clips at {augmentation.fps_min} to {augmentation.fps_max} frames per "
+            "second, but the model is not told which: add 'fps' to model.micro_conditions, or make them equal."
+        )
+    if 0 < augmentation.fps_max < config.data.fps:
+        logging.warning(
+            "Training sees clips at %g to %g frames per second, validation and samples are at data.fps of %g: "
+            "raise augment.fps_max.",
+            augmentation.fps_min,
+            augmentation.fps_max,
+            config.data.fps,
+        )
+    if data.latents is None:
+        augment.check_augmentation(augmentation, data, config.data.frames)
+        return
+    found = data.latents.augment or Augmentation(augmentation.size).note()
+    for name, wanted in augmentation.note().items():
+        if wanted != found[name]:
+            raise ValueError(
+                f"augment.{name} is {wanted}, but the latents in {config.data.path} were encoded with {found[name]}: "
+                f"set --config.augment.{name}={found[name]}, or encode into another folder."
             )
 
 
@@ -331,6 +370,7 @@ def open_batches(run: Run, put: Callable[..., Any], vocabulary: Vocabulary, star
         seed=config.seed,
         start_step=start_step,
         flip=setup.mirrors(config, vocabulary.words),
+        augmentation=make_augmentation(config) if config.vae.name == "identity" else None,
         shuffle_window=config.data.shuffle_window,
         process_index=index,
         process_count=count,
@@ -370,6 +410,7 @@ def make_evaluate(
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
+            size=make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
         )
