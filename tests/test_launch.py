@@ -218,7 +218,7 @@ def test_a_run_on_windows_at_speeds_of_their_own(data, tmp_path):
     with pytest.raises(ValueError, match="model is not told which: add 'fps' to model.micro"):
         loop.train(config, tmp_path / "untold")
     config.model.micro_conditions = ("fps",)
-    config.train.steps = 2
+    config.train.steps, config.learning_rate.warmup_steps = 2, 1
     config.sample.prompts = ()
     loop.train(config, tmp_path / "run")
     assert int(read_state(tmp_path / "run").step) == 2
