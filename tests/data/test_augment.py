@@ -276,7 +276,7 @@ def test_validation_is_cut_in_the_centre_and_else_as_packed(coded):
 @pytest.mark.parametrize(
     ("augmentation", "sentence"),
     [
-        (Augmentation((17, 24)), r"data\.height is 17, but the clips were packed with 16"),
+        (Augmentation((17, 24)), r"data\.height is 17, but the clips in .* were packed with 16"),
         (Augmentation((16, 0)), r"data\.width is 0, but"),
         (Augmentation((16, 24), 4.0, 2.0), r"fps_min is 4.0 and augment.fps_max is 2.0: give two"),
         (Augmentation((16, 24), 0.0, 2.0), "give two rates above 0"),
@@ -298,7 +298,16 @@ def test_what_cannot_be_served_is_refused(coded, augmentation, sentence):
         batches(coded, 1, augmentation=augmentation)
 
 
-def test_pictures_have_no_speed(coded):
+def test_clips_without_a_frame_to_spare_have_no_range_of_speeds(tmp_path):
+    folder = write_records(tmp_path / "data", [coded_clip(6, 16, 24)], 6)
+    with pytest.raises(ValueError, match="6 frames of the longest clips, 6 frames .* least 8"):
+        batches(folder, 1, augmentation=Augmentation((16, 24), 4.0, 8.0))
+
+
+def test_pictures_have_no_speed(coded, tmp_path):
+    pictures = write_records(tmp_path / "data", [coded_clip(1, 16, 24)], 1)
+    for batch in batches(pictures, 1, frames=1, augmentation=Augmentation((8, 8), 4.0, 8.0)):
+        assert np.all(batch["fps"] == FPS) and batch["video"].shape == (4, 1, 8, 8, 3)
     augmentation = Augmentation((16, 24), 2.0, 4.0)
     for batch in batches(coded, 3, frames=1, augmentation=augmentation):
         assert np.all(batch["fps"] == FPS)

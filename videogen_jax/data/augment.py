@@ -56,8 +56,8 @@ def check_augmentation(augmentation: Augmentation, data: Any, frames: int) -> No
         packed = getattr(data, name)
         if not 1 <= wanted <= packed:
             raise ValueError(
-                f"data.{name} is {wanted}, but the clips were packed with {packed}: set --config.data.{name}={packed}, "
-                "or less to cut windows out of them, or pack again."
+                f"data.{name} is {wanted}, but the clips in {data.folder} were packed with {packed}: "
+                f"set --config.data.{name}={packed}, or less to cut windows out of them, or pack again."
             )
     if not 0 <= augmentation.jitter < 1:
         raise ValueError(
@@ -74,16 +74,18 @@ def check_augmentation(augmentation: Augmentation, data: Any, frames: int) -> No
         )
     if high > data.fps:
         raise ValueError(
-            f"augment.fps_max is {high}, but the clips were packed at {data.fps} frames per second: "
+            f"augment.fps_max is {high}, but the clips in {data.folder} were packed at {data.fps} frames per second: "
             f"set --config.augment.fps_max={data.fps} or less, or pack again."
         )
+    if not augmentation.changes_rate(frames):
+        return
     if frames > data.min_frames:
         raise ValueError(
             f"data.frames is {frames}, but the shortest clips have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again."
         )
     needed = least_rate(data.fps, data.frames, frames)
-    if needed > high:
+    if needed > high or low < high == needed:
         raise ValueError(
             f"augment.fps_max is {high}, but {frames} frames of the longest clips, {data.frames} frames at {data.fps} "
             f"per second, take at least {needed:.4g}: raise it, lower data.frames, or pack longer clips."

@@ -267,6 +267,7 @@ def _finish(
         mirrored=encoder.mirrored,
         mean=seen.mean.tolist(),
         deviation=seen.deviation.tolist(),
+        places=seen.count,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     if "augment" in report["settings"]:
@@ -276,6 +277,8 @@ def _finish(
         if encoder.augmentation.changes_rate(encoder.frames):
             statistics["min_frames"] = encoder.frames
     statistics["latents"] = info._asdict()
+    if (source / records.MOTION_SCORES).exists():  # sets packed by earlier versions have none
+        shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)
     for name, content in {"statistics.json": statistics, REPORT: report}.items():
         records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
     features = latent_records.make_features(encoder.shape, encoder.dtype)
