@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tests.data.test_pipeline import assert_same, batches, write_records
+from tests.data.packed import write_records
+from tests.data.test_pipeline import assert_same, batches
 from videogen_jax.data import augment, encoding, pipeline, video_io
 from videogen_jax.data.augment import Augmentation
 
