@@ -2,10 +2,11 @@
 
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
-The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), and
-where the latents go (`data.path`; --output goes elsewhere). The same command again continues a call that was ended,
-does nothing where all is done, and refuses an output that was made of something else. On several machines give each
-its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the data set.
+The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), how
+training clips are augmented before (`data.height`, `data.width`, `augment`), and where the latents go (`data.path`;
+--output goes elsewhere). The same command again continues a call that was ended, does nothing where all is done, and
+refuses an output that was made of something else. On several machines give each its part of the shards, as --shard=0/4
+to --shard=3/4; whoever comes last finishes the data set.
 """
 
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
     reports = []
     try:
         for folder, data in sets.items():
-            shape = (data.frames, data.height, data.width)
+            shape = (data.frames, data.height, data.width) if bucketed else setup.clip_shape(config)
             encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
             place = output / Path(folder).name if bucketed else output
             reports.append(encoding.encode(folder, place, encoder, share=share))
@@ -86,7 +87,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
     from videogen_jax.models import chunks
     from videogen_jax.models.weights import hash_params
     from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.train import setup
+    from videogen_jax.train import checks, setup
 
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
@@ -102,6 +103,9 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         precision=setup.encoder_dtype(config),
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, words),
+        augmentation=checks.make_augmentation(config),
+        frames=frames,
+        seed=config.seed,
     )
 
 

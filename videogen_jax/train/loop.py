@@ -237,6 +237,7 @@ def open_batches(
             seed=config.seed,
             start_step=start_step,
             flip=setup.mirrors(config, vocabulary.words),
+            augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
             process_index=index,
             process_count=count,
@@ -301,6 +302,7 @@ def make_bucket_loss(
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
+            size=checks.make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
         )
