@@ -17,8 +17,8 @@ from videogen_jax.data import merging, packing, pipeline
 from videogen_jax.data.locking import hold_folder
 
 PARTS = 3
-PLAIN = dict(size=32, frames=4, clips_per_shard=2, validation_fraction=0.2)
-BUCKETS = dict(buckets="6x32x32,2x32x32,1x32x32", clips_per_shard=2, validation_fraction=0.2)
+PLAIN = dict(size=32, frames=4, clips_per_shard=2, validation_fraction=0.4)
+BUCKETS = dict(buckets="6x32x32,2x32x32,1x32x32", clips_per_shard=2, validation_fraction=0.4)
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
         if counts.get(bucket.name, {}).get("validation")
         else "it got no clip for training"
         for bucket in table
-        if bucket.name not in names
+        if whole and bucket.name not in names
     }
     for name in report["left_out"]:
         counts.pop(name, None)

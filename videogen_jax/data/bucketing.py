@@ -163,11 +163,11 @@ def describe_misfit(shapes: Sequence[Shape], reasons: Sequence[str], fps: float)
             span += " to {}x{}".format(*sizes[-1]) if len(sizes) > 1 else ""
             lengths = sorted(shape.frames for shape in some)
             long = f" and {lengths[0]} to {lengths[-1]} frames at {fps:g} per second"
-            parts.append(
-                f"{len(some)} {'images' if image else 'videos'} of {span} pixels{'' if image else long}"
-            )
+            kind = ("image" if image else "video") + ("s" if len(some) > 1 else "")
+            parts.append(f"{len(some)} {kind} of {span} pixels{'' if image else long}")
     common, count = collections.Counter(reasons).most_common(1)[0]
-    text = f"there are {' and '.join(parts) or 'no readable files'}; {count} times: {common}"
+    text = f"there are {' and '.join(parts) or 'no readable files'}"
+    text += f"; the most frequent reason ({count} of {len(reasons)}): {common}"
     usable = [shape for shape in shapes if shape.image or shape.frames > 1]
     if usable:
         typical = sorted(usable, key=lambda shape: shape.frames)[len(usable) // 2]
