@@ -168,7 +168,7 @@ def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mes
     footprint = memory.measure(traced, mesh.size, bool(card.description))
     parts = {
         "parameters": memory.count_shard_bytes(decoder.abstract_args[0]),
-        "batch": memory.count_shard_bytes(decoder.abstract_args[1]),
+        "batch": memory.count_shard_bytes(decoder.abstract_args[1:]),
     }
     return make_program(card, footprint, parts, flops=None, executed=0)
 

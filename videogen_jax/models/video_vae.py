@@ -107,8 +107,7 @@ class Encoder(nn.Module):
             x = nn.Dense(width, dtype=self.dtype, name=f"enter_{level}")(x)  # (B, T', H', W', D)
             for i in range(network.blocks):
                 x = block(self.dtype, name=f"block_{level}_{i}")(x)
-        x = RMSNorm(name="norm")(x.astype(jnp.float32))
-        return nn.Dense(2 * network.channels, name="leave")(x)
+        return nn.Dense(2 * network.channels, name="leave_0")(x.astype(jnp.float32))
 
 
 class Decoder(nn.Module):
@@ -128,7 +127,7 @@ class Decoder(nn.Module):
           (B, 4 T, H, W, 3) float32, [-1, 1] and a little around.
         """
         network, block = self.network, _block(self.remat)
-        x = nn.Dense(network.widths[-1], dtype=self.dtype, name="enter")(latents)
+        x = nn.Dense(network.widths[-1], dtype=self.dtype, name="enter_0")(latents)
         for level in reversed(range(len(network.widths))):
             for i in range(network.blocks):
                 x = block(self.dtype, name=f"block_{level}_{i}")(x)
@@ -137,7 +136,6 @@ class Decoder(nn.Module):
                 width = network.widths[level - 1] * math.prod(stride)
                 x = nn.Dense(width, dtype=self.dtype, name=f"leave_{level}")(x)
                 x = spread_places(x, stride)  # (B, T', H', W', D)
-        x = nn.silu(RMSNorm(name="norm")(x))
         x = nn.Dense(3 * math.prod(network.patch), dtype=self.dtype, name="leave_0")(x)
         return spread_places(x, network.patch).astype(jnp.float32)
 
