@@ -20,6 +20,7 @@ class LatentInfo(NamedTuple):
     mirrored: bool  # each clip is there a second time, mirrored before it was encoded
     mean: list[float]  # of each channel over the train split
     deviation: list[float]  # the same
+    places: int = 0  # over how many they were measured; 0: not noted
 
 
 def make_features(shape: tuple[int, int, int], dtype: str):
