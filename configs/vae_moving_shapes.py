@@ -15,11 +15,11 @@ def get_config() -> ml_collections.ConfigDict:
     """The locked config."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.batch_size = 4  # clips per optimizer step, over all devices
+    config.batch_size = 2  # clips per optimizer step, over all devices
 
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/vae_moving_shapes/data"  # of videogen_jax.pack
-    data.frames = 9  # per clip, cut at random from the packed ones: 1 and whole groups
+    data.frames = 17  # per clip, cut at random from the packed ones: 1 and whole groups
     data.height = 64  # pixels, as packed
     data.width = 64  # pixels, as packed
     data.fps = 8.0  # frames per second of the reconstructions shown
@@ -30,7 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.autoencoder = autoencoder = ml_collections.ConfigDict()
     autoencoder.channels = 16  # of the latents
     autoencoder.patch = (4, 4, 4)  # frames, pixels, pixels that enter as one place
-    autoencoder.strides = ((1, 2, 2),)  # from each level to the next; with the patch 4 in time, 8 in space
+    autoencoder.strides = (
+        (1, 2, 2),
+    )  # from each level to the next; with the patch 4 in time, 8 in space
     autoencoder.widths = (64, 128)  # channels of each level
     autoencoder.blocks = 1  # of each level, in the encoder and in the decoder
 
@@ -38,12 +40,14 @@ def get_config() -> ml_collections.ConfigDict:
     loss.kl_weight = 1e-6  # of the KL per number of the video, beside the L1 distance
 
     config.perceptual = perceptual = ml_collections.ConfigDict()
-    perceptual.path = ""  # of VGG16's weights: file, folder, or name on the hub; empty: no such term
+    perceptual.path = (
+        ""  # of VGG16's weights: file, folder, or name on the hub; empty: no such term
+    )
     perceptual.weight = 0.1  # beside the L1 distance
     perceptual.frames = 1  # of each clip in each step
 
     config.learning_rate = learning_rate = ml_collections.ConfigDict()
-    learning_rate.peak = 1e-2
+    learning_rate.peak = 2e-2
     learning_rate.warmup_steps = 20
     learning_rate.final_fraction = 0.01  # of the peak, after the cosine
 

@@ -78,7 +78,9 @@ def test_equal_pictures_are_at_0_with_a_gradient_that_is_finite():
 
 def test_other_weights_are_refused(network, tmp_path):
     _, file = network
-    save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "a.safetensors")
+    save_file(
+        {"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "a.safetensors"
+    )
     with pytest.raises(WeightsError, match="do not fit VGG16: 25 missing"):
         perceptual.load_vgg(str(tmp_path / "a.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):

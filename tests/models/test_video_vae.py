@@ -12,7 +12,9 @@ from videogen_jax.parallel.mesh import make_mesh
 NETWORK = video_vae.Network(
     channels=3, patch=(2, 2, 2), strides=((2, 2, 2), (1, 2, 2)), widths=(6, 8, 10), blocks=1
 )
-SMALL = video_vae.Network(channels=2, patch=(2, 4, 4), strides=((2, 2, 2),), widths=(8, 8), blocks=2)
+SMALL = video_vae.Network(
+    channels=2, patch=(2, 4, 4), strides=((2, 2, 2),), widths=(8, 8), blocks=2
+)
 
 
 def make(network=NETWORK):

@@ -49,7 +49,9 @@ def test_perceptual_term_takes_the_same_frames_of_both():
     other = draws(1, 3, 16, 16, 3)
 
     def value(made, **options):
-        loss = reconstruction.make_loss(lambda p, x, k: (made(x), x * 0, x * 0), kl_weight=0, **options)
+        loss = reconstruction.make_loss(
+            lambda p, x, k: (made(x), x * 0, x * 0), kl_weight=0, **options
+        )
         return float(loss({}, {"video": video}, jax.random.key(0)))
 
     options = {"perceptual_weight": 2.0, "perceptual_frames": 9, "vgg": vgg}
@@ -57,7 +59,9 @@ def test_perceptual_term_takes_the_same_frames_of_both():
     x = video[0] / np.float32(127.5) - 1
     expected = value(lambda x: other) + 2 * float(perceptual.distance(vgg, x, other[0]))
     assert value(lambda x: other, **options) == pytest.approx(expected, rel=1e-4)
-    picked = reconstruction.pick_frames(jnp.arange(12.0).reshape(2, 1, 6, 1, 1, 1), jax.random.key(3), 4)
+    picked = reconstruction.pick_frames(
+        jnp.arange(12.0).reshape(2, 1, 6, 1, 1, 1), jax.random.key(3), 4
+    )
     assert picked.shape == (2, 4, 1, 1, 1) and len(np.unique(picked)) == 8
     np.testing.assert_array_equal(picked[1] - picked[0], 6)
 

@@ -39,6 +39,7 @@ class Encoder:
     precision: str  # in which it computes
     dtype: str  # in which latents are stored, one of latent_records.DTYPES
     mirrored: bool  # also of the mirrored clips
+    time_stride: int = 1  # frames of each latent but the first, which is of the first frame alone
 
 
 def encode(
@@ -69,6 +70,13 @@ def encode(
     data = pipeline.open_data(source)
     if data.latents is not None:
         raise ValueError(f"{source} holds latents already: name the --input that pack made.")
+    for frames in (data.frames, data.min_frames):
+        if (frames - 1) % encoder.time_stride:
+            below = (frames - 1) // encoder.time_stride * encoder.time_stride + 1
+            raise ValueError(
+                f"The clips in {source} have {frames} frames, but {encoder.name!r} encodes 1 frame and whole groups of "
+                f"{encoder.time_stride}: pack again with --frames={below} or {below + encoder.time_stride}."
+            )
     noted = note_settings(source, encoder)
     if finished := _read_report(output, noted):
         return finished | {"new": 0, "finished": True, "seconds": 0.0}
@@ -207,6 +215,7 @@ def _finish(
         mean=seen.mean.tolist(),
         deviation=seen.deviation.tolist(),
         places=seen.count,
+        time_stride=encoder.time_stride,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     statistics["latents"] = info._asdict()

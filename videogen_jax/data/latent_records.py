@@ -21,6 +21,12 @@ class LatentInfo(NamedTuple):
     mean: list[float]  # of each channel over the train split
     deviation: list[float]  # the same
     places: int = 0  # over how many they were measured; 0: not noted
+    # Frames of each latent. Above 1 the first latent is of the first frame alone, so that clips cannot begin elsewhere.
+    time_stride: int = 1
+
+    def count_frames(self, frames: int) -> int:
+        """Latent frames of so many frames of the video."""
+        return 1 + (frames - 1) // self.time_stride
 
 
 def make_features(shape: tuple[int, int, int], dtype: str):

@@ -107,7 +107,7 @@ def make_clips(
     process_count: int = 1,
     threads: int = 2,
 ) -> Iterator[Clips]:
-    """Endless shuffled batches with random crops in time.
+    """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
 
     Args:
       data: of `open_data` or `buckets.open_buckets`, or the folder.
@@ -137,6 +137,7 @@ def make_clips(
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
+    length = _count_frames(data, frames)
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
@@ -148,10 +149,10 @@ def make_clips(
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
-        spare = clip["num_frames"] - frames
+        spare = clip["num_frames"] - length
         start = _uniform(seed, CROP, p, maxval=spare + 1)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        return _output(clip, _cut(clip, start, frames, data, mirrored))
+        return _output(clip, _cut(clip, start, length, data, mirrored))
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -182,12 +183,12 @@ def make_validation_clips(
       DataError: as `make_clips`.
     """
     data = data if isinstance(data, PackedData) else open_data(data)
-    split = "validation"
+    split, length = "validation", _count_frames(data, frames)
     rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
-        return _output(clip, _cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
+        return _output(clip, _cut(clip, (clip["num_frames"] - length) // 2, length, data))
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
     own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
@@ -379,6 +380,10 @@ def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor
     return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
 
 
+def _count_frames(data: PackedData, frames: int) -> int:
+    return frames if data.latents is None else data.latents.count_frames(frames)
+
+
 def _check(
     data: PackedData,
     split: str,
@@ -400,6 +405,16 @@ def _check(
         raise DataError(
             f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
+        )
+    whole = data.latents is not None and data.latents.time_stride > 1
+    if whole and not frames == data.min_frames == data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames, which "
+            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+            if data.frames == data.min_frames
+            else f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames, which cannot "
+            "be cut to one length, for the first latent is of one frame alone: pack them with one --frames, or in "
+            "buckets."
         )
     if batch_size % process_count:
         raise DataError(

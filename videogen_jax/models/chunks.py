@@ -90,7 +90,9 @@ class ChunkProgram(NamedTuple):
             state, length = self.start(), len(video) + self.repeats
             for first in range(0, length, self.frames):
                 end = min(first + self.frames, length)
-                index = np.minimum(np.arange(first, first + self.frames), end - 1)  # fills the last chunk up
+                index = np.minimum(
+                    np.arange(first, first + self.frames), end - 1
+                )  # fills the last chunk up
                 chunk = np.asarray(video[np.maximum(index - self.repeats, 0)], expected.dtype)
                 out, state = self.program(params, state, jax.device_put(chunk, expected.sharding))
                 frames_in, frames_out = self.group
@@ -235,9 +237,7 @@ def _make_program(
         if divides:
             axes[divides[0]] = mesh.axis_names
     params = _place(autoencoder.abstract_params, whole)
-    chunk = jax.ShapeDtypeStruct(
-        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes))
-    )
+    chunk = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
     start = lambda: None  # noqa: E731
     state = None
     if autoencoder.causal:

@@ -72,7 +72,9 @@ def distance(params: Any, frames: jax.Array, others: jax.Array) -> jax.Array:
     def normed(frames: jax.Array) -> list[jax.Array]:
         features = network.apply({"params": params}, frames)
         # The root of a sum that starts above 0: where no feature is active its gradient is not infinite.
-        length = [jnp.sqrt(jnp.sum(jnp.square(f), axis=-1, keepdims=True) + EPSILON) for f in features]
+        length = [
+            jnp.sqrt(jnp.sum(jnp.square(f), axis=-1, keepdims=True) + EPSILON) for f in features
+        ]
         return [f / norm for f, norm in zip(features, length, strict=True)]
 
     parts = [

@@ -201,7 +201,10 @@ def with_statistics(
 
 
 def make_causal(
-    network: video_vae.Network, load: Callable[[], Any], dtype: str = "float32", name: str = "workdir"
+    network: video_vae.Network,
+    load: Callable[[], Any],
+    dtype: str = "float32",
+    name: str = "workdir",
 ) -> Autoencoder:
     """Makes the video autoencoder that is trained here.
 
@@ -218,9 +221,7 @@ def make_causal(
     group = network.downsample[0]
 
     def encode(params: Any, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        moments = encoder.apply(
-            {"params": params["encoder"]}, video_vae.repeat_first(video, group)
-        )
+        moments = encoder.apply({"params": params["encoder"]}, video_vae.repeat_first(video, group))
         mean, logvar = video_vae.split_moments(moments)  # (B, T, h, w, C) each
         return mean if key is None else video_vae.draw_latents(mean, logvar, key)
 

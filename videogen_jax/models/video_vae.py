@@ -65,7 +65,9 @@ def check_network(network: Network) -> None:
     """
     numbers = (network.channels, network.blocks, *network.widths, *network.patch)
     if min(numbers) < 1 or any(min(stride) < 1 for stride in network.strides):
-        raise ValueError(f"The autoencoder's sizes {network} hold a number below 1: give at least 1.")
+        raise ValueError(
+            f"The autoencoder's sizes {network} hold a number below 1: give at least 1."
+        )
     if len(network.widths) != len(network.strides) + 1:
         raise ValueError(
             f"model.widths {network.widths} and model.strides {network.strides} do not go together: "
@@ -164,8 +166,9 @@ class Block(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """A convolution over REACH frames, the last of which is the one of its result. Before the first frame are zeros,
-    or what the collection STREAM has kept.
+    """A convolution over REACH frames, the last of which is the one of its result.
+
+    Before the first frame are zeros, or what the collection STREAM has kept.
     """
 
     width: int

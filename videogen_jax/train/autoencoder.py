@@ -52,7 +52,10 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     network = make_network(config.autoencoder)
     latent_grid(config)
     whole = NamedSharding(mesh, PartitionSpec())
-    options = {"dtype": compute_dtype(config.train.precision), "remat": config.memory.remat == "block"}
+    options = {
+        "dtype": compute_dtype(config.train.precision),
+        "remat": config.memory.remat == "block",
+    }
     encoder, decoder = (
         module(network, **options) for module in (video_vae.Encoder, video_vae.Decoder)
     )
@@ -151,22 +154,24 @@ def make_measure(run: Run) -> Callable[[Any, Batch, jax.Array], dict[str, jax.Ar
     return measure
 
 
-def host_batch(clips: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the step takes of the pipeline's clips."""
-    return {"video": clips["video"]}
-
-
 def make_show(
-    run: Run, workdir: Path, data: pipeline.PackedData
+    run: Run, workdir: Path, sets: Mapping[str, pipeline.PackedData]
 ) -> Callable[[Any, int, Any], None]:
     """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
     config = run.config
     count = config.sample.clips
-    if not sum(data.lengths.get("validation", [])) or not count:
+    fit = [
+        data
+        for data in sets.values()
+        if sum(data.lengths.get("validation", []))
+        and (data.height, data.width) == setup.clip_shape(config)[1:]
+        and data.min_frames >= config.data.frames
+    ]
+    if not fit or not count:
         return lambda writer, step, ema: None
     clips = next(
         pipeline.make_validation_clips(
-            data, batch_size=count, frames=config.data.frames, num_batches=1
+            fit[0], batch_size=count, frames=config.data.frames, num_batches=1
         )
     )["video"]
     whole = NamedSharding(run.mesh, PartitionSpec())

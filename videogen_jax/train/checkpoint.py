@@ -166,9 +166,7 @@ def restore_ema(
         ) from error
 
 
-def restore_average(
-    directory: Path, abstract_params: Any, name: str, alone: bool = False
-) -> Any:
+def restore_average(directory: Path, abstract_params: Any, name: str, alone: bool = False) -> Any:
     """Reads one moving average out of a folder that holds several by name.
 
     Args:
