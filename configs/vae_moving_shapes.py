@@ -15,11 +15,11 @@ def get_config() -> ml_collections.ConfigDict:
     """The locked config."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.batch_size = 2  # clips per optimizer step, over all devices
+    config.batch_size = 4  # clips per optimizer step, over all devices
 
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/vae_moving_shapes/data"  # of videogen_jax.pack
-    data.frames = 17  # per clip, cut at random from the packed ones: 1 and whole groups
+    data.frames = 9  # per clip, cut at random from the packed ones: 1 and whole groups
     data.height = 64  # pixels, as packed
     data.width = 64  # pixels, as packed
     data.fps = 8.0  # frames per second of the reconstructions shown
@@ -30,14 +30,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.autoencoder = autoencoder = ml_collections.ConfigDict()
     autoencoder.channels = 16  # of the latents
     autoencoder.patch = (4, 4, 4)  # frames, pixels, pixels that enter as one place
-    autoencoder.strides = (
-        (1, 2, 2),
-    )  # from each level to the next; with the patch 4 in time, 8 in space
+    autoencoder.strides = ((1, 2, 2),)  # from level to level, to 4x in time, 8x in space
     autoencoder.widths = (64, 128)  # channels of each level
     autoencoder.blocks = 1  # of each level, in the encoder and in the decoder
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.kl_weight = 1e-6  # of the KL per number of the video, beside the L1 distance
+    loss.kl_weight = 1e-4  # of the KL per number of the video, beside the L1 distance
 
     config.perceptual = perceptual = ml_collections.ConfigDict()
     perceptual.path = (
@@ -47,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     perceptual.frames = 1  # of each clip in each step
 
     config.learning_rate = learning_rate = ml_collections.ConfigDict()
-    learning_rate.peak = 2e-2
+    learning_rate.peak = 6e-3
     learning_rate.warmup_steps = 20
     learning_rate.final_fraction = 0.01  # of the peak, after the cosine
 
@@ -55,16 +53,16 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.name = "muon"  # adamw, adafactor, lion, muon, schedule_free
     optimizer.b1 = 0.95
     optimizer.b2 = 0.95
-    optimizer.weight_decay = 0.0
+    optimizer.weight_decay = 0.05
     optimizer.clip_norm = 1.0  # largest gradient norm
     optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
 
     config.train = train = ml_collections.ConfigDict()
-    train.steps = 1500  # optimizer steps
+    train.steps = 1300  # optimizer steps
     train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
     train.accumulation = 1  # parts in which a step takes its batch
     train.log_every = 50  # steps
-    train.validation_batches = 8
+    train.validation_batches = 4
 
     config.memory = memory = ml_collections.ConfigDict()
     memory.remat = "none"  # none, block: what the backward pass computes again
@@ -83,10 +81,10 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.tensor = 1  # 1: nor a layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 250  # steps
+    checkpoint.every = 100  # steps
     checkpoint.keep = 1  # newest ones, beside the best
 
     config.sample = sample = ml_collections.ConfigDict()
-    sample.every = 500  # steps
+    sample.every = 400  # steps
     sample.clips = 8  # of the validation split, shown beside their reconstructions
     return config.lock()

@@ -40,6 +40,7 @@ def tiny_vae_config() -> ml_collections.ConfigDict:
     config.data.shuffle_window = 16
     config.autoencoder.update({"channels": 4, "widths": (8, 8), "blocks": 1})
     config.learning_rate.update({"peak": 1e-2, "warmup_steps": 2})
+    config.optimizer.name = "adamw"
     config.train.update({"steps": 4, "log_every": 2, "validation_batches": 1})
     config.checkpoint.every = 2
     config.sample.update({"every": 4, "clips": 2})

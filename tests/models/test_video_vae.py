@@ -1,4 +1,4 @@
-"""The causal video autoencoder: streams are the whole, later frames change nothing earlier, the first one is an image."""
+"""The causal video autoencoder: streams are the whole, later frames change nothing earlier, frame 0 is an image."""
 
 import jax
 import jax.numpy as jnp

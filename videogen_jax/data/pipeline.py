@@ -406,16 +406,8 @@ def _check(
             f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
-    whole = data.latents is not None and data.latents.time_stride > 1
-    if whole and not frames == data.min_frames == data.frames:
-        raise DataError(
-            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames, which "
-            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
-            if data.frames == data.min_frames
-            else f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames, which cannot "
-            "be cut to one length, for the first latent is of one frame alone: pack them with one --frames, or in "
-            "buckets."
-        )
+    if data.latents is not None and data.latents.time_stride > 1:
+        _check_whole(data, frames)
     if batch_size % process_count:
         raise DataError(
             f"batch_size of {batch_size} does not divide over {process_count} processes: "
@@ -423,6 +415,20 @@ def _check(
         )
     rows = batch_size // process_count
     return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _check_whole(data: PackedData, frames: int) -> None:
+    """Refuses to cut latents whose first is of one frame alone: they begin with their clip."""
+    if data.min_frames != data.frames:
+        raise DataError(
+            f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames and cannot be cut "
+            "to one length, for the first latent is of one frame alone: pack with one --frames, or in buckets."
+        )
+    if frames != data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames and "
+            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+        )
 
 
 def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:

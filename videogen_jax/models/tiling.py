@@ -3,8 +3,8 @@
 The decoder's head is computed on the whole picture, its tail, which is where the memory goes, in tiles. Each tile is
 used from `tile_margin` latents off its edge (edges of the picture apart), and over the next `tile_blend` latents it
 fades into its neighbour. Where the tail is of convolutions that reach no further than the margin (`taef2`, `workdir`),
-tiles give what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of the
-picture's: seams fade, but a tile may differ from the whole everywhere.
+tiles give what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of
+the picture's: seams fade, but a tile may differ from the whole everywhere.
 """
 
 from typing import Any

@@ -8,8 +8,8 @@
 | workdir  | of a run of launch.py      | (4, 8, 8)  | 16       | 0 and 1                    |
 
 Latents are normalised by channel, (latents - shift) * scale, and that is how `encode` gives and `decode` takes them.
-The first three take each frame for itself. `workdir` (video_vae.py) is causal in time, and its first frame stands alone:
-1 + 4k frames become 1 + k latents.
+The first three take each frame for itself. `workdir` (video_vae.py) is causal in time, and its first frame stands
+alone: 1 + 4k frames become 1 + k latents.
 """
 
 import functools
