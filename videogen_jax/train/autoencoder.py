@@ -1,24 +1,19 @@
 """A run that trains the video autoencoder: from a config of configs/vae_*.py to the objects of a `setup.Run`."""
 
 import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videogen_jax.data import pipeline
-from videogen_jax.generate import contact_sheet
 from videogen_jax.models import perceptual, video_vae
-from videogen_jax.models.chunks import to_pixels
 from videogen_jax.models.vae import make_causal
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
-from videogen_jax.train import metrics, reconstruction, setup
+from videogen_jax.train import reconstruction, setup
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import compute_dtype
 from videogen_jax.train.step import Batch, to_float
@@ -152,45 +147,3 @@ def make_measure(run: Run) -> Callable[[Any, Batch, jax.Array], dict[str, jax.Ar
         }
 
     return measure
-
-
-def make_show(
-    run: Run, workdir: Path, sets: Mapping[str, pipeline.PackedData]
-) -> Callable[[Any, int, Any], None]:
-    """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
-    config = run.config
-    count = config.sample.clips
-    fit = [
-        data
-        for data in sets.values()
-        if sum(data.lengths.get("validation", []))
-        and (data.height, data.width) == setup.clip_shape(config)[1:]
-        and data.min_frames >= config.data.frames
-    ]
-    if not fit or not count:
-        return lambda writer, step, ema: None
-    clips = next(
-        pipeline.make_validation_clips(
-            fit[0], batch_size=count, frames=config.data.frames, num_batches=1
-        )
-    )["video"]
-    whole = NamedSharding(run.mesh, PartitionSpec())
-    video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
-
-    def reconstruct(params: Any, video: jax.Array) -> jax.Array:
-        return to_pixels(run.apply(params, to_float(video), None)[0])
-
-    program = jax.jit(reconstruct, out_shardings=whole)
-
-    def show(writer: Any, step: int, ema: Any) -> None:
-        made = np.asarray(program(ema, video))
-        if jax.process_index() != 0:
-            return
-        pairs = np.stack([clips, made], axis=1).reshape(-1, *clips.shape[1:])
-        gif, size = contact_sheet.animation(pairs, config.data.fps)
-        folder = workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        (folder / f"step_{step:08d}.gif").write_bytes(gif)
-        metrics.write_animation(writer, step, "reconstructions", gif, size)
-
-    return show

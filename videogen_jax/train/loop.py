@@ -26,12 +26,14 @@ from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.models import weights
+from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.train import autoencoder, checkpoint, checks, metrics, setup, snapshots
 from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import TrainState
+from videogen_jax.train.step import to_float
 
 
 class Interrupted(RuntimeError):
@@ -392,6 +394,49 @@ def make_show_samples(
     return show_samples
 
 
+def make_show_reconstructions(
+    run: Run, workdir: Path, vocabulary: Vocabulary, sets: Mapping[str, pipeline.PackedData]
+) -> Callable[[Any, int, Any], None]:
+    """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
+    del vocabulary
+    config = run.config
+    count = config.sample.clips
+    fit = [
+        data
+        for data in sets.values()
+        if sum(data.lengths.get("validation", []))
+        and (data.height, data.width) == setup.clip_shape(config)[1:]
+        and data.min_frames >= config.data.frames
+    ]
+    if not fit or not count:
+        return lambda writer, step, ema: None
+    clips = next(
+        pipeline.make_validation_clips(
+            fit[0], batch_size=count, frames=config.data.frames, num_batches=1
+        )
+    )["video"]
+    whole = NamedSharding(run.mesh, PartitionSpec())
+    video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
+
+    def reconstruct(params: Any, video: jax.Array) -> jax.Array:
+        return to_pixels(run.apply(params, to_float(video), None)[0])
+
+    program = jax.jit(reconstruct, out_shardings=whole)
+
+    def show(writer: Any, step: int, ema: Any) -> None:
+        made = np.asarray(program(ema, video))
+        if jax.process_index() != 0:
+            return
+        pairs = np.stack([clips, made], axis=1).reshape(-1, *clips.shape[1:])
+        gif, size = contact_sheet.animation(pairs, config.data.fps)
+        folder = workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step_{step:08d}.gif").write_bytes(gif)
+        metrics.write_animation(writer, step, "reconstructions", gif, size)
+
+    return show
+
+
 DIFFUSION = Kind(
     make_run=setup.make_run,
     check_choices=setup.check_choices,
@@ -408,7 +453,7 @@ AUTOENCODER = Kind(
     read_vocabulary=lambda config, words: Vocabulary(()),
     read_batch=lambda run, vocabulary, data, clips: {"video": clips["video"]},
     make_measure=autoencoder.make_measure,
-    make_show=lambda run, workdir, vocabulary, sets: autoencoder.make_show(run, workdir, sets),
+    make_show=make_show_reconstructions,
 )
 
 

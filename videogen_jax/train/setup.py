@@ -41,7 +41,7 @@ from videogen_jax.parallel.wire import least_wire_bytes
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
-from videogen_jax.train.trained_vae import read_autoencoder
+from videogen_jax.train.trained_vae import SECTION, read_autoencoder
 
 TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
@@ -649,6 +649,11 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    if SECTION in config:
+        raise ValueError(
+            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
+            "diffusion model."
+        )
     # JSON has lists where Flax wants something hashable.
     try:
         for name in ("patch_size", "micro_conditions"):
