@@ -1,6 +1,6 @@
 """The target's autoencoder: 17 frames of 256x256 to train on, to be used on 481 frames of 512x512.
 
-    python -m videogen_jax.pack --input=CLIPS --output=runs/vae_512/clips --size=256 --fps=24 --frames=17
+    python -m videogen_jax.pack --input=CLIPS --output=runs/vae_512/clips --size=288 --fps=24 --frames=17
     python launch.py --config=configs/vae_512.py --workdir=runs/vae_512
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips \
         --config.vae.name=workdir --config.vae.path=runs/vae_512 --config.data.frames=481
@@ -28,6 +28,12 @@ def get_config() -> ml_collections.ConfigDict:
     data.flip = True  # mirror half of the clips
     data.shuffle_window = 512  # records
     data.threads = 8  # of the input pipeline
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # 1: pixels are augmented anew in every epoch
 
     config.autoencoder = autoencoder = ml_collections.ConfigDict()
     autoencoder.channels = 16  # of the latents

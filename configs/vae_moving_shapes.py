@@ -27,6 +27,12 @@ def get_config() -> ml_collections.ConfigDict:
     data.shuffle_window = 2048  # records
     data.threads = 1  # of the input pipeline
 
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # 1: pixels are augmented anew in every epoch
+
     config.autoencoder = autoencoder = ml_collections.ConfigDict()
     autoencoder.channels = 16  # of the latents
     autoencoder.patch = (4, 4, 4)  # frames, pixels, pixels that enter as one place

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from videogen_jax.data import latent_records, latent_statistics, pipeline, records
+from videogen_jax.data import augment, latent_records, latent_statistics, pipeline, records
+from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_statistics import LatentStatistics
 
 REPORT = "encode_report.json"
@@ -40,6 +41,9 @@ class Encoder:
     dtype: str  # in which latents are stored, one of latent_records.DTYPES
     mirrored: bool  # also of the mirrored clips
     time_stride: int = 1  # frames of each latent but the first, which is of the first frame alone
+    augmentation: Augmentation | None = None  # of training clips before they are encoded
+    frames: int = 1  # that training cuts out of a clip: augmentation leaves so many at least
+    seed: int = 0  # of augmentation
 
 
 def encode(
@@ -70,14 +74,11 @@ def encode(
     data = pipeline.open_data(source)
     if data.latents is not None:
         raise ValueError(f"{source} holds latents already: name the --input that pack made.")
-    for frames in (data.frames, data.min_frames):
-        if (frames - 1) % encoder.time_stride:
-            below = (frames - 1) // encoder.time_stride * encoder.time_stride + 1
-            raise ValueError(
-                f"The clips in {source} have {frames} frames, but {encoder.name!r} encodes 1 frame and whole groups of "
-                f"{encoder.time_stride}: pack again with --frames={below} or {below + encoder.time_stride}."
-            )
+    _check_augmentation(encoder, data)
+    _check_groups(encoder, data)
     noted = note_settings(source, encoder)
+    if augments(encoder, data):
+        noted["augment"] = note_augmentation(encoder)
     if finished := _read_report(output, noted):
         return finished | {"new": 0, "finished": True, "seconds": 0.0}
     work = output / "unfinished"
@@ -91,8 +92,8 @@ def encode(
     new = sum(length for *_, length in own)
     disable = None if progress is None else not progress
     with tqdm(total=new, unit="clip", disable=disable) as bar:
-        for _, path, _ in own:
-            _encode_shard(Path(path), data, output, work, encoder, bar)
+        for split, path, _ in own:
+            _encode_shard(Path(path), split, data, output, work, encoder, bar)
     report = {
         "settings": noted,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
@@ -105,6 +106,27 @@ def encode(
     return report
 
 
+def _check_groups(encoder: Encoder, data: pipeline.PackedData) -> None:
+    """Refuses clips that are not one frame and whole groups, where the autoencoder wants these.
+
+    Raises:
+      ValueError: names the numbers of frames that do.
+    """
+    stride = encoder.time_stride
+    if stride > 1 and encoder.augmentation and encoder.augmentation.changes_rate(encoder.frames):
+        raise ValueError(
+            f"Clips at other speeds have any number of frames, but {encoder.name!r} encodes 1 frame and whole groups "
+            f"of {stride}: set augment.fps_min and fps_max to 0."
+        )
+    for frames in (data.frames, data.min_frames):
+        if (frames - 1) % stride:
+            below = (frames - 1) // stride * stride + 1
+            raise ValueError(
+                f"The clips in {data.folder} have {frames} frames, but {encoder.name!r} encodes 1 frame and whole "
+                f"groups of {stride}: pack again with --frames={below} or {below + stride}."
+            )
+
+
 def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
     """What a set of latents is made of: JSON values, equal where the latents are."""
     packed = json.loads((source / "pack_report.json").read_text(encoding="utf-8"))
@@ -113,6 +135,32 @@ def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
         "autoencoder": {name: getattr(encoder, name) for name in names},
         "packed": packed["settings"] | {"clips": packed["clips"]},
     }
+
+
+def augments(encoder: Encoder, data: pipeline.PackedData) -> bool:
+    """Whether training clips are changed before they are encoded."""
+    augmentation, packed = encoder.augmentation, (data.height, data.width)
+    return augmentation is not None and augmentation.changes(packed, encoder.frames)
+
+
+def note_augmentation(encoder: Encoder) -> dict[str, Any]:
+    """What the augmented clips of an encoder depend on: JSON values by the names of the config's lines."""
+    augmentation = encoder.augmentation
+    noted = augmentation.note() | {"seed": encoder.seed}
+    noted |= dict(zip(("height", "width"), augmentation.size, strict=True))
+    return noted | ({"frames": encoder.frames} if augmentation.changes_rate(encoder.frames) else {})
+
+
+def _check_augmentation(encoder: Encoder, data: pipeline.PackedData) -> None:
+    augmentation = encoder.augmentation
+    if augmentation is None:
+        return
+    augment.check_augmentation(augmentation, data, encoder.frames)
+    if augmentation.variants > 1 and not augments(encoder, data):
+        raise ValueError(
+            f"augment.variants is {augmentation.variants}, but nothing is on in which variants could differ: set it to "
+            "1, or give a smaller data.height and width, augment.fps_min and fps_max, or augment.jitter."
+        )
 
 
 def _read_report(output: Path, noted: dict[str, Any]) -> dict[str, Any] | None:
@@ -165,26 +213,54 @@ def _is_done(output: Path, work: Path, path: str) -> bool:
 
 
 def _encode_shard(
-    path: Path, data: pipeline.PackedData, output: Path, work: Path, encoder: Encoder, bar: tqdm
+    path: Path,
+    split: str,
+    data: pipeline.PackedData,
+    output: Path,
+    work: Path,
+    encoder: Encoder,
+    bar: tqdm,
 ) -> None:
     features = latent_records.make_features(encoder.shape, encoder.dtype)
     seen = latent_statistics.empty_statistics(encoder.shape[-1])
 
     def serialize() -> Iterator[bytes]:
         nonlocal seen
-        for clip in pipeline.read_clips(str(path), data):
-            latents = encoder.run(clip["video"])
-            mirrored = encoder.run(clip["video"][:, :, ::-1]) if encoder.mirrored else None
-            for part in (latents, mirrored):
-                seen = seen if part is None else latent_statistics.add_latents(seen, part)
-            fields = {name: clip[name] for name in ("caption", "fps", "motion_score", "source")}
-            yield latent_records.serialize_latents(features, latents, mirrored, **fields)
+        place = [Path(name).name for name in data.files[split]].index(path.name)
+        first = sum(data.lengths[split][:place])
+        for number, clip in enumerate(pipeline.read_clips(str(path), data), first):
+            for video, fps in _vary(clip, number, split, data, encoder):
+                latents = encoder.run(video)
+                mirrored = encoder.run(video[:, :, ::-1]) if encoder.mirrored else None
+                for part in (latents, mirrored):
+                    seen = seen if part is None else latent_statistics.add_latents(seen, part)
+                fields = {name: clip[name] for name in ("caption", "motion_score", "source")}
+                yield latent_records.serialize_latents(
+                    features, latents, mirrored, fps=fps, **fields
+                )
             bar.update()
 
     clips, size = records.write_shard(output / path.name, serialize())
     note = {"clips": clips, "bytes": size, "count": seen.count}
     note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist()}
     records.write_text(work / f"{path.name}.json", json.dumps(note))
+
+
+def _vary(
+    clip: dict[str, Any], number: int, split: str, data: pipeline.PackedData, encoder: Encoder
+) -> Iterator[tuple[np.ndarray, np.float32]]:
+    """What of a clip is encoded: (video, frames per second) of its variants; of validation clips the middle."""
+    video, fps, augmentation = clip["video"], clip["fps"], encoder.augmentation
+    if not augments(encoder, data):
+        yield video, fps
+    elif split != "train":
+        corner = augment.centre_corner(video.shape[1:3], augmentation.size)
+        yield augment.cut_window(video, corner, augmentation.size).numpy(), fps
+    else:
+        for variant in range(augmentation.variants):
+            key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
+            varied, rate = augment.vary_clip(key, video, fps, encoder.frames, augmentation)
+            yield varied.numpy(), rate.numpy()
 
 
 def _finish(
@@ -218,6 +294,12 @@ def _finish(
         time_stride=encoder.time_stride,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
+    if "augment" in report["settings"]:
+        info = info._replace(augment=encoder.augmentation.note() | {"seed": encoder.seed})
+        size = dict(zip(("height", "width"), encoder.augmentation.size, strict=True))
+        statistics |= size
+        if encoder.augmentation.changes_rate(encoder.frames):
+            statistics["min_frames"] = encoder.frames
     statistics["latents"] = info._asdict()
     if (source / records.MOTION_SCORES).exists():  # sets packed by earlier versions have none
         shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)

@@ -250,6 +250,7 @@ def open_batches(
             seed=config.seed,
             start_step=start_step,
             flip=setup.mirrors(config, vocabulary.words),
+            augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
             process_index=index,
             process_count=count,
@@ -330,6 +331,7 @@ def make_bucket_measure(
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
+            size=checks.make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
         )
@@ -405,14 +407,19 @@ def make_show_reconstructions(
         data
         for data in sets.values()
         if sum(data.lengths.get("validation", []))
-        and (data.height, data.width) == setup.clip_shape(config)[1:]
+        and data.height >= config.data.height
+        and data.width >= config.data.width
         and data.min_frames >= config.data.frames
     ]
     if not fit or not count:
         return lambda writer, step, ema: None
     clips = next(
         pipeline.make_validation_clips(
-            fit[0], batch_size=count, frames=config.data.frames, num_batches=1
+            fit[0],
+            batch_size=count,
+            frames=config.data.frames,
+            num_batches=1,
+            size=checks.make_augmentation(config).size,
         )
     )["video"]
     whole = NamedSharding(run.mesh, PartitionSpec())
