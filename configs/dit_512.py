@@ -37,10 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
     augment.variants = 1  # of each clip, where latents are encoded
 
     config.vae = vae = ml_collections.ConfigDict()
-    vae.name = "sd"  # identity (pixels), taef2, sd
-    vae.path = (
-        "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, or name on the Hugging Face hub
-    )
+    vae.name = "sd"  # identity (pixels), taef2, sd, workdir
+    vae.path = "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, name on the hub; for workdir that of the run
     vae.chunk_frames = 4  # encoded or decoded at a time, on each device
     vae.tile = 0  # latents, side of the tiles that pictures are decoded in; 0: whole
     vae.stored = "float16"  # float16, bfloat16: of latents on the disk

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
-            "--config.vae.name=sd or taef2."
+            "--config.vae.name=sd, taef2 or workdir."
         )
 
     from videogen_jax.data import buckets, encoding  # TensorFlow: only once the flags are right
@@ -103,6 +103,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         precision=setup.encoder_dtype(config),
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, words),
+        time_stride=autoencoder.downsample[0],
         augmentation=checks.make_augmentation(config),
         frames=frames,
         seed=config.seed,

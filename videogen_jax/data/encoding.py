@@ -40,6 +40,7 @@ class Encoder:
     precision: str  # in which it computes
     dtype: str  # in which latents are stored, one of latent_records.DTYPES
     mirrored: bool  # also of the mirrored clips
+    time_stride: int = 1  # frames of each latent but the first, which is of the first frame alone
     augmentation: Augmentation | None = None  # of training clips before they are encoded
     frames: int = 1  # that training cuts out of a clip: augmentation leaves so many at least
     seed: int = 0  # of augmentation
@@ -74,6 +75,7 @@ def encode(
     if data.latents is not None:
         raise ValueError(f"{source} holds latents already: name the --input that pack made.")
     _check_augmentation(encoder, data)
+    _check_groups(encoder, data)
     noted = note_settings(source, encoder)
     if augments(encoder, data):
         noted["augment"] = note_augmentation(encoder)
@@ -102,6 +104,27 @@ def encode(
     if report["finished"]:
         _finish(source, output, work, shards, encoder, report)
     return report
+
+
+def _check_groups(encoder: Encoder, data: pipeline.PackedData) -> None:
+    """Refuses clips that are not one frame and whole groups, where the autoencoder wants these.
+
+    Raises:
+      ValueError: names the numbers of frames that do.
+    """
+    stride = encoder.time_stride
+    if stride > 1 and encoder.augmentation and encoder.augmentation.changes_rate(encoder.frames):
+        raise ValueError(
+            f"Clips at other speeds have any number of frames, but {encoder.name!r} encodes 1 frame and whole groups "
+            f"of {stride}: set augment.fps_min and fps_max to 0."
+        )
+    for frames in (data.frames, data.min_frames):
+        if (frames - 1) % stride:
+            below = (frames - 1) // stride * stride + 1
+            raise ValueError(
+                f"The clips in {data.folder} have {frames} frames, but {encoder.name!r} encodes 1 frame and whole "
+                f"groups of {stride}: pack again with --frames={below} or {below + stride}."
+            )
 
 
 def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
@@ -268,6 +291,7 @@ def _finish(
         mean=seen.mean.tolist(),
         deviation=seen.deviation.tolist(),
         places=seen.count,
+        time_stride=encoder.time_stride,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     if "augment" in report["settings"]:

@@ -22,6 +22,12 @@ class LatentInfo(NamedTuple):
     deviation: list[float]  # the same
     places: int = 0  # over how many they were measured; 0: not noted
     augment: dict[str, Any] | None = None  # lines of config.augment and the seed; None: as packed
+    # Frames of each latent. Above 1 the first latent is of the first frame alone, so that clips cannot begin elsewhere.
+    time_stride: int = 1
+
+    def count_frames(self, frames: int) -> int:
+        """Latent frames of so many frames of the video."""
+        return 1 + (frames - 1) // self.time_stride
 
 
 def make_features(shape: tuple[int, int, int], dtype: str):

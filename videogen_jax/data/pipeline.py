@@ -113,7 +113,7 @@ def make_clips(
     process_count: int = 1,
     threads: int = 2,
 ) -> Iterator[Clips]:
-    """Endless shuffled batches with random crops in time.
+    """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
 
     Args:
       data: of `open_data` or `buckets.open_buckets`, or the folder.
@@ -147,6 +147,7 @@ def make_clips(
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
+    length = _count_frames(data, frames)
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
@@ -168,10 +169,10 @@ def make_clips(
         def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
             clips = _parse(batch[-1], data)
             if not drawn:
-                return _output(clips, _cut_latents(clips, None, frames, data))
-            start = _within(batch[0], clips["num_frames"] - frames + 1)
+                return _output(clips, _cut_latents(clips, None, length, data))
+            start = _within(batch[0], clips["num_frames"] - length + 1)
             mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
-            return _output(clips, _cut_latents(clips, start, frames, data, mirrored))
+            return _output(clips, _cut_latents(clips, start, length, data, mirrored))
 
         clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
         return _iterate(clips.prefetch(2), data.files[split], threads)
@@ -217,14 +218,14 @@ def make_validation_clips(
       DataError: as `make_clips`.
     """
     data = data if isinstance(data, PackedData) else open_data(data)
-    split = "validation"
+    split, length = "validation", _count_frames(data, frames)
     rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
-        start = (clip["num_frames"] - frames) // 2
+        start = (clip["num_frames"] - length) // 2
         if data.latents is not None:
-            return _output(clip, _cut_latents(clip, start, frames, data))
+            return _output(clip, _cut_latents(clip, start, length, data))
         window = size and (augment.centre_corner((data.height, data.width), size), size)
         return _output(clip, _decode_frames(clip, start, frames, data, window))
 
@@ -503,6 +504,10 @@ def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor
     return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
 
 
+def _count_frames(data: PackedData, frames: int) -> int:
+    return frames if data.latents is None else data.latents.count_frames(frames)
+
+
 def _check(
     data: PackedData,
     split: str,
@@ -525,6 +530,8 @@ def _check(
             f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
+    if data.latents is not None and data.latents.time_stride > 1:
+        _check_whole(data, frames)
     if batch_size % process_count:
         raise DataError(
             f"batch_size of {batch_size} does not divide over {process_count} processes: "
@@ -532,6 +539,20 @@ def _check(
         )
     rows = batch_size // process_count
     return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _check_whole(data: PackedData, frames: int) -> None:
+    """Refuses to cut latents whose first is of one frame alone: they begin with their clip."""
+    if data.min_frames != data.frames:
+        raise DataError(
+            f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames and cannot be cut "
+            "to one length, for the first latent is of one frame alone: pack with one --frames, or in buckets."
+        )
+    if frames != data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames and "
+            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+        )
 
 
 def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:
