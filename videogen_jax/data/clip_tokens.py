@@ -13,9 +13,9 @@ import gzip
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -56,7 +56,9 @@ def _clean(caption: str) -> str:
 
 
 @functools.cache
-def _tokenizer() -> Tokenizer:
+def _tokenizer() -> Any:
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").rstrip("\n").split("\n")
     merges = [tuple(line.split(" ")) for line in lines]
     characters = _byte_characters()

@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from videogen_jax.data import latent_records, latent_statistics, pipeline, records
+from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
 
 REPORT = "encode_report.json"
@@ -39,6 +40,8 @@ class Encoder:
     precision: str  # in which it computes
     dtype: str  # in which latents are stored, one of latent_records.DTYPES
     mirrored: bool  # also of the mirrored clips
+    texts: TextInfo | None = None  # of the caption embeddings, where there is a text encoder
+    embed: Callable[[Sequence[str]], Embeddings] | None = None  # N captions to their embeddings
 
 
 def encode(
@@ -59,7 +62,8 @@ def encode(
       progress: show a progress bar on stderr; None: only on a terminal.
     Returns:
       The report: settings, clips of each split, "new" (clips encoded by this call), "finished" (all shards are done),
-      "seconds".
+      "seconds"; with a text encoder also "cut_captions", clips whose caption is longer than it reads (of the whole set
+      where all is done, else of this call).
     Raises:
       ValueError: the output was encoded from something else, which is named, or the source does not do.
       OSError: the disk is full; finished shards are kept.
@@ -82,9 +86,10 @@ def encode(
     own = [shard for shard in shards[share[0] :: share[1]] if not _is_done(output, work, shard[1])]
     new = sum(length for *_, length in own)
     disable = None if progress is None else not progress
+    cut = 0
     with tqdm(total=new, unit="clip", disable=disable) as bar:
         for _, path, _ in own:
-            _encode_shard(Path(path), data, output, work, encoder, bar)
+            cut += _encode_shard(Path(path), data, output, work, encoder, bar)
     report = {
         "settings": noted,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
@@ -92,6 +97,8 @@ def encode(
         "finished": all(_is_done(output, work, path) for _, path, _ in shards),
         "seconds": round(time.monotonic() - started, 1),
     }
+    if encoder.texts is not None:
+        report["cut_captions"] = cut
     if report["finished"]:
         _finish(source, output, work, shards, encoder, report)
     return report
@@ -101,10 +108,14 @@ def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
     """What a set of latents is made of: JSON values, equal where the latents are."""
     packed = json.loads((source / "pack_report.json").read_text(encoding="utf-8"))
     names = ("name", "weights", "precision", "dtype", "mirrored")
-    return {
+    noted = {
         "autoencoder": {name: getattr(encoder, name) for name in names},
         "packed": packed["settings"] | {"clips": packed["clips"]},
     }
+    if encoder.texts is not None:
+        names = ("encoder", "weights", "precision", "length")
+        noted["text"] = {name: getattr(encoder.texts, name) for name in names}
+    return noted
 
 
 def _read_report(output: Path, noted: dict[str, Any]) -> dict[str, Any] | None:
@@ -158,8 +169,10 @@ def _is_done(output: Path, work: Path, path: str) -> bool:
 
 def _encode_shard(
     path: Path, data: pipeline.PackedData, output: Path, work: Path, encoder: Encoder, bar: tqdm
-) -> None:
-    features = latent_records.make_features(encoder.shape, encoder.dtype)
+) -> int:
+    """Writes a shard and its note; returns how many of its captions were cut."""
+    features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
+    embeddings, cut = _embed_captions(path, encoder)
     seen = latent_statistics.empty_statistics(encoder.shape[-1])
 
     def serialize() -> Iterator[bytes]:
@@ -170,13 +183,32 @@ def _encode_shard(
             for part in (latents, mirrored):
                 seen = seen if part is None else latent_statistics.add_latents(seen, part)
             fields = {name: clip[name] for name in ("caption", "fps", "motion_score", "source")}
+            fields |= embeddings.get(clip["caption"], {})
             yield latent_records.serialize_latents(features, latents, mirrored, **fields)
             bar.update()
 
     clips, size = records.write_shard(output / path.name, serialize())
     note = {"clips": clips, "bytes": size, "count": seen.count}
-    note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist()}
+    note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist(), "cut_captions": cut}
     records.write_text(work / f"{path.name}.json", json.dumps(note))
+    return cut
+
+
+def _embed_captions(path: Path, encoder: Encoder) -> tuple[dict[bytes, dict[str, np.ndarray]], int]:
+    """The fields of each distinct caption of a shard, and for how many clips they were cut."""
+    if encoder.texts is None:
+        return {}, 0
+    captions = pipeline.read_captions(str(path))
+    distinct = list(dict.fromkeys(captions))
+    tokens, pooled, counts = encoder.embed([caption.decode() for caption in distinct])
+    fields = {
+        caption: {"text_tokens": tokens[i], "text_pooled": pooled[i]}
+        for i, caption in enumerate(distinct)
+    }
+    long = {
+        caption for caption, n in zip(distinct, counts, strict=True) if n > encoder.texts.length
+    }
+    return fields, sum(caption in long for caption in captions)
 
 
 def _finish(
@@ -184,12 +216,14 @@ def _finish(
 ) -> None:
     """Writes the JSON files, dataset_info.json last; another process may be doing the same."""
     sizes: dict[str, list[tuple[int, int]]] = {}
+    cut = 0
     seen = latent_statistics.empty_statistics(encoder.shape[-1])
     try:
         for split, path, _ in shards:
             text = (work / f"{Path(path).name}.json").read_text(encoding="utf-8")
             note = json.loads(text)
             sizes.setdefault(split, []).append((note["clips"], note["bytes"]))
+            cut += note["cut_captions"]
             if split == "train":
                 part = (note["count"], np.asarray(note["mean"]), np.asarray(note["squares"]))
                 seen = latent_statistics.merge_statistics(seen, LatentStatistics(*part))
@@ -209,9 +243,12 @@ def _finish(
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     statistics["latents"] = info._asdict()
+    if encoder.texts is not None:
+        statistics["texts"] = encoder.texts._asdict()
+        report["cut_captions"] = cut
     for name, content in {"statistics.json": statistics, REPORT: report}.items():
         records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
-    features = latent_records.make_features(encoder.shape, encoder.dtype)
+    features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
     with tempfile.TemporaryDirectory(dir=output) as metadata:
         records.write_dataset_info(output, sizes, metadata, features)
     shutil.rmtree(work, ignore_errors=True)

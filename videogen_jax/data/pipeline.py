@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from google.protobuf import json_format
 
-from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.data.latent_records import LatentInfo, TextInfo
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
@@ -51,6 +51,7 @@ class PackedData(NamedTuple):
     fps: float
     motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
     latents: LatentInfo | None = None  # None: pixels
+    texts: TextInfo | None = None  # None: captions alone
 
 
 def open_data(data_dir: str | Path) -> PackedData:
@@ -75,8 +76,9 @@ def open_data(data_dir: str | Path) -> PackedData:
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        size = {name: statistics[name] for name in PackedData._fields[2:-1]}
+        size = {name: statistics[name] for name in PackedData._fields[2:-2]}
         latents = LatentInfo(**statistics["latents"]) if "latents" in statistics else None
+        texts = TextInfo(**statistics["texts"]) if "texts" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
             f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
@@ -89,7 +91,7 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files=files, lengths=lengths, **size, latents=latents)
+    return PackedData(files=files, lengths=lengths, **size, latents=latents, texts=texts)
 
 
 def make_clips(
@@ -102,6 +104,7 @@ def make_clips(
     start_step: int = 0,
     flip: bool = False,
     shuffle_window: int = 2048,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
@@ -117,12 +120,14 @@ def make_clips(
       start_step: batches that the run has had before; they are not read.
       flip: mirror half of the clips, each as a whole. Latents have to have been encoded with it.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
+      text_length: L, of the caption embeddings, where the data set has them; 0: none are read.
       process_index: whose rows, of
       process_count: P.
       threads: of decoding.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
-      (B/P,) bytes; fps and motion_score (B/P,) float32.
+      (B/P,) bytes; fps and motion_score (B/P,) float32. With `text_length` also text_tokens (B/P, L, E) float16, zeros
+      behind the end of text; text_count (B/P,) int32, how many of them count; text_pooled (B/P, P) float16.
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
@@ -146,11 +151,11 @@ def make_clips(
         )
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record, data)
+        clip = _parse(record, data, text_length=text_length)
         spare = clip["num_frames"] - frames
         start = _uniform(seed, CROP, p, maxval=spare + 1)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        return _output(clip, _cut(clip, start, frames, data, mirrored))
+        return _output(clip, _cut(clip, start, frames, data, mirrored), data, text_length)
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -163,6 +168,7 @@ def make_validation_clips(
     batch_size: int,
     frames: int,
     num_batches: int,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Clips]:
@@ -173,6 +179,7 @@ def make_validation_clips(
       batch_size: B, over all processes.
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
+      text_length: as of `make_clips`.
       process_index: whose rows, of
       process_count: P.
     Returns:
@@ -185,8 +192,9 @@ def make_validation_clips(
     rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record, data)
-        return _output(clip, _cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
+        clip = _parse(record, data, text_length=text_length)
+        video = _cut(clip, (clip["num_frames"] - frames) // 2, frames, data)
+        return _output(clip, video, data, text_length)
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
     own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
@@ -312,11 +320,31 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     yield from _iterate(records.map(decode, tf.data.AUTOTUNE).prefetch(1), [path], threads=2)
 
 
-def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> dict[str, tf.Tensor]:
+def read_captions(path: str) -> list[bytes]:
+    """The captions of a record file in order.
+
+    Args:
+      path: of the file.
+    Returns:
+      UTF-8, one for each clip.
+    Raises:
+      DataError: a record is damaged.
+    """
+    features = {"caption": tf.io.FixedLenFeature([], tf.string)}
+    records = tf.data.TFRecordDataset(path)
+    captions = records.map(lambda record: tf.io.parse_single_example(record, features))
+    return [clip["caption"] for clip in _iterate(captions, [path], threads=1)]
+
+
+def _parse(
+    record: tf.Tensor, data: PackedData, more: tuple[str, ...] = (), text_length: int = 0
+) -> dict[str, tf.Tensor]:
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
     if data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
+    if text_length:
+        scalars |= dict.fromkeys(("text_tokens", "text_pooled"), tf.string)
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
@@ -374,8 +402,25 @@ def _decode_strips(strips: tf.Tensor, data: PackedData) -> tf.Tensor:
     return tf.reshape(video, [-1, data.height, data.width, 3])
 
 
-def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
+def _output(
+    clip: dict[str, tf.Tensor], video: tf.Tensor, data: PackedData, text_length: int
+) -> dict[str, tf.Tensor]:
+    output = {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
+    if not text_length:
+        return output
+    info = data.texts
+    tokens, pooled = (
+        tf.cast(tf.io.decode_raw(clip[name], tf.as_dtype(info.dtype)), tf.float16)
+        for name in ("text_tokens", "text_pooled")
+    )
+    tokens = tf.reshape(tokens, [-1, info.width])[:text_length]  # (n, E)
+    count = tf.shape(tokens)[0]
+    tokens = tf.pad(tokens, [[0, text_length - count], [0, 0]])
+    return output | {
+        "text_tokens": tf.ensure_shape(tokens, [text_length, info.width]),
+        "text_count": count,
+        "text_pooled": tf.ensure_shape(pooled, [info.pooled_width]),
+    }
 
 
 def _check(
