@@ -240,12 +240,15 @@ def _finish(
         mirrored=encoder.mirrored,
         mean=seen.mean.tolist(),
         deviation=seen.deviation.tolist(),
+        places=seen.count,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     statistics["latents"] = info._asdict()
     if encoder.texts is not None:
         statistics["texts"] = encoder.texts._asdict()
         report["cut_captions"] = cut
+    if (source / records.MOTION_SCORES).exists():  # sets packed by earlier versions have none
+        shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)
     for name, content in {"statistics.json": statistics, REPORT: report}.items():
         records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)

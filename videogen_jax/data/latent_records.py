@@ -23,6 +23,7 @@ class LatentInfo(NamedTuple):
     mirrored: bool  # each clip is there a second time, mirrored before it was encoded
     mean: list[float]  # of each channel over the train split
     deviation: list[float]  # the same
+    places: int = 0  # over how many they were measured; 0: not noted
 
 
 class TextInfo(NamedTuple):

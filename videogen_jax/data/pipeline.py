@@ -52,6 +52,7 @@ class PackedData(NamedTuple):
     motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
     latents: LatentInfo | None = None  # None: pixels
     texts: TextInfo | None = None  # None: captions alone
+    folder: str = ""
 
 
 def open_data(data_dir: str | Path) -> PackedData:
@@ -76,7 +77,7 @@ def open_data(data_dir: str | Path) -> PackedData:
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        size = {name: statistics[name] for name in PackedData._fields[2:-2]}
+        size = {name: statistics[name] for name in PackedData._fields[2:-3]}
         latents = LatentInfo(**statistics["latents"]) if "latents" in statistics else None
         texts = TextInfo(**statistics["texts"]) if "texts" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
@@ -91,11 +92,11 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files=files, lengths=lengths, **size, latents=latents, texts=texts)
+    return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
 
 
 def make_clips(
-    data_dir: str | Path,
+    data: str | Path | PackedData,
     split: str,
     *,
     batch_size: int,
@@ -112,7 +113,7 @@ def make_clips(
     """Endless shuffled batches with random crops in time.
 
     Args:
-      data_dir: of `videogen_jax.pack`.
+      data: of `open_data` or `buckets.open_buckets`, or the folder.
       split: "train" or "validation".
       batch_size: B, over all processes.
       frames: T, consecutive frames cut out of each clip.
@@ -131,11 +132,11 @@ def make_clips(
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
-    data = open_data(data_dir)
-    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    data = data if isinstance(data, PackedData) else open_data(data)
+    rows = _check(data, split, batch_size, frames, process_index, process_count)
     if flip and data.latents is not None and not data.latents.mirrored:
         raise DataError(
-            f"data.flip is on, but {data_dir} was encoded without mirrored latents: "
+            f"data.flip is on, but {data.folder} was encoded without mirrored latents: "
             "set --config.data.flip=False, or encode into another folder with it on."
         )
     if shuffle_window < 1:
@@ -163,7 +164,7 @@ def make_clips(
 
 
 def make_validation_clips(
-    data_dir: str | Path,
+    data: str | Path | PackedData,
     *,
     batch_size: int,
     frames: int,
@@ -175,7 +176,7 @@ def make_validation_clips(
     """The first clips of the validation split in order, each cut to its middle frames; never mirrored.
 
     Args:
-      data_dir: of `videogen_jax.pack`.
+      data: of `open_data` or `buckets.open_buckets`, or the folder.
       batch_size: B, over all processes.
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
@@ -187,9 +188,9 @@ def make_validation_clips(
     Raises:
       DataError: as `make_clips`.
     """
-    data = open_data(data_dir)
+    data = data if isinstance(data, PackedData) else open_data(data)
     split = "validation"
-    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data, text_length=text_length)
@@ -425,7 +426,6 @@ def _output(
 
 def _check(
     data: PackedData,
-    data_dir: str | Path,
     split: str,
     batch_size: int,
     frames: int,
@@ -438,12 +438,12 @@ def _check(
             raise DataError(f"{name} is {value}: make it 1 or more.")
     if not sum(data.lengths.get(split, [])):
         raise DataError(
-            f"The data set in {data_dir} has no {split} clips: pack more clips, "
+            f"The data set in {data.folder} has no {split} clips: pack more clips, "
             "or with another --validation_fraction."
         )
     if frames > data.min_frames:
         raise DataError(
-            f"data.frames is {frames}, but the clips in {data_dir} have {data.min_frames} frames: "
+            f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
     if batch_size % process_count:

@@ -18,6 +18,8 @@ FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # pixels; what libjpeg writes, 35 less than the format could hold
 DATASET_NAME = "clips"
+MOTION_SCORES = "motion_scores.npy"  # of the train clips, beside statistics.json
+NUM_MOTION_BUCKETS = 256
 
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 _MOTION_SCALE = 8
@@ -115,6 +117,18 @@ def motion_score(video: np.ndarray, fps: float) -> float:
             total += float(np.abs(small - previous).mean())
         previous = small
     return fps * total / (frames - 1)
+
+
+def motion_edges(scores: Sequence[np.ndarray]) -> list[float]:
+    """The 255 inner edges of 256 quantile buckets of motion scores.
+
+    Args:
+      scores: arrays (N,), taken together.
+    Returns:
+      Edges; `np.searchsorted(edges, score, side="right")` is in 0 ... 255.
+    """
+    shares = np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS
+    return np.quantile(np.concatenate(scores).astype(np.float64), shares).tolist()
 
 
 def serialize_clip(

@@ -3,11 +3,13 @@
 The train loop, `sample` and the tests all start from `make_run`, so they cannot disagree about what a config means.
 """
 
+import contextlib
 import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +195,67 @@ def make_run(
         abstract=abstract,
         shardings=shardings,
     )
+
+
+def make_bucket_runs(run: Run, shapes: Mapping[str, tuple[int, int, int]]) -> dict[str, Run]:
+    """A run for each bucket of a data set: the same state and model, clips of the bucket's shape.
+
+    As many clips make a batch as have about the tokens of a batch of the config's own shape. Pictures cannot be split
+    among the devices of `seq`: there these are more of `fsdp`, which lays the state out in the same way.
+
+    Args:
+      run: of `make_run`.
+      shapes: bucket to (frames, height, width) of its clips in pixels.
+    Returns:
+      Bucket to its run.
+    Raises:
+      ValueError: a bucket's clips do not fit the model or the mesh; the sentence names the bucket.
+    """
+    if set(shapes.values()) == {clip_shape(run.config)}:
+        return dict.fromkeys(shapes, run)
+    tokens = run.config.batch_size * math.prod(token_grid(run.config))
+    runs = {}
+    for bucket, shape in shapes.items():
+        config = with_shape(run.config, shape)
+        mesh = run.mesh
+        try:
+            grid = token_grid(config)
+            if grid[0] == 1:
+                sizes = dict(mesh.shape)
+                sizes |= {"fsdp": sizes["fsdp"] * sizes["seq"], "seq": 1}
+                mesh = meshes.make_mesh(**sizes, devices=list(mesh.devices.flat))
+            step = meshes.batch_parts(mesh) * config.train.accumulation
+            with config.unlocked():
+                config.batch_size = max(step, tokens // math.prod(grid) // step * step)
+            # The state stays where the config's own mesh lays it.
+            runs[bucket] = make_run(config, mesh, run.null_text)._replace(
+                abstract=run.abstract, shardings=run.shardings
+            )
+        except ValueError as error:
+            raise ValueError(f"Bucket {bucket}: {error}") from error
+    return runs
+
+
+def clip_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(frames, height, width) of the config's clips in pixels."""
+    return config.data.frames, config.data.height, config.data.width
+
+
+def with_shape(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+) -> ml_collections.ConfigDict:
+    """The config for clips of another shape.
+
+    Args:
+      config: of the run.
+      shape: (frames, height, width) in pixels.
+    Returns:
+      A copy.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update(dict(zip(("frames", "height", "width"), shape, strict=True)))
+    return config
 
 
 def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
@@ -491,11 +554,30 @@ def trace_step(run: Run) -> Any:
     return jitted.trace(run.abstract, place_batch(run))
 
 
+@contextlib.contextmanager
+def compile_steps(runs: Mapping[str, Run]) -> Iterator[dict[str, Future]]:
+    """Compiles the step of every bucket, one after the other, while the steps of the first ones run.
+
+    Args:
+      runs: of `make_bucket_runs`, in the order in which they are needed.
+    Yields:
+      Bucket to the future of its step, as of `compile_step`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield {name: pool.submit(compile_step, run) for name, run in runs.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def compile_step(run: Run) -> Callable[..., Any]:
     """The train step, compiled for the mesh and the batch's shape; the state is donated."""
     started = time.perf_counter()
     compiled = trace_step(run).lower().compile()
-    logging.info("Compiled the step in %.1f s.", time.perf_counter() - started)
+    shape = "x".join(map(str, clip_shape(run.config)))
+    logging.info(
+        "Compiled the step for clips of %s in %.1f s.", shape, time.perf_counter() - started
+    )
     return compiled
 
 

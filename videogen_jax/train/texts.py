@@ -38,6 +38,9 @@ class Texts(NamedTuple):
 
     null: Any  # tree of rows without the batch axis: no caption
     note: dict[str, Any]  # saved with checkpoints, JSON values
+    stored_length: (
+        int  # tokens of the stored embeddings that the pipeline is to read; 0: it reads none
+    )
     embed: Callable[
         [Sequence[str]], Any
     ]  # prompts to rows; refuses those that the model cannot read
@@ -256,6 +259,7 @@ def _make_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> Te
     return Texts(
         null=vocabulary.encode([""], length)[0],
         note={"vocabulary": vocabulary.to_list(), "text": None},
+        stored_length=0,
         embed=embed,
         read=read,
     )
@@ -293,6 +297,7 @@ def _make_clip(config: ml_collections.ConfigDict, info: TextInfo) -> Texts:
     return Texts(
         null=jax.tree.map(lambda rows: rows[0], null),
         note={"vocabulary": [], "text": info._asdict()},
+        stored_length=length,
         embed=embed,
         read=read,
     )
