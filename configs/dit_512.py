@@ -23,12 +23,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/dit_512/latents"  # of videogen_jax.encode
     data.frames = 480  # per clip, cut at random from the packed ones
-    data.height = 512  # pixels, as packed
-    data.width = 512  # pixels, as packed
+    data.height = 512  # pixels, as packed or less: a window, cut at random in training
+    data.width = 512  # pixels, the same
     data.fps = 24.0  # frames per second of the samples shown
     data.flip = True  # off where captions name directions
     data.shuffle_window = 64  # records
     data.threads = 8  # of the input pipeline
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
 
     config.vae = vae = ml_collections.ConfigDict()
     vae.name = "sd"  # identity (pixels), taef2, sd

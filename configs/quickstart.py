@@ -20,12 +20,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/quickstart/data"  # of videogen_jax.pack
     data.frames = 8  # per clip
-    data.height = 24  # pixels, as packed
-    data.width = 24  # pixels, as packed
+    data.height = 24  # pixels, as packed or less: a window, cut at random in training
+    data.width = 24  # pixels, the same
     data.fps = 8.0  # frames per second of the samples shown
     data.flip = False  # captions name directions
     data.shuffle_window = 2048  # records
     data.threads = 1  # of the input pipeline
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
 
     config.vae = vae = ml_collections.ConfigDict()
     vae.name = "identity"  # identity (pixels), taef2, sd

@@ -3,14 +3,14 @@
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
 The config says with which autoencoder (`vae.name`, `vae.path`), whether captions are embedded too (`text.encoder`,
-`text.path`), whether mirrored clips are wanted (`data.flip`), and where the latents go (`data.path`; --output goes
-elsewhere). The same command again continues a call that was ended,
-does nothing where all is done, and refuses an output that was made of something else. On several machines give each
-its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the data set.
+`text.path`), whether mirrored clips are wanted (`data.flip`), how training clips are augmented before (`data.height`,
+`data.width`, `augment`), and where the latents go (`data.path`; --output goes elsewhere). The same command again
+continues a call that was ended, does nothing where all is done, and refuses an output that was made of something else.
+On several machines give each its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the
+data set.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
     config = _CONFIG.value
-    share = parse_share(_SHARD.value)
+    share = command.parse_share(_SHARD.value)
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     reports = []
     try:
         for folder, data in sets.items():
-            shape = (data.frames, data.height, data.width)
+            shape = (data.frames, data.height, data.width) if bucketed else setup.clip_shape(config)
             encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
             encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
@@ -96,7 +96,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
     from videogen_jax.models import chunks
     from videogen_jax.models.weights import hash_params
     from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.train import setup
+    from videogen_jax.train import checks, setup
 
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
@@ -112,22 +112,10 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         precision=setup.encoder_dtype(config),
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, words),
+        augmentation=checks.make_augmentation(config),
+        frames=frames,
+        seed=config.seed,
     )
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """Reads "3/64" as (3, 64).
-
-    Raises:
-      ValueError: it is no part of a whole.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if part >= count:
-        raise ValueError(
-            f"--shard does not understand {text!r}: write it like 3/64, for the parts 0/64 to 63/64."
-        )
-    return part, count
 
 
 def summarize(reports: list[dict[str, Any]], output: Any) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from videogen_jax.data import latent_records, latent_statistics, pipeline, records
+from videogen_jax.data import augment, latent_records, latent_statistics, pipeline, records
+from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
 
@@ -42,6 +43,9 @@ class Encoder:
     mirrored: bool  # also of the mirrored clips
     texts: TextInfo | None = None  # of the caption embeddings, where there is a text encoder
     embed: Callable[[Sequence[str]], Embeddings] | None = None  # N captions to their embeddings
+    augmentation: Augmentation | None = None  # of training clips before they are encoded
+    frames: int = 1  # that training cuts out of a clip: augmentation leaves so many at least
+    seed: int = 0  # of augmentation
 
 
 def encode(
@@ -73,7 +77,10 @@ def encode(
     data = pipeline.open_data(source)
     if data.latents is not None:
         raise ValueError(f"{source} holds latents already: name the --input that pack made.")
+    _check_augmentation(encoder, data)
     noted = note_settings(source, encoder)
+    if augments(encoder, data):
+        noted["augment"] = note_augmentation(encoder)
     if finished := _read_report(output, noted):
         return finished | {"new": 0, "finished": True, "seconds": 0.0}
     work = output / "unfinished"
@@ -88,8 +95,8 @@ def encode(
     disable = None if progress is None else not progress
     cut = 0
     with tqdm(total=new, unit="clip", disable=disable) as bar:
-        for _, path, _ in own:
-            cut += _encode_shard(Path(path), data, output, work, encoder, bar)
+        for split, path, _ in own:
+            cut += _encode_shard(Path(path), split, data, output, work, encoder, bar)
     report = {
         "settings": noted,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
@@ -116,6 +123,32 @@ def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
         names = ("encoder", "weights", "precision", "length")
         noted["text"] = {name: getattr(encoder.texts, name) for name in names}
     return noted
+
+
+def augments(encoder: Encoder, data: pipeline.PackedData) -> bool:
+    """Whether training clips are changed before they are encoded."""
+    augmentation, packed = encoder.augmentation, (data.height, data.width)
+    return augmentation is not None and augmentation.changes(packed, encoder.frames)
+
+
+def note_augmentation(encoder: Encoder) -> dict[str, Any]:
+    """What the augmented clips of an encoder depend on: JSON values by the names of the config's lines."""
+    augmentation = encoder.augmentation
+    noted = augmentation.note() | {"seed": encoder.seed}
+    noted |= dict(zip(("height", "width"), augmentation.size, strict=True))
+    return noted | ({"frames": encoder.frames} if augmentation.changes_rate(encoder.frames) else {})
+
+
+def _check_augmentation(encoder: Encoder, data: pipeline.PackedData) -> None:
+    augmentation = encoder.augmentation
+    if augmentation is None:
+        return
+    augment.check_augmentation(augmentation, data, encoder.frames)
+    if augmentation.variants > 1 and not augments(encoder, data):
+        raise ValueError(
+            f"augment.variants is {augmentation.variants}, but nothing is on in which variants could differ: set it to "
+            "1, or give a smaller data.height and width, augment.fps_min and fps_max, or augment.jitter."
+        )
 
 
 def _read_report(output: Path, noted: dict[str, Any]) -> dict[str, Any] | None:
@@ -168,7 +201,13 @@ def _is_done(output: Path, work: Path, path: str) -> bool:
 
 
 def _encode_shard(
-    path: Path, data: pipeline.PackedData, output: Path, work: Path, encoder: Encoder, bar: tqdm
+    path: Path,
+    split: str,
+    data: pipeline.PackedData,
+    output: Path,
+    work: Path,
+    encoder: Encoder,
+    bar: tqdm,
 ) -> int:
     """Writes a shard and its note; returns how many of its captions were cut."""
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
@@ -177,14 +216,19 @@ def _encode_shard(
 
     def serialize() -> Iterator[bytes]:
         nonlocal seen
-        for clip in pipeline.read_clips(str(path), data):
-            latents = encoder.run(clip["video"])
-            mirrored = encoder.run(clip["video"][:, :, ::-1]) if encoder.mirrored else None
-            for part in (latents, mirrored):
-                seen = seen if part is None else latent_statistics.add_latents(seen, part)
-            fields = {name: clip[name] for name in ("caption", "fps", "motion_score", "source")}
-            fields |= embeddings.get(clip["caption"], {})
-            yield latent_records.serialize_latents(features, latents, mirrored, **fields)
+        place = [Path(name).name for name in data.files[split]].index(path.name)
+        first = sum(data.lengths[split][:place])
+        for number, clip in enumerate(pipeline.read_clips(str(path), data), first):
+            for video, fps in _vary(clip, number, split, data, encoder):
+                latents = encoder.run(video)
+                mirrored = encoder.run(video[:, :, ::-1]) if encoder.mirrored else None
+                for part in (latents, mirrored):
+                    seen = seen if part is None else latent_statistics.add_latents(seen, part)
+                fields = {name: clip[name] for name in ("caption", "motion_score", "source")}
+                fields |= embeddings.get(clip["caption"], {})
+                yield latent_records.serialize_latents(
+                    features, latents, mirrored, fps=fps, **fields
+                )
             bar.update()
 
     clips, size = records.write_shard(output / path.name, serialize())
@@ -209,6 +253,23 @@ def _embed_captions(path: Path, encoder: Encoder) -> tuple[dict[bytes, dict[str,
         caption for caption, n in zip(distinct, counts, strict=True) if n > encoder.texts.length
     }
     return fields, sum(caption in long for caption in captions)
+
+
+def _vary(
+    clip: dict[str, Any], number: int, split: str, data: pipeline.PackedData, encoder: Encoder
+) -> Iterator[tuple[np.ndarray, np.float32]]:
+    """What of a clip is encoded: (video, frames per second) of its variants; of validation clips the middle."""
+    video, fps, augmentation = clip["video"], clip["fps"], encoder.augmentation
+    if not augments(encoder, data):
+        yield video, fps
+    elif split != "train":
+        corner = augment.centre_corner(video.shape[1:3], augmentation.size)
+        yield augment.cut_window(video, corner, augmentation.size).numpy(), fps
+    else:
+        for variant in range(augmentation.variants):
+            key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
+            varied, rate = augment.vary_clip(key, video, fps, encoder.frames, augmentation)
+            yield varied.numpy(), rate.numpy()
 
 
 def _finish(
@@ -243,6 +304,12 @@ def _finish(
         places=seen.count,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
+    if "augment" in report["settings"]:
+        info = info._replace(augment=encoder.augmentation.note() | {"seed": encoder.seed})
+        size = dict(zip(("height", "width"), encoder.augmentation.size, strict=True))
+        statistics |= size
+        if encoder.augmentation.changes_rate(encoder.frames):
+            statistics["min_frames"] = encoder.frames
     statistics["latents"] = info._asdict()
     if encoder.texts is not None:
         statistics["texts"] = encoder.texts._asdict()

@@ -6,7 +6,7 @@ TensorFlow is imported inside the functions that need it, as in records.py.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class LatentInfo(NamedTuple):
     mean: list[float]  # of each channel over the train split
     deviation: list[float]  # the same
     places: int = 0  # over how many they were measured; 0: not noted
+    augment: dict[str, Any] | None = None  # lines of config.augment and the seed; None: as packed
 
 
 class TextInfo(NamedTuple):
@@ -61,7 +62,8 @@ def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | Non
         latents: (T, h, w, C), as the autoencoder gives them: the data set's own mean and deviation are taken off when
           they are read.
         mirrored_latents: the same of the mirrored clip; T = 0 where the set has none.
-        caption, fps, motion_score, source: of the packed record.
+        caption, motion_score, source: of the packed record.
+        fps: of the packed record, or the rate that augmentation took the clip at.
         num_frames: T, of the latents.
         text_tokens, text_pooled: (n, E) and (P,), the caption's embedding up to its end of text; with `texts` alone.
     """

@@ -1,7 +1,8 @@
 """Batches from packed clips: tf.data over TFRecords, a pure function of (seed, step).
 
     epoch e: the shards in an order of their own -> records -> windows, each shuffled -> the rows of this process
-             -> decode the strips that the crop needs -> random crop, flip -> batch -> the mesh
+             -> decode the strips that the crop needs -> random crop, window, speed, colours, flip -> batch -> the mesh
+             -> or, of latents: batch -> random crop, flip, decode the batch as a whole -> the mesh
 
 Position p = step * batch_size + row counts through all epochs. From p follow the epoch, the window
 and the place in it, so a run can start at any step without reading what came before: it opens the
@@ -11,7 +12,8 @@ the same for any number of processes, at the price of reading (not decoding) the
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +23,18 @@ import tensorflow_datasets as tfds
 from absl import logging
 from google.protobuf import json_format
 
+from videogen_jax.data import augment
+from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo, TextInfo
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
+Window = tuple[tf.Tensor, tuple[int, int]]  # its corner and (height, width) in pixels
 
 tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
 # Purposes of random numbers, folded into the seed so that they do not depend on each other.
-SHARDS, WINDOWS, CROP, FLIP = range(4)
+SHARDS, WINDOWS, CROP, FLIP, AUGMENT = range(5)
 
 FRAMING = 16  # bytes that TFRecord puts around each record: its length and two checksums
 
@@ -104,6 +109,7 @@ def make_clips(
     seed: int,
     start_step: int = 0,
     flip: bool = False,
+    augmentation: Augmentation | None = None,
     shuffle_window: int = 2048,
     text_length: int = 0,
     process_index: int = 0,
@@ -120,15 +126,18 @@ def make_clips(
       seed: of order, crops and flips.
       start_step: batches that the run has had before; they are not read.
       flip: mirror half of the clips, each as a whole. Latents have to have been encoded with it.
+      augmentation: of pixels, which gives them their size; None: as packed. Latents were augmented before they were
+        encoded.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
-      text_length: L, of the caption embeddings, where the data set has them; 0: none are read.
+      text_length: L, of the caption embeddings, where latents have them; 0: none are read.
       process_index: whose rows, of
       process_count: P.
       threads: of decoding.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
-      (B/P,) bytes; fps and motion_score (B/P,) float32. With `text_length` also text_tokens (B/P, L, E) float16, zeros
-      behind the end of text; text_count (B/P,) int32, how many of them count; text_pooled (B/P, P) float16.
+      (B/P,) bytes; fps, the rate that the frames were taken at, and motion_score (B/P,) float32. With `text_length`
+      also text_tokens (B/P, L, E) float16, zeros behind the end of text; text_count (B/P,) int32, how many count;
+      text_pooled (B/P, P) float16.
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
@@ -139,6 +148,8 @@ def make_clips(
             f"data.flip is on, but {data.folder} was encoded without mirrored latents: "
             "set --config.data.flip=False, or encode into another folder with it on."
         )
+    if augmentation is not None:
+        _check_augmentation(augmentation, data, frames)
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
@@ -150,13 +161,37 @@ def make_clips(
         numbered = numbered.filter(
             lambda p, _: (p % batch_size >= rows.start) & (p % batch_size < rows.stop)
         )
+    if data.latents is not None:
+        drawn = frames < data.frames or flip
+        if drawn:
+            numbered = numbered.map(
+                lambda p, record: (_bits(seed, CROP, p), _bits(seed, FLIP, p), record),
+                num_parallel_calls=threads,
+                deterministic=True,
+            )
+        groups = numbered.batch(len(rows), drop_remainder=True)
+
+        def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
+            clips = _parse(batch[-1], data, text_length=text_length)
+            embeddings = _decode_texts(clips, data, text_length)
+            if not drawn:
+                return _output(clips, _cut_latents(clips, None, frames, data)) | embeddings
+            start = _within(batch[0], clips["num_frames"] - frames + 1)
+            mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
+            return _output(clips, _cut_latents(clips, start, frames, data, mirrored)) | embeddings
+
+        clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
+        return _iterate(clips.prefetch(2), data.files[split], threads)
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record, data, text_length=text_length)
-        spare = clip["num_frames"] - frames
-        start = _uniform(seed, CROP, p, maxval=spare + 1)
+        clip = _parse(record, data)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        return _output(clip, _cut(clip, start, frames, data, mirrored), data, text_length)
+        place = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
+        if augmentation is None:
+            return _output(clip, _cut(clip, place(clip["num_frames"]), frames, data, mirrored))
+        key = _key(seed, AUGMENT, p)
+        video, rate = _augment(clip, place, frames, data, augmentation, key)
+        return _output(clip | {"fps": rate}, _mirror(video, mirrored))
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -169,17 +204,19 @@ def make_validation_clips(
     batch_size: int,
     frames: int,
     num_batches: int,
+    size: tuple[int, int] | None = None,
     text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Clips]:
-    """The first clips of the validation split in order, each cut to its middle frames; never mirrored.
+    """The first clips of the validation split in order, each cut to its middle frames; never mirrored or augmented.
 
     Args:
       data: of `open_data` or `buckets.open_buckets`, or the folder.
       batch_size: B, over all processes.
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
+      size: (height, width) in pixels that is cut out of the middle; None: all of it.
       text_length: as of `make_clips`.
       process_index: whose rows, of
       process_count: P.
@@ -194,12 +231,18 @@ def make_validation_clips(
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data, text_length=text_length)
-        video = _cut(clip, (clip["num_frames"] - frames) // 2, frames, data)
-        return _output(clip, video, data, text_length)
+        start = (clip["num_frames"] - frames) // 2
+        if data.latents is not None:
+            embeddings = _decode_texts(clip, data, text_length)
+            return _output(clip, _cut_latents(clip, start, frames, data)) | embeddings
+        window = size and (augment.centre_corner((data.height, data.width), size), size)
+        return _output(clip, _decode_frames(clip, start, frames, data, window))
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
-    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
-    return _iterate(own.map(decode).batch(len(rows)), data.files[split], threads=1)
+    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
+    if data.latents is not None:
+        return _iterate(own.map(decode), data.files[split], threads=1)
+    return _iterate(own.unbatch().map(decode).batch(len(rows)), data.files[split], threads=1)
 
 
 def find_damaged(files: list[str]) -> str | None:
@@ -300,6 +343,17 @@ def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tens
     return tf.random.stateless_uniform([], key, maxval=maxval, dtype=tf.int32)
 
 
+def _bits(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
+    """The 32 random bits of which `_within` makes what `_uniform` gives."""
+    key = _key(seed, purpose, number)
+    return tf.random.stateless_uniform([], key, minval=None, maxval=None, dtype=tf.uint32)
+
+
+def _within(bits: tf.Tensor, maxval: tf.Tensor) -> tf.Tensor:
+    """Random numbers below `maxval`, for a batch whose bounds are not known clip by clip."""
+    return tf.cast(tf.cast(bits, tf.int64) % tf.cast(maxval, tf.int64), tf.int32)
+
+
 def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     """All clips of a record file of pixels, whole and in order.
 
@@ -340,6 +394,7 @@ def read_captions(path: str) -> list[bytes]:
 def _parse(
     record: tf.Tensor, data: PackedData, more: tuple[str, ...] = (), text_length: int = 0
 ) -> dict[str, tf.Tensor]:
+    """The fields of a record; of latents also those of a vector of records, as vectors."""
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
     if data.latents is not None:
@@ -349,7 +404,7 @@ def _parse(
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
-    clip = tf.io.parse_single_example(record, features)
+    clip = tf.io.parse_example(record, features)  # takes a single one too
     return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
 
 
@@ -360,68 +415,145 @@ def _cut(
     data: PackedData,
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Frames start .. start + frames of a clip, maybe mirrored: pixels, or latents that are made to have mean 0."""
-    if data.latents is None:
-        video = _decode_frames(clip, start, frames, data)
-        if mirrored is None:
-            return video
-        return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
-    stored = clip["latents"]
-    if mirrored is not None:
-        stored = tf.where(mirrored, clip["mirrored_latents"], stored)
+    """Frames start .. start + frames of a clip of pixels, maybe mirrored."""
+    return _mirror(_decode_frames(clip, start, frames, data), mirrored)
+
+
+def _cut_latents(
+    clips: dict[str, tf.Tensor],
+    start: tf.Tensor | None,
+    frames: int,
+    data: PackedData,
+    mirrored: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """The same of a batch of latents, which are made to have mean 0; start is None where clips are no longer.
+
+    Small latents cost less than the calls of TensorFlow that decode them: all are decoded as one.
+    """
     info = data.latents
-    video = tf.io.decode_raw(stored, tf.as_dtype(info.dtype))
-    video = tf.reshape(video, [-1, *info.shape])[start : start + frames]  # (T, h, w, C)
+    dtype = tf.as_dtype(info.dtype)
+    stored = clips["latents"]  # (B,) of bytes
+    if mirrored is not None:
+        stored = tf.where(mirrored, clips["mirrored_latents"], stored)
+    if start is not None:
+        size = math.prod(info.shape) * dtype.size
+        stored = tf.strings.substr(stored, start * size, tf.fill(tf.shape(start), frames * size))
+    video = tf.reshape(tf.io.decode_raw(stored, dtype), [tf.size(stored), -1, *info.shape])
     video = (tf.cast(video, tf.float32) - tf.constant(info.mean)) / tf.constant(info.deviation)
-    return tf.ensure_shape(tf.cast(video, tf.float16), [frames, *info.shape])
+    return tf.ensure_shape(tf.cast(video, tf.float16), [None, frames, *info.shape])
+
+
+def _decode_texts(
+    clips: dict[str, tf.Tensor], data: PackedData, length: int
+) -> dict[str, tf.Tensor]:
+    """Caption embeddings of a batch, cut or padded to one length; none if it is 0."""
+    if not length:
+        return {}
+    info = data.texts
+    dtype = tf.as_dtype(info.dtype)
+
+    def decode(stored: tf.Tensor, *shape: int) -> tf.Tensor:
+        size = math.prod(shape) * dtype.size  # zeros fill up, what is beyond is cut
+        halves = tf.io.decode_raw(stored, tf.uint16, fixed_length=size)
+        values = tf.cast(tf.bitcast(halves, dtype), tf.float16)
+        return tf.ensure_shape(tf.reshape(values, [-1, *shape]), [None, *shape])
+
+    count = tf.strings.length(clips["text_tokens"]) // (info.width * dtype.size)
+    return {
+        "text_tokens": decode(clips["text_tokens"], length, info.width),
+        "text_count": tf.minimum(count, length),
+        "text_pooled": decode(clips["text_pooled"], info.pooled_width),
+    }
+
+
+def _mirror(video: tf.Tensor, mirrored: tf.Tensor | None) -> tf.Tensor:
+    if mirrored is None:
+        return video
+    return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
+
+
+def _augment(
+    clip: dict[str, tf.Tensor],
+    place: Callable[[tf.Tensor], tf.Tensor],
+    frames: int,
+    data: PackedData,
+    augmentation: Augmentation,
+    key: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Frames of a clip of pixels, augmented, from a place among so many on; and their rate."""
+    size = augmentation.size
+    window = augment.draw_corner(key, (data.height, data.width), size), size
+    rate, count = clip["fps"], clip["num_frames"]
+    if augmentation.changes_rate(frames):
+        rate = augment.draw_rate(key, clip["fps"], count, frames, augmentation)
+        start = place(augment.count_frames(clip["fps"], count, rate))
+        chosen = augment.choose_frames(clip["fps"], count, rate, start, frames)
+        video = _decode_chosen(clip, chosen, data, window)
+    else:
+        video = _decode_frames(clip, place(count), frames, data, window)
+    video = tf.ensure_shape(video, [frames, *size, 3])
+    if augmentation.jitter:
+        video = augment.change_colours(video, augment.draw_colours(key, augmentation.jitter))
+    return video, rate
 
 
 def _decode_frames(
-    clip: dict[str, tf.Tensor], start: tf.Tensor, frames: int, data: PackedData
+    clip: dict[str, tf.Tensor],
+    start: tf.Tensor,
+    frames: int,
+    data: PackedData,
+    window: Window | None = None,
 ) -> tf.Tensor:
     """Frames start .. start + frames, out of the strips that hold them."""
     first = last = tf.constant(0)
     if data.frames > FRAMES_PER_STRIP:
         first = start // FRAMES_PER_STRIP
         last = (start + frames - 1) // FRAMES_PER_STRIP
-    video = _decode_strips(clip["strips"][first : last + 1], data)
+    video = _decode_strips(clip["strips"][first : last + 1], data, window)
     start = start - first * FRAMES_PER_STRIP
-    return tf.ensure_shape(video[start : start + frames], [frames, data.height, data.width, 3])
+    size = window[1] if window else (data.height, data.width)
+    return tf.ensure_shape(video[start : start + frames], [frames, *size, 3])
 
 
-def _decode_strips(strips: tf.Tensor, data: PackedData) -> tf.Tensor:
-    """(T, H, W, 3) uint8, the frames of these strips behind each other."""
+def _decode_chosen(
+    clip: dict[str, tf.Tensor], chosen: tf.Tensor, data: PackedData, window: Window
+) -> tf.Tensor:
+    """These frames, rising, out of the strips that hold any of them."""
+    if data.frames <= FRAMES_PER_STRIP:
+        return tf.gather(_decode_strips(clip["strips"], data, window), chosen)
+    strips, place = tf.unique(chosen // FRAMES_PER_STRIP)
+    video = _decode_strips(tf.gather(clip["strips"], strips), data, window)
+    return tf.gather(video, place * FRAMES_PER_STRIP + chosen % FRAMES_PER_STRIP)
+
+
+def _decode_strips(strips: tf.Tensor, data: PackedData, window: Window | None = None) -> tf.Tensor:
+    """(T, H, W, 3) uint8, the frames of these strips behind each other; of each the window alone is kept."""
+    corner, size = window or (tf.constant([0, 0]), (data.height, data.width))
 
     def decode(strip: tf.Tensor) -> tf.Tensor:
         picture = tf.io.decode_jpeg(strip, channels=3)
-        return tf.reshape(picture, [-1, data.height, data.width, 3])
+        video = tf.reshape(picture, [-1, data.height, data.width, 3])
+        return augment.cut_window(video, corner, size)
 
     if data.frames <= FRAMES_PER_STRIP:
         return decode(strips[0])
-    shape = tf.TensorSpec([None, data.height, data.width, 3], tf.uint8)
+    shape = tf.TensorSpec([None, *size, 3], tf.uint8)
     video = tf.map_fn(decode, strips, fn_output_signature=shape)
-    return tf.reshape(video, [-1, data.height, data.width, 3])
+    return tf.reshape(video, [-1, *size, 3])
 
 
-def _output(
-    clip: dict[str, tf.Tensor], video: tf.Tensor, data: PackedData, text_length: int
-) -> dict[str, tf.Tensor]:
-    output = {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
-    if not text_length:
-        return output
-    info = data.texts
-    tokens, pooled = (
-        tf.cast(tf.io.decode_raw(clip[name], tf.as_dtype(info.dtype)), tf.float16)
-        for name in ("text_tokens", "text_pooled")
-    )
-    tokens = tf.reshape(tokens, [-1, info.width])[:text_length]  # (n, E)
-    count = tf.shape(tokens)[0]
-    tokens = tf.pad(tokens, [[0, text_length - count], [0, 0]])
-    return output | {
-        "text_tokens": tf.ensure_shape(tokens, [text_length, info.width]),
-        "text_count": count,
-        "text_pooled": tf.ensure_shape(pooled, [info.pooled_width]),
-    }
+def _check_augmentation(augmentation: Augmentation, data: PackedData, frames: int) -> None:
+    if data.latents is not None:
+        raise DataError("Latents are augmented before they are encoded: give no augmentation.")
+    augment.check_augmentation(augmentation, data, frames)
+    if augmentation.variants != 1:
+        raise DataError(
+            f"augment.variants is {augmentation.variants}, but pixels are augmented anew in every epoch: set it to 1."
+        )
+
+
+def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
 
 
 def _check(

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from absl import logging
 
-from videogen_jax.data import buckets, pipeline
+from videogen_jax.data import augment, buckets, pipeline
+from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import setup, texts
@@ -31,15 +33,19 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
             f"data.frames, height and width are {shape_name(own)}, but the buckets in {config.data.path} are "
             f"{', '.join(map(shape_name, shapes.values()))}: set them to one of these, which samples then have."
         )
+    check_told(config)
     for folder, data in sets.items():
-        for name in ("fps",) if bucketed else ("height", "width", "fps"):
+        # Windows may be cut out of pixels: check_augmentation looks at their size.
+        for name in ("height", "width", "fps") if data.latents and not bucketed else ("fps",):
             wanted, packed = config.data[name], getattr(data, name)
             if wanted != packed:
                 raise ValueError(
                     f"data.{name} is {wanted}, but the clips in {folder} were packed with {packed}: "
                     f"set --config.data.{name}={packed}, or pack again."
                 )
-        check_latents(setup.with_shape(config, shapes[folder]), data.latents, folder)
+        bucket = setup.with_shape(config, shapes[folder])
+        check_latents(bucket, data.latents, folder)
+        check_augmentation(bucket, data)
 
 
 def bucket_shapes(
@@ -61,6 +67,54 @@ def bucket_shapes(
 def shape_name(shape: Shape) -> str:
     """As `pack` names buckets: 480x512x512."""
     return "x".join(map(str, shape))
+
+
+def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
+    """What the config does to training clips of its shape."""
+    return Augmentation(size=(config.data.height, config.data.width), **config.augment)
+
+
+def check_told(config: ml_collections.ConfigDict) -> None:
+    """Refuses speeds that the model is not told of; warns of a speed that it is asked for but never shown.
+
+    Raises:
+      ValueError: the micro-condition is missing.
+    """
+    low, high = config.augment.fps_min, config.augment.fps_max
+    if low < high and "fps" not in config.model.micro_conditions:
+        raise ValueError(
+            f"augment.fps_min and fps_max take clips at {low} to {high} frames per second, but the model is not told "
+            "which: add 'fps' to model.micro_conditions, or make them equal."
+        )
+    if 0 < high < config.data.fps:
+        logging.warning(
+            "Training sees at most %g frames per second, but validation and samples have data.fps of %g: "
+            "raise --config.augment.fps_max.",
+            high,
+            config.data.fps,
+        )
+
+
+def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> None:
+    """Refuses an augmentation that pixels cannot serve, or with which latents were not encoded.
+
+    Args:
+      config: of the run, with the shape of the clips.
+      data: of `pipeline.open_data`.
+    Raises:
+      ValueError: names the line of the config.
+    """
+    augmentation = make_augmentation(config)
+    if data.latents is None:
+        augment.check_augmentation(augmentation, data, config.data.frames)
+        return
+    found = data.latents.augment or Augmentation(augmentation.size).note()
+    for name, wanted in augmentation.note().items():
+        if wanted != found[name]:
+            raise ValueError(
+                f"augment.{name} is {wanted}, but the latents in {data.folder} were encoded with {found[name]}: "
+                f"set --config.augment.{name}={found[name]}, or encode into another folder."
+            )
 
 
 def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None, path: str) -> None:

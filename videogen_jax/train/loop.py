@@ -232,6 +232,7 @@ def open_batches(
             seed=config.seed,
             start_step=start_step,
             flip=setup.mirrors(config, sets[name].words),
+            augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
             text_length=own_texts.stored_length,
             process_index=index,
@@ -297,6 +298,7 @@ def make_bucket_loss(
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
             text_length=own_texts.stored_length,
+            size=checks.make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
         )
