@@ -152,7 +152,7 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
     mesh = setup.choose_sample_mesh(config, count, devices)
     run = setup.make_run(config, mesh)
     programs = setup.make_run_programs(run, setup.sampler_options(config))
-    batch = setup.abstract_batch(config, programs.batch_size)
+    batch = setup.abstract_batch(config, programs.batch_size, run.null_text)
     condition = {name: leaf for name, leaf in batch.items() if name != "video"}
     arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
     footprint = memory.measure(

@@ -9,10 +9,9 @@ from absl import logging
 
 from videogen_jax.data import augment, buckets, pipeline
 from videogen_jax.data.augment import Augmentation
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import setup
+from videogen_jax.train import setup, texts
 from videogen_jax.train.trained_vae import SECTION
 
 NUMBERS = (
@@ -190,7 +189,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 def check_same_run(
     metadata: dict[str, Any],
     config: ml_collections.ConfigDict,
-    vocabulary: Vocabulary,
+    own_texts: texts.Texts,
     latents: LatentInfo | None,
 ) -> None:
     """Refuses to go on with words or a setup that give the same parameters another meaning.
@@ -198,7 +197,7 @@ def check_same_run(
     Args:
       metadata: saved with the checkpoint.
       config: of the run that goes on.
-      vocabulary: of its data.
+      own_texts: of `texts.open_texts`.
       latents: of its data.
     Raises:
       ValueError: lists what differs.
@@ -220,8 +219,8 @@ def check_same_run(
         if ours[name] != theirs.get(name)
     ]
     theirs_latents = metadata.get("latents")
-    if list(vocabulary.words) != metadata["vocabulary"]:
-        differences.append("the captions have other words")
+    if difference := texts.find_difference(own_texts, metadata):
+        differences.append(difference)
     # Through LatentInfo: fields that came later have defaults.
     if latents != (theirs_latents and LatentInfo(**theirs_latents)):
         differences.append("the latents were encoded or measured otherwise")

@@ -21,7 +21,6 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import buckets, pipeline, prefetch
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
@@ -29,11 +28,12 @@ from videogen_jax.models import weights
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
-from videogen_jax.train import autoencoder, checkpoint, checks, metrics, setup, snapshots
+from videogen_jax.train import autoencoder, checkpoint, checks, metrics, setup, snapshots, texts
 from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import TrainState
 from videogen_jax.train.step import to_float
+from videogen_jax.train.texts import Texts
 
 
 class Interrupted(RuntimeError):
@@ -43,15 +43,15 @@ class Interrupted(RuntimeError):
 class Kind(NamedTuple):
     """What a run of a diffusion model and one of an autoencoder have not in common."""
 
-    make_run: Callable[..., Run]  # (config, mesh or None)
+    make_run: Callable[..., Run]  # (config, mesh, null text), the last two or None
     check_choices: Callable[[Run], None]
     grid: Callable[
         ..., tuple[int, int, int]
     ]  # config to (T, H, W), by which buckets share the work
-    read_vocabulary: Callable[..., Vocabulary]  # (config, words of the captions)
-    read_batch: Callable[..., dict[str, np.ndarray]]  # (run, vocabulary, data, clips)
+    open_texts: Callable[..., Texts]  # (config, data)
+    read_batch: Callable[..., dict[str, Any]]  # (run, texts, data, clips)
     make_measure: Callable[[Run], Callable[..., dict[str, jax.Array]]]  # what validation tells
-    make_show: Callable[..., Callable[[Any, int, Any], None]]  # (run, workdir, vocabulary, sets)
+    make_show: Callable[..., Callable[[Any, int, Any], None]]  # (run, workdir, texts, sets)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -74,15 +74,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
         sets = buckets.open_buckets(config.data.path)
         checks.check_data(config, sets)
+        data = next(iter(sets.values()))  # for what they all share
+        own_texts = kind.open_texts(config, data)
+        if data.texts is not None:  # embeddings have the widths of the data's
+            run = kind.make_run(config, run.mesh, own_texts.null)
         shapes = checks.bucket_shapes(config, sets)
         runs = setup.make_bucket_runs(run, shapes, kind.make_run, kind.grid)
         for bucket in runs.values():
             processes.find_share(bucket.mesh, bucket.config.batch_size)
-        data = next(iter(sets.values()))  # for what they all share
-        vocabulary = kind.read_vocabulary(config, data.words)
     processes.share_folder(workdir)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
-        state = restore_or_init(run, manager, vocabulary, data.latents)
+        state = restore_or_init(run, manager, own_texts, data.latents)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
@@ -91,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 setup.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
-            run_steps(run, runs, workdir, manager, state, vocabulary, sets)
+            run_steps(run, runs, workdir, manager, state, own_texts, sets)
         except metrics.TrainingDiverged as error:
             manager.wait_until_finished()
             good = manager.latest_step()
@@ -107,7 +109,7 @@ def run_steps(
     workdir: Path,
     manager: Any,
     state: TrainState,
-    vocabulary: Vocabulary,
+    own_texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
 ) -> None:
     """The loop itself: from the state's step to the last.
@@ -118,7 +120,7 @@ def run_steps(
       workdir: for the dashboard and samples.
       manager: of `checkpoint.open_checkpoints`.
       state: is donated.
-      vocabulary: of the captions.
+      own_texts: of `texts.open_texts`.
       sets: of `buckets.open_buckets`.
     Raises:
       TrainingDiverged: the loss is not finite.
@@ -135,12 +137,12 @@ def run_steps(
         stack.callback(writer.close)
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
         kind = find_kind(config)
-        evaluate = make_evaluate(kind, runs, vocabulary, sets)
-        show_samples = kind.make_show(run, workdir, vocabulary, sets)
-        metadata = {"vocabulary": list(vocabulary.words), "config": config.to_dict()}
+        evaluate = make_evaluate(kind, runs, own_texts, sets)
+        show_samples = kind.make_show(run, workdir, own_texts, sets)
+        metadata = own_texts.note | {"config": config.to_dict()}
         metadata["latents"] = checks.note_latents(latents)
         schedule = make_schedule(runs, sets)
-        batches = stack.enter_context(open_batches(runs, vocabulary, sets, schedule, first - 1))
+        batches = stack.enter_context(open_batches(runs, own_texts, sets, schedule, first - 1))
         stack.enter_context(jax.transfer_guard("disallow"))
         # While the first batches load; those of buckets that come later while the first ones train.
         order = [list(runs)[i] for i in schedule.first_uses(first - 1)]
@@ -194,7 +196,7 @@ def due(step: int, last: int, every: int) -> bool:
 
 
 def restore_or_init(
-    run: Run, manager: Any, vocabulary: Vocabulary, latents: LatentInfo | None
+    run: Run, manager: Any, own_texts: Texts, latents: LatentInfo | None
 ) -> TrainState:
     """The newest checkpoint's state, or a new one, laid out on the mesh.
 
@@ -213,7 +215,7 @@ def restore_or_init(
     step = int(state.step)
     with processes.together():
         metadata = checkpoint.restore_metadata(manager, step)
-        checks.check_same_run(metadata, run.config, vocabulary, latents)
+        checks.check_same_run(metadata, run.config, own_texts, latents)
     logging.info("Going on from step %d of %s.", step, manager.directory)
     return state
 
@@ -230,7 +232,7 @@ def make_schedule(
 
 def open_batches(
     runs: Mapping[str, Run],
-    vocabulary: Vocabulary,
+    own_texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
     schedule: buckets.BucketSchedule,
     start_step: int,
@@ -249,9 +251,10 @@ def open_batches(
             frames=config.data.frames,
             seed=config.seed,
             start_step=start_step,
-            flip=setup.mirrors(config, vocabulary.words),
+            flip=setup.mirrors(config, sets[name].words),
             augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
+            text_length=own_texts.stored_length,
             process_index=index,
             process_count=count,
             threads=config.data.threads,
@@ -259,35 +262,33 @@ def open_batches(
 
     def put(drawn: tuple[str, pipeline.Clips]) -> tuple[str, dict[str, jax.Array]]:
         name, clips = drawn
-        return name, put_clips(kind, runs[name], vocabulary, sets[name], clips)
+        return name, put_clips(kind, runs[name], own_texts, sets[name], clips)
 
     sources = {name: partial(open_bucket, name) for name in runs}
     return prefetch.prefetch_to_mesh(buckets.mix_clips(sources, schedule, start_step), put)
 
 
 def put_clips(
-    kind: Kind, run: Run, vocabulary: Vocabulary, data: pipeline.PackedData, clips: pipeline.Clips
+    kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
 ) -> dict[str, jax.Array]:
     """Host clips to what the step takes, on the mesh."""
-    return meshes.put_batch(run.mesh, kind.read_batch(run, vocabulary, data, clips))
+    return meshes.put_batch(run.mesh, kind.read_batch(run, own_texts, data, clips))
 
 
 def read_batch(
-    run: Run, vocabulary: Vocabulary, data: pipeline.PackedData, clips: pipeline.Clips
-) -> dict[str, np.ndarray]:
-    """What a diffusion model takes of clips: pixels or latents, caption ids and micro-conditions."""
-    texts = [caption.decode() for caption in clips["caption"]]
-    text = vocabulary.encode(texts, run.config.text.length)
+    run: Run, own_texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
+) -> dict[str, Any]:
+    """What a diffusion model takes of clips: pixels or latents, texts and micro-conditions."""
     scores = np.searchsorted(data.motion_score_buckets, clips["motion_score"], side="right")
     micro = {"fps": clips["fps"], "motion": scores.astype(np.float32)}
     micro = {name: micro[name] for name in run.config.model.micro_conditions}
-    return {"video": clips["video"], "text": text} | micro
+    return {"video": clips["video"], "text": own_texts.read(clips)} | micro
 
 
 def make_evaluate(
     kind: Kind,
     runs: Mapping[str, Run],
-    vocabulary: Vocabulary,
+    own_texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
 ) -> Callable[[Any, int, Any], float | None]:
     """Validation loss of the EMA on the same clips and random numbers whenever it is called: the mean over the buckets.
@@ -300,7 +301,7 @@ def make_evaluate(
     if not held_out or not config.train.validation_batches:
         return lambda writer, step, ema: None
     measures = {
-        name: make_bucket_measure(kind, runs[name], vocabulary, sets[name]) for name in held_out
+        name: make_bucket_measure(kind, runs[name], own_texts, sets[name]) for name in held_out
     }
 
     def evaluate(writer: Any, step: int, ema: Any) -> float:
@@ -318,19 +319,20 @@ def make_evaluate(
 
 
 def make_bucket_measure(
-    kind: Kind, run: Run, vocabulary: Vocabulary, data: pipeline.PackedData
+    kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData
 ) -> Callable[[Any], dict[str, float]]:
     """Means over the first validation clips of a bucket."""
     config = run.config
     measure = jax.jit(kind.make_measure(run))
     index, count = processes.find_share(run.mesh, config.batch_size)
     batches = [
-        put_clips(kind, run, vocabulary, data, clips)
+        put_clips(kind, run, own_texts, data, clips)
         for clips in pipeline.make_validation_clips(
             data,
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
+            text_length=own_texts.stored_length,
             size=checks.make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
@@ -354,29 +356,15 @@ def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Arra
     return lambda params, batch, rng: {"loss": loss(params, batch, rng)}
 
 
-def read_vocabulary(config: ml_collections.ConfigDict, words: Mapping[str, int]) -> Vocabulary:
-    """The words that a diffusion model knows; warns of those that it does not."""
-    vocabulary = Vocabulary.from_counts(words, config.text.vocabulary_size)
-    if len(words) > len(vocabulary.words):
-        logging.warning(
-            "The captions have %d words, of which the %d rarest are unknown to the model: "
-            "raise --config.text.vocabulary_size.",
-            len(words),
-            len(words) - len(vocabulary.words),
-        )
-    return vocabulary
-
-
 def make_show_samples(
-    run: Run, workdir: Path, vocabulary: Vocabulary, sets: Mapping[str, pipeline.PackedData]
+    run: Run, workdir: Path, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
 ) -> Callable[[Any, int, Any], None]:
     """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
     prompts, motion = run.config.sample.prompts, run.config.sample.motion
     if not prompts:
         return lambda writer, step, ema: None
-    for prompt in prompts:
-        vocabulary.check(prompt)
-    text = vocabulary.encode(prompts, run.config.text.length)
+    with processes.together():
+        text = own_texts.embed(prompts)
     condition = setup.make_condition(run.config, text, motion)
     generate = make_generator(setup.make_run_programs(run, setup.sampler_options(run.config)))
     with processes.together():
@@ -397,10 +385,10 @@ def make_show_samples(
 
 
 def make_show_reconstructions(
-    run: Run, workdir: Path, vocabulary: Vocabulary, sets: Mapping[str, pipeline.PackedData]
+    run: Run, workdir: Path, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
 ) -> Callable[[Any, int, Any], None]:
     """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
-    del vocabulary
+    del own_texts
     config = run.config
     count = config.sample.clips
     fit = [
@@ -448,17 +436,17 @@ DIFFUSION = Kind(
     make_run=setup.make_run,
     check_choices=setup.check_choices,
     grid=setup.token_grid,
-    read_vocabulary=read_vocabulary,
+    open_texts=texts.open_texts,
     read_batch=read_batch,
     make_measure=make_measure,
     make_show=make_show_samples,
 )
 AUTOENCODER = Kind(
-    make_run=autoencoder.make_run,
+    make_run=lambda config, mesh=None, null_text=None: autoencoder.make_run(config, mesh),
     check_choices=autoencoder.check_choices,
     grid=autoencoder.latent_grid,
-    read_vocabulary=lambda config, words: Vocabulary(()),
-    read_batch=lambda run, vocabulary, data, clips: {"video": clips["video"]},
+    open_texts=lambda config, data: texts.NONE,
+    read_batch=lambda run, own_texts, data, clips: {"video": clips["video"]},
     make_measure=autoencoder.make_measure,
     make_show=make_show_reconstructions,
 )

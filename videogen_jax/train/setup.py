@@ -21,7 +21,6 @@ import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
@@ -38,12 +37,11 @@ from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
 from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.parallel.wire import least_wire_bytes
-from videogen_jax.train import ema, optim
+from videogen_jax.train import ema, optim, texts
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
 from videogen_jax.train.trained_vae import SECTION, read_autoencoder
 
-TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
 MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
@@ -67,7 +65,7 @@ class Run(NamedTuple):
     shardings: TrainState  # of NamedSharding
     # Of diffusion models.
     schedule: Schedule | None = None
-    null_text: np.ndarray | None = None  # (L,) int32, the ids of no caption
+    null_text: Any = None  # tree of rows without the batch axis, see texts.py
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
@@ -116,12 +114,15 @@ def encoder_dtype(config: ml_collections.ConfigDict) -> str:
     return "float32" if config.train.precision == "float32" else "bfloat16"
 
 
-def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run:
+def make_run(
+    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: Any = None
+) -> Run:
     """Builds everything that needs no data.
 
     Args:
       config: as in configs/.
       mesh: to use instead of the config's, e.g. for sampling on other devices.
+      null_text: of `texts.Texts`; by default `texts.blank_text`, which has its shapes.
     Returns:
       The run.
     Raises:
@@ -129,9 +130,11 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     """
     mesh = meshes.make_mesh(**config.mesh) if mesh is None else mesh
     check_micro_conditions(config)
+    null_text = texts.blank_text(config) if null_text is None else null_text
+    text_encoder = texts.MODEL_ENCODERS[config.text.encoder]
     model = VideoDiT(
         **dict(config.model, position_grid=tuple(config.model.position_grid) or None),
-        text_encoder=TEXT_ENCODER,
+        text_encoder=text_encoder,
         vocabulary_size=config.text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
         tokens=Tokens(mesh),
@@ -144,7 +147,7 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     )
     check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
-    batch = abstract_batch(config, count=1)
+    batch = abstract_batch(config, 1, null_text)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
         if schedule.clock == "sigma":
@@ -168,7 +171,7 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         modulation=config.model.modulation,
         qk_norm=config.model.qk_norm,
         cross_attention=config.model.cross_attention,
-        text_encoder=TEXT_ENCODER,
+        text_encoder=text_encoder,
     )
     return assemble_run(
         config,
@@ -177,9 +180,9 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         rules,
         apply=apply,
         loss=lambda run: make_run_loss(run, run.config.text.dropout),
-        batch=abstract_batch,
+        batch=lambda config, count: abstract_batch(config, count, null_text),
         schedule=schedule,
-        null_text=Vocabulary(()).encode([""], config.text.length)[0],
+        null_text=null_text,
     )
 
 
@@ -276,7 +279,7 @@ def make_bucket_runs(
             with config.unlocked():
                 config.batch_size = max(step, tokens // math.prod(grid) // step * step)
             # The state stays where the config's own mesh lays it.
-            runs[bucket] = make_run(config, mesh)._replace(
+            runs[bucket] = make_run(config, mesh, run.null_text)._replace(
                 abstract=run.abstract, shardings=run.shardings
             )
         except ValueError as error:
@@ -307,8 +310,8 @@ def with_shape(
 
 
 def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
-    """Whether clips may be mirrored: data.flip is on, and the captions' words do not name sides."""
-    return config.data.flip and not SIDES & set(words)
+    """Whether clips may be mirrored: data.flip is on, and no words that a model reads name sides."""
+    return config.data.flip and (SECTION in config or not SIDES & set(words))
 
 
 def video_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
@@ -353,11 +356,24 @@ def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def abstract_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
-    """Shapes and types of a batch of `count` clips, as the step takes it."""
+def abstract_batch(
+    config: ml_collections.ConfigDict, count: int, null_text: Any = None
+) -> dict[str, Any]:
+    """Shapes and types of a batch of `count` clips, as the step takes it.
+
+    Args:
+      config: of the run.
+      count: clips.
+      null_text: of the run; by default as `make_run`'s.
+    Returns:
+      The batch, abstract.
+    """
+    null_text = texts.blank_text(config) if null_text is None else null_text
     batch = {
         "video": jax.ShapeDtypeStruct((count, *video_shape(config)), video_dtype(config)),
-        "text": jax.ShapeDtypeStruct((count, config.text.length), np.int32),
+        "text": jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), null_text
+        ),
     }
     micro = jax.ShapeDtypeStruct((count,), np.float32)
     return batch | {name: micro for name in config.model.micro_conditions}
@@ -408,15 +424,13 @@ def sampler_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in config.sample.items() if name not in others}
 
 
-def make_run_programs(
-    run: Run, options: dict[str, Any], null_text: np.ndarray | None = None
-) -> Programs:
+def make_run_programs(run: Run, options: dict[str, Any], null_text: Any = None) -> Programs:
     """The config's sampler.
 
     Args:
       run: of `make_run`.
       options: of `sampler_options`.
-      null_text: ids of a negative prompt; by default those of no caption.
+      null_text: of a negative prompt, without the batch axis; by default that of no caption.
     Returns:
       The programs from seeds to videos.
     """
@@ -433,21 +447,20 @@ def make_run_programs(
     )
 
 
-def make_condition(
-    config: ml_collections.ConfigDict, text: np.ndarray, motion: float
-) -> dict[str, np.ndarray]:
+def make_condition(config: ml_collections.ConfigDict, text: Any, motion: float) -> dict[str, Any]:
     """What the model is told of videos that are to be made.
 
     Args:
       config: of the run.
-      text: (N, L) int32 caption ids.
+      text: tree of rows of N, of `Texts.embed`.
       motion: bucket of the motion score, 0 (least) to 255; read by models with that micro-condition.
     Returns:
       The condition, rows of N.
     """
     values = {"fps": config.data.fps, "motion": motion}
+    count = len(jax.tree.leaves(text)[0])
     micro = {
-        name: np.full(len(text), values[name], np.float32) for name in config.model.micro_conditions
+        name: np.full(count, values[name], np.float32) for name in config.model.micro_conditions
     }
     return {"text": text} | micro
 
@@ -658,7 +671,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     try:
         for name in ("patch_size", "micro_conditions"):
             config.model[name] = tuple(config.model[name])
-        config.memory, config.vae  # noqa: B018
+        config.memory, config.vae, config.text.encoder  # noqa: B018
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."
