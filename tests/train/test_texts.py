@@ -73,9 +73,10 @@ def places(tmp_path_factory):
     return dataclasses.replace(found, said=result.stdout)
 
 
-def encode(places, **changes):
+def encode(places):
     values = {"vae.name": "sd", "vae.path": places.sd, "train.precision": "float32"}
-    values |= {"text.encoder": "clip", "text.path": places.clip} | changes
+    values |= {"text.encoder": "clip", "text.path": places.clip}
+    values |= {"data.frames": 4, "data.height": 16, "data.width": 16}
     overrides = [f"--config.{name}={value}" for name, value in values.items()]
     folders = [f"--input={places.packed}", f"--output={places.encoded}"]
     return verb("encode", "--config=configs/quickstart.py", *folders, *overrides)
