@@ -71,9 +71,13 @@ def read(folder, count=3, **options):
     return [next(clips) for _ in range(count)]
 
 
-def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents):
+@pytest.mark.parametrize(
+    ("frames", "flip"), [(5, True), (7, False), (FRAMES, True), (FRAMES, False)]
+)
+def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents, frames, flip):
     info = pipeline.open_data(latents).latents
-    for cached, uncached in zip(read(latents), read(packed), strict=True):
+    options = {"frames": frames, "flip": flip}
+    for cached, uncached in zip(read(latents, **options), read(packed, **options), strict=True):
         assert list(cached["caption"]) == list(uncached["caption"])
         np.testing.assert_array_equal(cached["motion_score"], uncached["motion_score"])
         expected = np.stack([run(video) for video in uncached["video"]])

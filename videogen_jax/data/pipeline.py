@@ -2,6 +2,7 @@
 
     epoch e: the shards in an order of their own -> records -> windows, each shuffled -> the rows of this process
              -> decode the strips that the crop needs -> random crop, flip -> batch -> the mesh
+             -> or, of latents: batch -> random crop, flip, decode the batch as a whole -> the mesh
 
 Position p = step * batch_size + row counts through all epochs. From p follow the epoch, the window
 and the place in it, so a run can start at any step without reading what came before: it opens the
@@ -11,6 +12,7 @@ the same for any number of processes, at the price of reading (not decoding) the
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +146,26 @@ def make_clips(
         numbered = numbered.filter(
             lambda p, _: (p % batch_size >= rows.start) & (p % batch_size < rows.stop)
         )
+    if data.latents is not None:
+        drawn = frames < data.frames or flip
+        if drawn:
+            numbered = numbered.map(
+                lambda p, record: (_bits(seed, CROP, p), _bits(seed, FLIP, p), record),
+                num_parallel_calls=threads,
+                deterministic=True,
+            )
+        groups = numbered.batch(len(rows), drop_remainder=True)
+
+        def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
+            clips = _parse(batch[-1], data)
+            if not drawn:
+                return _output(clips, _cut_latents(clips, None, frames, data))
+            start = _within(batch[0], clips["num_frames"] - frames + 1)
+            mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
+            return _output(clips, _cut_latents(clips, start, frames, data, mirrored))
+
+        clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
+        return _iterate(clips.prefetch(2), data.files[split], threads)
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
@@ -186,11 +208,14 @@ def make_validation_clips(
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
-        return _output(clip, _cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
+        cut = _cut if data.latents is None else _cut_latents
+        return _output(clip, cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
-    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop]).unbatch()
-    return _iterate(own.map(decode).batch(len(rows)), data.files[split], threads=1)
+    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
+    if data.latents is not None:
+        return _iterate(own.map(decode), data.files[split], threads=1)
+    return _iterate(own.unbatch().map(decode).batch(len(rows)), data.files[split], threads=1)
 
 
 def find_damaged(files: list[str]) -> str | None:
@@ -291,6 +316,17 @@ def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tens
     return tf.random.stateless_uniform([], key, maxval=maxval, dtype=tf.int32)
 
 
+def _bits(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
+    """The 32 random bits of which `_within` makes what `_uniform` gives."""
+    key = _key(seed, purpose, number)
+    return tf.random.stateless_uniform([], key, minval=None, maxval=None, dtype=tf.uint32)
+
+
+def _within(bits: tf.Tensor, maxval: tf.Tensor) -> tf.Tensor:
+    """Random numbers below `maxval`, for a batch whose bounds are not known clip by clip."""
+    return tf.cast(tf.cast(bits, tf.int64) % tf.cast(maxval, tf.int64), tf.int32)
+
+
 def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     """All clips of a record file of pixels, whole and in order.
 
@@ -313,6 +349,7 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> dict[str, tf.Tensor]:
+    """The fields of a record; of latents also those of a vector of records, as vectors."""
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
     if data.latents is not None:
@@ -320,7 +357,7 @@ def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> d
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
-    clip = tf.io.parse_single_example(record, features)
+    clip = tf.io.parse_example(record, features)  # takes a single one too
     return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
 
 
@@ -331,20 +368,35 @@ def _cut(
     data: PackedData,
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Frames start .. start + frames of a clip, maybe mirrored: pixels, or latents that are made to have mean 0."""
-    if data.latents is None:
-        video = _decode_frames(clip, start, frames, data)
-        if mirrored is None:
-            return video
-        return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
-    stored = clip["latents"]
-    if mirrored is not None:
-        stored = tf.where(mirrored, clip["mirrored_latents"], stored)
+    """Frames start .. start + frames of a clip of pixels, maybe mirrored."""
+    video = _decode_frames(clip, start, frames, data)
+    if mirrored is None:
+        return video
+    return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
+
+
+def _cut_latents(
+    clips: dict[str, tf.Tensor],
+    start: tf.Tensor | None,
+    frames: int,
+    data: PackedData,
+    mirrored: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """The same of a batch of latents, which are made to have mean 0; start is None where clips are no longer.
+
+    Small latents cost less than the calls of TensorFlow that decode them: all are decoded as one.
+    """
     info = data.latents
-    video = tf.io.decode_raw(stored, tf.as_dtype(info.dtype))
-    video = tf.reshape(video, [-1, *info.shape])[start : start + frames]  # (T, h, w, C)
+    dtype = tf.as_dtype(info.dtype)
+    stored = clips["latents"]  # (B,) of bytes
+    if mirrored is not None:
+        stored = tf.where(mirrored, clips["mirrored_latents"], stored)
+    if start is not None:
+        size = math.prod(info.shape) * dtype.size
+        stored = tf.strings.substr(stored, start * size, tf.fill(tf.shape(start), frames * size))
+    video = tf.reshape(tf.io.decode_raw(stored, dtype), [tf.size(stored), -1, *info.shape])
     video = (tf.cast(video, tf.float32) - tf.constant(info.mean)) / tf.constant(info.deviation)
-    return tf.ensure_shape(tf.cast(video, tf.float16), [frames, *info.shape])
+    return tf.ensure_shape(tf.cast(video, tf.float16), [None, frames, *info.shape])
 
 
 def _decode_frames(
