@@ -86,20 +86,20 @@ def get_config() -> ml_collections.ConfigDict:
     objective.stratified = True  # times spread evenly over the batch
 
     config.learning_rate = learning_rate = ml_collections.ConfigDict()
-    learning_rate.peak = 3e-3
-    learning_rate.warmup_steps = 40
+    learning_rate.peak = 2e-3
+    learning_rate.warmup_steps = 20
     learning_rate.final_fraction = 0.01  # of the peak, after the cosine
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "muon"  # adamw, adafactor, lion, muon, schedule_free
-    optimizer.b1 = 0.95
-    optimizer.b2 = 0.95
-    optimizer.weight_decay = 0.01
+    optimizer.name = "adamw"  # adamw, adafactor, lion, muon, schedule_free
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.0
     optimizer.clip_norm = 1.0  # largest gradient norm
     optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
 
     config.train = train = ml_collections.ConfigDict()
-    train.steps = 600  # optimizer steps
+    train.steps = 400  # optimizer steps
     train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
     train.accumulation = 1  # parts in which a step takes its batch
     train.log_every = 20  # steps
@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
     memory.attention_kernel = "auto"  # auto, cudnn, xla
 
     config.ema = ema = ml_collections.ConfigDict()
-    ema.decays = (0.98,)  # moving averages of the parameters; the first one samples
+    ema.decays = (0.95,)  # moving averages of the parameters; the first one samples
     ema.widths = ()  # relative widths of power averages, like 0.05 and 0.1
     ema.snapshot_every = 0  # steps between snapshots of the power averages, to make other widths of
 
@@ -125,19 +125,17 @@ def get_config() -> ml_collections.ConfigDict:
     init.layout = "dit"  # dit, latte: what they are
 
     config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.data = (
-        2  # copies of the parameters: small enough here that sharding costs more than it saves
-    )
+    mesh.data = 1  # copies of the parameters
     mesh.fsdp = 1  # devices that share one copy, each with clips of its own
     mesh.seq = 1  # devices that share one copy and each clip
     mesh.tensor = 1  # devices that share each layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 100  # steps
+    checkpoint.every = 50  # steps
     checkpoint.keep = 2  # newest ones, beside the best
 
     config.sample = sample = ml_collections.ConfigDict()
-    sample.every = 600  # steps
+    sample.every = 400  # steps
     sample.prompts = (
         "a man with a red bow tie talks in a car",
         "a big grey rabbit stretches on a green meadow",
