@@ -34,15 +34,17 @@ def get_config() -> ml_collections.ConfigDict:
     augment.variants = 1  # of each clip, where latents are encoded
 
     config.vae = vae = ml_collections.ConfigDict()
-    vae.name = "identity"  # identity (pixels), taef2, sd
-    vae.path = ""  # of its weights: file, folder, or name on the Hugging Face hub
+    vae.name = "identity"  # identity (pixels), taef2, sd, workdir
+    vae.path = ""  # of its weights: file, folder, name on the hub; for workdir that of the run
     vae.chunk_frames = 4  # encoded or decoded at a time, on each device
     vae.tile = 0  # latents, side of the tiles that pictures are decoded in; 0: whole
     vae.stored = "float16"  # float16, bfloat16: of latents on the disk
 
     config.text = text = ml_collections.ConfigDict()
-    text.vocabulary_size = 32  # words of the captions, and three special ones
-    text.length = 8  # words per caption
+    text.encoder = "words"  # words (of the captions, learned here), clip
+    text.path = ""  # of CLIP's weights: file, folder, or name on the Hugging Face hub
+    text.vocabulary_size = 32  # of words: those of the captions, and three special ones
+    text.length = 8  # words or tokens per caption; clip has 77 at most
     text.dropout = 0.1  # share of captions dropped, for guidance
 
     config.model = model = ml_collections.ConfigDict()
@@ -58,9 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.modulation = "adaln_zero"  # adaln_zero, adaln_single
     model.qk_norm = True
     model.cross_attention = "none"  # none, gated (every block), pixart (spatial blocks)
-    model.pooled_text = True  # the mean over the words joins the time
+    model.pooled_text = True  # the mean over the words, or CLIP's vector, joins the time
     model.micro_conditions = ()  # fps, motion
-    model.text_depth = 0  # layers of the caption encoder
+    model.text_depth = 0  # layers of the caption encoder of words
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "cosine"  # linear, scaled_linear, cosine, flow, edm

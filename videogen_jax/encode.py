@@ -2,13 +2,15 @@
 
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
-The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), how
-training clips are augmented before (`data.height`, `data.width`, `augment`), and where the latents go (`data.path`;
---output goes elsewhere). The same command again continues a call that was ended, does nothing where all is done, and
-refuses an output that was made of something else. On several machines give each its part of the shards, as --shard=0/4
-to --shard=3/4; whoever comes last finishes the data set.
+The config says with which autoencoder (`vae.name`, `vae.path`), whether captions are embedded too (`text.encoder`,
+`text.path`), whether mirrored clips are wanted (`data.flip`), how training clips are augmented before (`data.height`,
+`data.width`, `augment`), and where the latents go (`data.path`; --output goes elsewhere). The same command again
+continues a call that was ended, does nothing where all is done, and refuses an output that was made of something else.
+On several machines give each its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the
+data set.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,22 @@ def main(arguments: list[str]) -> int:
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
-            "--config.vae.name=sd or taef2."
+            "--config.vae.name=sd, taef2 or workdir."
         )
 
     from videogen_jax.data import buckets, encoding  # TensorFlow: only once the flags are right
-    from videogen_jax.train import setup
+    from videogen_jax.train import setup, texts
 
+    texts.check_encoder(config)
     sets = buckets.open_buckets(_INPUT.value)
     output = Path(_OUTPUT.value or config.data.path)
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
+    captions: dict[str, Any] = {}
+    if config.text.encoder == "clip":
+        embedder = texts.load_embedder(config.text.path, setup.encoder_dtype(config))
+        info = texts.describe_embeddings(embedder, config.text.path, config.vae.stored)
+        captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
     logging.info("Encoding %s into %s on %d devices.", _INPUT.value, output, len(devices))
     bucketed = buckets.is_bucketed(_INPUT.value)
@@ -57,6 +65,7 @@ def main(arguments: list[str]) -> int:
         for folder, data in sets.items():
             shape = (data.frames, data.height, data.width) if bucketed else setup.clip_shape(config)
             encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
+            encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
             reports.append(encoding.encode(folder, place, encoder, share=share))
     except KeyboardInterrupt:
@@ -103,6 +112,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         precision=setup.encoder_dtype(config),
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, words),
+        time_stride=autoencoder.downsample[0],
         augmentation=checks.make_augmentation(config),
         frames=frames,
         seed=config.seed,
@@ -110,7 +120,17 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
 
 
 def summarize(reports: list[dict[str, Any]], output: Any) -> str:
-    """Says in a line what was encoded."""
+    """Says in a line what was encoded, and how many captions were too long for the text encoder."""
+    cut = sum(report.get("cut_captions", 0) for report in reports)
+    more = (
+        ""
+        if not cut
+        else f"; {cut} captions have more tokens than the text encoder reads, and were cut"
+    )
+    return _summarize_clips(reports, output) + more
+
+
+def _summarize_clips(reports: list[dict[str, Any]], output: Any) -> str:
     clips = sum(sum(report["clips"].values()) for report in reports)
     new = sum(report["new"] for report in reports)
     seconds = round(sum(report["seconds"] for report in reports), 1)

@@ -91,6 +91,12 @@ def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
     joined = {
         path: data._replace(words=ranked, motion_score_buckets=edges) for path, data in sets.items()
     }
+    texts = [data.texts and data.texts._replace(path="") for data in sets.values()]
+    if any(one != texts[0] for one in texts):
+        raise DataError(
+            f"The captions of the buckets {', '.join(Path(path).name for path in sets)} were not embedded alike: "
+            "encode them again."
+        )
     infos = [data.latents for data in sets.values()]
     if all(info is None for info in infos):
         return joined

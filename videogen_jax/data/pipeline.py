@@ -25,7 +25,7 @@ from google.protobuf import json_format
 
 from videogen_jax.data import augment
 from videogen_jax.data.augment import Augmentation
-from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.data.latent_records import LatentInfo, TextInfo
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
@@ -56,6 +56,7 @@ class PackedData(NamedTuple):
     fps: float
     motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
     latents: LatentInfo | None = None  # None: pixels
+    texts: TextInfo | None = None  # None: captions alone
     folder: str = ""
 
 
@@ -81,8 +82,9 @@ def open_data(data_dir: str | Path) -> PackedData:
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        size = {name: statistics[name] for name in PackedData._fields[2:-2]}
+        size = {name: statistics[name] for name in PackedData._fields[2:-3]}
         latents = LatentInfo(**statistics["latents"]) if "latents" in statistics else None
+        texts = TextInfo(**statistics["texts"]) if "texts" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
             f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
@@ -95,7 +97,7 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files, lengths, **size, latents=latents, folder=str(folder))
+    return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
 
 
 def make_clips(
@@ -109,11 +111,12 @@ def make_clips(
     flip: bool = False,
     augmentation: Augmentation | None = None,
     shuffle_window: int = 2048,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
 ) -> Iterator[Clips]:
-    """Endless shuffled batches with random crops in time.
+    """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
 
     Args:
       data: of `open_data` or `buckets.open_buckets`, or the folder.
@@ -126,12 +129,15 @@ def make_clips(
       augmentation: of pixels, which gives them their size; None: as packed. Latents were augmented before they were
         encoded.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
+      text_length: L, of the caption embeddings, where latents have them; 0: none are read.
       process_index: whose rows, of
       process_count: P.
       threads: of decoding.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
-      (B/P,) bytes; fps, the rate that the frames were taken at, and motion_score (B/P,) float32.
+      (B/P,) bytes; fps, the rate that the frames were taken at, and motion_score (B/P,) float32. With `text_length`
+      also text_tokens (B/P, L, E) float16, zeros behind the end of text; text_count (B/P,) int32, how many count;
+      text_pooled (B/P, P) float16.
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
@@ -147,6 +153,7 @@ def make_clips(
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
+    length = _count_frames(data, frames)
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
@@ -166,12 +173,13 @@ def make_clips(
         groups = numbered.batch(len(rows), drop_remainder=True)
 
         def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
-            clips = _parse(batch[-1], data)
+            clips = _parse(batch[-1], data, text_length=text_length)
+            embeddings = _decode_texts(clips, data, text_length)
             if not drawn:
-                return _output(clips, _cut_latents(clips, None, frames, data))
-            start = _within(batch[0], clips["num_frames"] - frames + 1)
+                return _output(clips, _cut_latents(clips, None, length, data)) | embeddings
+            start = _within(batch[0], clips["num_frames"] - length + 1)
             mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
-            return _output(clips, _cut_latents(clips, start, frames, data, mirrored))
+            return _output(clips, _cut_latents(clips, start, length, data, mirrored)) | embeddings
 
         clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
         return _iterate(clips.prefetch(2), data.files[split], threads)
@@ -198,6 +206,7 @@ def make_validation_clips(
     frames: int,
     num_batches: int,
     size: tuple[int, int] | None = None,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Clips]:
@@ -209,6 +218,7 @@ def make_validation_clips(
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
       size: (height, width) in pixels that is cut out of the middle; None: all of it.
+      text_length: as of `make_clips`.
       process_index: whose rows, of
       process_count: P.
     Returns:
@@ -217,14 +227,15 @@ def make_validation_clips(
       DataError: as `make_clips`.
     """
     data = data if isinstance(data, PackedData) else open_data(data)
-    split = "validation"
+    split, length = "validation", _count_frames(data, frames)
     rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record, data)
-        start = (clip["num_frames"] - frames) // 2
+        clip = _parse(record, data, text_length=text_length)
+        start = (clip["num_frames"] - length) // 2
         if data.latents is not None:
-            return _output(clip, _cut_latents(clip, start, frames, data))
+            embeddings = _decode_texts(clip, data, text_length)
+            return _output(clip, _cut_latents(clip, start, length, data)) | embeddings
         window = size and (augment.centre_corner((data.height, data.width), size), size)
         return _output(clip, _decode_frames(clip, start, frames, data, window))
 
@@ -365,12 +376,32 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     yield from _iterate(records.map(decode, tf.data.AUTOTUNE).prefetch(1), [path], threads=2)
 
 
-def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> dict[str, tf.Tensor]:
+def read_captions(path: str) -> list[bytes]:
+    """The captions of a record file in order.
+
+    Args:
+      path: of the file.
+    Returns:
+      UTF-8, one for each clip.
+    Raises:
+      DataError: a record is damaged.
+    """
+    features = {"caption": tf.io.FixedLenFeature([], tf.string)}
+    records = tf.data.TFRecordDataset(path)
+    captions = records.map(lambda record: tf.io.parse_single_example(record, features))
+    return [clip["caption"] for clip in _iterate(captions, [path], threads=1)]
+
+
+def _parse(
+    record: tf.Tensor, data: PackedData, more: tuple[str, ...] = (), text_length: int = 0
+) -> dict[str, tf.Tensor]:
     """The fields of a record; of latents also those of a vector of records, as vectors."""
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
     if data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
+    if text_length:
+        scalars |= dict.fromkeys(("text_tokens", "text_pooled"), tf.string)
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
@@ -411,6 +442,29 @@ def _cut_latents(
     video = tf.reshape(tf.io.decode_raw(stored, dtype), [tf.size(stored), -1, *info.shape])
     video = (tf.cast(video, tf.float32) - tf.constant(info.mean)) / tf.constant(info.deviation)
     return tf.ensure_shape(tf.cast(video, tf.float16), [None, frames, *info.shape])
+
+
+def _decode_texts(
+    clips: dict[str, tf.Tensor], data: PackedData, length: int
+) -> dict[str, tf.Tensor]:
+    """Caption embeddings of a batch, cut or padded to one length; none if it is 0."""
+    if not length:
+        return {}
+    info = data.texts
+    dtype = tf.as_dtype(info.dtype)
+
+    def decode(stored: tf.Tensor, *shape: int) -> tf.Tensor:
+        size = math.prod(shape) * dtype.size  # zeros fill up, what is beyond is cut
+        halves = tf.io.decode_raw(stored, tf.uint16, fixed_length=size)
+        values = tf.cast(tf.bitcast(halves, dtype), tf.float16)
+        return tf.ensure_shape(tf.reshape(values, [-1, *shape]), [None, *shape])
+
+    count = tf.strings.length(clips["text_tokens"]) // (info.width * dtype.size)
+    return {
+        "text_tokens": decode(clips["text_tokens"], length, info.width),
+        "text_count": tf.minimum(count, length),
+        "text_pooled": decode(clips["text_pooled"], info.pooled_width),
+    }
 
 
 def _mirror(video: tf.Tensor, mirrored: tf.Tensor | None) -> tf.Tensor:
@@ -503,6 +557,10 @@ def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor
     return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
 
 
+def _count_frames(data: PackedData, frames: int) -> int:
+    return frames if data.latents is None else data.latents.count_frames(frames)
+
+
 def _check(
     data: PackedData,
     split: str,
@@ -525,6 +583,8 @@ def _check(
             f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
+    if data.latents is not None and data.latents.time_stride > 1:
+        _check_whole(data, frames)
     if batch_size % process_count:
         raise DataError(
             f"batch_size of {batch_size} does not divide over {process_count} processes: "
@@ -532,6 +592,20 @@ def _check(
         )
     rows = batch_size // process_count
     return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _check_whole(data: PackedData, frames: int) -> None:
+    """Refuses to cut latents whose first is of one frame alone: they begin with their clip."""
+    if data.min_frames != data.frames:
+        raise DataError(
+            f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames and cannot be cut "
+            "to one length, for the first latent is of one frame alone: pack with one --frames, or in buckets."
+        )
+    if frames != data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames and "
+            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+        )
 
 
 def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:

@@ -9,12 +9,26 @@ from absl import logging
 
 from videogen_jax.data import augment, buckets, pipeline
 from videogen_jax.data.augment import Augmentation
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import setup
+from videogen_jax.train import setup, texts
+from videogen_jax.train.trained_vae import SECTION
+
+NUMBERS = (
+    *("batch_size", "data.frames", "data.shuffle_window", "data.threads"),
+    *("train.steps", "train.accumulation", "train.log_every"),
+    *(f"mesh.{axis}" for axis in meshes.AXES),
+    *("checkpoint.every", "checkpoint.keep", "sample.every"),
+)
+DIFFUSION_NUMBERS = ("text.length", "memory.pieces", "memory.unroll", "sample.batch_size")
+AUTOENCODER_NUMBERS = ("perceptual.frames",)
 
 Shape = tuple[int, int, int]  # (frames, height, width) in pixels
+
+
+def is_autoencoder(config: ml_collections.ConfigDict) -> bool:
+    """Whether a config describes an autoencoder that is to be trained, and not a diffusion model."""
+    return SECTION in config
 
 
 def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]) -> None:
@@ -34,7 +48,8 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
             f"data.frames, height and width are {shape_name(own)}, but the buckets in {config.data.path} are "
             f"{', '.join(map(shape_name, shapes.values()))}: set them to one of these, which samples then have."
         )
-    check_told(config)
+    if not is_autoencoder(config):
+        check_told(config)
     for folder, data in sets.items():
         # Windows may be cut out of pixels: check_augmentation looks at their size.
         for name in ("height", "width", "fps") if data.latents and not bucketed else ("fps",):
@@ -128,6 +143,13 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
     Raises:
       ValueError: says which it is.
     """
+    if is_autoencoder(config):
+        if latents is not None:
+            raise ValueError(
+                f"{path} holds latents, but an autoencoder is trained on pixels: set --config.data.path to what "
+                "videogen_jax.pack made."
+            )
+        return
     name = config.vae.name
     if latents is None and name != "identity":
         raise ValueError(
@@ -154,23 +176,9 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: names the line of the config.
     """
-    names = ["batch_size", "data.frames", "data.shuffle_window", "data.threads", "text.length"]
-    names += [
-        "train.steps",
-        "train.accumulation",
-        "train.log_every",
-        *(f"mesh.{axis}" for axis in meshes.AXES),
-    ]
-    names += [
-        "memory.pieces",
-        "memory.unroll",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "sample.every",
-        "sample.batch_size",
-    ]
+    names = AUTOENCODER_NUMBERS if is_autoencoder(config) else DIFFUSION_NUMBERS
     flat = config.to_dict()
-    for name in names:
+    for name in NUMBERS + names:
         value: Any = flat
         for part in name.split("."):
             value = value[part]
@@ -181,7 +189,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 def check_same_run(
     metadata: dict[str, Any],
     config: ml_collections.ConfigDict,
-    vocabulary: Vocabulary,
+    own_texts: texts.Texts,
     latents: LatentInfo | None,
 ) -> None:
     """Refuses to go on with words or a setup that give the same parameters another meaning.
@@ -189,13 +197,15 @@ def check_same_run(
     Args:
       metadata: saved with the checkpoint.
       config: of the run that goes on.
-      vocabulary: of its data.
+      own_texts: of `texts.open_texts`.
       latents: of its data.
     Raises:
       ValueError: lists what differs.
     """
 
     def meaning(config: dict[str, Any]) -> dict[str, Any]:
+        if SECTION in config:
+            return {f"{SECTION}.{key}": value for key, value in config[SECTION].items()}
         model = {f"model.{key}": value for key, value in config["model"].items()}
         schedule = {f"schedule.{key}": value for key, value in config["schedule"].items()}
         rest = {"objective.prediction": config["objective"]["prediction"]}
@@ -209,8 +219,8 @@ def check_same_run(
         if ours[name] != theirs.get(name)
     ]
     theirs_latents = metadata.get("latents")
-    if list(vocabulary.words) != metadata["vocabulary"]:
-        differences.append("the captions have other words")
+    if difference := texts.find_difference(own_texts, metadata):
+        differences.append(difference)
     # Through LatentInfo: fields that came later have defaults.
     if latents != (theirs_latents and LatentInfo(**theirs_latents)):
         differences.append("the latents were encoded or measured otherwise")

