@@ -22,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/vae_512/clips"  # of videogen_jax.pack
     data.frames = 17  # per clip, cut at random from the packed ones: 1 and whole groups
-    data.height = 256  # pixels, as packed
-    data.width = 256  # pixels, as packed
+    data.height = 256  # pixels, as packed or less: a window, cut at random in training
+    data.width = 256  # pixels, the same
     data.fps = 24.0  # frames per second of the reconstructions shown
     data.flip = True  # mirror half of the clips
     data.shuffle_window = 512  # records

@@ -20,8 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/vae_moving_shapes/data"  # of videogen_jax.pack
     data.frames = 9  # per clip, cut at random from the packed ones: 1 and whole groups
-    data.height = 64  # pixels, as packed
-    data.width = 64  # pixels, as packed
+    data.height = 64  # pixels, as packed or less: a window, cut at random in training
+    data.width = 64  # pixels, the same
     data.fps = 8.0  # frames per second of the reconstructions shown
     data.flip = True  # mirror half of the clips
     data.shuffle_window = 2048  # records

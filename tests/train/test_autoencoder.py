@@ -5,13 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.data.packed import random_clips, write_records
 from tests.tiny import tiny_config, tiny_vae_config
 from videogen_jax.data import encoding, pipeline
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.models.weights import hash_params
+from videogen_jax.models import perceptual
+from videogen_jax.models.weights import hash_params, name_sources
 from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel.sharding import path_name
 from videogen_jax.train import autoencoder, checkpoint, loop, setup, trained_vae
 from videogen_jax.train.checkpoint import CheckpointError
 
@@ -229,3 +232,30 @@ def test_config_json_is_read_back(workdir):
     assert trained_vae.make_network(saved["autoencoder"]) == trained_vae.make_network(
         tiny_vae_config().autoencoder
     )
+
+
+def test_a_perceptual_term_joins_the_step_on_a_mesh(tmp_path):
+    shapes = perceptual.abstract_vgg()
+    rng = np.random.default_rng(0)
+    vgg = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    sources = name_sources(shapes)
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(vgg):
+        (name,), _ = sources[path_name(path)]
+        tensors[name] = np.ascontiguousarray(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = vae_config("no data", fsdp=2)
+    config.perceptual.update({"path": str(tmp_path), "weight": 3.0, "frames": 9})
+    run = autoencoder.make_run(config)
+    params = jax.jit(run.init_params, out_shardings=run.shardings.params)()
+    video = rng.integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
+    batch = meshes.put_batch(run.mesh, {"video": video})
+    value = jax.jit(run.loss(run))(params, batch, jax.random.key(0))
+    without = run._replace(config=vae_config("no data", fsdp=2))
+    plain = jax.jit(run.loss(without))(params, batch, jax.random.key(0))
+    rng_latents, _ = jax.random.split(jax.random.key(0))
+    x = video / np.float32(127.5) - 1
+    made, _, _ = jax.jit(run.apply)(params, x, rng_latents)
+    frames = (np.asarray(a).reshape(-1, 16, 16, 3) for a in (x, made))
+    distance = jax.jit(perceptual.distance)(vgg, *frames)
+    assert value - plain == pytest.approx(3 * float(distance), rel=1e-3)

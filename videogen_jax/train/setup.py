@@ -506,7 +506,7 @@ def make_decode(
 
     def decode(videos: np.ndarray) -> np.ndarray:
         frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
-        return frames.reshape(*videos.shape[:2], *frames.shape[1:])
+        return frames.reshape(len(videos), -1, *frames.shape[1:])
 
     return decode
 
