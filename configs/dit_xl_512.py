@@ -5,7 +5,7 @@
     python launch.py --config=configs/dit_xl_512.py --workdir=runs/dit_xl_512
     python -m videogen_jax.plan --config=configs/dit_xl_512.py --target=rtx3090x2
 
-Hardware: two GPUs of 24 GB. A model of 681 M parameters, 491,520 tokens a clip; half of a clip's frames, or half of its
+Hardware: two GPUs of 24 GB. A model of 609 M parameters, 491,520 tokens a clip; half of a clip's frames, or half of its
 places, is on each GPU. The inputs of the blocks wait in the host's
 memory: 15 GiB for each GPU. Memory: the README's table; wall time and
 result: unmeasured.
@@ -24,25 +24,31 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/dit_512/latents"  # of videogen_jax.encode
     data.frames = 480  # per clip, cut at random from the packed ones
-    data.height = 512  # pixels, as packed
-    data.width = 512  # pixels, as packed
+    data.height = 512  # pixels, as packed or less: a window, cut at random in training
+    data.width = 512  # pixels, the same
     data.fps = 24.0  # frames per second of the samples shown
     data.flip = True  # off where captions name directions
     data.shuffle_window = 64  # records
     data.threads = 8  # of the input pipeline
 
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
+
     config.vae = vae = ml_collections.ConfigDict()
-    vae.name = "sd"  # identity (pixels), taef2, sd
-    vae.path = (
-        "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, or name on the Hugging Face hub
-    )
+    vae.name = "sd"  # identity (pixels), taef2, sd, workdir
+    vae.path = "stabilityai/sd-vae-ft-mse"  # of its weights: file, folder, name on the hub; for workdir that of the run
     vae.chunk_frames = 4  # encoded or decoded at a time, on each device
     vae.tile = 0  # latents, side of the tiles that pictures are decoded in; 0: whole
     vae.stored = "float16"  # float16, bfloat16: of latents on the disk
 
     config.text = text = ml_collections.ConfigDict()
-    text.vocabulary_size = 8192  # words of the captions, and three special ones
-    text.length = 77  # words per caption
+    text.encoder = "clip"  # words (of the captions, learned here), clip
+    text.path = "openai/clip-vit-large-patch14"  # of CLIP's weights: file, folder, or name on the Hugging Face hub
+    text.vocabulary_size = 8192  # of words: those of the captions, and three special ones
+    text.length = 77  # words or tokens per caption; clip has 77 at most
     text.dropout = 0.1  # share of captions dropped, for guidance
 
     config.model = model = ml_collections.ConfigDict()
@@ -58,9 +64,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.modulation = "adaln_single"  # adaln_zero, adaln_single
     model.qk_norm = True
     model.cross_attention = "gated"  # none, gated (every block), pixart (spatial blocks)
-    model.pooled_text = True  # the mean over the words joins the time
+    model.pooled_text = True  # the mean over the words, or CLIP's vector, joins the time
     model.micro_conditions = ()  # fps, motion
-    model.text_depth = 4  # layers of the caption encoder
+    model.text_depth = 0  # layers of the caption encoder of words
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "flow"  # linear, scaled_linear, cosine, flow, edm
@@ -134,7 +140,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.sample = sample = ml_collections.ConfigDict()
     sample.every = 5000  # steps
-    sample.prompts = ()  # shown while it trains; words of your own captions
+    sample.prompts = ()  # shown while it trains; with words, those of your own captions
     sample.batch_size = 1  # videos at a time
     sample.sampler = "euler"  # ddim, ddpm, euler, heun, dpmpp_2m
     sample.num_inference_steps = 50

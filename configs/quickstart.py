@@ -20,23 +20,31 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.path = "runs/quickstart/data"  # of videogen_jax.pack
     data.frames = 8  # per clip
-    data.height = 24  # pixels, as packed
-    data.width = 24  # pixels, as packed
+    data.height = 24  # pixels, as packed or less: a window, cut at random in training
+    data.width = 24  # pixels, the same
     data.fps = 8.0  # frames per second of the samples shown
     data.flip = False  # captions name directions
     data.shuffle_window = 2048  # records
     data.threads = 1  # of the input pipeline
 
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
+
     config.vae = vae = ml_collections.ConfigDict()
-    vae.name = "identity"  # identity (pixels), taef2, sd
-    vae.path = ""  # of its weights: file, folder, or name on the Hugging Face hub
+    vae.name = "identity"  # identity (pixels), taef2, sd, workdir
+    vae.path = ""  # of its weights: file, folder, name on the hub; for workdir that of the run
     vae.chunk_frames = 4  # encoded or decoded at a time, on each device
     vae.tile = 0  # latents, side of the tiles that pictures are decoded in; 0: whole
     vae.stored = "float16"  # float16, bfloat16: of latents on the disk
 
     config.text = text = ml_collections.ConfigDict()
-    text.vocabulary_size = 32  # words of the captions, and three special ones
-    text.length = 8  # words per caption
+    text.encoder = "words"  # words (of the captions, learned here), clip
+    text.path = ""  # of CLIP's weights: file, folder, or name on the Hugging Face hub
+    text.vocabulary_size = 32  # of words: those of the captions, and three special ones
+    text.length = 8  # words or tokens per caption; clip has 77 at most
     text.dropout = 0.1  # share of captions dropped, for guidance
 
     config.model = model = ml_collections.ConfigDict()
@@ -52,9 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.modulation = "adaln_zero"  # adaln_zero, adaln_single
     model.qk_norm = True
     model.cross_attention = "none"  # none, gated (every block), pixart (spatial blocks)
-    model.pooled_text = True  # the mean over the words joins the time
+    model.pooled_text = True  # the mean over the words, or CLIP's vector, joins the time
     model.micro_conditions = ()  # fps, motion
-    model.text_depth = 0  # layers of the caption encoder
+    model.text_depth = 0  # layers of the caption encoder of words
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "cosine"  # linear, scaled_linear, cosine, flow, edm

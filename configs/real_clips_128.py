@@ -33,6 +33,12 @@ def get_config() -> ml_collections.ConfigDict:
     data.shuffle_window = 64  # records
     data.threads = 1  # of the input pipeline
 
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.fps_min = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
+    augment.fps_max = 0.0  # the fastest, at most the packed one; log-uniform between
+    augment.jitter = 0.0  # strength: brightness, contrast, saturation times 1 - this to 1 + this
+    augment.variants = 1  # of each clip, where latents are encoded
+
     config.vae = vae = ml_collections.ConfigDict()
     vae.name = "taef2"  # identity (pixels), taef2, sd
     vae.path = "madebyollin/taef2"  # of its weights: file, folder, or name on the Hugging Face hub
@@ -41,6 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     vae.stored = "float16"  # float16, bfloat16: of latents on the disk
 
     config.text = text = ml_collections.ConfigDict()
+    text.encoder = "words"  # words (of the captions, learned here), clip
+    text.path = ""  # of CLIP's weights: file, folder, or name on the Hugging Face hub
     text.vocabulary_size = 32  # words of the captions, and three special ones
     text.length = 16  # words per caption
     text.dropout = 0.1  # share of captions dropped, for guidance

@@ -9,7 +9,7 @@ import pytest
 
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.train import setup
+from videogen_jax.train import autoencoder, checks, setup
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -33,8 +33,8 @@ def key_types(config, prefix=""):
     return types
 
 
-def test_the_two_promised_configs_are_there():
-    assert {"quickstart", "dit_512"} <= set(NAMES)
+def test_the_promised_configs_are_there():
+    assert {"quickstart", "dit_512", "vae_moving_shapes", "vae_512"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,8 +47,11 @@ def test_config_is_locked_against_misspelt_keys(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_has_the_keys_and_types_of_the_quick_start(name):
-    assert key_types(load(name).get_config()) == key_types(load("quickstart").get_config())
+def test_config_has_the_keys_and_types_of_the_first_of_its_kind(name):
+    config = load(name).get_config()
+    first = "vae_moving_shapes" if checks.is_autoencoder(config) else "quickstart"
+    assert checks.is_autoencoder(config) == name.startswith("vae_")
+    assert key_types(config) == key_types(load(first).get_config())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +68,8 @@ def test_config_builds_abstractly(name):
     """Only shapes: no parameter of the 512 x 512 model is allocated."""
     module = load(name)
     config = module.get_config()
-    run = setup.make_run(config)
+    make_run = autoencoder.make_run if checks.is_autoencoder(config) else setup.make_run
+    run = make_run(config)
     assert dict(run.mesh.shape) == config.mesh.to_dict()
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
     leaves = jax.tree_util.tree_leaves_with_path(run.abstract)

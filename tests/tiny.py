@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import quickstart
+from configs import quickstart, vae_moving_shapes
 
 
 def tiny_config() -> ml_collections.ConfigDict:
@@ -29,4 +29,19 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.sample.prompts = ("a red circle moving left", "a blue square moving up")
     config.sample.update({"every": 5, "batch_size": 2, "num_inference_steps": 3})
     config.sample.update({"sampler": "ddim", "guidance_scale": 2.0, "spacing": "trailing"})
+    return config
+
+
+def tiny_vae_config() -> ml_collections.ConfigDict:
+    """The autoencoder of the moving shapes, unlocked and shrunk: 5 frames of 16x16 pixels, widths of 8."""
+    config = vae_moving_shapes.get_config().unlock()
+    config.batch_size = 2
+    config.data.update({"path": "no data", "frames": 5, "height": 16, "width": 16})
+    config.data.shuffle_window = 16
+    config.autoencoder.update({"channels": 4, "widths": (8, 8), "blocks": 1})
+    config.learning_rate.update({"peak": 1e-2, "warmup_steps": 2})
+    config.optimizer.name = "adamw"
+    config.train.update({"steps": 4, "log_every": 2, "validation_batches": 1})
+    config.checkpoint.every = 2
+    config.sample.update({"every": 4, "clips": 2})
     return config

@@ -2,6 +2,7 @@
 
 import logging as python_logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -66,3 +67,18 @@ def refuse(arguments: list[str]) -> None:
     """
     if arguments:
         raise ValueError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Reads "3/64" as (3, 64).
+
+    Raises:
+      ValueError: it is no part of a whole.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if part >= count:
+        raise ValueError(
+            f"--shard does not understand {text!r}: write it like 3/64, for the parts 0/64 to 63/64."
+        )
+    return part, count

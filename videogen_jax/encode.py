@@ -2,13 +2,18 @@
 
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
-The config says with which autoencoder (`vae.name`, `vae.path`), whether mirrored clips are wanted (`data.flip`), and
-where the latents go (`data.path`; --output goes elsewhere). The same command again continues a call that was ended,
-does nothing where all is done, and refuses an output that was made of something else. On several machines give each
-its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the data set.
+The config says with which autoencoder (`vae.name`, `vae.path`), whether captions are embedded too (`text.encoder`,
+`text.path`), whether mirrored clips are wanted (`data.flip`), how training clips are augmented before (`data.height`,
+`data.width`, `augment`), and where the latents go (`data.path`; --output goes elsewhere). The same command again
+continues a call that was ended, does nothing where all is done, and refuses an output that was made of something else.
+On several machines give each its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the
+data set.
 """
 
-import re
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -17,7 +22,9 @@ from ml_collections import config_flags
 from videogen_jax import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
-_INPUT = flags.DEFINE_string("input", None, "Folder of a data set that pack made.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "Folder of a data set that pack made, plain or in buckets."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the latents [config.data.path].")
 _SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: this call takes the i-th of n parts, counted from 0."
@@ -29,72 +36,109 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
     config = _CONFIG.value
-    share = parse_share(_SHARD.value)
+    share = command.parse_share(_SHARD.value)
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
-            "--config.vae.name=sd or taef2."
+            "--config.vae.name=sd, taef2 or workdir."
         )
 
-    import numpy as np
+    from videogen_jax.data import buckets, encoding  # TensorFlow: only once the flags are right
+    from videogen_jax.train import setup, texts
 
-    from videogen_jax.data import encoding, pipeline  # TensorFlow: only once the flags are right
-    from videogen_jax.models.chunks import encode_chunks, make_encoder
-    from videogen_jax.models.weights import hash_params
-    from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.train import setup
-
-    data = pipeline.open_data(_INPUT.value)
+    texts.check_encoder(config)
+    sets = buckets.open_buckets(_INPUT.value)
+    output = Path(_OUTPUT.value or config.data.path)
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
+    captions: dict[str, Any] = {}
+    if config.text.encoder == "clip":
+        embedder = texts.load_embedder(config.text.path, setup.encoder_dtype(config))
+        info = texts.describe_embeddings(embedder, config.text.path, config.vae.stored)
+        captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
-    mesh = meshes.make_mesh(data=len(devices), devices=devices)
-    frames = min(config.vae.chunk_frames * mesh.size, data.frames)
-    program = make_encoder(autoencoder, mesh, frames, (data.height, data.width))
-    placed = program.put_params(params)
-    encoder = encoding.Encoder(
-        run=lambda video: np.concatenate(list(encode_chunks(program, placed, video))),
-        name=config.vae.name,
-        weights=hash_params(params),
-        shape=autoencoder.latent_shape(data.frames, data.height, data.width)[1:],
-        precision=setup.encoder_dtype(config),
-        dtype=config.vae.stored,
-        mirrored=setup.mirrors(config, data.words),
-    )
-    output = _OUTPUT.value or config.data.path
-    logging.info("Encoding %s into %s on %d devices.", _INPUT.value, output, mesh.size)
+    logging.info("Encoding %s into %s on %d devices.", _INPUT.value, output, len(devices))
+    bucketed = buckets.is_bucketed(_INPUT.value)
+    buckets.check_kind(output, bucketed)
+    reports = []
     try:
-        report = encoding.encode(_INPUT.value, output, encoder, share=share)
+        for folder, data in sets.items():
+            shape = (data.frames, data.height, data.width) if bucketed else setup.clip_shape(config)
+            encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
+            encoder = dataclasses.replace(encoder, **captions)
+            place = output / Path(folder).name if bucketed else output
+            reports.append(encoding.encode(folder, place, encoder, share=share))
     except KeyboardInterrupt:
         print("encode: stopped: the same command again continues behind the finished shards.")
         return 130
-    print(summarize(report, output))
+    if bucketed and all(report["finished"] for report in reports):
+        buckets.write_index(output, [Path(folder).name for folder in sets])
+    print(summarize(reports, output))
     return 0
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """Reads "3/64" as (3, 64).
+def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str]) -> Any:
+    """What makes the latents of clips of the config's shape, on all devices of this process.
 
+    Args:
+      config: of the run.
+      autoencoder: of `vae.make_autoencoder`.
+      params: of its `load`.
+      words: of the captions.
+    Returns:
+      The `encoding.Encoder`.
     Raises:
-      ValueError: it is no part of a whole.
+      ValueError: the shape does not divide by the autoencoder's strides.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if part >= count:
-        raise ValueError(
-            f"--shard does not understand {text!r}: write it like 3/64, for the parts 0/64 to 63/64."
-        )
-    return part, count
+    import numpy as np
+
+    from videogen_jax.data import encoding
+    from videogen_jax.models import chunks
+    from videogen_jax.models.weights import hash_params
+    from videogen_jax.parallel import mesh as meshes
+    from videogen_jax.train import checks, setup
+
+    devices = jax.local_devices()
+    mesh = meshes.make_mesh(data=len(devices), devices=devices)
+    frames, *size = setup.clip_shape(config)
+    per_chunk = min(config.vae.chunk_frames * mesh.size, frames)
+    program = chunks.make_encoder(autoencoder, mesh, per_chunk, tuple(size))
+    placed = program.put_params(params)
+    return encoding.Encoder(
+        run=lambda video: np.concatenate(list(chunks.encode_chunks(program, placed, video))),
+        name=config.vae.name,
+        weights=hash_params(params),
+        shape=autoencoder.latent_shape(frames, *size)[1:],
+        precision=setup.encoder_dtype(config),
+        dtype=config.vae.stored,
+        mirrored=setup.mirrors(config, words),
+        time_stride=autoencoder.downsample[0],
+        augmentation=checks.make_augmentation(config),
+        frames=frames,
+        seed=config.seed,
+    )
 
 
-def summarize(report: dict, output: str) -> str:
-    """Says in a line what was encoded."""
-    clips = sum(report["clips"].values())
-    if not report["finished"]:
-        return f"encoded {report['new']} clips in {report['seconds']} s; other parts of {output} are not done yet"
-    if not report["new"]:
+def summarize(reports: list[dict[str, Any]], output: Any) -> str:
+    """Says in a line what was encoded, and how many captions were too long for the text encoder."""
+    cut = sum(report.get("cut_captions", 0) for report in reports)
+    more = (
+        ""
+        if not cut
+        else f"; {cut} captions have more tokens than the text encoder reads, and were cut"
+    )
+    return _summarize_clips(reports, output) + more
+
+
+def _summarize_clips(reports: list[dict[str, Any]], output: Any) -> str:
+    clips = sum(sum(report["clips"].values()) for report in reports)
+    new = sum(report["new"] for report in reports)
+    seconds = round(sum(report["seconds"] for report in reports), 1)
+    if not all(report["finished"] for report in reports):
+        return f"encoded {new} clips in {seconds} s; other parts of {output} are not done yet"
+    if not new:
         return f"{output} holds the latents of these {clips} clips already"
-    return f"encoded {report['new']} clips into {output}, which has all {clips} now, in {report['seconds']} s"
+    return f"encoded {new} clips into {output}, which has all {clips} now, in {seconds} s"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from videogen_jax import command
 from videogen_jax.models.flops import TRAIN_FACTOR
 from videogen_jax.parallel import memory, offload, targets
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import setup
+from videogen_jax.train import autoencoder, setup
+from videogen_jax.train.trained_vae import SECTION
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
 _TARGET = flags.DEFINE_string(
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     plan = make_plan(config, card, devices)
     overrides: dict[str, Any] = {}
     better = plan
-    if not fits(plan, card) and _LEVERS.value:
+    if not fits(plan, card) and _LEVERS.value and SECTION not in config:
         overrides, better = try_levers(config, card, devices)
     if _JSON.value:
         print(json.dumps(to_json(plan, card, overrides, better), indent=2))
@@ -95,6 +96,8 @@ def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: An
     """
     mesh = meshes.make_mesh(**config.mesh, devices=devices)
     meshes.check_batch(mesh, config.batch_size, config.train.accumulation)
+    if SECTION in config:
+        return {"train": plan_train(autoencoder.make_run(config, mesh), card)}
     plan = {
         "train": plan_train(setup.make_run(config, mesh), card),
         "sample": plan_sample(config, card, devices),
@@ -129,6 +132,8 @@ def plan_train(run: setup.Run, card: targets.Card) -> Program:
         "EMA": stays("ema"),
         "batch": memory.count_shard_bytes(batch),
     }
+    if SECTION in config:
+        return make_program(card, footprint, parts, flops=None, executed=0)
     flops = TRAIN_FACTOR * setup.forward_flops(config) * config.batch_size // run.mesh.size
     return make_program(
         card,
@@ -147,7 +152,7 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
     mesh = setup.choose_sample_mesh(config, count, devices)
     run = setup.make_run(config, mesh)
     programs = setup.make_run_programs(run, setup.sampler_options(config))
-    batch = setup.abstract_batch(config, programs.batch_size)
+    batch = setup.abstract_batch(config, programs.batch_size, run.null_text)
     condition = {name: leaf for name, leaf in batch.items() if name != "video"}
     arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
     footprint = memory.measure(
@@ -168,7 +173,7 @@ def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mes
     footprint = memory.measure(traced, mesh.size, bool(card.description))
     parts = {
         "parameters": memory.count_shard_bytes(decoder.abstract_args[0]),
-        "batch": memory.count_shard_bytes(decoder.abstract_args[1]),
+        "batch": memory.count_shard_bytes(decoder.abstract_args[1:]),
     }
     return make_program(card, footprint, parts, flops=None, executed=0)
 

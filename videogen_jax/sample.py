@@ -17,13 +17,12 @@ from absl import flags, logging
 
 from videogen_jax import __version__, command
 from videogen_jax.data import video_io
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.train import checkpoint, setup, snapshots
+from videogen_jax.train import checkpoint, setup, snapshots, texts
 from videogen_jax.train.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -82,17 +81,18 @@ def write_samples() -> None:
             config.train.precision = _DTYPE.value
     options = sampling_options(config)
     motion = config.sample.motion if _MOTION.value is None else _MOTION.value
-    run = setup.make_run(config, setup.choose_sample_mesh(config, len(prompts), jax.devices()))
-    params, step, metadata = restore(run, workdir)
-    vocabulary = Vocabulary(tuple(metadata["vocabulary"]))
+    metadata = read_metadata(workdir)
+    own_texts = texts.restore_texts(config, metadata)
+    rows = own_texts.embed([*prompts, _NEGATIVE_PROMPT.value])
+    text = jax.tree.map(lambda column: column[:-1], rows)
+    null_text = jax.tree.map(lambda column: column[-1], rows)
+    mesh = setup.choose_sample_mesh(config, len(prompts), jax.devices())
+    run = setup.make_run(config, mesh, own_texts.null)
+    params, step = restore(run, workdir)
     latents = metadata.get("latents")
     decode = setup.make_decode(config, latents and LatentInfo(**latents))
-    for prompt in [*prompts, _NEGATIVE_PROMPT.value]:
-        vocabulary.check(prompt)
-    text = vocabulary.encode(prompts, config.text.length)
     seeds = [_SEED.value + i for i in range(len(prompts))]
     batch_size = min(_BATCH_SIZE.value, len(prompts))
-    null_text = vocabulary.encode([_NEGATIVE_PROMPT.value], config.text.length)[0]
     programs = setup.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
     generate = make_generator(programs)
     logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
@@ -114,8 +114,18 @@ def write_samples() -> None:
     logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(videos), folder)
 
 
-def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, dict[str, Any]]:
-    """The weights that the flags ask for, their step, and what was saved with them.
+def read_metadata(workdir: Path) -> dict[str, Any]:
+    """What was saved with the checkpoint that the flags ask for.
+
+    Raises:
+      CheckpointError: it is not there.
+    """
+    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
+        return checkpoint.restore_metadata(manager, checkpoint.find_step(manager, _STEP.value))
+
+
+def restore(run: setup.Run, workdir: Path) -> tuple[Any, int]:
+    """The weights that the flags ask for, and their step.
 
     Raises:
       CheckpointError: they are not there, or another model's.
@@ -126,7 +136,6 @@ def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, dict[str, Any]]:
     abstract = run.abstract.params
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         step = checkpoint.find_step(manager, _STEP.value)
-        metadata = checkpoint.restore_metadata(manager, step)
         if _EMA_WIDTH.value is None:
             name = _EMA.value or run.ema_name
             params, step = checkpoint.restore_ema(manager, abstract, name, step)
@@ -134,7 +143,7 @@ def restore(run: setup.Run, workdir: Path) -> tuple[Any, int, dict[str, Any]]:
             widths = run.config.ema.widths
             params = snapshots.reconstruct(workdir, abstract, widths, _EMA_WIDTH.value, step)
             params = jax.device_put(params, run.shardings.params)
-    return params, step, metadata
+    return params, step
 
 
 def read_prompts() -> list[str]:

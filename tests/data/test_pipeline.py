@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from videogen_jax.data import packing, pipeline, prefetch, records, video_io
+from tests.data.packed import write_records
+from videogen_jax.data import packing, pipeline, prefetch, video_io
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
 
@@ -40,27 +41,6 @@ def data(tmp_path_factory):
     output = tmp_path_factory.mktemp("packed") / "data"
     packing.pack(folder, output, settings, workers=1)
     return output
-
-
-def write_records(folder, train, frames, per_shard=1):
-    """A data set of these clips, without a lossy video file in between."""
-    (folder / "work").mkdir(parents=True)
-    size = {"height": train[0].shape[1], "width": train[0].shape[2], "frames": frames}
-    size["min_frames"] = min(map(len, train))
-    size["motion_score_buckets"] = []
-    (folder / "statistics.json").write_text(json.dumps(size | {"fps": 8.0, "words": {"clip": 1}}))
-    sizes = {}
-    for split, clips in {"train": train, "validation": train[:1]}.items():
-        examples = [
-            records.encode_clip(video, str(i), 8.0, f"{i}.mp4") for i, video in enumerate(clips)
-        ]
-        shards = [examples[i : i + per_shard] for i in range(0, len(examples), per_shard)]
-        sizes[split] = [
-            records.write_shard(folder / records.shard_name(split, i, len(shards)), shard)
-            for i, shard in enumerate(shards)
-        ]
-    records.write_dataset_info(folder, sizes, folder / "work")
-    return folder
 
 
 def batches(data, count, split="train", **options):

@@ -12,6 +12,7 @@ from PIL import Image
 from videogen_jax.data.video_io import (
     VideoError,
     fit_frame,
+    probe_video,
     read_frames,
     read_video,
     resample,
@@ -268,3 +269,63 @@ def test_real_clips():
         assert count == shape[0]
         # 5.28 s of bigbuckbunny at 25 frames per second
     assert len(read_video(folder / "bigbuckbunny.mp4", fps=8)) == int(np.ceil(5.28 * 8))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"])
+@pytest.mark.parametrize("source_fps", [8, 23.976, 30])
+def test_probing_agrees_with_decoding(tmp_path, suffix, source_fps):
+    """The index of a file, read without its frames, against all of its frames."""
+    path = tmp_path / f"clip{suffix}"
+    first = tmp_path / ("clip.gif" if suffix == ".gif" else "first.mp4")
+    write_video(first, noise(13, 33, 47), source_fps)
+    if path != first:
+        codec = ["-c", "copy"] if suffix == ".mkv" else ["-bf", "2"]  # with frames out of order
+        codec = ["-b:v", "200k"] if suffix == ".webm" else codec
+        ffmpeg("-i", first, *codec, path)
+    for fps in (4, 8, 50):
+        frames = [frame for _, frame in read_frames(path, fps=fps)]
+        assert probe_video(path, fps) == (*frames[0].shape[:2], len(frames))
+
+
+def test_probing_sees_what_a_player_shows(tmp_path):
+    write_video(tmp_path / "plain.mp4", noise(6, 48, 64), 8)
+    turn = ["-display_rotation", "90", "-i", tmp_path / "plain.mp4", "-c", "copy"]
+    ffmpeg(*turn, tmp_path / "turned.mp4")
+    ffmpeg("-i", tmp_path / "plain.mp4", "-vf", "setsar=2", tmp_path / "wide.mp4")
+    write_variable_rate(tmp_path / "variable.mp4", [0.0, 0.1, 0.5, 0.55, 0.6, 1.0, 1.8])
+    ffmpeg("-ss", "0.3", "-i", tmp_path / "plain.mp4", "-c", "copy", tmp_path / "cut.mp4")
+    sizes = {"turned": (64, 48), "wide": (48, 128), "variable": (48, 64), "cut": (48, 64)}
+    for name, size in sizes.items():
+        frames = [frame for _, frame in read_frames(tmp_path / f"{name}.mp4", fps=8)]
+        assert frames[0].shape[:2] == size
+        assert probe_video(tmp_path / f"{name}.mp4", 8) == (*size, len(frames)), name
+
+
+def test_probing_says_what_is_no_video(tmp_path):
+    whole = tmp_path / "whole.mp4"
+    write_video(whole, noise(8), 8)
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[:1000])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.gif").write_text("no picture")
+    for name, message in {
+        "half.mp4": "cannot be read",
+        "empty.mp4": "is empty",
+        "text.gif": "GIF",
+    }.items():
+        with pytest.raises(VideoError, match=message):
+            probe_video(tmp_path / name, 8)
+
+
+def test_a_range_of_frames_is_those_of_the_whole(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, grey_steps(12), 8)
+    whole = list(read_frames(path, fps=4))
+    some = list(read_frames(path, fps=4, first=2, count=3))
+    assert [time for time, _ in some] == [time for time, _ in whole[2:5]]
+    for (_, frame), (_, expected) in zip(some, whole[2:5], strict=True):
+        np.testing.assert_array_equal(frame, expected)
+    assert [step_of(f) for _, f in read_frames(path, fps=4, first=4)] == [8, 10]
+    data = path.read_bytes()
+    path.write_bytes(data[: int(0.9 * len(data))])  # broken off behind the frames wanted
+    with pytest.raises(VideoError):
+        list(read_frames(path, first=0, count=1))

@@ -73,7 +73,7 @@ def test_frames_lie_on_all_devices_and_do_not_talk():
     mesh = make_mesh(data=2, fsdp=2, seq=2)
     decoder = chunks.make_decoder(autoencoder, mesh, 3, (22, 8), 21)
     assert decoder.frames == 8  # rounded up
-    params, z = decoder.abstract_args
+    params, _, z = decoder.abstract_args
     assert z.sharding.shard_shape(z.shape) == (1, 22, 8, 32)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
     compiled = decoder.program.trace(*decoder.abstract_args).lower().compile()
@@ -90,9 +90,9 @@ def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked()
     decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 4, (6, 5))
     program, calls = decoder.program, []
 
-    def count(params, z):
+    def count(params, state, z):
         calls.append(z.shape)
-        return program(params, z)
+        return program(params, state, z)
 
     z = latents(autoencoder, 103, 6, 5)
     parts = chunks.decode_chunks(decoder._replace(program=count), {}, z)

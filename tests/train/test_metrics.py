@@ -30,28 +30,28 @@ def test_samples_play_on_the_dashboard(tmp_path):
 
 
 def test_window_reads_one_step_behind_and_means_over_all():
-    window = metrics.Window(batch_size=8, wait_seconds=lambda: 0.0)
-    window.add(1, {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)})
-    window.add(2, {"loss": jnp.float32(3.0), "gradient_norm": jnp.float32(4.0)})
+    window = metrics.Window(wait_seconds=lambda: 0.0)
+    window.add(1, {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)}, clips=8)
+    window.add(2, {"loss": jnp.float32(3.0), "gradient_norm": jnp.float32(4.0)}, clips=4)
     summary = window.summary()
     assert summary["train/loss"] == 2.0 and summary["train/gradient_norm"] == 3.0
     assert summary["speed/input_wait"] == 0
     rate = summary["speed/clips_per_second"] * summary["speed/step_seconds"]
-    np.testing.assert_allclose(rate, 8)
+    np.testing.assert_allclose(rate, 6)
 
 
 def test_the_step_that_was_not_finite_is_named():
-    window = metrics.Window(batch_size=1, wait_seconds=lambda: 0.0)
-    window.add(6, {"loss": jnp.float32(np.nan), "gradient_norm": jnp.float32(1.0)})
+    window = metrics.Window(wait_seconds=lambda: 0.0)
+    window.add(6, {"loss": jnp.float32(np.nan), "gradient_norm": jnp.float32(1.0)}, 1)
     with pytest.raises(metrics.TrainingDiverged, match="loss of step 6 is nan"):
-        window.add(7, {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(1.0)})
+        window.add(7, {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(1.0)}, 1)
 
 
 def test_a_float16_gradient_may_overflow_but_its_loss_may_not():
-    window = metrics.Window(batch_size=1, wait_seconds=lambda: 0.0)
+    window = metrics.Window(wait_seconds=lambda: 0.0)
     scale = {"gradient_norm": jnp.float32(np.inf), "loss_scale": jnp.float32(8)}
-    window.add(1, {"loss": jnp.float32(1.0)} | scale)
+    window.add(1, {"loss": jnp.float32(1.0)} | scale, 1)
     window.flush()
-    window.add(2, {"loss": jnp.float32(np.inf)} | scale)
+    window.add(2, {"loss": jnp.float32(np.inf)} | scale, 1)
     with pytest.raises(metrics.TrainingDiverged, match="loss of step 2 is inf"):
         window.flush()

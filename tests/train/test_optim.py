@@ -315,6 +315,24 @@ def test_muon_takes_every_matrix_of_the_blocks_as_width_by_width_or_its_multiple
     assert axes["patch_embed"]["kernel"] is None
 
 
+def test_muon_makes_a_convolution_orthogonal_as_the_matrix_of_what_it_sees():
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 6)).astype(np.float32)
+    params = {
+        "encoder": {
+            "block_0_0": {"spatial": {"kernel": kernel}, "norm": {"scale": kernel[0, 0, 0]}}
+        }
+    }
+    axes = optim.muon_axes(params)["encoder"]["block_0_0"]
+    assert axes["norm"]["scale"] is None
+    tx = optim.make_optimizer("muon", lambda step: 1.0, weight_decay=0.0)
+    updates, _ = tx.update(params, tx.init(params), params)
+    matrix = np.asarray(updates["encoder"]["block_0_0"]["spatial"]["kernel"]).reshape(36, 6)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert values.max() / values.min() < 2
+    assert np.linalg.svd(kernel.reshape(36, 6), compute_uv=False)[[0, -1]] @ [1, -2] > 0
+    assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.2)
+
+
 def test_schedule_free_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="lost in bfloat16"):
         optim.make_optimizer("schedule_free", lambda step: 1e-3, mu_dtype="bfloat16")

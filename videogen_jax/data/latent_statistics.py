@@ -1,5 +1,6 @@
 """Mean and deviation of each latent channel over a data set: streamed, in float64, mergeable between processes."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,20 @@ def empty_statistics(channels: int) -> LatentStatistics:
       Those of 0 places.
     """
     return LatentStatistics(0, np.zeros(channels), np.zeros(channels))
+
+
+def from_spread(count: int, mean: Sequence[float], deviation: Sequence[float]) -> LatentStatistics:
+    """Statistics whose mean and deviation are known.
+
+    Args:
+      count: of places.
+      mean: (C,).
+      deviation: (C,), of the population.
+    Returns:
+      The statistics.
+    """
+    squares = count * np.square(np.asarray(deviation, np.float64))
+    return LatentStatistics(count, np.asarray(mean, np.float64), squares)
 
 
 def add_latents(statistics: LatentStatistics, latents: Any) -> LatentStatistics:

@@ -1,6 +1,6 @@
 """Packs a folder of captioned videos into a data set that TFDS opens; the work behind `pack`.
 
-Workers decode videos and encode their clips as JPEG; the parent, the only process that imports
+Workers decode videos and encode their clips as JPEG (`extraction`); the parent, the only process that imports
 TensorFlow, puts them in order and writes shards. Everything happens in OUTPUT/unfinished:
 
     settings.json    what the data set is made of, to refuse a call with other settings
@@ -14,40 +14,31 @@ dataset_info.json comes last: a set that has it is whole.
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
 import pathlib
-import pickle
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from tqdm import tqdm
 
-from videogen_jax.data import captions, records, video_io
-from videogen_jax.data.sources import fingerprint, list_sources
+from videogen_jax.data import captions, pack_settings, records, sources
+from videogen_jax.data.extraction import extract_clips, read_clips
+from videogen_jax.data.locking import hold_folder
+from videogen_jax.data.pack_settings import Settings, finished_report, note_settings
+from videogen_jax.data.sources import Source
 from videogen_jax.data.workers import WorkerDied, make_pool
 
 SPLITS = ("train", "validation")
 MAX_SHARD_BYTES = 256 * 2**20  # large clips: shards end here, so that a restart loses little
-NUM_MOTION_BUCKETS = 256
 VIDEOS_AHEAD = 16  # per worker, decoded before it is their turn
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a data set is made of; two calls with equal settings make equal shards."""
-
-    size: tuple[int, int]  # (height, width) in pixels
-    fps: float  # frames per second
-    frames: int  # frames of a clip, at most
-    min_frames: int  # frames of a clip, at least
-    validation_fraction: float  # share of the videos
-    clips_per_shard: int  # at most
+LONG_CAPTION = 75  # words; a text encoder of 77 tokens, CLIP's, cannot read on behind them
+SOURCES_FILE = "packed_sources.json"  # in parts of a set: source -> number of its clips
 
 
 def pack(
@@ -58,6 +49,7 @@ def pack(
     workers: int,
     strict: bool = False,
     origin: dict | None = None,
+    share: tuple[int, int] | None = None,
     progress: bool | None = None,
 ) -> dict:
     """Packs a folder into a data set; continues one that was begun with the same settings.
@@ -69,35 +61,113 @@ def pack(
       workers: processes that decode.
       strict: stop at the first video that would be skipped.
       origin: settings that made the videos, noted with the data set's own.
+      share: (i, n): pack every n-th source from the i-th on, into OUTPUT/parts, for `merging`.
       progress: show a progress bar on stderr; None: only on a terminal.
     Returns:
       The report, as written to OUTPUT/pack_report.json; with "finished_before" true where there was
       nothing left to do.
     Raises:
-      ValueError: nothing to pack, `strict` found something, or OUTPUT belongs to other settings.
+      ValueError: nothing to pack, `strict` found something, OUTPUT belongs to other settings, or
+        another process is at work on it.
       OSError: the disk is full; the finished shards are kept.
       WorkerDied: a worker process died; the finished shards are kept.
     """
-    started = time.monotonic()
-    folder, output = pathlib.Path(folder), pathlib.Path(output)
-    sources, skipped = list_sources(folder)
-    noted = note_settings(settings, origin) | {"videos": fingerprint(sources, skipped)}
+    output = pathlib.Path(output)
+    found, skipped = sources.list_sources(folder, images=settings.frames == 1)
+    noted = note_settings(settings, origin) | {"videos": sources.fingerprint(found, skipped)}
     if report := finished_report(output, noted):
         return report
-    work = output / "unfinished"
-    _claim_output(output, work, noted)
+    refuse_mixture(output, share)
+    if share:
+        found = sources.fix_splits(found, settings.validation_fraction)[share[0] :: share[1]]
+        noted |= {"shard": f"{share[0]}/{share[1]}"}
+        output = part_folder(output, share)
+    with hold_folder(output):
+        return finished_report(output, noted) or pack_sources(
+            folder,
+            output,
+            found,
+            skipped,
+            settings,
+            noted,
+            workers=workers,
+            strict=strict,
+            whole=share is None,
+            progress=progress,
+        )
+
+
+def part_folder(output, share: tuple[int, int]) -> pathlib.Path:
+    """Returns where the i-th of n parts of a data set lies."""
+    return pathlib.Path(output) / "parts" / "{:05d}-of-{:05d}".format(*share)
+
+
+def refuse_mixture(output, share: tuple[int, int] | None) -> None:
+    """Raises ValueError where parts are begun beside a whole set, or the other way round."""
+    output = pathlib.Path(output)
+    if share and (output / "unfinished").exists():
+        raise ValueError(
+            f"{output} was begun without --shard: call that command again, or delete "
+            f"{output / 'unfinished'} to pack in parts."
+        )
+    if not share and (output / "parts").exists():
+        raise ValueError(
+            f"{output} was begun in parts: call the same command with --shard, or "
+            f"python -m videogen_jax.merge --output={output} where all are done; or delete {output / 'parts'}."
+        )
+
+
+def pack_sources(
+    folder,
+    output,
+    found: Sequence[Source],
+    skipped: dict[str, str],
+    settings: Settings,
+    noted: dict,
+    *,
+    workers: int,
+    strict: bool = False,
+    whole: bool = True,
+    progress: bool | None = None,
+    label: str | None = None,
+    pool: ProcessPoolExecutor | None = None,
+) -> dict:
+    """Packs sources into a plain data set; continues one that was begun with the same settings.
+
+    Args:
+      folder: of the videos.
+      output: folder of the data set.
+      found: what to pack, in this order.
+      skipped: name -> reason of what is left out already.
+      settings: what the set is made of.
+      noted: its settings as noted with it.
+      workers: processes that decode.
+      strict: stop at the first video that would be skipped.
+      whole: it is an error if there is no clip for training; else a set without any may result.
+      progress: as of `pack`.
+      label: in front of the progress bar.
+      pool: the workers, of `make_pool`; None: start some.
+    Returns:
+      The report, as of `pack`.
+    Raises:
+      ValueError, OSError, WorkerDied: as `pack`.
+    """
+    started = time.monotonic()
+    output = pathlib.Path(output)
+    work = pack_settings.claim_output(output, noted)
     journal = _read_journal(output, work)
-    cut_off = {}
-    found = skipped | {name: why for shard in journal for name, why in shard["skipped"].items()}
-    if strict and found:
-        _refuse(*min(found.items()))
-    with tqdm(
-        total=len(sources), unit="video", disable=None if progress is None else not progress
-    ) as bar:
+    skipped, cut_off = dict(skipped), {}
+    known = skipped | {name: why for shard in journal for name, why in shard["skipped"].items()}
+    known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
+    if strict and known:
+        refuse(*min(known.items()))
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(found), unit="video", desc=label, disable=hidden) as bar:
         try:
-            with make_pool(min(workers, len(sources))) as pool:
-                videos = _extract_all(pool, workers, folder, work, sources, settings, journal)
-                last = _write_shards(videos, work, sources, settings, journal, strict, bar)
+            own = contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
+            with own as pool:
+                videos = _extract_all(pool, workers, folder, work, found, settings, journal)
+                last = _write_shards(videos, work, found, settings, journal, strict, bar)
         finally:
             for leftover in work.glob("*.clips"):
                 leftover.unlink(missing_ok=True)
@@ -105,11 +175,11 @@ def pack(
         skipped |= part["skipped"]
         cut_off |= part["cut_off"]
     counts = {split: sum(s["clips"] for s in journal if s["split"] == split) for split in SPLITS}
-    if not counts["train"]:
+    if whole and not counts["train"]:
         shutil.rmtree(work)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(skipped.items())[:3])
         raise ValueError(
-            f"no clip for training came out of the {len(sources)} captioned videos in {folder} "
+            f"no clip for training came out of the {len(found)} captioned videos in {folder} "
             f"({reasons}): add videos, or lower --min_frames or --validation_fraction."
         )
     report = {
@@ -118,66 +188,17 @@ def pack(
         "clips": counts,
         "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
         "frames_cut_off": dict(sorted(cut_off.items())),
+        "long_captions": long_captions(found),
         "seconds": round(time.monotonic() - started, 1),
     }
-    _finish(output, work, journal, sources, settings, report)
+    _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
 
-def note_settings(settings: Settings, origin: dict | None) -> dict:
-    """Returns the settings as noted with a data set: JSON values by the names of their flags."""
-    noted = dataclasses.asdict(settings) | {"synthetic": origin}
-    return json.loads(json.dumps(noted | {"size": "{}x{}".format(*settings.size)}))
-
-
-def finished_report(output, noted: dict) -> dict | None:
-    """Returns the report of a finished data set, or None where it is not finished.
-
-    Args:
-      output: folder of the data set.
-      noted: settings as of `note_settings`; only the keys in it are compared.
-    Raises:
-      ValueError: the data set there is another one.
-    """
-    output = pathlib.Path(output)
-    if not (output / "dataset_info.json").exists():
-        return None
-    if not (output / "pack_report.json").exists():
-        raise ValueError(
-            f"{output} holds a data set that pack did not write: choose another --output."
-        )
-    report = json.loads((output / "pack_report.json").read_text(encoding="utf-8"))
-    _compare(output, report["settings"], noted)
-    shutil.rmtree(output / "unfinished", ignore_errors=True)
-    return report | {"finished_before": True}
-
-
-def _compare(output, found, wanted):
-    """Raises ValueError naming what differs between the settings noted in OUTPUT and this call."""
-    differences = []
-    for key, value in wanted.items():
-        if found[key] == value:
-            continue
-        if key == "videos":
-            then, now = found[key]["count"], value["count"]
-            differences.append(f"the videos or their captions changed ({then} then, {now} now)")
-        else:
-            differences.append(f"{key} was {found[key]} and is now {value}")
-    if differences:
-        raise ValueError(
-            f"{output} was packed with other settings: {'; '.join(differences)}; choose another "
-            f"--output, or delete {output} to pack it anew."
-        )
-
-
-def _claim_output(output, work, noted):
-    """Notes the settings in OUTPUT/unfinished, or raises where others are noted there."""
-    path = work / "settings.json"
-    if path.exists():
-        _compare(output, json.loads(path.read_text(encoding="utf-8")), noted)
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    records.write_text(path, json.dumps(noted, indent=1))
+def long_captions(found: Sequence[Source]) -> list[str]:
+    """Names the sources whose captions are longer than text encoders commonly read."""
+    names = {s.name for s in found if len(captions.split_words(s.caption)) > LONG_CAPTION}
+    return sorted(names)
 
 
 def _read_journal(output, work):
@@ -206,19 +227,21 @@ def _final_names(shards):
     return [records.shard_name(s["split"], s["shard"], totals[s["split"]]) for s in shards]
 
 
-def _extract_all(pool, workers, folder, work, sources, settings, journal):
+def _extract_all(pool, workers, folder, work, found, settings, journal):
     """Yields (index of the source, path of its clips, reason to skip it, frames cut off) in order.
 
     Starts with the source in which the journal ends.
     """
     waiting = collections.deque()
-    upcoming = iter(range(journal[-1]["next"][0] if journal else 0, len(sources)))
+    upcoming = iter(range(journal[-1]["next"][0] if journal else 0, len(found)))
     try:
         while True:
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
-                video, spill = folder / sources[index].name, work / f"{index}.clips"
-                task = pool.submit(extract_clips, os.fspath(video), os.fspath(spill), settings)
+                source, spill = found[index], work / f"{index}.clips"
+                video = os.path.join(folder, source.name)
+                span = (source.first, source.count)
+                task = pool.submit(extract_clips, video, os.fspath(spill), settings, *span)
                 waiting.append((index, spill, task))
             if not waiting:
                 return
@@ -229,7 +252,7 @@ def _extract_all(pool, workers, folder, work, sources, settings, journal):
             spill.unlink()
     except BrokenProcessPool:
         # Which one it was is not known; those that were being read are the first ones unfinished.
-        names = [sources[index].name for index, _, _ in itertools.islice(waiting, workers)]
+        names = [found[index].name for index, _, _ in itertools.islice(waiting, workers)]
         raise WorkerDied(
             f"a worker process died while {' or '.join(names)} was read (out of memory, killed, or "
             "a crash of the decoder): call the same command again to continue, with fewer "
@@ -237,7 +260,7 @@ def _extract_all(pool, workers, folder, work, sources, settings, journal):
         ) from None
 
 
-def _assign_shards(videos, sources, settings, journal, skipped, cut_off, strict, bar):
+def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar):
     """Yields the clips of all videos in order as ((split, shard), (source, next clip), record).
 
     Fills `skipped` and `cut_off`, name -> reason and name -> frames, as it goes.
@@ -247,16 +270,16 @@ def _assign_shards(videos, sources, settings, journal, skipped, cut_off, strict,
     bar.update(begin[0])
     split, clips, num_bytes = None, 0, 0
     for index, spill, reason, frames in videos:
-        name = sources[index].name
+        name = found[index].name
         if frames:
             cut_off[name] = frames
         if reason:
             skipped[name] = reason
             if strict:
-                _refuse(name, reason)
+                refuse(name, reason)
         inside = index == begin[0] and begin[1]  # continues a video that is in a split already
-        wanted = journal[-1]["split"] if inside else _choose_split(index, sources, settings, shards)
-        for clip, record in enumerate(() if reason else _read_clips(spill)):
+        wanted = journal[-1]["split"] if inside else _choose_split(index, found, settings, shards)
+        for clip, record in enumerate(() if reason else read_clips(spill)):
             if (index, clip) < begin:
                 continue
             full = clips == settings.clips_per_shard or num_bytes >= MAX_SHARD_BYTES
@@ -264,32 +287,34 @@ def _assign_shards(videos, sources, settings, journal, skipped, cut_off, strict,
                 split, clips, num_bytes = wanted, 0, 0
                 shards[split] += 1
             clips, num_bytes = clips + 1, num_bytes + sum(map(len, record["strips"]))
-            record |= {"caption": sources[index].caption, "source": name}
+            record |= {"caption": found[index].caption, "source": name}
             yield (split, shards[split] - 1), (index, clip + 1), record
         bar.update()
 
 
-def _choose_split(index, sources, settings, shards):
+def _choose_split(index, found, settings, shards):
     """Says which split a video goes to: by its place, but neither stays empty if avoidable.
 
     The sources are sorted by place, so the validation split comes first. It gets one video at
     least, however few there are, and leaves one at least for training.
     """
+    if found[index].split:
+        return found[index].split
     fraction = settings.validation_fraction
-    if not fraction or (index == len(sources) - 1 and not shards["train"]):
+    if not fraction or (index == len(found) - 1 and not shards["train"]):
         return "train"
     missing = not shards["validation"] and not shards["train"]
-    return "validation" if sources[index].place < fraction or missing else "train"
+    return "validation" if found[index].place < fraction or missing else "train"
 
 
-def _write_shards(videos, work, sources, settings, journal, strict, bar):
+def _write_shards(videos, work, found, settings, journal, strict, bar):
     """Writes shard by shard, and a line of the journal behind each.
 
     Returns:
       {"skipped", "cut_off"} of the videos behind the last line.
     """
     skipped, cut_off = {}, {}
-    clips = _assign_shards(videos, sources, settings, journal, skipped, cut_off, strict, bar)
+    clips = _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar)
     first = next(clips, None)  # the workers are busy before TensorFlow is imported, ten seconds
     if first is None:
         return {"skipped": skipped, "cut_off": cut_off}
@@ -321,102 +346,102 @@ def _write_shards(videos, work, sources, settings, journal, strict, bar):
     return {"skipped": skipped, "cut_off": cut_off}
 
 
-def _refuse(name, reason):
-    """Raises what --strict asks for."""
+def refuse(name: str, reason: str) -> None:
+    """Raises the ValueError that --strict asks for."""
     raise ValueError(
         f"{name} would be skipped ({reason}), and --strict stops there: mend or remove it, or call "
         "again without --strict."
     )
 
 
-def extract_clips(path: str, spill: str, settings: Settings) -> tuple[str | None, int]:
-    """Decodes a video and writes its clips, as pickled records, to a file; runs in a worker.
-
-    Args:
-      path: of the video.
-      spill: file to write; a file and not a return value, because an hour of video is many GB.
-      settings: of the data set.
-    Returns:
-      (None or the reason why the video is skipped, frames left over behind the last clip).
-    Raises:
-      OSError: the disk is full or fails.
-    """
-    count, clip = 0, []
-    with open(spill, "wb") as file:
-        try:
-            for _, frame in video_io.read_frames(path, fps=settings.fps):
-                clip.append(video_io.fit_frame(frame, settings.size))
-                if len(clip) == settings.frames:
-                    pickle.dump(_make_record(clip, settings.fps), file)
-                    count, clip = count + 1, []
-        except video_io.VideoError as error:
-            return str(error).removeprefix(f"{path} "), 0
-        except PermissionError as error:
-            return f"cannot be opened ({error.strerror})", 0
-        if len(clip) >= settings.min_frames:
-            pickle.dump(_make_record(clip, settings.fps), file)
-            count, clip = count + 1, []
-    if count:
-        return None, len(clip)
-    reason = (
-        f"too short: {len(clip)} frames at {settings.fps:g} frames per second, and --min_frames is "
-        f"{settings.min_frames}"
-    )
-    return reason, 0
-
-
-def _make_record(clip, fps):
-    """Returns the fields of a record that follow from the pixels, for `records.serialize_clip`."""
-    video = np.stack(clip)  # (T, H, W, 3)
-    return {
-        "strips": records.encode_strips(video),
-        "fps": fps,
-        "num_frames": video.shape[0],
-        "height": video.shape[1],
-        "width": video.shape[2],
-        "motion_score": records.motion_score(video, fps),
-    }
-
-
-def _read_clips(spill) -> Iterator[dict]:
-    """Yields the records that `extract_clips` wrote, one at a time."""
-    with open(spill, "rb") as file, contextlib.suppress(EOFError):
-        while True:
-            yield pickle.load(file)
-
-
-def _finish(output, work, journal, sources, settings, report):
+def _finish(output, work, journal, found, settings, report):
     """Moves the shards to OUTPUT and writes the JSON files, dataset_info.json last."""
     for shard, name in zip(journal, _final_names(journal), strict=True):
         if (work / _work_name(shard)).exists():  # else a killed run has moved it already
             os.replace(work / _work_name(shard), output / name)
-    statistics = _make_statistics(journal, sources, settings)
-    for name, content in {"statistics.json": statistics, "pack_report.json": report}.items():
-        records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+    words, scores = _count_words(journal, found), _scores(journal)
+    if "shard" in report["settings"]:  # `merging` wants to know
+        records.write_text(output / SOURCES_FILE, json.dumps(_count_clips(journal, found)))
+    write_descriptions(output, settings, words, scores, report)
     sizes = collections.defaultdict(list)
     for shard in journal:
         sizes[shard["split"]].append((shard["clips"], shard["bytes"]))
-    metadata = work / "metadata"
-    shutil.rmtree(metadata, ignore_errors=True)
-    metadata.mkdir()
-    records.write_dataset_info(output, sizes, metadata)
+    finish_plain(output, work, sizes)
     shutil.rmtree(work)
 
 
-def _make_statistics(journal, sources, settings):
-    """Returns the content of statistics.json: what training reads about the train split.
+def finish_plain(output, work, sizes: dict[str, list[tuple[int, int]]]) -> None:
+    """Writes features.json and dataset_info.json, or no_clips.json: the set is whole.
 
-    "words" is word -> number of clips' captions' words; "motion_score_buckets" are the 255 inner
-    edges of 256 quantile buckets: `np.searchsorted(edges, score, side="right")` is in 0 ... 255.
+    Args:
+      output: folder of the data set.
+      work: folder for what is not finished.
+      sizes: split -> (clips, bytes of their records) of each shard.
     """
-    words, scores = collections.Counter(), []
+    if not sizes:
+        records.write_text(pathlib.Path(output) / pack_settings.EMPTY_MARK, "{}")
+        return
+    metadata = pathlib.Path(work) / "metadata"
+    shutil.rmtree(metadata, ignore_errors=True)
+    metadata.mkdir()
+    records.write_dataset_info(output, sizes, metadata)
+
+
+def _count_words(journal, found):
+    """Returns word -> how often it occurs in the captions of the clips for training."""
+    words = collections.Counter()
     for shard in journal:
         if shard["split"] == "train":
-            scores += shard["motion_scores"]
             for index, clips in shard["packed"]:
-                for word in captions.split_words(sources[index].caption):
+                for word in captions.split_words(found[index].caption):
                     words[word] += clips
-    edges = np.quantile(scores, np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS)
+    return words
+
+
+def _count_clips(journal, found):
+    """Returns source -> number of its clips."""
+    clips = collections.Counter()
+    for shard in journal:
+        for index, count in shard["packed"]:
+            clips[found[index].name] += count
+    return clips
+
+
+def _scores(journal):
+    """Returns the motion scores of the clips for training, in order."""
+    scores = [score for s in journal if s["split"] == "train" for score in s["motion_scores"]]
+    return np.asarray(scores, np.float32)
+
+
+def write_descriptions(
+    output, settings: Settings, words: dict[str, int], scores: np.ndarray, report: dict
+) -> None:
+    """Writes motion_scores.npy, statistics.json and pack_report.json.
+
+    Args:
+      output: folder of the data set.
+      settings: what it is made of.
+      words: word -> how often it occurs in the captions of the clips for training.
+      scores: (N,) float32 motion scores of the clips for training, in order.
+      report: content of pack_report.json.
+    """
+    output = pathlib.Path(output)
+    unfinished = output / f"{records.MOTION_SCORES}.unfinished"
+    with open(unfinished, "wb") as file:
+        np.save(file, scores)
+    records.publish(unfinished, output / records.MOTION_SCORES)
+    statistics = make_statistics(settings, words, scores)
+    for name, content in {"statistics.json": statistics, pack_settings.REPORT: report}.items():
+        records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def make_statistics(settings: Settings, words: dict[str, int], scores: np.ndarray) -> dict:
+    """Returns the content of statistics.json: what training reads about the train split.
+
+    "words" is word -> number of clips' captions' words; "motion_score_buckets" are the edges of
+    `records.motion_edges`, of which there are none without scores.
+    """
+    edges = records.motion_edges([scores]) if len(scores) else []
     return {
         "frames": settings.frames,
         "min_frames": settings.min_frames,
@@ -424,5 +449,5 @@ def _make_statistics(journal, sources, settings):
         "width": settings.size[1],
         "fps": settings.fps,
         "words": dict(sorted(words.items(), key=lambda item: (-item[1], item[0]))),
-        "motion_score_buckets": edges.tolist(),
+        "motion_score_buckets": edges,
     }

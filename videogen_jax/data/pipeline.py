@@ -1,7 +1,7 @@
 """Batches from packed clips: tf.data over TFRecords, a pure function of (seed, step).
 
     epoch e: the shards in an order of their own -> records -> windows, each shuffled -> the rows of this process
-             -> decode the strips that the crop needs -> random crop, flip -> batch -> the mesh
+             -> decode the strips that the crop needs -> random crop, window, speed, colours, flip -> batch -> the mesh
              -> or, of latents: batch -> random crop, flip, decode the batch as a whole -> the mesh
 
 Position p = step * batch_size + row counts through all epochs. From p follow the epoch, the window
@@ -13,7 +13,7 @@ the same for any number of processes, at the price of reading (not decoding) the
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +23,18 @@ import tensorflow_datasets as tfds
 from absl import logging
 from google.protobuf import json_format
 
-from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.data import augment
+from videogen_jax.data.augment import Augmentation
+from videogen_jax.data.latent_records import LatentInfo, TextInfo
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
 Clips = dict[str, np.ndarray]
+Window = tuple[tf.Tensor, tuple[int, int]]  # its corner and (height, width) in pixels
 
 tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
 # Purposes of random numbers, folded into the seed so that they do not depend on each other.
-SHARDS, WINDOWS, CROP, FLIP = range(4)
+SHARDS, WINDOWS, CROP, FLIP, AUGMENT = range(5)
 
 FRAMING = 16  # bytes that TFRecord puts around each record: its length and two checksums
 
@@ -53,6 +56,8 @@ class PackedData(NamedTuple):
     fps: float
     motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
     latents: LatentInfo | None = None  # None: pixels
+    texts: TextInfo | None = None  # None: captions alone
+    folder: str = ""
 
 
 def open_data(data_dir: str | Path) -> PackedData:
@@ -77,8 +82,9 @@ def open_data(data_dir: str | Path) -> PackedData:
     try:
         splits = tfds.builder_from_directory(folder).info.splits
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        size = {name: statistics[name] for name in PackedData._fields[2:-1]}
+        size = {name: statistics[name] for name in PackedData._fields[2:-3]}
         latents = LatentInfo(**statistics["latents"]) if "latents" in statistics else None
+        texts = TextInfo(**statistics["texts"]) if "texts" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
             f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
@@ -91,11 +97,11 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files=files, lengths=lengths, **size, latents=latents)
+    return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
 
 
 def make_clips(
-    data_dir: str | Path,
+    data: str | Path | PackedData,
     split: str,
     *,
     batch_size: int,
@@ -103,41 +109,51 @@ def make_clips(
     seed: int,
     start_step: int = 0,
     flip: bool = False,
+    augmentation: Augmentation | None = None,
     shuffle_window: int = 2048,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
 ) -> Iterator[Clips]:
-    """Endless shuffled batches with random crops in time.
+    """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
 
     Args:
-      data_dir: of `videogen_jax.pack`.
+      data: of `open_data` or `buckets.open_buckets`, or the folder.
       split: "train" or "validation".
       batch_size: B, over all processes.
       frames: T, consecutive frames cut out of each clip.
       seed: of order, crops and flips.
       start_step: batches that the run has had before; they are not read.
       flip: mirror half of the clips, each as a whole. Latents have to have been encoded with it.
+      augmentation: of pixels, which gives them their size; None: as packed. Latents were augmented before they were
+        encoded.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
+      text_length: L, of the caption embeddings, where latents have them; 0: none are read.
       process_index: whose rows, of
       process_count: P.
       threads: of decoding.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
-      (B/P,) bytes; fps and motion_score (B/P,) float32.
+      (B/P,) bytes; fps, the rate that the frames were taken at, and motion_score (B/P,) float32. With `text_length`
+      also text_tokens (B/P, L, E) float16, zeros behind the end of text; text_count (B/P,) int32, how many count;
+      text_pooled (B/P, P) float16.
     Raises:
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
-    data = open_data(data_dir)
-    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    data = data if isinstance(data, PackedData) else open_data(data)
+    rows = _check(data, split, batch_size, frames, process_index, process_count)
     if flip and data.latents is not None and not data.latents.mirrored:
         raise DataError(
-            f"data.flip is on, but {data_dir} was encoded without mirrored latents: "
+            f"data.flip is on, but {data.folder} was encoded without mirrored latents: "
             "set --config.data.flip=False, or encode into another folder with it on."
         )
+    if augmentation is not None:
+        _check_augmentation(augmentation, data, frames)
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
+    length = _count_frames(data, frames)
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
@@ -157,22 +173,26 @@ def make_clips(
         groups = numbered.batch(len(rows), drop_remainder=True)
 
         def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
-            clips = _parse(batch[-1], data)
+            clips = _parse(batch[-1], data, text_length=text_length)
+            embeddings = _decode_texts(clips, data, text_length)
             if not drawn:
-                return _output(clips, _cut_latents(clips, None, frames, data))
-            start = _within(batch[0], clips["num_frames"] - frames + 1)
+                return _output(clips, _cut_latents(clips, None, length, data)) | embeddings
+            start = _within(batch[0], clips["num_frames"] - length + 1)
             mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
-            return _output(clips, _cut_latents(clips, start, frames, data, mirrored))
+            return _output(clips, _cut_latents(clips, start, length, data, mirrored)) | embeddings
 
         clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
         return _iterate(clips.prefetch(2), data.files[split], threads)
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = _parse(record, data)
-        spare = clip["num_frames"] - frames
-        start = _uniform(seed, CROP, p, maxval=spare + 1)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        return _output(clip, _cut(clip, start, frames, data, mirrored))
+        place = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
+        if augmentation is None:
+            return _output(clip, _cut(clip, place(clip["num_frames"]), frames, data, mirrored))
+        key = _key(seed, AUGMENT, p)
+        video, rate = _augment(clip, place, frames, data, augmentation, key)
+        return _output(clip | {"fps": rate}, _mirror(video, mirrored))
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -180,21 +200,25 @@ def make_clips(
 
 
 def make_validation_clips(
-    data_dir: str | Path,
+    data: str | Path | PackedData,
     *,
     batch_size: int,
     frames: int,
     num_batches: int,
+    size: tuple[int, int] | None = None,
+    text_length: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Clips]:
-    """The first clips of the validation split in order, each cut to its middle frames; never mirrored.
+    """The first clips of the validation split in order, each cut to its middle frames; never mirrored or augmented.
 
     Args:
-      data_dir: of `videogen_jax.pack`.
+      data: of `open_data` or `buckets.open_buckets`, or the folder.
       batch_size: B, over all processes.
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
+      size: (height, width) in pixels that is cut out of the middle; None: all of it.
+      text_length: as of `make_clips`.
       process_index: whose rows, of
       process_count: P.
     Returns:
@@ -202,14 +226,18 @@ def make_validation_clips(
     Raises:
       DataError: as `make_clips`.
     """
-    data = open_data(data_dir)
-    split = "validation"
-    rows = _check(data, data_dir, split, batch_size, frames, process_index, process_count)
+    data = data if isinstance(data, PackedData) else open_data(data)
+    split, length = "validation", _count_frames(data, frames)
+    rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = _parse(record, data)
-        cut = _cut if data.latents is None else _cut_latents
-        return _output(clip, cut(clip, (clip["num_frames"] - frames) // 2, frames, data))
+        clip = _parse(record, data, text_length=text_length)
+        start = (clip["num_frames"] - length) // 2
+        if data.latents is not None:
+            embeddings = _decode_texts(clip, data, text_length)
+            return _output(clip, _cut_latents(clip, start, length, data)) | embeddings
+        window = size and (augment.centre_corner((data.height, data.width), size), size)
+        return _output(clip, _decode_frames(clip, start, frames, data, window))
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
     own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
@@ -348,12 +376,32 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     yield from _iterate(records.map(decode, tf.data.AUTOTUNE).prefetch(1), [path], threads=2)
 
 
-def _parse(record: tf.Tensor, data: PackedData, more: tuple[str, ...] = ()) -> dict[str, tf.Tensor]:
+def read_captions(path: str) -> list[bytes]:
+    """The captions of a record file in order.
+
+    Args:
+      path: of the file.
+    Returns:
+      UTF-8, one for each clip.
+    Raises:
+      DataError: a record is damaged.
+    """
+    features = {"caption": tf.io.FixedLenFeature([], tf.string)}
+    records = tf.data.TFRecordDataset(path)
+    captions = records.map(lambda record: tf.io.parse_single_example(record, features))
+    return [clip["caption"] for clip in _iterate(captions, [path], threads=1)]
+
+
+def _parse(
+    record: tf.Tensor, data: PackedData, more: tuple[str, ...] = (), text_length: int = 0
+) -> dict[str, tf.Tensor]:
     """The fields of a record; of latents also those of a vector of records, as vectors."""
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
     if data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
+    if text_length:
+        scalars |= dict.fromkeys(("text_tokens", "text_pooled"), tf.string)
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
@@ -369,10 +417,7 @@ def _cut(
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Frames start .. start + frames of a clip of pixels, maybe mirrored."""
-    video = _decode_frames(clip, start, frames, data)
-    if mirrored is None:
-        return video
-    return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
+    return _mirror(_decode_frames(clip, start, frames, data), mirrored)
 
 
 def _cut_latents(
@@ -399,40 +444,125 @@ def _cut_latents(
     return tf.ensure_shape(tf.cast(video, tf.float16), [None, frames, *info.shape])
 
 
+def _decode_texts(
+    clips: dict[str, tf.Tensor], data: PackedData, length: int
+) -> dict[str, tf.Tensor]:
+    """Caption embeddings of a batch, cut or padded to one length; none if it is 0."""
+    if not length:
+        return {}
+    info = data.texts
+    dtype = tf.as_dtype(info.dtype)
+
+    def decode(stored: tf.Tensor, *shape: int) -> tf.Tensor:
+        size = math.prod(shape) * dtype.size  # zeros fill up, what is beyond is cut
+        halves = tf.io.decode_raw(stored, tf.uint16, fixed_length=size)
+        values = tf.cast(tf.bitcast(halves, dtype), tf.float16)
+        return tf.ensure_shape(tf.reshape(values, [-1, *shape]), [None, *shape])
+
+    count = tf.strings.length(clips["text_tokens"]) // (info.width * dtype.size)
+    return {
+        "text_tokens": decode(clips["text_tokens"], length, info.width),
+        "text_count": tf.minimum(count, length),
+        "text_pooled": decode(clips["text_pooled"], info.pooled_width),
+    }
+
+
+def _mirror(video: tf.Tensor, mirrored: tf.Tensor | None) -> tf.Tensor:
+    if mirrored is None:
+        return video
+    return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
+
+
+def _augment(
+    clip: dict[str, tf.Tensor],
+    place: Callable[[tf.Tensor], tf.Tensor],
+    frames: int,
+    data: PackedData,
+    augmentation: Augmentation,
+    key: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Frames of a clip of pixels, augmented, from a place among so many on; and their rate."""
+    size = augmentation.size
+    window = augment.draw_corner(key, (data.height, data.width), size), size
+    rate, count = clip["fps"], clip["num_frames"]
+    if augmentation.changes_rate(frames):
+        rate = augment.draw_rate(key, clip["fps"], count, frames, augmentation)
+        start = place(augment.count_frames(clip["fps"], count, rate))
+        chosen = augment.choose_frames(clip["fps"], count, rate, start, frames)
+        video = _decode_chosen(clip, chosen, data, window)
+    else:
+        video = _decode_frames(clip, place(count), frames, data, window)
+    video = tf.ensure_shape(video, [frames, *size, 3])
+    if augmentation.jitter:
+        video = augment.change_colours(video, augment.draw_colours(key, augmentation.jitter))
+    return video, rate
+
+
 def _decode_frames(
-    clip: dict[str, tf.Tensor], start: tf.Tensor, frames: int, data: PackedData
+    clip: dict[str, tf.Tensor],
+    start: tf.Tensor,
+    frames: int,
+    data: PackedData,
+    window: Window | None = None,
 ) -> tf.Tensor:
     """Frames start .. start + frames, out of the strips that hold them."""
     first = last = tf.constant(0)
     if data.frames > FRAMES_PER_STRIP:
         first = start // FRAMES_PER_STRIP
         last = (start + frames - 1) // FRAMES_PER_STRIP
-    video = _decode_strips(clip["strips"][first : last + 1], data)
+    video = _decode_strips(clip["strips"][first : last + 1], data, window)
     start = start - first * FRAMES_PER_STRIP
-    return tf.ensure_shape(video[start : start + frames], [frames, data.height, data.width, 3])
+    size = window[1] if window else (data.height, data.width)
+    return tf.ensure_shape(video[start : start + frames], [frames, *size, 3])
 
 
-def _decode_strips(strips: tf.Tensor, data: PackedData) -> tf.Tensor:
-    """(T, H, W, 3) uint8, the frames of these strips behind each other."""
+def _decode_chosen(
+    clip: dict[str, tf.Tensor], chosen: tf.Tensor, data: PackedData, window: Window
+) -> tf.Tensor:
+    """These frames, rising, out of the strips that hold any of them."""
+    if data.frames <= FRAMES_PER_STRIP:
+        return tf.gather(_decode_strips(clip["strips"], data, window), chosen)
+    strips, place = tf.unique(chosen // FRAMES_PER_STRIP)
+    video = _decode_strips(tf.gather(clip["strips"], strips), data, window)
+    return tf.gather(video, place * FRAMES_PER_STRIP + chosen % FRAMES_PER_STRIP)
+
+
+def _decode_strips(strips: tf.Tensor, data: PackedData, window: Window | None = None) -> tf.Tensor:
+    """(T, H, W, 3) uint8, the frames of these strips behind each other; of each the window alone is kept."""
+    corner, size = window or (tf.constant([0, 0]), (data.height, data.width))
 
     def decode(strip: tf.Tensor) -> tf.Tensor:
         picture = tf.io.decode_jpeg(strip, channels=3)
-        return tf.reshape(picture, [-1, data.height, data.width, 3])
+        video = tf.reshape(picture, [-1, data.height, data.width, 3])
+        return augment.cut_window(video, corner, size)
 
     if data.frames <= FRAMES_PER_STRIP:
         return decode(strips[0])
-    shape = tf.TensorSpec([None, data.height, data.width, 3], tf.uint8)
+    shape = tf.TensorSpec([None, *size, 3], tf.uint8)
     video = tf.map_fn(decode, strips, fn_output_signature=shape)
-    return tf.reshape(video, [-1, data.height, data.width, 3])
+    return tf.reshape(video, [-1, *size, 3])
+
+
+def _check_augmentation(augmentation: Augmentation, data: PackedData, frames: int) -> None:
+    if data.latents is not None:
+        raise DataError("Latents are augmented before they are encoded: give no augmentation.")
+    augment.check_augmentation(augmentation, data, frames)
+    if augmentation.variants != 1:
+        raise DataError(
+            f"augment.variants is {augmentation.variants}, but pixels are augmented anew in every epoch: set it to 1."
+        )
 
 
 def _output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}
 
 
+def _count_frames(data: PackedData, frames: int) -> int:
+    return frames if data.latents is None else data.latents.count_frames(frames)
+
+
 def _check(
     data: PackedData,
-    data_dir: str | Path,
     split: str,
     batch_size: int,
     frames: int,
@@ -445,14 +575,16 @@ def _check(
             raise DataError(f"{name} is {value}: make it 1 or more.")
     if not sum(data.lengths.get(split, [])):
         raise DataError(
-            f"The data set in {data_dir} has no {split} clips: pack more clips, "
+            f"The data set in {data.folder} has no {split} clips: pack more clips, "
             "or with another --validation_fraction."
         )
     if frames > data.min_frames:
         raise DataError(
-            f"data.frames is {frames}, but the clips in {data_dir} have {data.min_frames} frames: "
+            f"data.frames is {frames}, but the clips in {data.folder} have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
+    if data.latents is not None and data.latents.time_stride > 1:
+        _check_whole(data, frames)
     if batch_size % process_count:
         raise DataError(
             f"batch_size of {batch_size} does not divide over {process_count} processes: "
@@ -460,6 +592,20 @@ def _check(
         )
     rows = batch_size // process_count
     return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _check_whole(data: PackedData, frames: int) -> None:
+    """Refuses to cut latents whose first is of one frame alone: they begin with their clip."""
+    if data.min_frames != data.frames:
+        raise DataError(
+            f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames and cannot be cut "
+            "to one length, for the first latent is of one frame alone: pack with one --frames, or in buckets."
+        )
+    if frames != data.frames:
+        raise DataError(
+            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames and "
+            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+        )
 
 
 def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator[Clips]:

@@ -18,6 +18,8 @@ FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # pixels; what libjpeg writes, 35 less than the format could hold
 DATASET_NAME = "clips"
+MOTION_SCORES = "motion_scores.npy"  # of the train clips, beside statistics.json
+NUM_MOTION_BUCKETS = 256
 
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 _MOTION_SCALE = 8
@@ -68,13 +70,7 @@ def encode_strips(video: np.ndarray) -> list[bytes]:
       ValueError: a strip would be larger than JPEG allows.
     """
     frames, height, width = video.shape[:3]
-    per_strip = min(frames, FRAMES_PER_STRIP)
-    if max(per_strip * height, width) > MAX_JPEG_SIDE:
-        raise ValueError(
-            f"frames of {height}x{width} pixels do not fit into strips of {per_strip} frames: a "
-            f"JPEG side has at most {MAX_JPEG_SIDE} pixels, so choose a height of at most "
-            f"{MAX_JPEG_SIDE // per_strip} and a width of at most {MAX_JPEG_SIDE}."
-        )
+    per_strip = check_strip_size(frames, height, width, "frames")
     missing = -frames % per_strip
     strips = []
     for first in range(0, frames, per_strip):
@@ -86,6 +82,29 @@ def encode_strips(video: np.ndarray) -> list[bytes]:
         Image.fromarray(stacked).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         strips.append(buffer.getvalue())
     return strips
+
+
+def check_strip_size(frames: int, height: int, width: int, what: str) -> int:
+    """Checks that clips of a shape can be encoded.
+
+    Args:
+      frames: of the clip.
+      height: of a frame in pixels.
+      width: of a frame in pixels.
+      what: how an error is to name the shape.
+    Returns:
+      Frames of a strip.
+    Raises:
+      ValueError: a strip would be larger than JPEG allows.
+    """
+    per_strip = min(frames, FRAMES_PER_STRIP)
+    if max(per_strip * height, width) > MAX_JPEG_SIDE:
+        raise ValueError(
+            f"{what} of {height}x{width} pixels do not fit into strips of {per_strip} frames: a "
+            f"JPEG side has at most {MAX_JPEG_SIDE} pixels, so choose a height of at most "
+            f"{MAX_JPEG_SIDE // per_strip} and a width of at most {MAX_JPEG_SIDE}."
+        )
+    return per_strip
 
 
 def motion_score(video: np.ndarray, fps: float) -> float:
@@ -115,6 +134,18 @@ def motion_score(video: np.ndarray, fps: float) -> float:
             total += float(np.abs(small - previous).mean())
         previous = small
     return fps * total / (frames - 1)
+
+
+def motion_edges(scores: Sequence[np.ndarray]) -> list[float]:
+    """The 255 inner edges of 256 quantile buckets of motion scores.
+
+    Args:
+      scores: arrays (N,), taken together.
+    Returns:
+      Edges; `np.searchsorted(edges, score, side="right")` is in 0 ... 255.
+    """
+    shares = np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS
+    return np.quantile(np.concatenate(scores).astype(np.float64), shares).tolist()
 
 
 def serialize_clip(

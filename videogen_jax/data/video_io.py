@@ -12,6 +12,7 @@ video of any length fits into memory. What a file does not say itself is decided
 import contextlib
 import errno
 import fractions
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +42,9 @@ class VideoError(ValueError):
     """A file holds no video that can be read to its end; the sentence says why."""
 
 
-def read_frames(path, fps=None, threads=1) -> Iterator[tuple[float, np.ndarray]]:
+def read_frames(
+    path, fps=None, threads=1, first=0, count=None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Reads a video frame by frame.
 
     Args:
@@ -49,22 +52,81 @@ def read_frames(path, fps=None, threads=1) -> Iterator[tuple[float, np.ndarray]]
       fps: None for every frame of the file at its own time, else frames per second of the result,
         as `resample` chooses them.
       threads: decoder threads; 0 lets the decoder choose. More than 1 pays for long videos only.
+      first: frames of the result to leave out before those wanted, which are
+      count: frames; None: all up to the end. The others are decoded all the same: a file that
+        breaks off behind the last one wanted is broken.
     Yields:
       (seconds, frame): seconds since the first frame, and (H, W, 3) uint8 RGB.
     Raises:
       VideoError: the file is empty, broken off, damaged, not a video, or has sound only.
       FileNotFoundError: there is no such file.
     """
+    path = _check_file(path)
+    decode = _decode_gif(path) if path.suffix.lower() == ".gif" else _decode(path, threads)
+    # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
+    stop = float("inf") if count is None else first + count
+    with contextlib.closing(decode):
+        frames = decode if fps is None else resample(decode, fps)
+        for index, (seconds, convert) in enumerate(frames):
+            if first <= index < stop:
+                yield seconds, convert()
+
+
+def probe_video(path, fps: float) -> tuple[int, int, int]:
+    """Tells how large and how long a video is, decoding only its first frame.
+
+    The times are those of the packets. Where a decoder would give fewer or more frames than there
+    are packets (a damaged file, say), so does `read_frames`.
+
+    Args:
+      path: a video file.
+      fps: frames per second of the result.
+    Returns:
+      (height, width, count): of the frames, and how many `read_frames` gives at this rate.
+    Raises:
+      VideoError, FileNotFoundError: as `read_frames`, as far as the packets tell.
+    """
+    path = _check_file(path)
+    if path.suffix.lower() == ".gif":
+        # A GIF has no index; its frames are decoded, but never converted.
+        with contextlib.closing(_decode_gif(path)) as decode:
+            first = next(decode)
+            count = sum(1 for _ in resample(itertools.chain([first], decode), fps))
+        return *first[1]().shape[:2], count
+    with contextlib.closing(_decode(path, 1)) as decode:
+        height, width = next(decode)[1]().shape[:2]
+    times = _packet_times(path)
+    return height, width, sum(1 for _ in resample(((time, None) for time in times), fps))
+
+
+def _check_file(path) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no video file {path}: check the path.")
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes): copy it again.")
-    decode = _decode_gif(path) if path.suffix.lower() == ".gif" else _decode(path, threads)
-    # Frames that `resample` drops are never converted to RGB, which costs as much as decoding.
-    with contextlib.closing(decode):
-        for seconds, convert in decode if fps is None else resample(decode, fps):
-            yield seconds, convert()
+    return path
+
+
+def _packet_times(path) -> list[float]:
+    """Returns the times of a file's frames in seconds, from 0 on, by its packets."""
+    times = []
+    try:
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            stream = _video_stream(container, path)
+            gap = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
+            for packet in container.demux(stream):
+                if not packet.size or packet.is_discard:  # the end, or cut away by an edit list
+                    continue
+                time = packet.pts if packet.pts is not None else packet.dts
+                known = time is not None
+                times.append(
+                    float(time * packet.time_base) if known else times[-1] + gap if times else 0.0
+                )
+    except av.FFmpegError as error:
+        raise VideoError(_breaks_off(path, len(times), max(times, default=0.0))) from error
+    times.sort()  # packets come in the order of decoding
+    return [time - times[0] for time in times]
 
 
 def read_video(path, fps=None) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 The decoder's head is computed on the whole picture, its tail, which is where the memory goes, in tiles. Each tile is
 used from `tile_margin` latents off its edge (edges of the picture apart), and over the next `tile_blend` latents it
-fades into its neighbour. Where the tail is of convolutions that reach no further than the margin (`taef2`), tiles give
-what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of the
-picture's: seams fade, but a tile may differ from the whole everywhere.
+fades into its neighbour. Where the tail is of convolutions that reach no further than the margin (`taef2`, `workdir`),
+tiles give what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of
+the picture's: seams fade, but a tile may differ from the whole everywhere.
 """
 
 from typing import Any
@@ -55,7 +55,8 @@ def decode_in_tiles(
         after = before + pixels * weights[..., None]
         return jax.lax.dynamic_update_slice(canvas, after, start), None
 
-    canvas = jnp.zeros((*latents.shape[:2], rows * y_factor, columns * x_factor, 3))
+    frames = autoencoder.video_frames(latents.shape[1])
+    canvas = jnp.zeros((len(latents), frames, rows * y_factor, columns * x_factor, 3))
     places = np.indices((len(tops), len(lefts))).reshape(2, -1)
     canvas, _ = jax.lax.scan(add, canvas, tuple(jnp.asarray(places)))
     return jnp.clip(canvas, -1, 1)

@@ -5,8 +5,11 @@
 | identity | none                       | (1, 1, 1)  | 3        | 0 and 1                    |
 | taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                    |
 | sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | of config.json; 0, 0.18215 |
+| workdir  | of a run of launch.py      | (4, 8, 8)  | 16       | 0 and 1                    |
 
 Latents are normalised by channel, (latents - shift) * scale, and that is how `encode` gives and `decode` takes them.
+The first three take each frame for itself. `workdir` (video_vae.py) is causal in time, and its first frame stands
+alone: 1 + 4k frames become 1 + k latents.
 """
 
 import functools
@@ -20,15 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.models import sd_vae, taef2
+from videogen_jax.models import sd_vae, taef2, video_vae
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.weights import WeightsError, name_sources, place_tensors, read_tensors
 
-NAMES = ("identity", "taef2", "sd")
+NAMES = ("identity", "taef2", "sd", "workdir")
 DTYPES = ("float32", "bfloat16")
 IMAGE_DOWNSAMPLE = (1, 8, 8)
 
 Frames = Callable[[Any, jax.Array], jax.Array]  # (params, (N, ...)) to (N, ...)
+# (params, state, whole groups of frames or their latents) to (the other one, state); the state None before the first.
+Stream = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 
 
 class Autoencoder(NamedTuple):
@@ -47,6 +52,19 @@ class Autoencoder(NamedTuple):
     decode_tail: Frames  # (params, features) to video (B, T, H, W, 3), [-1, 1] and a little around
     tile_margin: int  # latents from the edge of a tile in which its tail is not the whole picture's
     tile_blend: int  # latents over which one tile fades into the next
+    # Of an autoencoder that is causal in time; None where each frame is for itself.
+    encode_stream: Stream | None = None
+    decode_stream: Stream | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether the first frame stands alone, and a long video is a stream with a state."""
+        return self.decode_stream is not None
+
+    def video_frames(self, latents: int) -> int:
+        """Frames of the video that so many latent frames are of."""
+        group = self.downsample[0]
+        return 1 + group * (latents - 1) if self.causal else group * latents
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Shape of a video's latents.
@@ -61,6 +79,15 @@ class Autoencoder(NamedTuple):
           ValueError: a size does not divide.
         """
         sizes = {"frames": frames, "height": height, "width": width}
+        if self.causal:
+            group = self.downsample[0]
+            if frames < 1 or frames % group != 1 % group:
+                below = max(frames - 1, 0) // group * group + 1
+                raise ValueError(
+                    f"A video of {frames} frames does not suit the autoencoder {self.name!r}, to which the first frame "
+                    f"is one latent and every {group} more another: take {below} or {below + group} frames."
+                )
+            sizes["frames"] = frames + group - 1
         for (axis, size), factor in zip(sizes.items(), self.downsample, strict=True):
             if size % factor:
                 raise ValueError(
@@ -76,15 +103,24 @@ class Autoencoder(NamedTuple):
         Args:
           params: of `load`.
           video: (B, T, H, W, 3) in [-1, 1], height and width multiples of `downsample`.
-          key: None for the latents' mean, or a key to draw them with (`sd` alone).
+          key: None for the latents' mean, or a key to draw them with (`sd` and `workdir`).
         Returns:
           (B, T, h, w, C) float32, normalised.
         Raises:
           ValueError: the video does not divide, or the latents are not random.
         """
         self.latent_shape(*video.shape[1:4])
-        latents = self.encode_raw(params, video, key).astype(jnp.float32)
-        return (latents - self.shift) * self.scale
+        return self.normalise(self.encode_raw(params, video, key))
+
+    def normalise(self, latents: jax.Array) -> jax.Array:
+        """Takes shift and scale off.
+
+        Args:
+          latents: (..., C) as the network gives them.
+        Returns:
+          (..., C) float32.
+        """
+        return (latents.astype(jnp.float32) - self.shift) * self.scale
 
     def decode(self, params: Any, latents: jax.Array) -> jax.Array:
         """Decodes latents.
@@ -107,7 +143,11 @@ class Autoencoder(NamedTuple):
         Returns:
           (B, T, h, w, D).
         """
-        return self.decode_head(params, latents.astype(jnp.float32) / self.scale + self.shift)
+        return self.decode_head(params, self.denormalise(latents))
+
+    def denormalise(self, latents: jax.Array) -> jax.Array:
+        """The inverse of `normalise`."""
+        return latents.astype(jnp.float32) / self.scale + self.shift
 
 
 def make_autoencoder(
@@ -126,7 +166,7 @@ def make_autoencoder(
     Returns:
       The autoencoder.
     Raises:
-      ValueError: the name or dtype is unknown.
+      ValueError: the name or dtype is unknown, or the weights are a run's, which train/ reads.
       FileNotFoundError: there is nothing at the path, nor on the hub.
       WeightsError: config.json is of another network.
     """
@@ -134,6 +174,8 @@ def make_autoencoder(
         raise ValueError(f"Unknown vae.name {name!r}: choose one of {', '.join(NAMES)}.")
     if dtype not in DTYPES:
         raise ValueError(f"Unknown vae.dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    if name == "workdir":
+        raise ValueError("The autoencoder 'workdir' is read by train.autoencoder.read_autoencoder.")
     if name == "identity":
         return _make_identity()
     if name == "taef2":
@@ -156,6 +198,65 @@ def with_statistics(
     shift = autoencoder.shift + np.asarray(mean) / autoencoder.scale
     scale = autoencoder.scale / np.asarray(deviation)
     return autoencoder._replace(shift=shift.astype(np.float32), scale=scale.astype(np.float32))
+
+
+def make_causal(
+    network: video_vae.Network,
+    load: Callable[[], Any],
+    dtype: str = "float32",
+    name: str = "workdir",
+) -> Autoencoder:
+    """Makes the video autoencoder that is trained here.
+
+    Args:
+      network: its sizes.
+      load: () to its parameters.
+      dtype: of the convolutions, one of DTYPES.
+      name: of the autoencoder, for errors.
+    Returns:
+      The autoencoder.
+    """
+    encoder = video_vae.Encoder(network, jnp.dtype(dtype))
+    decoder = video_vae.Decoder(network, jnp.dtype(dtype))
+    group = network.downsample[0]
+
+    def encode(params: Any, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        moments = encoder.apply({"params": params["encoder"]}, video_vae.repeat_first(video, group))
+        mean, logvar = video_vae.split_moments(moments)  # (B, T, h, w, C) each
+        return mean if key is None else video_vae.draw_latents(mean, logvar, key)
+
+    def decode(params: Any, latents: jax.Array) -> jax.Array:
+        return decoder.apply({"params": params["decoder"]}, latents)[:, group - 1 :]
+
+    def stream(module: nn.Module, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": params} | (state or {})
+        return module.apply(variables, x, mutable=[video_vae.STREAM])
+
+    def encode_stream(params: Any, state: Any, video: jax.Array) -> tuple[jax.Array, Any]:
+        moments, state = stream(encoder, params["encoder"], state, video)
+        return video_vae.split_moments(moments)[0], state
+
+    def decode_stream(params: Any, state: Any, latents: jax.Array) -> tuple[jax.Array, Any]:
+        return stream(decoder, params["decoder"], state, latents)
+
+    init = functools.partial(video_vae.init_params, network)
+    return Autoencoder(
+        name=name,
+        channels=network.channels,
+        downsample=network.downsample,
+        shift=np.zeros(network.channels, np.float32),
+        scale=np.ones(network.channels, np.float32),
+        abstract_params=jax.eval_shape(init, jax.random.key(0)),
+        load=load,
+        encode_raw=encode,
+        # Nothing looks at the whole picture: all of the decoder can be in tiles.
+        decode_head=lambda params, latents: latents,
+        decode_tail=decode,
+        tile_margin=network.margin,
+        tile_blend=1,
+        encode_stream=encode_stream,
+        decode_stream=decode_stream,
+    )
 
 
 def _make_identity() -> Autoencoder:

@@ -11,6 +11,7 @@ Devices on `seq` and `tensor` work on the same clips: one clip can use them all.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,16 +80,14 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
         )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Lays this process's rows on its devices.
 
     Args:
       mesh: of `make_mesh`.
-      batch: arrays (B / processes, ...).
+      batch: tree of arrays (B / processes, ...).
     Returns:
-      Arrays (B, ...), split over the mesh.
+      The same of arrays (B, ...), split over the mesh.
     """
     sharding = NamedSharding(mesh, BATCH)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

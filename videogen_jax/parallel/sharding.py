@@ -43,6 +43,14 @@ GATE_AXES = {r"text_gate": ("vector",)}
 NORM_AXES = {r"norm(_\d+)?/scale": ("vector",)}
 TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 
+# The whole table of an autoencoder.
+AUTOENCODER_AXES = {
+    r"spatial/kernel": ("place", "place", "vector", "filters"),
+    r"(mix|enter_\d+|leave_\d+)/kernel": ("vector", "filters"),
+    r"(spatial|mix|enter_\d+|leave_\d+)/bias": ("vector",),
+    r"norm_\d+/scale": ("vector",),
+}
+
 # Constants that an optimizer keeps beside its moments (Muon's polynomial), and moments with axes averaged away
 # (Adafactor's).
 COPIED = {"ns_coeffs", "v_row", "v_col"}
@@ -62,6 +70,8 @@ MESH_AXES: dict[str, MeshAxes] = {
     "vector": None,
     "parts": None,
     "layers": None,
+    "place": None,
+    "filters": ("fsdp", "seq"),
 }
 
 

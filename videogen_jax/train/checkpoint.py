@@ -166,20 +166,23 @@ def restore_ema(
         ) from error
 
 
-def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
+def restore_average(directory: Path, abstract_params: Any, name: str, alone: bool = False) -> Any:
     """Reads one moving average out of a folder that holds several by name.
 
     Args:
       directory: written by `save` or `snapshots.save_snapshot`.
       abstract_params: `jax.ShapeDtypeStruct`s with shardings.
       name: of the average.
+      alone: by this process for itself, not waiting for others.
     Returns:
       The tree.
     Raises:
       CheckpointError: there is no such average, or it is another model's.
     """
     target = {name: to_dict(abstract_params)}
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    options = _by_itself() if alone else ocp.options.MultiprocessingOptions()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata
         names = list(saved.tree)
         if names and name not in names:
@@ -227,14 +230,18 @@ def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract
     """Restores one item into the structure, types and shardings of `abstract`."""
     directory = manager.directory / str(step) / name
     target = to_dict(abstract)
-    # By itself, not waiting for the others: an error of one is for all of them to hear of.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}
-    )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+    # An error of one is for all of them to hear of.
+    with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
         _check_same(step, target, checkpointer.metadata(directory).item_metadata)
         restored = checkpointer.restore(directory, target)
     return _like(abstract, restored)
+
+
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """That a process does not wait for the others."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
 
 
 def _like(abstract: Any, restored: dict) -> Any:

@@ -62,33 +62,35 @@ class TrainingDiverged(RuntimeError):
 class Window:
     """The scalars of the steps since the last summary, read back one step behind the devices."""
 
-    def __init__(self, batch_size: int, wait_seconds: Callable[[], float]) -> None:
+    def __init__(self, wait_seconds: Callable[[], float]) -> None:
         """Starts the clock.
 
         Args:
-          batch_size: clips per step.
           wait_seconds: how long the run has waited for input so far.
         """
-        self._batch_size, self._wait_seconds = batch_size, wait_seconds
+        self._wait_seconds = wait_seconds
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Forgets the steps and the time until now."""
         self._steps: list[dict[str, float]] = []
+        self._clips = 0
         self._start, self._wait_start = time.perf_counter(), self._wait_seconds()
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: dict[str, jax.Array], clips: int) -> None:
         """Takes a step that has just been dispatched, and waits for the one before it.
 
         Args:
           step: its number.
           metrics: () arrays, perhaps not computed yet.
+          clips: of its batch.
         Raises:
           TrainingDiverged: the step before it was not finite.
         """
         self.flush()
         self._pending = (step, metrics)
+        self._clips += clips
 
     def flush(self) -> None:
         """Waits for the last step added.
@@ -121,7 +123,7 @@ class Window:
             f"train/{name}": sum(step[name] for step in self._steps) / count
             for name in self._steps[0]
         }
-        result["speed/clips_per_second"] = self._batch_size * count / seconds
+        result["speed/clips_per_second"] = self._clips / seconds
         result["speed/step_seconds"] = seconds / count
         result["speed/input_wait"] = (self._wait_seconds() - self._wait_start) / seconds
         return result

@@ -193,12 +193,18 @@ def is_matrix(params: Any) -> Any:
 def muon_axes(params: Any) -> Any:
     """Which axes of each block matrix are its rows and columns; None at leaves that Muon leaves alone.
 
-    Kernels of the blocks carry the layer axis in front. Queries, keys and values are three matrices.
+    Kernels of the transformer's blocks carry the layer axis in front. Queries, keys and values are three matrices. In
+    an autoencoder each kernel is the matrix of all that it sees.
     """
 
-    def axes(path: tuple, _: jax.Array) -> MuonDimensionNumbers | None:
+    def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [entry.key for entry in path]
-        if names[0] != "blocks" or names[-1] != "kernel":
+        if names[-1] != "kernel":
+            return None
+        if names[0] in ("encoder", "decoder"):
+            *inputs, output = range(leaf.ndim)
+            return MuonDimensionNumbers(reduction_axis=tuple(inputs), output_axis=(output,))
+        if names[0] != "blocks":
             return None
         return {
             "qkv": MuonDimensionNumbers(reduction_axis=(1,), output_axis=(3, 4)),

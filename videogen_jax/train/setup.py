@@ -3,11 +3,13 @@
 The train loop, `sample` and the tests all start from `make_run`, so they cannot disagree about what a config means.
 """
 
+import contextlib
 import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,6 @@ import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
@@ -36,30 +37,35 @@ from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
 from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.parallel.wire import least_wire_bytes
-from videogen_jax.train import ema, optim
+from videogen_jax.train import ema, optim, texts
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import Batch, make_loss, make_train_step
+from videogen_jax.train.trained_vae import SECTION, read_autoencoder
 
-TEXT_ENCODER = "words"  # what the pipeline's captions are to the model
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
 MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
 
 class Run(NamedTuple):
-    """What a config describes, on a mesh."""
+    """What a config describes, on a mesh: of a diffusion model, or of an autoencoder (autoencoder.py)."""
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    schedule: Schedule
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     ema_decays: dict[str, Callable[..., jax.Array]]  # of `ema.make_decays`; the first one samples
-    null_text: np.ndarray  # (L,) int32, the ids of no caption
-    apply: Callable[..., jax.Array]  # (params, x_t, t, condition) to the model's output
+    apply: Callable[..., Any]  # (params, x_t, t, condition) to the model's output
+    loss: Callable[
+        ["Run"], Callable[..., jax.Array]
+    ]  # to (params, batch, rng) to (), as it is trained
+    batch: Callable[..., Batch]  # (config, clips) to shapes and types
     init_params: Callable[[], Any]  # to be jitted with `shardings.params` as its output's
     init: Callable[..., TrainState]  # from params, or new ones; to be jitted with `shardings`
     abstract: TrainState  # of jax.ShapeDtypeStruct with shardings
     shardings: TrainState  # of NamedSharding
+    # Of diffusion models.
+    schedule: Schedule | None = None
+    null_text: Any = None  # tree of rows without the batch axis, see texts.py
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
@@ -90,8 +96,13 @@ def describe_autoencoder(config: ml_collections.ConfigDict, fetch: bool = False)
       fetch: see `vae.make_autoencoder`; True where weights are wanted.
     Returns:
       The autoencoder, its weights not read.
+    Raises:
+      ValueError: the autoencoder is unknown, or vae.path is no run of one.
+      FileNotFoundError: there is nothing at vae.path.
     """
     dtype = encoder_dtype(config)
+    if config.vae.name == "workdir":
+        return read_autoencoder(config.vae.path, dtype)
     return _make_autoencoder(config.vae.name, config.vae.path, dtype=dtype, fetch=fetch)
 
 
@@ -103,12 +114,15 @@ def encoder_dtype(config: ml_collections.ConfigDict) -> str:
     return "float32" if config.train.precision == "float32" else "bfloat16"
 
 
-def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run:
+def make_run(
+    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: Any = None
+) -> Run:
     """Builds everything that needs no data.
 
     Args:
       config: as in configs/.
       mesh: to use instead of the config's, e.g. for sampling on other devices.
+      null_text: of `texts.Texts`; by default `texts.blank_text`, which has its shapes.
     Returns:
       The run.
     Raises:
@@ -116,9 +130,11 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     """
     mesh = meshes.make_mesh(**config.mesh) if mesh is None else mesh
     check_micro_conditions(config)
+    null_text = texts.blank_text(config) if null_text is None else null_text
+    text_encoder = texts.MODEL_ENCODERS[config.text.encoder]
     model = VideoDiT(
         **dict(config.model, position_grid=tuple(config.model.position_grid) or None),
-        text_encoder=TEXT_ENCODER,
+        text_encoder=text_encoder,
         vocabulary_size=config.text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
         tokens=Tokens(mesh),
@@ -131,11 +147,7 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     )
     check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
-    learning_rate = optim.make_learning_rate(steps=config.train.steps, **config.learning_rate)
-    optim.check_rate(config.optimizer.name, config.learning_rate.final_fraction)
-    optimizer = optim.make_optimizer(learning_rate=learning_rate, **config.optimizer)
-    ema_decays = ema.make_decays(config.ema.decays, config.ema.widths)
-    batch = abstract_batch(config, count=1)
+    batch = abstract_batch(config, 1, null_text)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
         if schedule.clock == "sigma":
@@ -155,18 +167,56 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         # One clip cannot be split among the devices that a batch is; nor need it be.
         return model.clone(tokens=None).init(rng, *inputs)["params"]
 
+    rules = sharding.parameter_rules(
+        modulation=config.model.modulation,
+        qk_norm=config.model.qk_norm,
+        cross_attention=config.model.cross_attention,
+        text_encoder=text_encoder,
+    )
+    return assemble_run(
+        config,
+        mesh,
+        init_params,
+        rules,
+        apply=apply,
+        loss=lambda run: make_run_loss(run, run.config.text.dropout),
+        batch=lambda config, count: abstract_batch(config, count, null_text),
+        schedule=schedule,
+        null_text=null_text,
+    )
+
+
+def assemble_run(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    init_params: Callable[[], Any],
+    rules: dict[str, tuple[str, ...]],
+    **fields: Any,
+) -> Run:
+    """A run of any model: its optimizer, its averages, and where all of its state lies.
+
+    Args:
+      config: as in configs/.
+      mesh: of the run.
+      init_params: () to new parameters.
+      rules: of the parameters, see sharding.py.
+      **fields: what else `Run` has.
+    Returns:
+      The run.
+    Raises:
+      ValueError: a name or size in the config does not fit.
+    """
+    learning_rate = optim.make_learning_rate(steps=config.train.steps, **config.learning_rate)
+    optim.check_rate(config.optimizer.name, config.learning_rate.final_fraction)
+    optimizer = optim.make_optimizer(learning_rate=learning_rate, **config.optimizer)
+    ema_decays = ema.make_decays(config.ema.decays, config.ema.widths)
+
     def init(params: Any = None) -> TrainState:
         params = init_params() if params is None else params
         rng = jax.random.fold_in(jax.random.key(config.seed), 1)
         return init_state(params, optimizer, ema_decays, rng, config.train.precision)
 
     shapes = jax.eval_shape(init)
-    rules = sharding.parameter_rules(
-        modulation=config.model.modulation,
-        qk_norm=config.model.qk_norm,
-        cross_attention=config.model.cross_attention,
-        text_encoder=TEXT_ENCODER,
-    )
     shardings = sharding.make_shardings(mesh, shapes, rules)
     for field in offloaded(config):
         place = to_host(getattr(shardings, field), getattr(shapes, field))
@@ -179,22 +229,89 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
     return Run(
         config=config,
         mesh=mesh,
-        schedule=schedule,
         optimizer=optimizer,
         learning_rate=learning_rate,
         ema_decays=ema_decays,
-        null_text=Vocabulary(()).encode([""], config.text.length)[0],
-        apply=apply,
         init_params=init_params,
         init=init,
         abstract=abstract,
         shardings=shardings,
+        **fields,
     )
 
 
+def make_bucket_runs(
+    run: Run,
+    shapes: Mapping[str, tuple[int, int, int]],
+    make_run: Callable[..., Run] = make_run,
+    grid_of: Callable[..., tuple[int, int, int]] | None = None,
+) -> dict[str, Run]:
+    """A run for each bucket of a data set: the same state and model, clips of the bucket's shape.
+
+    As many clips make a batch as have about the tokens of a batch of the config's own shape. Pictures cannot be split
+    among the devices of `seq`: there these are more of `fsdp`, which lays the state out in the same way.
+
+    Args:
+      run: of `make_run`.
+      shapes: bucket to (frames, height, width) of its clips in pixels.
+      make_run: of the kind of run.
+      grid_of: config to (T, H, W) of a clip's tokens; by default those of a diffusion model.
+    Returns:
+      Bucket to its run.
+    Raises:
+      ValueError: a bucket's clips do not fit the model or the mesh; the sentence names the bucket.
+    """
+    if set(shapes.values()) == {clip_shape(run.config)}:
+        return dict.fromkeys(shapes, run)
+    grid_of = token_grid if grid_of is None else grid_of
+    tokens = run.config.batch_size * math.prod(grid_of(run.config))
+    runs = {}
+    for bucket, shape in shapes.items():
+        config = with_shape(run.config, shape)
+        mesh = run.mesh
+        try:
+            grid = grid_of(config)
+            if grid[0] == 1:
+                sizes = dict(mesh.shape)
+                sizes |= {"fsdp": sizes["fsdp"] * sizes["seq"], "seq": 1}
+                mesh = meshes.make_mesh(**sizes, devices=list(mesh.devices.flat))
+            step = meshes.batch_parts(mesh) * config.train.accumulation
+            with config.unlocked():
+                config.batch_size = max(step, tokens // math.prod(grid) // step * step)
+            # The state stays where the config's own mesh lays it.
+            runs[bucket] = make_run(config, mesh, run.null_text)._replace(
+                abstract=run.abstract, shardings=run.shardings
+            )
+        except ValueError as error:
+            raise ValueError(f"Bucket {bucket}: {error}") from error
+    return runs
+
+
+def clip_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(frames, height, width) of the config's clips in pixels."""
+    return config.data.frames, config.data.height, config.data.width
+
+
+def with_shape(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+) -> ml_collections.ConfigDict:
+    """The config for clips of another shape.
+
+    Args:
+      config: of the run.
+      shape: (frames, height, width) in pixels.
+    Returns:
+      A copy.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update(dict(zip(("frames", "height", "width"), shape, strict=True)))
+    return config
+
+
 def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
-    """Whether clips may be mirrored: data.flip is on, and the captions' words do not name sides."""
-    return config.data.flip and not SIDES & set(words)
+    """Whether clips may be mirrored: data.flip is on, and no words that a model reads name sides."""
+    return config.data.flip and (SECTION in config or not SIDES & set(words))
 
 
 def video_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
@@ -239,11 +356,24 @@ def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def abstract_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
-    """Shapes and types of a batch of `count` clips, as the step takes it."""
+def abstract_batch(
+    config: ml_collections.ConfigDict, count: int, null_text: Any = None
+) -> dict[str, Any]:
+    """Shapes and types of a batch of `count` clips, as the step takes it.
+
+    Args:
+      config: of the run.
+      count: clips.
+      null_text: of the run; by default as `make_run`'s.
+    Returns:
+      The batch, abstract.
+    """
+    null_text = texts.blank_text(config) if null_text is None else null_text
     batch = {
         "video": jax.ShapeDtypeStruct((count, *video_shape(config)), video_dtype(config)),
-        "text": jax.ShapeDtypeStruct((count, config.text.length), np.int32),
+        "text": jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), null_text
+        ),
     }
     micro = jax.ShapeDtypeStruct((count,), np.float32)
     return batch | {name: micro for name in config.model.micro_conditions}
@@ -266,6 +396,15 @@ def check_choices(run: Run) -> None:
         raise ValueError(
             f"sample.motion is {config.sample.motion}: buckets of the motion score are 0 to 255."
         )
+    check_snapshots(config)
+
+
+def check_snapshots(config: ml_collections.ConfigDict) -> None:
+    """Refuses snapshots of no average.
+
+    Raises:
+      ValueError: it is so.
+    """
     if config.ema.snapshot_every and not config.ema.widths:
         raise ValueError(
             f"ema.snapshot_every is {config.ema.snapshot_every}, but ema.widths names no power average to keep: "
@@ -285,15 +424,13 @@ def sampler_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in config.sample.items() if name not in others}
 
 
-def make_run_programs(
-    run: Run, options: dict[str, Any], null_text: np.ndarray | None = None
-) -> Programs:
+def make_run_programs(run: Run, options: dict[str, Any], null_text: Any = None) -> Programs:
     """The config's sampler.
 
     Args:
       run: of `make_run`.
       options: of `sampler_options`.
-      null_text: ids of a negative prompt; by default those of no caption.
+      null_text: of a negative prompt, without the batch axis; by default that of no caption.
     Returns:
       The programs from seeds to videos.
     """
@@ -310,21 +447,20 @@ def make_run_programs(
     )
 
 
-def make_condition(
-    config: ml_collections.ConfigDict, text: np.ndarray, motion: float
-) -> dict[str, np.ndarray]:
+def make_condition(config: ml_collections.ConfigDict, text: Any, motion: float) -> dict[str, Any]:
     """What the model is told of videos that are to be made.
 
     Args:
       config: of the run.
-      text: (N, L) int32 caption ids.
+      text: tree of rows of N, of `Texts.embed`.
       motion: bucket of the motion score, 0 (least) to 255; read by models with that micro-condition.
     Returns:
       The condition, rows of N.
     """
     values = {"fps": config.data.fps, "motion": motion}
+    count = len(jax.tree.leaves(text)[0])
     micro = {
-        name: np.full(len(text), values[name], np.float32) for name in config.model.micro_conditions
+        name: np.full(count, values[name], np.float32) for name in config.model.micro_conditions
     }
     return {"text": text} | micro
 
@@ -370,7 +506,7 @@ def make_decode(
 
     def decode(videos: np.ndarray) -> np.ndarray:
         frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
-        return frames.reshape(*videos.shape[:2], *frames.shape[1:])
+        return frames.reshape(len(videos), -1, *frames.shape[1:])
 
     return decode
 
@@ -380,7 +516,7 @@ def place_batch(run: Run) -> dict[str, Any]:
     rows = NamedSharding(run.mesh, meshes.BATCH)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-        abstract_batch(run.config, run.config.batch_size),
+        run.batch(run.config, run.config.batch_size),
     )
 
 
@@ -466,7 +602,7 @@ def trace_step(run: Run) -> Any:
     """The train step for the mesh and the batch's shape, ready to be lowered; the state is donated."""
     config = run.config
     step = make_train_step(
-        make_run_loss(run, config.text.dropout),
+        run.loss(run),
         run.optimizer,
         run.learning_rate,
         accumulation=config.train.accumulation,
@@ -478,11 +614,30 @@ def trace_step(run: Run) -> Any:
     return jitted.trace(run.abstract, place_batch(run))
 
 
+@contextlib.contextmanager
+def compile_steps(runs: Mapping[str, Run]) -> Iterator[dict[str, Future]]:
+    """Compiles the step of every bucket, one after the other, while the steps of the first ones run.
+
+    Args:
+      runs: of `make_bucket_runs`, in the order in which they are needed.
+    Yields:
+      Bucket to the future of its step, as of `compile_step`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield {name: pool.submit(compile_step, run) for name, run in runs.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def compile_step(run: Run) -> Callable[..., Any]:
     """The train step, compiled for the mesh and the batch's shape; the state is donated."""
     started = time.perf_counter()
     compiled = trace_step(run).lower().compile()
-    logging.info("Compiled the step in %.1f s.", time.perf_counter() - started)
+    shape = "x".join(map(str, clip_shape(run.config)))
+    logging.info(
+        "Compiled the step for clips of %s in %.1f s.", shape, time.perf_counter() - started
+    )
     return compiled
 
 
@@ -507,11 +662,16 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    if SECTION in config:
+        raise ValueError(
+            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
+            "diffusion model."
+        )
     # JSON has lists where Flax wants something hashable.
     try:
         for name in ("patch_size", "micro_conditions"):
             config.model[name] = tuple(config.model[name])
-        config.memory, config.vae  # noqa: B018
+        config.memory, config.vae, config.text.encoder  # noqa: B018
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."

@@ -1,0 +1,59 @@
+"""Packed data sets without a lossy video file in between, plain and in buckets."""
+
+import collections
+import json
+
+import numpy as np
+
+from videogen_jax.data import buckets, records
+
+
+def write_records(folder, train, frames, per_shard=1, captions=None):
+    """A plain data set of these clips, (T, H, W, 3) uint8 each; the first one is its validation split too."""
+    (folder / "work").mkdir(parents=True)
+    captions = captions or [str(i) for i in range(len(train))]
+    scores = [records.motion_score(video, 8.0) for video in train]
+    words = collections.Counter(word for caption in captions for word in caption.split())
+    statistics = {
+        "height": train[0].shape[1],
+        "width": train[0].shape[2],
+        "frames": frames,
+        "min_frames": min(map(len, train)),
+        "fps": 8.0,
+        "words": dict(words),
+        "motion_score_buckets": records.motion_edges([np.asarray(scores)]),
+    }
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    np.save(folder / records.MOTION_SCORES, np.float32(scores))
+    sizes = {}
+    for split, clips in {"train": train, "validation": train[:1]}.items():
+        examples = [
+            records.encode_clip(video, caption, 8.0, f"{i}.mp4")
+            for i, (video, caption) in enumerate(zip(clips, captions, strict=False))
+        ]
+        shards = [examples[i : i + per_shard] for i in range(0, len(examples), per_shard)]
+        sizes[split] = [
+            records.write_shard(folder / records.shard_name(split, i, len(shards)), shard)
+            for i, shard in enumerate(shards)
+        ]
+    records.write_dataset_info(folder, sizes, folder / "work")
+    report = {"settings": {"size": "x".join(map(str, train[0].shape[1:3]))}, "clips": len(train)}
+    (folder / "pack_report.json").write_text(json.dumps(report))
+    return folder
+
+
+def write_buckets(folder, clips, per_shard=4):
+    """A data set in buckets: {"4x16x16": clips, ...}; every caption is "shape NAME"."""
+    for name, train in clips.items():
+        captions = [f"shape {name}"] * len(train)
+        write_records(folder / name, train, len(train[0]), per_shard, captions)
+    buckets.write_index(folder, list(clips))
+    return folder
+
+
+def random_clips(shape, count, seed=0):
+    """Clips of smooth noise, which JPEG keeps; their brightness differs."""
+    rng = np.random.default_rng(seed)
+    frames, height, width = shape
+    small = rng.integers(20, 230, (count, frames, height // 8, width // 8, 3), np.uint8)
+    return list(small.repeat(8, axis=2).repeat(8, axis=3))

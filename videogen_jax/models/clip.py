@@ -1,0 +1,380 @@
+"""CLIP's text encoder: captions to tokens for cross-attention and one pooled vector.
+
+| weights                              | width | layers | pooled | activation |
+| ------------------------------------ | ----- | ------ | ------ | ---------- |
+| openai/clip-vit-base-patch32 (or 16) | 512   | 12     | 512    | quick_gelu |
+| openai/clip-vit-large-patch14        | 768   | 12     | 768    | quick_gelu |
+| Stable Diffusion 2's text_encoder    | 1024  | 23     | 1024   | gelu       |
+| SDXL's text_encoder_2                | 1280  | 32     | 1280   | gelu       |
+
+And any other size in the layout of transformers' `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection`, as
+OpenCLIP's models. Modules carry the names of their tensors; the layers are stacked under `blocks/`.
+
+Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from videogen_jax.models.attention import attend
+from videogen_jax.models.hub import find_file
+from videogen_jax.models.layouts import Source
+from videogen_jax.models.weights import PICKLES, WeightsError, place_tensors, read_tensors
+from videogen_jax.parallel.sharding import path_name
+
+FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+DTYPES = ("float32", "bfloat16")
+HEAD_WIDTH = 64  # numbers per head in every published model
+LEGACY_EOS = 2  # what old files of config.json say: end of text is then the largest id
+# Not of the text encoder, or no weights: may be in the file, and is not read.
+UNREAD = r"(vision_model\..*|visual_projection\..*|logit_scale|(.*\.)?position_ids)"
+
+
+class Config(NamedTuple):
+    """Fields of transformers' config.json that shape the network; the defaults are transformers' own (ViT-B/32)."""
+
+    vocab_size: int = 49_408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49_407
+    projection_dim: int | None = (
+        None  # width of `text_projection`; None where the weights have none
+    )
+
+
+BASE = Config(projection_dim=512)
+LARGE = Config(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
+PUBLISHED = {  # what is known of the hub's models without asking it
+    "openai/clip-vit-base-patch32": BASE,
+    "openai/clip-vit-base-patch16": BASE,
+    "openai/clip-vit-large-patch14": LARGE,
+}
+# Without config.json the activation is told by the size where one model alone has it: (width, layers).
+ACTIVATIONS = {(1024, 23): "gelu", (1024, 24): "gelu", (1280, 32): "gelu"}
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder without its parameters, which `load` reads."""
+
+    name: str  # the path that it was made from
+    width: int  # E, of the tokens
+    pooled_width: int  # P
+    length: int  # tokens that it takes at most, begin and end among them
+    vocabulary_size: int
+    pad_id: int  # what the model's own tokenizer writes behind the end of text
+    abstract_params: Any  # tree of shapes, float32
+    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
+    # (params, ids (B, L) int32) to tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32
+    encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) -> TextEncoder:
+    """Makes a text encoder; its weights are read when `load` is called.
+
+    `encode` gives the last layer's states behind the final norm; a mask that is True up to the end of text, that one
+    included; and the state at the end of text, through `text_projection` where the weights have it. Attention is
+    causal, so that what stands behind the end of text changes nothing that the mask shows.
+
+    Args:
+      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py), with config.json beside the
+        weights. Without one the sizes are the tensors', if the activation can be told from them. Empty: the network is
+        that of openai/clip-vit-large-patch14, and `load` refuses.
+      dtype: of the computation, one of DTYPES. Parameters, norms and results are float32.
+      fetch: False: a model that is on the hub alone counts as the one of PUBLISHED, or as
+        openai/clip-vit-large-patch14, so that shapes are known without a network.
+    Returns:
+      The text encoder.
+    Raises:
+      ValueError: the dtype is unknown.
+      FileNotFoundError: there is nothing at the path, nor on the hub.
+      WeightsError: config.json is of another network, or is missing and needed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"Unknown dtype {dtype!r} of a text encoder: choose {' or '.join(DTYPES)}."
+        )
+    config = _find_config(path, fetch)
+    network = Transformer(config, jnp.dtype(dtype))
+    ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
+    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
+
+    def encode(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return network.apply({"params": params}, ids)
+
+    return TextEncoder(
+        name=path,
+        width=config.hidden_size,
+        pooled_width=config.projection_dim or config.hidden_size,
+        length=config.max_position_embeddings,
+        vocabulary_size=config.vocab_size,
+        # OpenAI's tokenizer pads with the end of text, OpenCLIP's with 0; the activation tells them apart.
+        pad_id=0 if config.hidden_act == "gelu" else config.vocab_size - 1,
+        abstract_params=abstract_params,
+        load=functools.partial(_load, path, abstract_params),
+        encode=encode,
+    )
+
+
+class Transformer(nn.Module):
+    """The network."""
+
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes captions.
+
+        Args:
+          ids: (B, L) int32.
+        Returns:
+          tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32.
+        Raises:
+          ValueError: L is more than the model has positions.
+        """
+        config, length = self.config, ids.shape[1]
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens are more than the {config.max_position_embeddings} that this text encoder takes."
+            )
+        embed = functools.partial(nn.Embed, features=config.hidden_size)
+        x = embed(config.vocab_size, name="embeddings.token_embedding")(ids)
+        positions = embed(config.max_position_embeddings, name="embeddings.position_embedding")
+        x = (x + positions(jnp.arange(length))).astype(self.dtype)  # (B, L, E)
+        blocks = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.num_hidden_layers,
+        )
+        x, _ = blocks(config, self.dtype, name="blocks")(x)
+        tokens = _norm(config, "final_layer_norm")(x.astype(jnp.float32))
+
+        end = find_end(ids, config.eos_token_id)  # (B,)
+        mask = jnp.arange(length) <= end[:, None]
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]  # (B, E)
+        if config.projection_dim:
+            project = nn.Dense(config.projection_dim, use_bias=False, name="text_projection")
+            pooled = project(pooled)
+        return tokens, mask, pooled
+
+
+class Block(nn.Module):
+    """One layer: causal attention and an MLP, each behind a norm and beside an identity."""
+
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """Computes one layer.
+
+        Args:
+          x: (B, L, E).
+        Returns:
+          The same shape, and None for `nn.scan`.
+        """
+        config = self.config
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        h = _norm(config, "layer_norm1")(x).astype(self.dtype)
+        heads = (*x.shape[:2], config.num_attention_heads, -1)
+        query, key, value = (
+            dense(config.hidden_size, name=f"self_attn.{name}_proj")(h).reshape(heads)
+            for name in "qkv"
+        )
+        h = attend(query, key, value, causal=True).reshape(x.shape)
+        x = x + dense(config.hidden_size, name="self_attn.out_proj")(h)
+        h = _norm(config, "layer_norm2")(x).astype(self.dtype)
+        h = dense(config.intermediate_size, name="mlp.fc1")(h)
+        h = h * nn.sigmoid(1.702 * h) if config.hidden_act == "quick_gelu" else _gelu(h)
+        return x + dense(config.hidden_size, name="mlp.fc2")(h), None
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)
+
+
+def _norm(config: Config, name: str) -> nn.Module:
+    # The fast variance loses digits where a few channels are very large, as CLIP's are.
+    return nn.LayerNorm(
+        config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+def find_end(ids: jax.Array, eos_token_id: int) -> jax.Array:
+    """Where captions end.
+
+    Args:
+      ids: (B, L) int32.
+      eos_token_id: of config.json. LEGACY_EOS stands for the largest id, whichever it is.
+    Returns:
+      (B,) int32, place of the first end of text.
+    """
+    found = ids if eos_token_id == LEGACY_EOS else ids == eos_token_id
+    return jnp.argmax(found, axis=1)
+
+
+def read_config(path: Path) -> Config:
+    """Reads transformers' config.json of a text encoder, or of a whole CLIP.
+
+    Args:
+      path: the file.
+    Returns:
+      The fields that matter. What it leaves out is as in transformers.
+    Raises:
+      WeightsError: it is no JSON, or of another network.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        kind = given.get("model_type", "clip" if "text_config" in given else "clip_text_model")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is no JSON of a model ({error}): fetch it again.") from None
+    if kind not in ("clip", "clip_text_model"):
+        raise WeightsError(f"{path} is of {kind!r}: name the folder of a CLIP text encoder.")
+    fields = given
+    if kind == "clip":  # old files have the fields twice, and transformers goes by the second
+        fields = (given.get("text_config") or {}) | (given.get("text_config_dict") or {})
+    config = Config(**{name: fields[name] for name in Config._fields if name in fields})
+    if kind == "clip":
+        config = config._replace(projection_dim=given.get("projection_dim", 512))
+    elif "CLIPTextModelWithProjection" not in (given.get("architectures") or ()):
+        config = config._replace(projection_dim=None)
+    return _check_config(path, config)
+
+
+def _check_config(path: Path, config: Config) -> Config:
+    if config.hidden_act not in ("quick_gelu", "gelu"):
+        raise WeightsError(
+            f"{path}: hidden_act {config.hidden_act!r}: only quick_gelu and gelu are known."
+        )
+    for name, kind in Config.__annotations__.items():
+        value = getattr(config, name)
+        if kind is int and (not isinstance(value, int) or value < 1):
+            raise WeightsError(f"{path}: {name} {value!r} is no positive whole number.")
+    if config.hidden_size % config.num_attention_heads:
+        raise WeightsError(
+            f"{path}: hidden_size {config.hidden_size} does not divide by num_attention_heads "
+            f"{config.num_attention_heads}."
+        )
+    return config
+
+
+def _find_config(path: str, fetch: bool) -> Config:
+    if not path:
+        return LARGE
+    here = Path(path)
+    if here.exists():
+        file = (here if here.is_dir() else here.parent) / CONFIG_FILE
+        return read_config(file) if file.is_file() else _infer_config(here)
+    if not fetch:
+        return PUBLISHED.get(path, LARGE)
+    return read_config(find_file(path, CONFIG_FILE))
+
+
+def _infer_config(path: Path) -> Config:
+    """The network by its tensors' shapes, where they say enough."""
+    file = path / FILE if path.is_dir() else path
+    if file.suffix.lower() in PICKLES or not file.is_file():
+        read_tensors(path)  # says what is wrong, if that is
+        raise WeightsError(f"{path} holds no {CONFIG_FILE}: place that of the same model there.")
+    try:
+        with safe_open(file, "np") as opened:
+            shapes = {
+                name.removeprefix("text_model."): opened.get_slice(name).get_shape()
+                for name in opened.keys()  # noqa: SIM118 (it is no mapping)
+            }
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is no whole safetensors file ({error}): fetch it again."
+        ) from None
+    layers = [
+        int(found[1])
+        for found in (re.match(r"encoder\.layers\.(\d+)\.layer_norm1\.weight", n) for n in shapes)
+        if found
+    ]
+    try:
+        vocabulary, width = shapes["embeddings.token_embedding.weight"]
+        positions, _ = shapes["embeddings.position_embedding.weight"]
+        hidden, _ = shapes["encoder.layers.0.mlp.fc1.weight"]
+    except (KeyError, ValueError):
+        raise WeightsError(
+            f"{file} holds no CLIP text encoder: name the {FILE} of one, in transformers' layout."
+        ) from None
+    activation = ACTIVATIONS.get((width, len(layers)))
+    if activation is None:
+        raise WeightsError(
+            f"{file} has no {CONFIG_FILE} beside it, and whether a text encoder of {len(layers)} layers and width "
+            f"{width} uses quick_gelu or gelu cannot be told from its tensors: place the {CONFIG_FILE} of the same "
+            "model beside it."
+        )
+    return _check_config(
+        file,
+        Config(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=len(layers),
+            num_attention_heads=max(width // HEAD_WIDTH, 1),
+            max_position_embeddings=positions,
+            hidden_act=activation,
+            projection_dim=shapes.get("text_projection.weight", [None])[0],
+        ),
+    )
+
+
+def _load(path: str, abstract_params: Any) -> Any:
+    if not path:
+        raise ValueError(
+            f"The text encoder has no weights: name {FILE} or its folder, or a model on the hub "
+            "(openai/clip-vit-large-patch14), in text.path."
+        )
+    here = Path(path)
+    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
+    found = here if here.is_dir() and not (here / FILE).is_file() else find_file(path, FILE)
+    tensors = read_tensors(found)
+    try:
+        return place_tensors(
+            tensors,
+            _name_sources(abstract_params, tensors),
+            abstract_params,
+            what="the CLIP text encoder that config.json describes",
+            way_out=f"Name the {FILE} of a CLIP text encoder in transformers' layout, with its own {CONFIG_FILE}.",
+            unread=[name for name in tensors if re.fullmatch(UNREAD, name)],
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{found}: {error}") from None
+
+
+def _name_sources(params: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Source]:
+    """Leaf -> source. The prefix `text_model.` is of most files, not of all."""
+    prefix = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
+    sources = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        tensor = re.sub(r"/(kernel|scale|embedding)$", ".weight", name).replace("/bias", ".bias")
+        tensor = tensor.replace("blocks/", "encoder.layers.{i}.")
+        if not tensor.startswith("text_projection."):
+            tensor = prefix + tensor
+        pattern = "o -> o"
+        if name.endswith("/kernel"):
+            pattern = "o i -> i o"
+        elif name.endswith("/embedding"):
+            pattern = "o i -> o i"
+        sources[name] = Source((tensor,), pattern)
+    return sources

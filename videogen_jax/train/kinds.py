@@ -1,0 +1,68 @@
+"""The two kinds of run that share the loop: a diffusion model, and an autoencoder."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from videogen_jax.data import pipeline
+from videogen_jax.train import autoencoder, checks, setup, show, texts
+from videogen_jax.train.setup import Run
+from videogen_jax.train.texts import Texts
+
+
+class Kind(NamedTuple):
+    """What a run of a diffusion model and one of an autoencoder have not in common."""
+
+    make_run: Callable[..., Run]  # (config, mesh, null text), the last two or None
+    check_choices: Callable[[Run], None]
+    grid: Callable[
+        ..., tuple[int, int, int]
+    ]  # config to (T, H, W), by which buckets share the work
+    open_texts: Callable[..., Texts]  # (config, data)
+    read_batch: Callable[..., dict[str, Any]]  # (run, texts, data, clips)
+    make_measure: Callable[[Run], Callable[..., dict[str, jax.Array]]]  # what validation tells
+    make_show: Callable[..., Callable[[Any, int, Any], None]]  # (run, workdir, texts, sets)
+
+
+def read_batch(
+    run: Run, own_texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
+) -> dict[str, Any]:
+    """What a diffusion model takes of clips: pixels or latents, texts and micro-conditions."""
+    scores = np.searchsorted(data.motion_score_buckets, clips["motion_score"], side="right")
+    micro = {"fps": clips["fps"], "motion": scores.astype(np.float32)}
+    micro = {name: micro[name] for name in run.config.model.micro_conditions}
+    return {"video": clips["video"], "text": own_texts.read(clips)} | micro
+
+
+def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
+    """The loss of a diffusion model on a batch of validation clips."""
+    loss = setup.make_run_loss(run, text_dropout=0.0)
+    return lambda params, batch, rng: {"loss": loss(params, batch, rng)}
+
+
+DIFFUSION = Kind(
+    make_run=setup.make_run,
+    check_choices=setup.check_choices,
+    grid=setup.token_grid,
+    open_texts=texts.open_texts,
+    read_batch=read_batch,
+    make_measure=make_measure,
+    make_show=show.make_show_samples,
+)
+AUTOENCODER = Kind(
+    make_run=lambda config, mesh=None, null_text=None: autoencoder.make_run(config, mesh),
+    check_choices=autoencoder.check_choices,
+    grid=autoencoder.latent_grid,
+    open_texts=lambda config, data: texts.NONE,
+    read_batch=lambda run, own_texts, data, clips: {"video": clips["video"]},
+    make_measure=autoencoder.make_measure,
+    make_show=show.make_show_reconstructions,
+)
+
+
+def find_kind(config: ml_collections.ConfigDict) -> Kind:
+    """What a config describes."""
+    return AUTOENCODER if checks.is_autoencoder(config) else DIFFUSION

@@ -1,0 +1,107 @@
+"""What a run shows while it trains: samples of a diffusion model, reconstructions of an autoencoder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from videogen_jax.data import pipeline
+from videogen_jax.generate import contact_sheet
+from videogen_jax.generate.generator import make_generator
+from videogen_jax.models.chunks import to_pixels
+from videogen_jax.parallel import processes
+from videogen_jax.train import checks, metrics, setup
+from videogen_jax.train.setup import Run
+from videogen_jax.train.step import to_float
+from videogen_jax.train.texts import Texts
+
+
+def make_show_samples(
+    run: Run, workdir: Path, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> Callable[[Any, int, Any], None]:
+    """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
+    prompts, motion = run.config.sample.prompts, run.config.sample.motion
+    if not prompts:
+        return lambda writer, step, ema: None
+    with processes.together():
+        text = own_texts.embed(prompts)
+    condition = setup.make_condition(run.config, text, motion)
+    generate = make_generator(setup.make_run_programs(run, setup.sampler_options(run.config)))
+    with processes.together():
+        latents = next(iter(sets.values())).latents
+        decode = setup.make_decode(run.config, latents) if jax.process_index() == 0 else None
+
+    def show_samples(writer: Any, step: int, ema: Any) -> None:
+        videos = generate(ema, condition, list(range(len(prompts))))
+        if decode is None:
+            return
+        write_videos(writer, workdir, step, "samples", decode(videos), run.config.data.fps)
+
+    return show_samples
+
+
+def make_show_reconstructions(
+    run: Run, workdir: Path, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> Callable[[Any, int, Any], None]:
+    """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
+    del own_texts
+    config = run.config
+    count = config.sample.clips
+    fit = [
+        data
+        for data in sets.values()
+        if sum(data.lengths.get("validation", []))
+        and data.height >= config.data.height
+        and data.width >= config.data.width
+        and data.min_frames >= config.data.frames
+    ]
+    if not fit or not count:
+        return lambda writer, step, ema: None
+    clips = next(
+        pipeline.make_validation_clips(
+            fit[0],
+            batch_size=count,
+            frames=config.data.frames,
+            num_batches=1,
+            size=checks.make_augmentation(config).size,
+        )
+    )["video"]
+    whole = NamedSharding(run.mesh, PartitionSpec())
+    video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
+
+    def reconstruct(params: Any, video: jax.Array) -> jax.Array:
+        return to_pixels(run.apply(params, to_float(video), None)[0])
+
+    program = jax.jit(reconstruct, out_shardings=whole)
+
+    def show(writer: Any, step: int, ema: Any) -> None:
+        made = np.asarray(program(ema, video))
+        if jax.process_index() != 0:
+            return
+        pairs = np.stack([clips, made], axis=1).reshape(-1, *clips.shape[1:])
+        write_videos(writer, workdir, step, "reconstructions", pairs, config.data.fps)
+
+    return show
+
+
+def write_videos(
+    writer: Any, workdir: Path, step: int, tag: str, videos: np.ndarray, fps: float
+) -> None:
+    """Writes videos as one GIF to `workdir`/samples, and on the dashboard.
+
+    Args:
+      writer: of `metrics.make_writer`.
+      workdir: of the run.
+      step: of the run.
+      tag: name on the dashboard.
+      videos: (N, T, H, W, 3) uint8.
+      fps: frames per second.
+    """
+    gif, size = contact_sheet.animation(videos, fps)
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step_{step:08d}.gif").write_bytes(gif)
+    metrics.write_animation(writer, step, tag, gif, size)

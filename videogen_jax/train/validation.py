@@ -1,0 +1,82 @@
+"""What is measured on clips that are held out, while a run trains."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from videogen_jax.data import pipeline
+from videogen_jax.parallel import processes
+from videogen_jax.train import checks
+from videogen_jax.train.feed import put_clips
+from videogen_jax.train.kinds import Kind
+from videogen_jax.train.setup import Run
+from videogen_jax.train.texts import Texts
+
+
+def make_evaluate(
+    kind: Kind,
+    runs: Mapping[str, Run],
+    own_texts: Texts,
+    sets: Mapping[str, pipeline.PackedData],
+) -> Callable[[Any, int, Any], float | None]:
+    """Validation loss of the EMA on the same clips and random numbers whenever it is called: the mean over the buckets.
+
+    What else the kind of run measures is written beside it.
+    None where the data set has no validation clips, or train.validation_batches is 0.
+    """
+    config = next(iter(runs.values())).config
+    held_out = [name for name in runs if sum(sets[name].lengths.get("validation", []))]
+    if not held_out or not config.train.validation_batches:
+        return lambda writer, step, ema: None
+    measures = {
+        name: make_bucket_measure(kind, runs[name], own_texts, sets[name]) for name in held_out
+    }
+
+    def evaluate(writer: Any, step: int, ema: Any) -> float:
+        values = {name: measure(ema) for name, measure in measures.items()}
+        shown = {}
+        for quantity in next(iter(values.values())):
+            several = {Path(name).name: one[quantity] for name, one in values.items()}
+            if len(several) > 1:
+                shown |= {f"validation/{quantity}_{name}": one for name, one in several.items()}
+            shown[f"validation/{quantity}"] = float(np.mean(list(several.values())))
+        writer.write_scalars(step, shown)
+        return shown["validation/loss"]
+
+    return evaluate
+
+
+def make_bucket_measure(
+    kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData
+) -> Callable[[Any], dict[str, float]]:
+    """Means over the first validation clips of a bucket."""
+    config = run.config
+    measure = jax.jit(kind.make_measure(run))
+    index, count = processes.find_share(run.mesh, config.batch_size)
+    batches = [
+        put_clips(kind, run, own_texts, data, clips)
+        for clips in pipeline.make_validation_clips(
+            data,
+            batch_size=config.batch_size,
+            frames=config.data.frames,
+            num_batches=config.train.validation_batches,
+            text_length=own_texts.stored_length,
+            size=checks.make_augmentation(config).size if data.latents is None else None,
+            process_index=index,
+            process_count=count,
+        )
+    ]
+    whole = NamedSharding(run.mesh, PartitionSpec())
+    split = lambda: list(jax.random.split(jax.random.key(config.seed), len(batches)))  # noqa: E731
+    keys = jax.jit(split, out_shardings=whole)()
+
+    def means(ema: Any) -> dict[str, float]:
+        found = [measure(ema, batch, key) for batch, key in zip(batches, keys, strict=True)]
+        found = jax.device_get(found)
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    return means
