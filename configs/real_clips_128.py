@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.mu_dtype = "float32"  # float32, bfloat16: of the first moment
 
     config.train = train = ml_collections.ConfigDict()
-    train.steps = 400  # optimizer steps
+    train.steps = 1500  # optimizer steps
     train.precision = "float32"  # float32, bfloat16, float16; parameters are always float32
     train.accumulation = 1  # parts in which a step takes its batch
     train.log_every = 20  # steps
@@ -139,11 +139,11 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.tensor = 1  # devices that share each layer
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 50  # steps
+    checkpoint.every = 100  # steps
     checkpoint.keep = 2  # newest ones, beside the best
 
     config.sample = sample = ml_collections.ConfigDict()
-    sample.every = 400  # steps
+    sample.every = 500  # steps
     sample.prompts = (
         "a man with a red bow tie talks in a car",
         "a big grey rabbit stretches on a green meadow",

@@ -48,6 +48,7 @@ NEED_NO_TENSORFLOW = (
     "videogen_jax.train.checkpoint",
     "videogen_jax.train.ema",
     "videogen_jax.train.optim",
+    "videogen_jax.train.sampling",
     "videogen_jax.train.setup",
     "videogen_jax.train.snapshots",
     "videogen_jax.train.state",

@@ -22,7 +22,7 @@ from videogen_jax import command
 from videogen_jax.models.flops import TRAIN_FACTOR
 from videogen_jax.parallel import memory, offload, targets
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import autoencoder, setup
+from videogen_jax.train import autoencoder, sampling, setup
 from videogen_jax.train.trained_vae import SECTION
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
@@ -149,9 +149,9 @@ def plan_train(run: setup.Run, card: targets.Card) -> Program:
 def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Program:
     """All steps of the sampler, for a batch of config.sample, from parameters laid out for it."""
     count = config.sample.batch_size
-    mesh = setup.choose_sample_mesh(config, count, devices)
+    mesh = sampling.choose_sample_mesh(config, count, devices)
     run = setup.make_run(config, mesh)
-    programs = setup.make_run_programs(run, setup.sampler_options(config))
+    programs = sampling.make_run_programs(run, sampling.sampler_options(config))
     batch = setup.abstract_batch(config, programs.batch_size, run.null_text)
     condition = {name: leaf for name, leaf in batch.items() if name != "video"}
     arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
@@ -168,7 +168,7 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
 
 def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mesh) -> Program:
     """One chunk of frames through the autoencoder."""
-    decoder = setup.make_run_decoder(config, mesh)
+    decoder = sampling.make_run_decoder(config, mesh)
     traced = decoder.program.trace(*decoder.abstract_args)
     footprint = memory.measure(traced, mesh.size, bool(card.description))
     parts = {

@@ -22,7 +22,7 @@ from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.train import checkpoint, setup, snapshots, texts
+from videogen_jax.train import checkpoint, sampling, setup, snapshots, texts
 from videogen_jax.train.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -86,17 +86,17 @@ def write_samples() -> None:
     rows = own_texts.embed([*prompts, _NEGATIVE_PROMPT.value])
     text = jax.tree.map(lambda column: column[:-1], rows)
     null_text = jax.tree.map(lambda column: column[-1], rows)
-    mesh = setup.choose_sample_mesh(config, len(prompts), jax.devices())
+    mesh = sampling.choose_sample_mesh(config, len(prompts), jax.devices())
     run = setup.make_run(config, mesh, own_texts.null)
     params, step = restore(run, workdir)
     latents = metadata.get("latents")
-    decode = setup.make_decode(config, latents and LatentInfo(**latents))
+    decode = sampling.make_decode(config, latents and LatentInfo(**latents))
     seeds = [_SEED.value + i for i in range(len(prompts))]
     batch_size = min(_BATCH_SIZE.value, len(prompts))
-    programs = setup.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
+    programs = sampling.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
     generate = make_generator(programs)
     logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
-    videos = decode(generate(params, setup.make_condition(config, text, motion), seeds))
+    videos = decode(generate(params, sampling.make_condition(config, text, motion), seeds))
     folder = Path(_OUTPUT_DIR.value or workdir / "generated")
     recipe = {
         "workdir": str(workdir),
@@ -164,7 +164,7 @@ def read_prompts() -> list[str]:
 
 def sampling_options(config: Any) -> dict[str, Any]:
     """The config's options of `make_run_programs`, with the flags' in their place."""
-    options = setup.sampler_options(config)
+    options = sampling.sampler_options(config)
     options.pop("batch_size")
     flags_given = {
         "num_inference_steps": _NUM_INFERENCE_STEPS.value,

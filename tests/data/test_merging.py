@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.test_pack import add, grey_video, read, run
 from videogen_jax import merge
-from videogen_jax.data import merging, packing, pipeline
+from videogen_jax.data import merging, packed_data, packing, pipeline
 from videogen_jax.data.locking import hold_folder
 
 PARTS = 3
@@ -173,9 +173,9 @@ def spoil_shard_short(folder):
 
 def spoil_clip_lost(folder):
     path = next(
-        p for p in sorted(part(folder, 0).rglob("clips-*.tf*")) if pipeline.count_records(p) == 2
+        p for p in sorted(part(folder, 0).rglob("clips-*.tf*")) if packed_data.count_records(p) == 2
     )
-    first = int.from_bytes(path.read_bytes()[:8], "little") + pipeline.FRAMING
+    first = int.from_bytes(path.read_bytes()[:8], "little") + packed_data.FRAMING
     path.write_bytes(path.read_bytes()[:first])
     return f"{path.name} has 1 clips instead of 2"
 

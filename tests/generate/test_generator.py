@@ -12,7 +12,7 @@ from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.generate.generator import make_generator, make_programs
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.train import setup
+from videogen_jax.train import sampling, setup
 
 SHAPE = (2, 4, 4, 3)
 TEXT = np.array([[3, 4], [5, 6], [7, 8], [9, 10], [11, 12]], np.int32)
@@ -86,9 +86,9 @@ def test_the_transformer_makes_the_same_videos_on_two_devices():
         shapes, places = run.abstract.params, run.shardings.params
         params = jax.device_put(randomise(shapes, 0.3), places)
         options = {"batch_size": batch_size, "guidance_scale": 2.0, "num_inference_steps": 2}
-        make = make_generator(setup.make_run_programs(run, options))
+        make = make_generator(sampling.make_run_programs(run, options))
         text = np.full((3, config.text.length), 4, np.int32)
-        videos.append(make(params, setup.make_condition(config, text, 0.0), SEEDS[:3]))
+        videos.append(make(params, sampling.make_condition(config, text, 0.0), SEEDS[:3]))
     assert videos[0].std() > 10
     assert_same_pixels(videos[1], videos[0])
 

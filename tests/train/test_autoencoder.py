@@ -15,7 +15,7 @@ from videogen_jax.models import perceptual
 from videogen_jax.models.weights import hash_params, name_sources
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.train import autoencoder, checkpoint, loop, setup, trained_vae
+from videogen_jax.train import autoencoder, checkpoint, loop, sampling, setup, trained_vae
 from videogen_jax.train.checkpoint import CheckpointError
 
 
@@ -166,7 +166,7 @@ def test_latents_are_encoded_read_whole_and_decoded(workdir, data, tmp_path):
     clips = next(pipeline.make_clips(opened, "train", **options))
     pixels = next(pipeline.make_clips(str(data), "train", **options))
     assert clips["video"].shape == (6, 3, 2, 2, 4)
-    decode = setup.make_decode(config, opened.latents)
+    decode = sampling.make_decode(config, opened.latents)
     x = pixels["video"] / np.float32(127.5) - 1
     whole = jax.jit(lambda x: described.decode(params, described.encode(params, x)))(x)
     made = decode(clips["video"].astype(np.float32))
@@ -215,7 +215,7 @@ def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):
 def test_a_run_that_went_on_is_not_the_one_that_encoded(workdir):
     info = LatentInfo("workdir", "0" * 64, "float16", [2, 2, 4], False, [0.0] * 4, [1.0] * 4)
     with pytest.raises(ValueError, match="not those that encoded the data set"):
-        setup.make_decode(dit_config(workdir), info)
+        sampling.make_decode(dit_config(workdir), info)
 
 
 def test_latents_are_no_clips_to_train_an_autoencoder_on(workdir, data, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
-from videogen_jax.train import setup
+from videogen_jax.train import sampling, setup
 
 
 def random_run(config):
@@ -31,7 +31,7 @@ def test_micro_conditions_reach_the_model_by_name(name):
     config.model.micro_conditions = ("fps", "motion")
     run, params = random_run(config)
     text = np.full((2, config.text.length), 4, np.int32)
-    condition = setup.make_condition(config, text, motion=100.0)
+    condition = sampling.make_condition(config, text, motion=100.0)
     assert condition["fps"].tolist() == [config.data.fps] * 2
     assert condition["motion"].tolist() == [100.0] * 2
     x_t = jax.random.normal(jax.random.key(0), (2, *run.video_shape))
@@ -106,7 +106,7 @@ def test_what_means_nothing_is_refused_before_anything_is_computed(name, value, 
     config.sample.prompts = ()  # also where nothing is sampled on the way
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=message):
-        setup.check_choices(setup.make_run(config))
+        sampling.check_choices(setup.make_run(config))
 
 
 def test_ddpm_of_a_flow_model_is_refused_before_training():
@@ -114,7 +114,7 @@ def test_ddpm_of_a_flow_model_is_refused_before_training():
     config.schedule.update({"name": "flow", "zero_terminal_snr": False})
     config.objective.prediction, config.sample.sampler = "flow", "ddpm"
     with pytest.raises(ValueError, match="ddpm"):
-        setup.check_choices(setup.make_run(config))
+        sampling.check_choices(setup.make_run(config))
 
 
 def test_a_run_of_pictures_has_the_parameters_of_videos():

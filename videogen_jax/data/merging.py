@@ -20,7 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videogen_jax.data import bucket_packing, bucketing, pack_settings, packing, pipeline, records
+from videogen_jax.data import (
+    bucket_packing,
+    bucketing,
+    pack_settings,
+    packed_data,
+    packing,
+    records,
+)
 from videogen_jax.data import sources as source_lists
 from videogen_jax.data.locking import hold_folder
 
@@ -93,7 +100,7 @@ def check(output: str | Path) -> dict[str, dict[str, int]]:
         names = _read_json(output / pack_settings.BUCKETS_MARK)["buckets"]
     counts = {}
     for name in names:
-        data = pipeline.open_data(output / name)
+        data = packed_data.open_data(output / name)
         for split, paths in data.files.items():
             for path, length in zip(paths, data.lengths[split], strict=True):
                 _check_count(Path(path), length, f"delete {output} and pack again")
@@ -265,7 +272,7 @@ def _merge_plain(
     for shard, target in moves:
         if not target.exists():
             os.replace(shard.path, target)
-        size = target.stat().st_size - pipeline.FRAMING * shard.clips
+        size = target.stat().st_size - packed_data.FRAMING * shard.clips
         sizes[shard.split].append((shard.clips, size))
     words, scores = collections.Counter(), []
     for piece in pieces:
@@ -302,7 +309,7 @@ def _check_pieces(output, pieces) -> list[tuple[Shard, Path]]:
             if not path.exists():
                 raise ValueError(f"the record file {shard.path} is missing: {advice}.")
             _check_count(path, shard.clips, advice)
-            sizes[shard.split] += path.stat().st_size - pipeline.FRAMING * shard.clips
+            sizes[shard.split] += path.stat().st_size - packed_data.FRAMING * shard.clips
         if any(sizes[split] != size for split, size in piece.num_bytes.items()):
             raise ValueError(f"the record files of {piece.folder} have not their sizes: {advice}.")
         clips = _read_json(piece.folder / packing.SOURCES_FILE)
@@ -328,7 +335,7 @@ def _number_shards(output, pieces) -> Iterator[tuple[Shard, Path]]:
 
 
 def _check_count(path: Path, clips: int, advice: str) -> None:
-    found = pipeline.count_records(path)
+    found = packed_data.count_records(path)
     if found != clips:
         what = "breaks off" if found is None else f"has {found} clips instead of {clips}"
         raise ValueError(f"the record file {path} {what}: {advice}.")

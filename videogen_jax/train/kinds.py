@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from videogen_jax.data import pipeline
-from videogen_jax.train import autoencoder, checks, setup, show, texts
+from videogen_jax.train import autoencoder, checks, sampling, setup, show, texts
 from videogen_jax.train.setup import Run
 from videogen_jax.train.texts import Texts
 
@@ -45,7 +45,7 @@ def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Arra
 
 DIFFUSION = Kind(
     make_run=setup.make_run,
-    check_choices=setup.check_choices,
+    check_choices=sampling.check_choices,
     grid=setup.token_grid,
     open_texts=texts.open_texts,
     read_batch=read_batch,

@@ -13,7 +13,7 @@ from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import processes
-from videogen_jax.train import checks, metrics, setup
+from videogen_jax.train import checks, metrics, sampling
 from videogen_jax.train.setup import Run
 from videogen_jax.train.step import to_float
 from videogen_jax.train.texts import Texts
@@ -28,11 +28,11 @@ def make_show_samples(
         return lambda writer, step, ema: None
     with processes.together():
         text = own_texts.embed(prompts)
-    condition = setup.make_condition(run.config, text, motion)
-    generate = make_generator(setup.make_run_programs(run, setup.sampler_options(run.config)))
+    condition = sampling.make_condition(run.config, text, motion)
+    generate = make_generator(sampling.make_run_programs(run, sampling.sampler_options(run.config)))
     with processes.together():
         latents = next(iter(sets.values())).latents
-        decode = setup.make_decode(run.config, latents) if jax.process_index() == 0 else None
+        decode = sampling.make_decode(run.config, latents) if jax.process_index() == 0 else None
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
         videos = generate(ema, condition, list(range(len(prompts))))
