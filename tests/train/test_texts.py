@@ -188,6 +188,33 @@ def test_dropped_captions_are_all_the_same(places):
         assert (one == other) is equal
 
 
+def test_cached_training_has_the_loss_of_uncached(places):
+    """Latents and embeddings computed afresh from the pixels and captions of the same steps."""
+    config = clip_config(places)
+    data = pipeline.open_data(places.encoded)
+    own = texts.open_texts(config, data)
+    run = setup.make_run(config, None, own.null)
+    params = jax.jit(run.init_params)()
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)  # so that text is let through
+    loss = jax.jit(setup.make_run_loss(run, 0.1))
+    autoencoder = setup.describe_autoencoder(config, fetch=True)
+    encode, weights = jax.jit(autoencoder.encode), autoencoder.load()
+    options = {"batch_size": 4, "frames": 4, "seed": 5}
+    cached = pipeline.make_clips(data, "train", **options, text_length=own.stored_length)
+    uncached = pipeline.make_clips(places.packed, "train", **options)
+    for step in range(3):
+        stored, clips = next(cached), next(uncached)
+        latents = encode(weights, clips["video"].astype(np.float32) / 127.5 - 1)
+        latents = (latents - np.float32(data.latents.mean)) / np.float32(data.latents.deviation)
+        fresh = own.embed([caption.decode() for caption in clips["caption"]])
+        key = jax.random.key(step)
+        expected = loss(params, {"video": latents, "text": fresh}, key)
+        found = loss(params, {"video": stored["video"], "text": own.read(stored)}, key)
+        np.testing.assert_allclose(found, expected, rtol=2e-3)
+        other = loss(params, {"video": latents, "text": fresh}, jax.random.key(step + 99))
+        assert abs(float(other - expected)) > 0.01 * float(expected)
+
+
 @pytest.fixture(scope="module")
 def trained(places, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
