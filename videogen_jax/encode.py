@@ -67,13 +67,18 @@ def main(arguments: list[str]) -> int:
             encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
             encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
-            reports.append(encoding.encode(folder, place, encoder, share=share))
+            label = Path(folder).name if bucketed else None
+            report = encoding.encode(folder, place, encoder, share=share, label=label)
+            reports.append(report)
     except KeyboardInterrupt:
         print("encode: stopped: the same command again continues behind the finished shards.")
         return 130
-    if bucketed and all(report["finished"] for report in reports):
-        buckets.write_index(output, [Path(folder).name for folder in sets])
-    print(summarize(reports, output))
+    # Looked at now: other calls may have finished buckets since this one left them.
+    names = [Path(folder).name for folder in sets] if bucketed else [""]
+    whole = all((output / name / "dataset_info.json").exists() for name in names)
+    if bucketed and whole:
+        buckets.write_index(output, names)
+    print(summarize(reports, output, whole))
     return 0
 
 
@@ -119,7 +124,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
     )
 
 
-def summarize(reports: list[dict[str, Any]], output: Any) -> str:
+def summarize(reports: list[dict[str, Any]], output: Any, whole: bool) -> str:
     """Says in a line what was encoded, and how many captions were too long for the text encoder."""
     cut = sum(report.get("cut_captions", 0) for report in reports)
     more = (
@@ -127,14 +132,14 @@ def summarize(reports: list[dict[str, Any]], output: Any) -> str:
         if not cut
         else f"; {cut} captions have more tokens than the text encoder reads, and were cut"
     )
-    return _summarize_clips(reports, output) + more
+    return _summarize_clips(reports, output, whole) + more
 
 
-def _summarize_clips(reports: list[dict[str, Any]], output: Any) -> str:
+def _summarize_clips(reports: list[dict[str, Any]], output: Any, whole: bool) -> str:
     clips = sum(sum(report["clips"].values()) for report in reports)
     new = sum(report["new"] for report in reports)
     seconds = round(sum(report["seconds"] for report in reports), 1)
-    if not all(report["finished"] for report in reports):
+    if not whole:
         return f"encoded {new} clips in {seconds} s; other parts of {output} are not done yet"
     if not new:
         return f"{output} holds the latents of these {clips} clips already"

@@ -368,10 +368,17 @@ def to_json(
     return content
 
 
+def count_parameters(config: ml_collections.ConfigDict) -> int:
+    """Numbers in the model, or in the autoencoder."""
+    make_run = autoencoder.make_run if SECTION in config else setup.make_run
+    run = make_run(config, meshes.make_mesh(devices=jax.devices()[:1]))
+    return sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
+
+
 def to_row(config: ml_collections.ConfigDict, card: targets.Card, count: int, plan: Plan) -> str:
     """A row of the README's table."""
     video = f"{config.data.frames} x {config.data.height}x{config.data.width}"
-    parameters = setup.count_parameters(config) / 1e6
+    parameters = count_parameters(config) / 1e6
     peaks = " | ".join(f"{gib(one.peak)} GiB" for one in plan.values())
     seconds = max(plan["train"].times.values(), default=math.nan)
     verdict = "fits" if fits(plan, card) else "does not fit"

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from tests.data.packed import write_records
 from tests.data.test_pipeline import assert_same, batches
-from videogen_jax.data import augment, encoding, pipeline, video_io
+from videogen_jax.data import augment, encoding, merging, pipeline, video_io
 from videogen_jax.data.augment import Augmentation
 
 HEIGHT, WIDTH, FPS = 12, 18, 8.0
@@ -362,6 +362,20 @@ def test_variants_are_encoded_with_draws_of_their_own(encoded):
     rows, columns, shown, _ = read_code(validation["latents"])
     assert (round(rows.mean()), round(columns.mean())) == (5, 7)
     assert validation["fps"] == FPS and len(shown) == 40
+
+
+def test_a_window_of_the_packed_size_changes_no_validation_clip(coded, tmp_path):
+    whole = Augmentation((16, 24), jitter=0.2, variants=2)
+    encoder = dataclasses.replace(ENCODER, shape=(16, 24, 3), augmentation=whole)
+    encoding.encode(coded, tmp_path / "jittered", encoder, progress=False)
+    plain = dataclasses.replace(encoder, augmentation=Augmentation((16, 24)))
+    encoding.encode(coded, tmp_path / "plain", plain, progress=False)
+    both = [read_latents(tmp_path / name, "validation") for name in ("jittered", "plain")]
+    for jittered, same in zip(*both, strict=True):
+        np.testing.assert_array_equal(jittered["latents"], same["latents"])
+    # Two variants of each clip have the motion score of one.
+    clips = merging.check(tmp_path / "jittered")[""]["train"]
+    assert clips == 2 * merging.check(tmp_path / "plain")[""]["train"]
 
 
 def test_the_latents_tell_their_size_and_train(encoded):

@@ -27,12 +27,23 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("seed", [0, 7])
 def test_every_period_draws_each_bucket_as_often_as_it_has_batches(seed):
     schedule = buckets.make_schedule([120, 60, 31], [4, 4, 16], seed)
-    assert schedule.counts == (30, 15, 2)
-    walked = list(itertools.islice(schedule.walk(0), 3 * 47))
+    # In 30, 15 and 1.94 batches an epoch has; a period has at least 8 of each.
+    a, b, c = schedule.counts
+    assert c == 8 and a == 2 * b and a / c == pytest.approx(30 / 1.94, rel=1 / 16)
+    length = a + b + c
+    walked = list(itertools.islice(schedule.walk(0), 3 * length))
     for period in range(3):
-        found = collections.Counter(walked[47 * period : 47 * (period + 1)])
-        assert found == {0: 30, 1: 15, 2: 2}
-    assert walked[:47] != walked[47:94] and walked[:47] != sorted(walked[:47])
+        found = collections.Counter(walked[length * period : length * (period + 1)])
+        assert found == {0: a, 1: b, 2: c}
+    assert walked[:length] != walked[length : 2 * length]
+    assert walked[:length] != sorted(walked[:length])
+
+
+def test_clips_of_a_bucket_smaller_than_its_batch_are_not_seen_more_often():
+    """10 images in batches of 960 beside 10,000 videos in batches of 2: one batch in 96 epochs."""
+    a, b = buckets.make_schedule([10_000, 10], [2, 960], seed=0).counts
+    seen = a * 2 / 10_000, b * 960 / 10
+    assert seen[1] <= 1.1 * seen[0] or b == 1
 
 
 def test_a_step_knows_its_bucket_and_what_came_before():
@@ -125,8 +136,10 @@ def test_words_and_motion_are_those_of_all_buckets(data):
     for other in ranks[1:]:
         np.testing.assert_array_equal(ranks[0], other)
     # A score's bucket is its share of smaller scores in 256ths, to the step between neighbours.
-    share = np.array([(scores < score).mean() for score in scores])
-    assert np.abs(ranks[0] / 256 - share)[scores > 0].max() < 2 / len(scores)
+    videos = scores[:-9]
+    share = np.array([(videos < score).mean() for score in videos])
+    assert np.abs(ranks[0][:-9] / 256 - share).max() < 2 / len(videos)
+    assert set(ranks[0][-9:]) == {0}  # images, which leave the videos all buckets
 
 
 def make_latents(data, output):

@@ -53,7 +53,7 @@ def test_other_numbers_of_frames_are_refused_with_both_neighbours(frames, ways):
 @pytest.mark.parametrize(
     ("network", "line"),
     [
-        (video_vae.Network(widths=(8,)), "model.widths"),
+        (video_vae.Network(widths=(8,)), "autoencoder.widths"),
         (video_vae.Network(patch=(4, 4, 2)), "not square"),
         (video_vae.Network(patch=(4, 4)), "three numbers"),
         (video_vae.Network(blocks=0), "below 1"),

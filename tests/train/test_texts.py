@@ -12,12 +12,12 @@ import pytest
 from absl import logging
 from safetensors.numpy import save_file
 
-from tests.data.packed import random_clips, write_records
+from tests.data.packed import random_clips, write_buckets, write_records
 from tests.models.autoencoders import random_sd
 from tests.models.text_encoders import LENGTH, POOLED, WIDTH, write_clip
 from tests.test_launch import ENVIRONMENT
 from tests.tiny import tiny_config
-from videogen_jax.data import clip_tokens, pipeline
+from videogen_jax.data import clip_tokens, merging, pipeline
 from videogen_jax.models import clip
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.train import checkpoint, loop, setup, texts
@@ -73,13 +73,13 @@ def places(tmp_path_factory):
     return dataclasses.replace(found, said=result.stdout)
 
 
-def encode(places):
+def encode(places, *more):
     values = {"vae.name": "sd", "vae.path": places.sd, "train.precision": "float32"}
     values |= {"text.encoder": "clip", "text.path": places.clip}
     values |= {"data.frames": 4, "data.height": 16, "data.width": 16}
     overrides = [f"--config.{name}={value}" for name, value in values.items()]
     folders = [f"--input={places.packed}", f"--output={places.encoded}"]
-    return verb("encode", "--config=configs/quickstart.py", *folders, *overrides)
+    return verb("encode", "--config=configs/quickstart.py", *folders, *overrides, *more)
 
 
 def clip_config(places, steps=STEPS):
@@ -213,6 +213,31 @@ def test_cached_training_has_the_loss_of_uncached(places):
         np.testing.assert_allclose(found, expected, rtol=2e-3)
         other = loss(params, {"video": latents, "text": fresh}, jax.random.key(step + 99))
         assert abs(float(other - expected)) > 0.01 * float(expected)
+
+
+def test_buckets_are_encoded_in_parts_and_trained_on(places, tmp_path):
+    """Two shapes of videos and images, as latents with captions: one state, gone on with to the bit."""
+    shapes = {"4x16x16": (4, 16, 16), "4x16x24": (4, 16, 24), "1x16x16": (1, 16, 16)}
+    clips = {
+        name: random_clips(shape, 8, seed) for seed, (name, shape) in enumerate(shapes.items())
+    }
+    packed = write_buckets(tmp_path / "packed", clips, per_shard=4)
+    output = tmp_path / "latents"
+    parts = dataclasses.replace(places, packed=str(packed), encoded=str(output))
+    first = encode(parts, "--shard=0/2", "--config.augment.jitter=0.1")
+    assert not first.returncode and "other parts of" in first.stdout, first.stderr[-2000:]
+    assert not (output / "buckets.json").exists()
+    second = encode(parts, "--shard=1/2", "--config.augment.jitter=0.1")
+    assert not second.returncode and "has all 27 now" in second.stdout, second.stderr[-2000:]
+    assert {len(kept) for kept in merging.check(output).values()} == {2}  # splits
+    config = clip_config(parts, steps=5)
+    config.augment.jitter = 0.1
+    loop.train(config, tmp_path / "whole")
+    for steps in (2, 5):
+        config.train.steps = steps
+        loop.train(config, tmp_path / "parts")
+    states = [read_state(tmp_path / name, config) for name in ("whole", "parts")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.fixture(scope="module")

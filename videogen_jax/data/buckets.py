@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen_jax.data import latent_statistics, pipeline, records
+from videogen_jax.data.latent_records import TextInfo
 from videogen_jax.data.pipeline import Clips, DataError, PackedData
 
 INDEX = "buckets.json"
+LEAST_BATCHES = 8  # of a bucket in a period
 LONGEST_PERIOD = 2**16  # steps
 
 
@@ -87,16 +89,19 @@ def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
     for data in sets.values():
         words.update(data.words)
     ranked = dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
-    edges = records.motion_edges([read_scores(path) for path in sets])
+    # Images stand still: their zeros would leave the videos fewer buckets.
+    moving = [path for path, data in sets.items() if data.frames > 1] or list(sets)
+    edges = records.motion_edges([read_scores(path) for path in moving])
     joined = {
         path: data._replace(words=ranked, motion_score_buckets=edges) for path, data in sets.items()
     }
-    texts = [data.texts and data.texts._replace(path="") for data in sets.values()]
-    if any(one != texts[0] for one in texts):
+    first = next(iter(sets.values())).texts
+    if any(not _embedded_alike(first, data.texts) for data in sets.values()):
         raise DataError(
             f"The captions of the buckets {', '.join(Path(path).name for path in sets)} were not embedded alike: "
             "encode them again."
         )
+    joined = {path: data._replace(texts=first) for path, data in joined.items()}
     infos = [data.latents for data in sets.values()]
     if all(info is None for info in infos):
         return joined
@@ -121,6 +126,14 @@ def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
         path: data._replace(latents=data.latents._replace(places=whole.count, **spread))
         for path, data in joined.items()
     }
+
+
+def _embedded_alike(one: TextInfo | None, other: TextInfo | None) -> bool:
+    """Whether caption embeddings are of the same weights; those of no caption may differ by rounding."""
+    if one is None or other is None:
+        return one is other
+    rest = {"path": "", "null_tokens": [], "null_pooled": []}
+    return one._replace(**rest) == other._replace(**rest)
 
 
 _unmeasured = {"mean": [], "deviation": [], "places": 0}
@@ -191,16 +204,19 @@ class BucketSchedule(NamedTuple):
 
 
 def make_schedule(clips: Sequence[int], batch_sizes: Sequence[int], seed: int) -> BucketSchedule:
-    """A schedule by which every bucket's clips are seen equally often.
+    """A schedule by which every bucket's clips are seen about equally often.
 
     Args:
       clips: of each bucket.
       batch_sizes: of each bucket.
       seed: of the order.
     Returns:
-      The schedule; a period is an epoch (of very large sets a share of one), each bucket at least once in it.
+      The schedule. A period is an epoch, or several, so that the smallest bucket has at least LEAST_BATCHES in it and
+      rounding changes its share by 1 in 16 at most; of very large sets it is a part of one, with each bucket at least
+      once.
     """
     batches = np.asarray(clips) / np.asarray(batch_sizes)
+    batches = batches * max(1.0, LEAST_BATCHES / batches.min())
     batches = batches * min(1.0, LONGEST_PERIOD / batches.sum())
     return BucketSchedule(tuple(np.maximum(1, np.round(batches)).astype(int).tolist()), seed)
 

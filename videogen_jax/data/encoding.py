@@ -26,6 +26,7 @@ from videogen_jax.data import augment, latent_records, latent_statistics, pipeli
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
+from videogen_jax.data.locking import hold_folder
 
 REPORT = "encode_report.json"
 
@@ -55,6 +56,7 @@ def encode(
     encoder: Encoder,
     *,
     share: tuple[int, int] = (0, 1),
+    label: str | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Encodes a packed data set; continues what was begun with the same settings.
@@ -64,6 +66,7 @@ def encode(
       output: folder of the latents.
       encoder: what makes them.
       share: (i, n): the i-th of n equal parts of the shards.
+      label: in front of the progress bar.
       progress: show a progress bar on stderr; None: only on a terminal.
     Returns:
       The report: settings, clips of each split, "new" (clips encoded by this call), "finished" (all shards are done),
@@ -96,7 +99,9 @@ def encode(
     new = sum(length for *_, length in own)
     disable = None if progress is None else not progress
     cut = 0
-    with tqdm(total=new, unit="clip", disable=disable) as bar:
+    bar = tqdm(total=new, unit="clip", desc=label, disable=disable)
+    # Two equal calls, such as a restart beside one that hangs, would write the same files.
+    with hold_folder(work / "calls" / f"{share[0]}-of-{share[1]}"), bar:
         for split, path, _ in own:
             cut += _encode_shard(Path(path), split, data, output, work, encoder, bar)
     report = {
@@ -287,7 +292,7 @@ def _vary(
         yield video, fps
     elif split != "train":
         corner = augment.centre_corner(video.shape[1:3], augmentation.size)
-        yield augment.cut_window(video, corner, augmentation.size).numpy(), fps
+        yield np.asarray(augment.cut_window(video, corner, augmentation.size)), fps
     else:
         for variant in range(augmentation.variants):
             key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
@@ -307,7 +312,7 @@ def _finish(
             text = (work / f"{Path(path).name}.json").read_text(encoding="utf-8")
             note = json.loads(text)
             sizes.setdefault(split, []).append((note["clips"], note["bytes"]))
-            cut += note["cut_captions"]
+            cut += note.get("cut_captions", 0)  # shards of earlier versions have none
             if split == "train":
                 part = (note["count"], np.asarray(note["mean"]), np.asarray(note["squares"]))
                 seen = latent_statistics.merge_statistics(seen, LatentStatistics(*part))

@@ -106,7 +106,9 @@ def check(output: str | Path) -> dict[str, dict[str, int]]:
                 _check_count(Path(path), length, f"delete {output} and pack again")
         counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
         scores = output / name / records.MOTION_SCORES
-        if scores.exists() and len(np.load(scores)) != counts[name].get("train", 0):
+        # Latents may be of several variants of each clip, which have its score.
+        variants = ((data.latents and data.latents.augment) or {}).get("variants", 1)
+        if scores.exists() and len(np.load(scores)) * variants != counts[name].get("train", 0):
             raise ValueError(f"{scores} does not belong to its data set: pack again.")
     return counts
 

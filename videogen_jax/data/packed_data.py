@@ -53,7 +53,8 @@ def open_data(data_dir: str | Path) -> PackedData:
         )
     if not (folder / "dataset_info.json").is_file():  # pack writes it last
         raise DataError(
-            f"The data set in {folder} is not finished: run videogen_jax.pack again with the same flags."
+            f"The data set in {folder} is not finished: run videogen_jax.pack again (or encode, for latents) with the "
+            "same flags."
         )
     try:
         splits = tfds.builder_from_directory(folder).info.splits
@@ -70,7 +71,9 @@ def open_data(data_dir: str | Path) -> PackedData:
     lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():
-            raise DataError(f"The record file {path} is missing: delete {folder} and pack again.")
+            raise DataError(
+                f"The record file {path} is missing: delete {folder} and pack (or encode) again."
+            )
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
     return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
@@ -116,4 +119,4 @@ def _check_sizes(files: list[str], lengths: list[int], num_bytes: int) -> None:
 
 def damaged(path: str) -> str:
     """The sentence about a record file that cannot be read."""
-    return f"The record file {path} is damaged: delete its folder and run videogen_jax.pack again."
+    return f"The record file {path} is damaged: delete its folder and run videogen_jax.pack (or encode) again."

@@ -64,6 +64,21 @@ PUBLISHED = {  # what is known of the hub's models without asking it
     "openai/clip-vit-base-patch32": BASE,
     "openai/clip-vit-base-patch16": BASE,
     "openai/clip-vit-large-patch14": LARGE,
+    "stabilityai/stable-diffusion-2-1/text_encoder": Config(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0/text_encoder_2": Config(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+        projection_dim=1280,
+    ),
 }
 # Without config.json the activation is told by the size where one model alone has it: (width, layers).
 ACTIVATIONS = {(1024, 23): "gelu", (1024, 24): "gelu", (1280, 32): "gelu"}

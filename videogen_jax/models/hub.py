@@ -41,9 +41,9 @@ def _fetch(path: str, file: str) -> Path:
         rest.append(file)
     name, inside = f"{owner}/{repository}", "/".join(rest)
     try:
-        import huggingface_hub  # of the extra `hub`
+        import huggingface_hub  # comes with tokenizers
     except ImportError:
-        reason = "huggingface_hub is not installed (pip install 'videogen-jax[hub]')"
+        reason = "huggingface_hub is not installed (pip install huggingface_hub)"
         raise FileNotFoundError(_by_hand(name, inside, reason)) from None
     try:
         return Path(huggingface_hub.hf_hub_download(name, inside))

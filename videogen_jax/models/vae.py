@@ -175,7 +175,7 @@ def make_autoencoder(
     if dtype not in DTYPES:
         raise ValueError(f"Unknown vae.dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if name == "workdir":
-        raise ValueError("The autoencoder 'workdir' is read by train.autoencoder.read_autoencoder.")
+        raise ValueError("The autoencoder 'workdir' is read by train.trained_vae.read_autoencoder.")
     if name == "identity":
         return _make_identity()
     if name == "taef2":

@@ -70,18 +70,18 @@ def check_network(network: Network) -> None:
         )
     if len(network.widths) != len(network.strides) + 1:
         raise ValueError(
-            f"model.widths {network.widths} and model.strides {network.strides} do not go together: "
+            f"autoencoder.widths {network.widths} and autoencoder.strides {network.strides} do not go together: "
             "give one width for each level, and one stride from each to the next."
         )
     if any(len(stride) != 3 for stride in (network.patch, *network.strides)):
         raise ValueError(
-            f"model.patch {network.patch} and model.strides {network.strides} are of time, height and width: "
-            "give three numbers each."
+            f"autoencoder.patch {network.patch} and autoencoder.strides {network.strides} are of time, height and "
+            "width: give three numbers each."
         )
     if any(stride[1] != stride[2] for stride in (network.patch, *network.strides)):
         raise ValueError(
-            f"model.patch {network.patch} or model.strides {network.strides} are not square: make height and width "
-            "equal."
+            f"autoencoder.patch {network.patch} or autoencoder.strides {network.strides} are not square: make height "
+            "and width equal."
         )
 
 

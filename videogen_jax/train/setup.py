@@ -403,17 +403,6 @@ def place_batch(run: Run) -> dict[str, Any]:
     )
 
 
-def count_parameters(config: ml_collections.ConfigDict) -> int:
-    """Numbers in the model."""
-    devices = jax.devices()[:1]
-    return sum(
-        leaf.size
-        for leaf in jax.tree.leaves(
-            make_run(config, meshes.make_mesh(devices=devices)).abstract.params
-        )
-    )
-
-
 def token_grid(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """(T, H, W) of a clip's tokens."""
     return patch_grid(video_shape(config)[:3], config.model.patch_size)
@@ -514,6 +503,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
       The config, locked.
     Raises:
       FileNotFoundError: the folder holds no run.
+      ValueError: the run is an autoencoder's, or of a version whose configs had other lines.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -530,7 +520,9 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     try:
         for name in ("patch_size", "micro_conditions"):
             config.model[name] = tuple(config.model[name])
-        config.memory, config.vae, config.text.encoder  # noqa: B018
+        if "encoder" not in config.text:  # there were only words once
+            config.text.update({"encoder": "words", "path": ""})
+        config.memory, config.vae  # noqa: B018
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."
