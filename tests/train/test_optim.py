@@ -317,6 +317,7 @@ def test_muon_takes_every_matrix_of_the_blocks_as_width_by_width_or_its_multiple
 
 def test_muon_makes_a_convolution_orthogonal_as_the_matrix_of_what_it_sees():
     kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 6)).astype(np.float32)
+    kernel *= np.arange(1, 7, dtype=np.float32)  # far from orthogonal
     params = {
         "encoder": {
             "block_0_0": {"spatial": {"kernel": kernel}, "norm": {"scale": kernel[0, 0, 0]}}
@@ -329,7 +330,8 @@ def test_muon_makes_a_convolution_orthogonal_as_the_matrix_of_what_it_sees():
     matrix = np.asarray(updates["encoder"]["block_0_0"]["spatial"]["kernel"]).reshape(36, 6)
     values = np.linalg.svd(matrix, compute_uv=False)
     assert values.max() / values.min() < 2
-    assert np.linalg.svd(kernel.reshape(36, 6), compute_uv=False)[[0, -1]] @ [1, -2] > 0
+    before = np.linalg.svd(kernel.reshape(36, 6), compute_uv=False)
+    assert before.max() / before.min() > 4
     assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.2)
 
 
