@@ -21,22 +21,27 @@ from ml_collections import config_flags
 
 from videogen_jax import command
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
-_INPUT = flags.DEFINE_string(
-    "input", None, "Folder of a data set that pack made, plain or in buckets."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the latents [config.data.path].")
-_SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: this call takes the i-th of n parts, counted from 0."
-)
+
+def define_flags(flag_values=flags.FLAGS):
+    """Defines the command's flags; not done on import, so that verbs can import one another."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File in configs/.", lock_config=True, flag_values=flag_values
+    )
+    text = "Folder of a data set that pack made, plain or in buckets."
+    flags.DEFINE_string("input", None, text, flag_values=flag_values)
+    text = "Folder of the latents [config.data.path]."
+    flags.DEFINE_string("output", None, text, flag_values=flag_values)
+    text = "i/n: this call takes the i-th of n parts, counted from 0."
+    flags.DEFINE_string("shard", "0/1", text, flag_values=flag_values)
 
 
 def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit code."""
     command.refuse(arguments)
+    values = flags.FLAGS
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
-    config = _CONFIG.value
-    share = command.parse_share(_SHARD.value)
+    config = values.config
+    share = command.parse_share(values.shard)
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
@@ -47,8 +52,8 @@ def main(arguments: list[str]) -> int:
     from videogen_jax.train import setup, texts
 
     texts.check_encoder(config)
-    sets = buckets.open_buckets(_INPUT.value)
-    output = Path(_OUTPUT.value or config.data.path)
+    sets = buckets.open_buckets(values.input)
+    output = Path(values.output or config.data.path)
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
     captions: dict[str, Any] = {}
@@ -57,8 +62,8 @@ def main(arguments: list[str]) -> int:
         info = texts.describe_embeddings(embedder, config.text.path, config.vae.stored)
         captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
-    logging.info("Encoding %s into %s on %d devices.", _INPUT.value, output, len(devices))
-    bucketed = buckets.is_bucketed(_INPUT.value)
+    logging.info("Encoding %s into %s on %d devices.", values.input, output, len(devices))
+    bucketed = buckets.is_bucketed(values.input)
     buckets.check_kind(output, bucketed)
     reports = []
     try:
@@ -147,5 +152,6 @@ def _summarize_clips(reports: list[dict[str, Any]], output: Any, whole: bool) ->
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["config", "input"])
     command.start("encode", main)

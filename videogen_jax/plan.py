@@ -25,14 +25,6 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import autoencoder, sampling, setup
 from videogen_jax.train.trained_vae import SECTION
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
-_TARGET = flags.DEFINE_string(
-    "target", None, "Card and number: rtx3090x2, a40x2, rtx4090x2, a100x8, h100x8, h200, cpux2, or FILEx2."
-)  # fmt: skip
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-_MARKDOWN = flags.DEFINE_bool("markdown", False, "Print a row of the README's table.")
-_LEVERS = flags.DEFINE_bool("levers", True, "Where it does not fit, look for overrides that do.")
-
 GIB = 2**30
 PIECES = (8, 4, 2)
 
@@ -54,12 +46,27 @@ class Program(NamedTuple):
 Plan = dict[str, Program]  # train, sample, decode
 
 
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command's flags; not done on import, so that verbs can import one another."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File in configs/.", lock_config=True, flag_values=flag_values
+    )
+    text = "Card and number: rtx3090x2, a40x2, rtx4090x2, a100x8, h100x8, h200, cpux2, or FILEx2."
+    flags.DEFINE_string("target", None, text, flag_values=flag_values)
+    flags.DEFINE_bool("json", False, "Print one JSON object.", flag_values=flag_values)
+    text = "Print a row of the README's table."
+    flags.DEFINE_bool("markdown", False, text, flag_values=flag_values)
+    text = "Where it does not fit, look for overrides that do."
+    flags.DEFINE_bool("levers", True, text, flag_values=flag_values)
+
+
 def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit code."""
     command.refuse(arguments)
+    values = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
-    card, count = targets.parse_target(_TARGET.value)
-    config = _CONFIG.value
+    card, count = targets.parse_target(values.target)
+    config = values.config
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
     try:
@@ -70,11 +77,11 @@ def main(arguments: list[str]) -> int:
     plan = make_plan(config, card, devices)
     overrides: dict[str, Any] = {}
     better = plan
-    if not fits(plan, card) and _LEVERS.value and SECTION not in config:
+    if not fits(plan, card) and values.levers and SECTION not in config:
         overrides, better = try_levers(config, card, devices)
-    if _JSON.value:
+    if values.json:
         print(json.dumps(to_json(plan, card, overrides, better), indent=2))
-    elif _MARKDOWN.value:
+    elif values.markdown:
         print(to_row(config, card, count, plan))
     else:
         print(to_table(card, count, plan))
@@ -386,5 +393,6 @@ def to_row(config: ml_collections.ConfigDict, card: targets.Card, count: int, pl
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["config", "target"])
     command.start("plan", main)
