@@ -28,6 +28,7 @@ from videogen_jax.train import (
     feed,
     kinds,
     metrics,
+    run_report,
     setup,
     snapshots,
     validation,
@@ -47,7 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
     Args:
       config: as in configs/.
-      workdir: gets config.json, checkpoints/, tensorboard/ and samples/.
+      workdir: gets config.json, checkpoints/, tensorboard/, samples/, and report.html at the end.
     Raises:
       ValueError: config, data, checkpoint and mesh do not fit together; the sentence says how.
       TrainingDiverged: the loss is not finite.
@@ -171,6 +172,8 @@ def run_steps(
     manager.wait_until_finished()
     if interrupted:
         raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
+    if jax.process_index() == 0:
+        run_report.write_run_report(workdir)
 
 
 def read_ema(run: Run, state: TrainState) -> Any:

@@ -1,0 +1,252 @@
+"""A run on one page: scores with their protocol, samples that play, curves and the config, in one file of HTML.
+
+It opens without a network and for ever: pictures are data URIs, curves are inline SVG, and the few lines of script only
+tell the point under the pointer.
+"""
+
+import base64
+import html
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+WIDTH, HEIGHT = 340, 190  # of a curve's picture; the rest in its units
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22  # margins, for the numbers on the axes
+MOST_POINTS = 600  # drawn of a curve, more than the picture has pixels across
+LOG_RATIO = 5  # of greatest to least: from here on a loss is drawn on a log axis
+
+Curve = tuple[Sequence[int], Sequence[float]]  # steps, ascending, and values
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    scores: Sequence[Mapping[str, Any]],
+    protocol: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    curves: Mapping[str, Curve],
+    videos: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+      path: of the HTML file.
+      title: plain text, as all names and notes.
+      scores: {"name", "value", and as far as there are "low", "high" (ends of the interval), "n", "note"}.
+      protocol: name to value of what the scores depend on.
+      config: nested, of the run.
+      curves: tag such as "loss/train" to its steps and values; grouped by what stands before the first slash.
+      videos: {"title", "gif": the file's bytes}.
+    Raises:
+      ValueError: a video is no GIF.
+      OSError: the file cannot be written.
+    """
+    groups: dict[str, list[str]] = {}
+    for tag in sorted(curves):
+        groups.setdefault(tag.partition("/")[0] if "/" in tag else "", []).append(tag)
+    drawn = [
+        f'<section><h3>{escape(group)}</h3>\n<div class="cards">\n'
+        + "\n".join(draw_curve(tag, *curves[tag]) for tag in tags)
+        + "\n</div></section>"
+        for group, tags in groups.items()
+    ]
+    shown = "\n".join(show_video(video["title"], video["gif"]) for video in videos)
+    sections = [
+        tabulate_scores(scores, protocol),
+        f'<section><h2>Samples</h2>\n<div class="videos">\n{shown}\n</div></section>' * bool(shown),
+        "<section><h2>Curves</h2>\n" * bool(drawn) + "\n".join(drawn) + "</section>" * bool(drawn),
+        f"<section><h2>Config</h2>\n{fold('All lines', config)}</section>" if config else "",
+    ]
+    template = resources.files(__package__).joinpath("report_template.html")
+    page = Template(template.read_text(encoding="utf-8")).substitute(
+        title=escape(title), sections="\n".join(filter(None, sections))
+    )
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.unfinished")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+
+
+def escape(text: Any) -> str:
+    """Any value as text that is safe between tags and inside quoted attributes."""
+    return html.escape(str(text))
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """A number as short as its leading digits allow: 0.04321, 1.5e-6, 12,000."""
+    if abs(value) >= 10**digits and float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def tabulate_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
+    """The section of scores, and of their protocol beside them."""
+    counted = any("n" in score for score in scores)
+    head = ["Score", "Value", "Interval", *["N"] * counted, "Notes"]
+    rows = [
+        f"<th{' class=number' * (name in ('Value', 'N'))} scope=col>{name}</th>" for name in head
+    ]
+    rows = ["<thead><tr>" + "".join(rows) + "</tr></thead><tbody>"]
+    for score in scores:
+        value, low, high = (score.get(key) for key in ("value", "low", "high"))
+        interval = ""
+        if low is not None and high is not None:
+            interval = f"{format_number(low, 5)} to {format_number(high, 5)}"
+        number = "none" if value is None else format_number(value, 6)
+        rows.append(
+            f"<tr><th scope=row>{escape(score['name'])}</th><td class='number value'>{number}</td>"
+            f"<td>{interval}</td>"
+            + f"<td class=number>{escape(score.get('n', ''))}</td>" * counted
+            + f"<td class=faint>{escape(score.get('note') or '')}</td></tr>"
+        )
+    table = "<table>\n" + "\n".join(rows) + "\n</tbody></table>"
+    table = table if scores else "<p class=faint>Not evaluated yet.</p>"
+    sections = f"<section><h2>Scores</h2>\n{table}</section>"
+    if protocol:
+        sections += f"\n<section><h2>Protocol</h2>\n{tabulate(protocol)}</section>"
+    return f'<div class="beside">\n{sections}\n</div>'
+
+
+def tabulate(values: Mapping[str, Any]) -> str:
+    """Names and values, one a row."""
+    rows = [
+        f"<tr><th scope=row class=faint>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in values.items()
+    ]
+    return "<table><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+
+
+def fold(name: str, values: Mapping[str, Any]) -> str:
+    """A nested dict that opens and closes: its own values first, then what is inside it."""
+    inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    own = {key: value for key, value in values.items() if key not in inner}
+    parts = [tabulate(own)] if own else []
+    parts += [fold(key, value) for key, value in inner.items()]
+    return f"<details><summary>{escape(name)}</summary>\n" + "\n".join(parts) + "</details>"
+
+
+def show_video(title: str, gif: bytes) -> str:
+    """A figure that plays a GIF.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if gif[:6] not in (b"GIF87a", b"GIF89a"):
+        raise ValueError(f"The video {title!r} is no GIF: make it with contact_sheet.animation.")
+    width, height = struct.unpack("<HH", gif[6:10])
+    data = base64.b64encode(gif).decode()
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<img src="data:image/gif;base64,{data}" width={width} height={height} '
+        f'alt="{escape(title)}"></figure>'
+    )
+
+
+def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
+    """A figure of one curve: a log axis for a loss that falls far, and its last value in words.
+
+    Values that are not finite are left out, and counted in the caption.
+
+    Args:
+      tag: its name; "loss" in it allows the log axis.
+      steps: ascending.
+      values: as many.
+    Returns:
+      HTML.
+    """
+    points = [(s, float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+    name = escape(tag.partition("/")[2] or tag)
+    lost = len(steps) - len(points)
+    missing = f" <small>{lost} not finite</small>" * bool(lost)
+    if not points:
+        return f"<figure><figcaption><span>{name}{missing}</span></figcaption></figure>"
+    points = thin(points)
+    low, high = min(v for _, v in points), max(v for _, v in points)
+    log = "loss" in tag and low > 0 and high >= LOG_RATIO * low
+    first, last = points[0][0], points[-1][0]
+    x_ends = (first, last) if last > first else (first - 1, first + 1)
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    y_ends = (low / 1.1, high * 1.1) if log else (low - pad, high + pad)
+
+    def place(value: float, ends: tuple[float, float], start: float, stop: float) -> float:
+        return round(start + (stop - start) * (value - ends[0]) / (ends[1] - ends[0]), 1)
+
+    def across(step: float) -> float:
+        return place(step, x_ends, LEFT, WIDTH - RIGHT)
+
+    def up(value: float) -> float:
+        if log:
+            return place(math.log(value), tuple(map(math.log, y_ends)), HEIGHT - BOTTOM, TOP)
+        return place(value, y_ends, HEIGHT - BOTTOM, TOP)
+
+    parts = []
+    for tick in log_ticks(*y_ends) if log else ticks(*y_ends, 5):
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        label = format_number(tick, 3)
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
+    floor = HEIGHT - BOTTOM
+    axis = f"M{LEFT} {floor}H{WIDTH - RIGHT}"
+    for tick in ticks(*x_ends, 5):
+        if float(tick).is_integer():
+            x = across(tick)
+            axis += f"M{x} {floor}v4"
+            anchor = "end" if x > WIDTH - RIGHT - 15 else "middle"
+            label = format_number(tick)
+            parts.append(f'<text x="{x}" y="{HEIGHT - 4}" text-anchor="{anchor}">{label}</text>')
+    parts.append(f'<path class="axis" d="{axis}"/>')
+    placed = [(across(s), up(v)) for s, v in points]
+    parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
+    parts.append(f'<circle cx="{placed[-1][0]}" cy="{placed[-1][1]}" r="3"/>')
+    told = [
+        [x, y, f"{s:,}", format_number(v)] for (x, y), (s, v) in zip(placed, points, strict=True)
+    ]
+    described = (
+        f"{escape(tag)}, {'log axis, ' * log}{told[0][3]} at step {told[0][2]}, "
+        f"{told[-1][3]} at step {told[-1][2]}, between {format_number(low)} and {format_number(high)}"
+    )
+    data = escape(json.dumps(told, separators=(",", ":")))
+    return (
+        f'<figure data-curve="{data}">'
+        f"<figcaption><span>{name}{' <small>log</small>' * log}{missing}</span>"
+        f"<output><b>{told[-1][3]}</b> <small>step {told[-1][2]}</small></output></figcaption>\n"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">\n'
+        + "\n".join(parts)
+        + "\n</svg></figure>"
+    )
+
+
+def thin(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    """Of a long curve, the least and the greatest of each stretch, so that no spike is lost; and both ends."""
+    if len(points) <= most:
+        return points
+    stretches = most // 2 - 1
+    inside = range(1, len(points) - 1)
+    kept = {0, len(points) - 1}
+    for i in range(stretches):
+        stretch = inside[i * len(inside) // stretches : (i + 1) * len(inside) // stretches]
+        kept |= {pick(stretch, key=lambda j: points[j][1]) for pick in (min, max)}
+    return [points[i] for i in sorted(kept)]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    gap = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    places = max(0, -math.floor(math.log10(gap)))
+    return [round(i * gap, places) for i in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two positive numbers, with 2 and 5 times them where the decades are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    return [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]

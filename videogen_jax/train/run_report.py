@@ -1,0 +1,115 @@
+"""The report of a run: what lies in its folder, gathered for `evaluation.report`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from videogen_jax.evaluation import report
+
+NEWEST = 3  # GIFs of each kind, so that one sees whether they still get better
+MOST_BYTES = 48 * 2**20  # of all GIFs: a page beyond that opens slowly
+
+
+def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
+    """Reads all scalars that a run has written for TensorBoard, over all its event files.
+
+    A run that was killed and went on has written some steps twice: the last written value counts. Pictures, texts and
+    histograms are passed over, and nothing but scalars is kept in memory.
+
+    Args:
+      logdir: folder of event files, or of folders of them; none at all is no curves.
+    Returns:
+      Tag to (steps, ascending; values).
+    """
+    # Imports TensorFlow: seconds.
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found: dict[str, dict[int, tuple[float, float]]] = {}  # to step to (time written, value)
+    for path in sorted(Path(logdir).rglob("*.tfevents.*")):
+        plugins: dict[str, str] = {}  # of tags; only a tag's first entry in a file must tell it
+        for event in EventFileLoader(str(path)).Load():
+            for entry in event.summary.value:
+                plugins.setdefault(entry.tag, entry.metadata.plugin_data.plugin_name)
+                if plugins[entry.tag] != "scalars":
+                    continue
+                curve = found.setdefault(entry.tag, {})
+                if event.step not in curve or event.wall_time >= curve[event.step][0]:
+                    curve[event.step] = (event.wall_time, float(make_ndarray(entry.tensor)))
+    return {
+        tag: (sorted(curve), [curve[step][1] for step in sorted(curve)])
+        for tag, curve in found.items()
+    }
+
+
+def read_videos(folder: str | Path) -> list[dict[str, Any]]:
+    """Reads the newest GIFs of each kind, the newest first: `kind_00000100.gif` is the kind's of step 100.
+
+    Args:
+      folder: of GIFs.
+    Returns:
+      {"title", "gif": bytes} of each; those that would make the page too large are named in the log.
+    """
+    kinds: dict[str, list[tuple[int, Path]]] = {}
+    for path in Path(folder).rglob("*.gif"):
+        kind = path.relative_to(folder).with_suffix("").as_posix()
+        step = re.search(r"\d+$", kind)
+        steps = kinds.setdefault(kind[: step.start()] if step else kind, [])
+        steps.append((int(step[0]) if step else 0, path))
+    videos, room = [], MOST_BYTES
+    for kind in sorted(kinds):
+        for step, path in sorted(kinds[kind], reverse=True)[:NEWEST]:
+            if path.stat().st_size > room:
+                logging.warning("%s is too large for the report: left out.", path)
+                continue
+            room -= path.stat().st_size
+            title = " ".join(re.split(r"[_/]+", kind)).strip()
+            videos.append({"title": f"{title} {step:,}", "gif": path.read_bytes()})
+    return videos
+
+
+def write_run_report(workdir: str | Path) -> Path:
+    """Writes `workdir`/report.html: scores and protocol, samples, curves, config, as far as there are.
+
+    Scores and protocol are those of the newest evaluation.json in the workdir or its folder generated/.
+
+    Args:
+      workdir: of a run of either kind.
+    Returns:
+      Path of the report.
+    Raises:
+      ValueError: a JSON file or a GIF of the run is damaged.
+      OSError: the report cannot be written.
+    """
+    workdir = Path(workdir)
+    evaluations = [workdir / "evaluation.json", workdir / "generated" / "evaluation.json"]
+    evaluations = sorted(filter(Path.is_file, evaluations), key=lambda path: path.stat().st_mtime)
+    evaluation = read_json(evaluations[-1]) if evaluations else {}
+    config = workdir / "config.json"
+    path = workdir / "report.html"
+    report.write_report(
+        path,
+        title=workdir.resolve().name,
+        scores=evaluation.get("scores", []),
+        protocol=evaluation.get("protocol", {}),
+        config=read_json(config) if config.is_file() else None,
+        curves=read_curves(workdir / "tensorboard"),
+        videos=read_videos(workdir / "samples"),
+    )
+    logging.info("The report of the run: %s", path)
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, or write it again.") from error
