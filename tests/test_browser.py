@@ -1,0 +1,147 @@
+"""What people see: the report and TensorBoard of a real run, in a headless Chromium, with samples that move."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.browser import CHROMIUM, DEADLINE, open_page
+from tests.data.packed import write_records
+from tests.tiny import tiny_config
+from videogen_jax.train import loop, run_report
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+CAPTIONS = ["a red circle moving left", "a blue square moving up"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of a few steps on two clips, in which a bright square moves."""
+    folder = tmp_path_factory.mktemp("watched")
+    clips = np.full((8, 4, 8, 8, 3), 30, np.uint8)
+    for i, clip in enumerate(clips):
+        for t in range(4):
+            clip[t, 2 * t : 2 * t + 2, :, i % 3] = 220
+    config = tiny_config()
+    config.data.path = str(write_records(folder / "data", list(clips), 4, 2, CAPTIONS * 4))
+    config.mesh.fsdp = 1
+    config.train.update({"steps": 6, "log_every": 1})
+    config.learning_rate.peak = 3e-2
+    config.checkpoint.every = config.sample.every = 3
+    config.sample.prompts = tuple(CAPTIONS)
+    loop.train(config, folder / "run")
+    scores = [{"name": "<score>", "value": 12.5, "low": 11.0, "high": 14.0, "note": "a < b"}]
+    evaluation = {"scores": scores, "protocol": {"clips": 2}}
+    (folder / "run" / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with open_page(tmp_path_factory.mktemp("chromium") / "profile") as page:
+        yield page
+
+
+@contextlib.contextmanager
+def serve_tensorboard(logdir, log):
+    """The address at which TensorBoard shows a folder."""
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--port=0"]
+    command += ["--host=127.0.0.1", "--load_fast=false"]
+    with open(log, "wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.1)
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def box_of(page, expression):
+    """[left, top, right, bottom] of an element on the screen, in whole pixels around it."""
+    page.wait(f"Boolean({expression})")
+    box = page.evaluate(
+        f"(() => {{ const b = {expression}.getBoundingClientRect();"
+        " return [Math.floor(b.left), Math.floor(b.top), Math.ceil(b.right), Math.ceil(b.bottom)] })()"
+    )
+    left, top, right, bottom = box
+    assert 0 <= left < right <= 1000 and 0 <= top < bottom <= 1400, box
+    return box
+
+
+def outside(differs, boxes):
+    """Whether pixels differ outside all boxes."""
+    differs = differs.copy()
+    for left, top, right, bottom in boxes:
+        differs[top:bottom, left:right] = False
+    return differs.any()
+
+
+def test_the_loop_has_left_a_report_that_plays(workdir, page):
+    assert (workdir / "report.html").is_file()  # the loop wrote it; with the scores, once more:
+    page.open(run_report.write_run_report(workdir).as_uri())
+    assert page.evaluate("document.querySelector('td.value').textContent") == "12.5"
+    assert page.evaluate("document.querySelector('tbody th').textContent") == "<score>"
+    page.wait("[...document.images].every(image => image.complete && image.naturalWidth)")
+    count = page.evaluate("document.images.length")
+    assert count == 2  # of steps 3 and 6
+    boxes = [box_of(page, f"document.images[{i}]") for i in range(count)]
+    _, _, differs = page.watch(boxes[0])
+    left, top, right, bottom = boxes[0]
+    assert differs[top:bottom, left:right].any(), "the samples stand still"
+    assert not outside(differs, boxes)
+    loaded = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert all(name.startswith("data:") for name in loaded)
+
+
+def test_a_curve_tells_the_point_under_the_pointer(workdir, page):
+    page.open((workdir / "report.html").as_uri())
+    steps, values = next(
+        curve
+        for tag, curve in sorted(run_report.read_curves(workdir / "tensorboard").items())
+        if "loss" in tag and len(curve[0]) == 6
+    )
+    curve = "[...document.querySelectorAll('figure[data-curve]')].find(f => JSON.parse(f.dataset.curve).length == 6"
+    curve += " && f.querySelector('svg').ariaLabel.includes('loss'))"
+    page.evaluate(f"{curve}.scrollIntoView({{block: 'center'}})")
+    left, _, right, _ = box_of(page, f"{curve}.querySelector('polyline')")
+    _, top, _, bottom = box_of(page, f"{curve}.querySelector('svg')")
+    output = f"{curve}.querySelector('output').textContent"
+    last = page.evaluate(output)
+    third = left + (right - left) * 2 // 5
+    for x in (third - 3, third + 3):
+        place = {"x": x, "y": (top + bottom) // 2}
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        number, _, step = page.wait(f"{output} !== {json.dumps(last)} && {output}").split()
+        assert int(step) == steps[2]
+        np.testing.assert_allclose(float(number), values[2], rtol=1e-3)
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    page.wait(f"{output} === {json.dumps(last)}")
+
+
+def test_tensorboard_plays_the_samples(workdir, page, tmp_path):
+    """Its pages are made of shadow roots, hence the search through them."""
+    find = """(function find(root) {
+      for (const element of root.querySelectorAll('*')) {
+        const box = element.getBoundingClientRect();
+        if (element.tagName === 'IMG' && element.complete && element.naturalWidth > 60 && box.width > 30
+            && box.bottom < innerHeight) return element;
+        const inner = element.shadowRoot && find(element.shadowRoot);
+        if (inner) return inner;
+      }
+    })(document)"""
+    with serve_tensorboard(workdir / "tensorboard", tmp_path / "tensorboard.log") as address:
+        page.open(f"{address}/#images")
+        box = box_of(page, find)
+        left, top, right, bottom = box
+        _, _, differs = page.watch(box)
+    assert differs[top:bottom, left:right].any(), "the samples stand still"
