@@ -1,14 +1,17 @@
 """What people see: the report and TensorBoard of a real run, in a headless Chromium, with samples that move."""
 
 import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.browser import CHROMIUM, DEADLINE, open_page
 from tests.data.packed import write_records
@@ -131,17 +134,31 @@ def test_a_curve_tells_the_point_under_the_pointer(workdir, page):
 def test_tensorboard_plays_the_samples(workdir, page, tmp_path):
     """Its pages are made of shadow roots, hence the search through them."""
     find = """(function find(root) {
-      for (const element of root.querySelectorAll('*')) {
-        const box = element.getBoundingClientRect();
-        if (element.tagName === 'IMG' && element.complete && element.naturalWidth > 60 && box.width > 30
-            && box.bottom < innerHeight) return element;
-        const inner = element.shadowRoot && find(element.shadowRoot);
-        if (inner) return inner;
-      }
+      return [...root.querySelectorAll('*')].flatMap(element => element.shadowRoot ? find(element.shadowRoot) :
+        element.tagName === 'IMG' && element.complete && element.getBoundingClientRect().width > 30 ? [element] : []);
     })(document)"""
     with serve_tensorboard(workdir / "tensorboard", tmp_path / "tensorboard.log") as address:
         page.open(f"{address}/#images")
-        box = box_of(page, find)
-        left, top, right, bottom = box
-        _, _, differs = page.watch(box)
+        deadline = time.monotonic() + DEADLINE
+        moving = None
+        while moving is None:
+            assert time.monotonic() < deadline, "TensorBoard shows no animation"
+            time.sleep(0.2)
+            sources = page.evaluate(f"{find}.map(image => image.src)")
+            moving = next((source for source in sources if count_frames(source) > 1), None)
+        image = f"{find}.find(image => image.src === {json.dumps(moving)})"
+        box, settled = box_of(page, image), False
+        while not settled:  # the page moves while its other parts come in
+            _, _, differs = page.watch(box)
+            last, box = box, box_of(page, image)
+            settled = box == last
+    left, top, right, bottom = box
     assert differs[top:bottom, left:right].any(), "the samples stand still"
+
+
+def count_frames(source):
+    """How many pictures a file at an address of this machine has; 0 if it is none."""
+    if not source.startswith("http://127.0.0.1"):
+        return 0
+    with urllib.request.urlopen(source, timeout=DEADLINE) as answer:
+        return Image.open(io.BytesIO(answer.read())).n_frames

@@ -15,8 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-WIDTH, HEIGHT = 340, 190  # of a curve's picture; the rest in its units
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22  # margins, for the numbers on the axes
+WIDTH, HEIGHT = 300, 170  # of a curve's picture; the rest in its units
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins, for the numbers on the axes
 MOST_POINTS = 600  # drawn of a curve, more than the picture has pixels across
 LOG_RATIO = 5  # of greatest to least: from here on a loss is drawn on a log axis
 
