@@ -60,11 +60,13 @@ def test_the_newest_samples_of_each_kind_are_shown(tmp_path, monkeypatch):
         (tmp_path / f"{name}.gif").write_bytes(name.encode())
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "step_00000003.gif").write_bytes(b"deep")
+    (tmp_path / "reconstructions.gif").write_bytes(b"once")
     (tmp_path / "notes.txt").write_text("no video")
     videos = run_report.read_videos(tmp_path)
     assert [(video["title"], video["gif"].decode()) for video in videos] == [
         ("other 7", "other_7"),
         ("prompts step 3", "deep"),
+        ("reconstructions", "once"),
         ("step 1,000", "step_00001000"),
         ("step 900", "step_00000900"),
         ("step 200", "step_00000200"),
@@ -72,7 +74,7 @@ def test_the_newest_samples_of_each_kind_are_shown(tmp_path, monkeypatch):
     (tmp_path / "step_00001000.gif").write_bytes(bytes(1000))
     monkeypatch.setattr(run_report, "MOST_BYTES", 500)
     titles = [video["title"] for video in run_report.read_videos(tmp_path)]
-    assert titles == ["other 7", "prompts step 3", "step 900", "step 200"]
+    assert titles == ["other 7", "prompts step 3", "reconstructions", "step 900", "step 200"]
 
 
 def test_a_report_shows_the_scores_of_the_newest_evaluation(tmp_path):

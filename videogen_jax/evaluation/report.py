@@ -98,7 +98,7 @@ def tabulate_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, 
         value, low, high = (score.get(key) for key in ("value", "low", "high"))
         interval = ""
         if low is not None and high is not None:
-            interval = f"{format_number(low, 5)} to {format_number(high, 5)}"
+            interval = f"{format_number(low)} to {format_number(high)}"
         number = "none" if value is None else format_number(value, 6)
         rows.append(
             f"<tr><th scope=row>{escape(score['name'])}</th><td class='number value'>{number}</td>"

@@ -46,19 +46,19 @@ def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
 
 
 def read_videos(folder: str | Path) -> list[dict[str, Any]]:
-    """Reads the newest GIFs of each kind, the newest first: `kind_00000100.gif` is the kind's of step 100.
+    """Reads the newest GIFs of each kind, the newest first; `kind_00000100.gif` is the kind's of step 100.
 
     Args:
       folder: of GIFs.
     Returns:
       {"title", "gif": bytes} of each; those that would make the page too large are named in the log.
     """
-    kinds: dict[str, list[tuple[int, Path]]] = {}
+    kinds: dict[str, list[tuple[int, Path]]] = {}  # to steps, -1 where the name tells none
     for path in Path(folder).rglob("*.gif"):
         kind = path.relative_to(folder).with_suffix("").as_posix()
         step = re.search(r"\d+$", kind)
         steps = kinds.setdefault(kind[: step.start()] if step else kind, [])
-        steps.append((int(step[0]) if step else 0, path))
+        steps.append((int(step[0]) if step else -1, path))
     videos, room = [], MOST_BYTES
     for kind in sorted(kinds):
         for step, path in sorted(kinds[kind], reverse=True)[:NEWEST]:
@@ -67,7 +67,8 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
                 continue
             room -= path.stat().st_size
             title = " ".join(re.split(r"[_/]+", kind)).strip()
-            videos.append({"title": f"{title} {step:,}", "gif": path.read_bytes()})
+            title = title if step < 0 else f"{title} {step:,}"
+            videos.append({"title": title, "gif": path.read_bytes()})
     return videos
 
 
