@@ -70,7 +70,7 @@ def compare_motion(
 
     Args:
       generated: (N,) of `score_motion`.
-      reference: (M,) of the same, or of a packed data set's motion_scores.npy.
+      reference: (M,) of the same, or of a packed data set's motion_scores.npy, without its still images, which are 0.
     Returns:
       The comparison.
     Raises:
