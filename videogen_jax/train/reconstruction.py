@@ -1,4 +1,4 @@
-"""The loss that an autoencoder descends, and how near it comes to the video.
+"""The loss that an autoencoder descends.
 
     |x - y| + perceptual_weight d(x, y) + kl_weight KL(N(mean, var) || N(0, 1)),   y = decode(z), z ~ N(mean, var)
 
@@ -89,16 +89,3 @@ def pick_frames(videos: jax.Array, rng: jax.Array, count: int) -> jax.Array:
     length = videos.shape[2]
     chosen = jax.random.permutation(rng, length)[: min(count, length)]
     return einops.rearrange(videos[:, :, chosen], "v b t h w c -> v (b t) h w c")
-
-
-def psnr(video: jax.Array, made: jax.Array) -> jax.Array:
-    """Peak signal to noise ratio of each clip, 10 log10(4 / mean squared error).
-
-    Args:
-      video: (B, T, H, W, 3) in [-1, 1].
-      made: the same shape; clipped to [-1, 1].
-    Returns:
-      (B,) decibels.
-    """
-    error = jnp.mean(jnp.square(video - jnp.clip(made, -1, 1)), axis=(1, 2, 3, 4))
-    return 10 * jnp.log10(4 / jnp.maximum(error, 1e-12))

@@ -17,14 +17,13 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import clip_tokens
 from videogen_jax.data.captions import Vocabulary
 from videogen_jax.data.latent_records import Embeddings, TextInfo, find_dtype
 from videogen_jax.models.clip import TextEncoder, make_text_encoder
 from videogen_jax.models.weights import hash_params
-from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel.batches import make_batched
 
 ENCODERS = ("words", "clip")
 MODEL_ENCODERS = {"words": "words", "clip": "embeddings"}  # what `VideoDiT` calls them
@@ -212,24 +211,15 @@ def load_embedder(path: str, precision: str) -> Embedder:
             f"{clip_tokens.VOCABULARY_SIZE}: name weights of CLIP or OpenCLIP."
         )
     params = encoder.load()
-    devices = jax.local_devices()
-    mesh = meshes.make_mesh(data=len(devices), devices=devices)
-    rows, whole = NamedSharding(mesh, meshes.BATCH), NamedSharding(mesh, PartitionSpec())
-    encode = jax.jit(encoder.encode, in_shardings=(whole, rows), out_shardings=whole)
-    placed = jax.device_put(params, whole)
-    count = CAPTIONS_AT_A_TIME * len(devices)
+    encode = make_batched(encoder.encode, params, CAPTIONS_AT_A_TIME)
 
     def run(captions: Sequence[str]) -> Embeddings:
         ids, counts = clip_tokens.tokenize(captions, encoder.length, encoder.pad_id)
         tokens: list[np.ndarray] = []
         pooled: list[np.ndarray] = []
-        for start in range(0, len(ids), count):
-            part = ids[start : start + count]
-            filled = part[np.arange(count) % len(part)]  # one shape, compiled once
-            states, mask, vectors = jax.device_get(encode(placed, jax.device_put(filled, rows)))
-            kept = zip(states[: len(part)], mask, strict=False)
-            tokens += [row[seen] for row, seen in kept]
-            pooled += list(vectors[: len(part)])
+        for states, mask, vectors in encode(ids):
+            tokens += [row[seen] for row, seen in zip(states, mask, strict=True)]
+            pooled += list(vectors)
         return Embeddings(tokens, np.stack(pooled), counts)
 
     return Embedder(encoder, hash_params(params), precision, run)
