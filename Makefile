@@ -78,7 +78,7 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo ye
 # ---------------------------------------------------------------------------------------- test
 
 # What some tests want beside the product, and skip without: real clips, and the implementations of
-# others to compare with (the CPU build of torch alone, where there is one; of open_clip only the
+# others to compare with or to write to (the CPU build of torch alone, where there is one; of open_clip only the
 # file of its vocabulary, so without what it imports). One short try each, never an error.
 TRY := PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 $(INSTALL)
 
@@ -88,8 +88,8 @@ $(CLIPS): $(INSTALLED)
 
 $(REFERENCES): $(INSTALLED)
 	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 && \
-		$(TRY) --no-deps open_clip_torch==3.3.0; then touch $(REFERENCES); \
-	else echo "No torch, diffusers, transformers and open_clip: the tests against them will be skipped." >&2; fi
+		$(TRY) --no-deps open_clip_torch==3.3.0 && $(TRY) wandb==0.31.0; then touch $(REFERENCES); \
+	else echo "Not all of torch, diffusers, transformers, open_clip and wandb: the tests against them will be skipped." >&2; fi
 
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
