@@ -129,6 +129,7 @@ def run_steps(
         metrics.show_config(writer, first - 1, workdir, config)
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
         kind = kinds.find_kind(config)
+        flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
         evaluate = validation.make_evaluate(kind, runs, own_texts, sets)
         show_samples = kind.make_show(run, workdir, own_texts, sets)
         metadata = own_texts.note | {"config": config.to_dict()}
@@ -140,7 +141,6 @@ def run_steps(
         order = [list(runs)[i] for i in schedule.first_uses(first - 1)]
         train_steps = stack.enter_context(setup.compile_steps({name: runs[name] for name in order}))
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
-        flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
             bucket, batch = next(batches)
