@@ -1,5 +1,6 @@
 """What a run shows beside its loss: groups of tags, the config, memory, noise levels, a profile, and all on W&B."""
 
+import collections
 import gzip
 import json
 import re
@@ -108,15 +109,43 @@ def test_the_histogram_stands_on_the_noise_levels_and_is_as_high_as_their_loss(e
 
 
 def test_the_profile_holds_the_steps_that_were_asked_for(workdir):
+    trace = read_trace(workdir)
+    marked = [one["args"]["step_num"] for one in trace if one.get("name") == "train"]
+    assert sorted(map(int, marked)) == [4, 5]
+    assert count_runs(trace) == 2
+
+
+def test_traced_steps_are_whole_though_the_devices_run_behind_the_loop(tmp_path):
+    @jax.jit
+    def step(x):
+        for _ in range(10):
+            x = jax.numpy.tanh(x @ x)
+        return x
+
+    x = step(jax.numpy.ones((500, 500))).block_until_ready()
+    with profile.open_profile(tmp_path, first_step=5, steps=3) as before_step:
+        for number in range(1, 12):
+            before_step(number, x)
+            x = step(x)
+    trace = read_trace(tmp_path)
+    assert count_runs(trace) == 3
+    ran = [one["args"]["hlo_op"] for one in trace if of_step(one)]
+    assert set(collections.Counter(ran).values()) == {3}
+
+
+def read_trace(workdir):
     (folder,) = (workdir / "tensorboard" / "plugins" / "profile").iterdir()
     assert list(folder.glob("*.xplane.pb"))  # for TensorBoard
     with gzip.open(folder / "perfetto_trace.json.gz") as file:
-        trace = json.load(file)["traceEvents"]
-    marked = [one["args"]["step_num"] for one in trace if one.get("name") == "train"]
-    assert sorted(map(int, marked)) == [4, 5]
-    # Whole, and nothing of the steps before and after them, though the devices run behind the loop.
-    ran = [one["args"] for one in trace if one.get("args", {}).get("hlo_module") == "jit_step"]
-    assert len({one["run_id"] for one in ran}) == 2
+        return json.load(file)["traceEvents"]
+
+
+def of_step(event):
+    return event.get("args", {}).get("hlo_module") == "jit_step"
+
+
+def count_runs(trace):
+    return len({event["args"]["run_id"] for event in trace if of_step(event)})
 
 
 def test_a_profile_ends_with_the_run_and_is_never_begun_in_the_middle(tmp_path, monkeypatch):
