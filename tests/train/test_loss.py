@@ -7,7 +7,7 @@ import pytest
 
 from videogen_jax.diffusion import times
 from videogen_jax.diffusion.schedule import make_schedule
-from videogen_jax.train.step import make_loss
+from videogen_jax.train.step import make_clip_losses, make_loss, make_loss_by_noise_level
 
 BATCH = 6
 
@@ -117,3 +117,36 @@ def test_objectives_without_meaning_are_refused_before_the_first_step(schedule, 
             text_dropout=0.0,
             **defaults | objective,
         )
+
+
+@pytest.mark.parametrize("paper", ["ddpm", "min_snr", "sd3", "svd"])
+def test_the_loss_by_noise_level_is_float64s_at_times_spread_over_equal_parts_of_the_clock(paper):
+    schedule_options, objective, weight = PAPERS[paper]
+    schedule = make_schedule(**schedule_options)
+    chosen = {name: objective[name] for name in ("prediction", "weighting")}
+    guess = 0.25
+
+    def apply(params, x_t, t, condition):
+        return jnp.full_like(x_t, guess)
+
+    clip_losses = make_clip_losses(apply, schedule, **chosen, gamma=5.0)
+    losses = jax.jit(make_loss_by_noise_level(clip_losses, schedule, 4))
+    rng = jax.random.key(3)
+    found = losses(None, batch(), rng)
+    x0 = np.asarray(batch()["video"], np.float64) / 127.5 - 1
+    eps = np.asarray(jax.random.normal(rng, x0.shape), np.float64)
+    share = (np.arange(4 * BATCH) + 0.5) / (4 * BATCH)  # 0 to 1, evenly
+    if schedule.clock == "steps":
+        share = np.floor(share * 1000).astype(int)
+    elif schedule.clock == "sigma":
+        low, high = 0.002 ** (1 / 7), 700 ** (1 / 7)
+        share = (low + share * (high - low)) ** 7
+    alpha, sigma = (np.asarray(level, np.float64) for level in schedule.pair(share))
+    expected = []
+    for level in range(4):
+        rows = slice(level * BATCH, (level + 1) * BATCH)
+        a, s = (one[rows].reshape(-1, 1, 1, 1, 1) for one in (alpha, sigma))
+        wanted = target(chosen["prediction"], x0, eps, a, s, schedule.sigma_data)
+        errors = np.mean((guess - wanted) ** 2, axis=(1, 2, 3, 4))
+        expected.append(np.mean(weight(alpha[rows], sigma[rows]) * errors))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

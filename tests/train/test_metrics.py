@@ -17,7 +17,7 @@ def test_samples_play_on_the_dashboard(tmp_path):
     videos = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), np.uint8)
     gif, size = contact_sheet.animation(videos, fps=10)
     writer = metrics.make_writer(tmp_path)
-    writer.write_scalars(4, {"train/loss": 0.25})
+    writer.write_scalars(4, {"loss/train": 0.25})
     metrics.write_animation(writer, 4, "samples", gif, size)
     writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0, "tensors": 0})
@@ -25,7 +25,7 @@ def test_samples_play_on_the_dashboard(tmp_path):
     image = events.Tensors("samples")[0].tensor_proto.string_val
     assert (int(image[0]), int(image[1])) == size
     assert Image.open(io.BytesIO(image[2])).n_frames == 5
-    loss = tensor_util.make_ndarray(events.Tensors("train/loss")[0].tensor_proto)
+    loss = tensor_util.make_ndarray(events.Tensors("loss/train")[0].tensor_proto)
     assert float(loss) == 0.25
 
 
@@ -34,10 +34,25 @@ def test_window_reads_one_step_behind_and_means_over_all():
     window.add(1, {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)}, clips=8)
     window.add(2, {"loss": jnp.float32(3.0), "gradient_norm": jnp.float32(4.0)}, clips=4)
     summary = window.summary()
-    assert summary["train/loss"] == 2.0 and summary["train/gradient_norm"] == 3.0
+    assert summary["loss/train"] == 2.0 and summary["optimisation/gradient_norm"] == 3.0
     assert summary["speed/input_wait"] == 0
     rate = summary["speed/clips_per_second"] * summary["speed/step_seconds"]
     np.testing.assert_allclose(rate, 6)
+
+
+def test_the_models_operations_are_told_and_their_share_of_the_best():
+    window = metrics.Window(wait_seconds=lambda: 0.0, peak_flops=8e12)
+    values = {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)}
+    window.add(1, values, clips=1, flops=2 * 10**12)
+    window.add(2, values, clips=1, flops=4 * 10**12)
+    summary = window.summary()
+    done = summary["speed/model_tflops_per_second"] * summary["speed/step_seconds"]
+    np.testing.assert_allclose(done, 3)
+    share = summary["speed/model_flops_share"] / summary["speed/model_tflops_per_second"]
+    np.testing.assert_allclose(share, 1 / 8)
+    window = metrics.Window(wait_seconds=lambda: 0.0)
+    window.add(1, values, clips=1)
+    assert not [tag for tag in window.summary() if "flops" in tag]
 
 
 def test_the_step_that_was_not_finite_is_named():

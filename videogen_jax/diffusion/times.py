@@ -56,12 +56,24 @@ def draw_times(
         if distribution == "log_normal":
             return jnp.exp(z)
         u = jax.nn.sigmoid(z)
+    return place_times(u, schedule)
+
+
+def place_times(share: jax.Array, schedule: Schedule) -> jax.Array:
+    """Times at shares of the whole clock.
+
+    Args:
+      share: 0 (clean) to 1 (noisiest), of any shape.
+      schedule: whose clock they are on.
+    Returns:
+      The same shape, int32 on a clock of steps, float32 elsewhere.
+    """
     if schedule.clock == "steps":
-        steps = (u * schedule.num_steps).astype(jnp.int32)
+        steps = (share * schedule.num_steps).astype(jnp.int32)
         return jnp.clip(steps, 0, schedule.num_steps - 1)
     if schedule.clock == "sigma":
-        return schedule.at(u * (schedule.num_steps - 1))
-    return u
+        return schedule.at(share * (schedule.num_steps - 1))
+    return share
 
 
 def check_distribution(schedule: Schedule, distribution: str) -> None:

@@ -107,6 +107,12 @@ CARDS = {
 }
 
 
+def find_card(device_kind: str) -> Card | None:
+    """The card that a device of JAX is, by its `device_kind`; None if it is none of these."""
+    field = f'device_description_str: "{device_kind}"'
+    return next((card for card in CARDS.values() if field in card.description), None)
+
+
 def parse_target(text: str) -> tuple[Card, int]:
     """Reads a card and how many: rtx3090x2, h200, cpux8, or a file's path in a card's place.
 

@@ -18,7 +18,7 @@ NUMBERS = (
     *("batch_size", "data.frames", "data.shuffle_window", "data.threads"),
     *("train.steps", "train.accumulation", "train.log_every"),
     *(f"mesh.{axis}" for axis in meshes.AXES),
-    *("checkpoint.every", "checkpoint.keep", "sample.every"),
+    *("checkpoint.every", "checkpoint.keep", "sample.every", "profile.steps"),
 )
 DIFFUSION_NUMBERS = ("text.length", "memory.pieces", "memory.unroll", "sample.batch_size")
 AUTOENCODER_NUMBERS = ("perceptual.frames",)

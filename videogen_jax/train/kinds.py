@@ -8,9 +8,11 @@ import ml_collections
 import numpy as np
 
 from videogen_jax.data import pipeline
-from videogen_jax.train import autoencoder, checks, sampling, setup, show, texts
+from videogen_jax.train import autoencoder, checks, device_use, sampling, setup, show, texts
 from videogen_jax.train.setup import Run
 from videogen_jax.train.texts import Texts
+
+NOISE_LEVELS = 8  # at which validation tells the loss of a diffusion model
 
 
 class Kind(NamedTuple):
@@ -24,6 +26,7 @@ class Kind(NamedTuple):
     open_texts: Callable[..., Texts]  # (config, data)
     read_batch: Callable[..., dict[str, Any]]  # (run, texts, data, clips)
     make_measure: Callable[[Run], Callable[..., dict[str, jax.Array]]]  # what validation tells
+    count_flops: Callable[..., int | None]  # (config) to a train step's, where they are counted
     make_show: Callable[..., Callable[[Any, int, Any], None]]  # (run, workdir, texts, sets)
 
 
@@ -38,9 +41,13 @@ def read_batch(
 
 
 def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
-    """The loss of a diffusion model on a batch of validation clips."""
+    """The loss of a diffusion model on a batch of validation clips: as in training, and at each noise level."""
     loss = setup.make_run_loss(run, text_dropout=0.0)
-    return lambda params, batch, rng: {"loss": loss(params, batch, rng)}
+    by_noise_level = setup.make_run_level_losses(run, NOISE_LEVELS)
+    return lambda params, batch, rng: {
+        "loss": loss(params, batch, rng),
+        "loss_by_noise_level": by_noise_level(params, batch, rng),
+    }
 
 
 DIFFUSION = Kind(
@@ -50,6 +57,7 @@ DIFFUSION = Kind(
     open_texts=texts.open_texts,
     read_batch=read_batch,
     make_measure=make_measure,
+    count_flops=device_use.count_step_flops,
     make_show=show.make_show_samples,
 )
 AUTOENCODER = Kind(
@@ -59,6 +67,7 @@ AUTOENCODER = Kind(
     open_texts=lambda config, data: texts.NONE,
     read_batch=lambda run, own_texts, data, clips: {"video": clips["video"]},
     make_measure=autoencoder.make_measure,
+    count_flops=lambda config: None,
     make_show=show.make_show_reconstructions,
 )
 

@@ -28,11 +28,13 @@ from videogen_jax.train import (
     feed,
     kinds,
     metrics,
+    profile,
     run_report,
     setup,
     snapshots,
     validation,
 )
+from videogen_jax.train.device_use import find_peak_flops, measure_memory
 from videogen_jax.train.ema import width_name
 from videogen_jax.train.setup import Run
 from videogen_jax.train.state import TrainState
@@ -122,10 +124,13 @@ def run_steps(
     latents = next(iter(sets.values())).latents
     interrupted = False
     with contextlib.ExitStack() as stack:
-        writer = metrics.make_writer(workdir)
+        with processes.together():
+            writer = metrics.make_writer(workdir, **config.wandb)
         stack.callback(writer.close)
+        metrics.show_config(writer, first - 1, workdir, config)
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
         kind = kinds.find_kind(config)
+        flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
         evaluate = validation.make_evaluate(kind, runs, own_texts, sets)
         show_samples = kind.make_show(run, workdir, own_texts, sets)
         metadata = own_texts.note | {"config": config.to_dict()}
@@ -136,18 +141,20 @@ def run_steps(
         # While the first batches load; those of buckets that come later while the first ones train.
         order = [list(runs)[i] for i in schedule.first_uses(first - 1)]
         train_steps = stack.enter_context(setup.compile_steps({name: runs[name] for name in order}))
-        window = metrics.Window(lambda: batches.wait_seconds)
+        window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
+        before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
             bucket, batch = next(batches)
+            before_step(step, state)
             state, values = train_steps[bucket].result()(state, batch)
-            window.add(step, values, runs[bucket].config.batch_size)
+            window.add(step, values, runs[bucket].config.batch_size, flops[bucket])
             if step == first:
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
             interrupted = stop()  # asked once: a signal in mid-step is for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
-                writer.write_scalars(step, window.summary())
+                writer.write_scalars(step, window.summary() | measure_memory())
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()

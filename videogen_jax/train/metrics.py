@@ -1,5 +1,6 @@
 """What a run shows while it goes: scalars, sample videos and the parameter table, through CLU's writers."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -7,23 +8,74 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import logging
 
+from videogen_jax.train.wandb_writer import WandbWriter
 
-def make_writer(workdir: str | Path) -> Any:
-    """A CLU `MetricWriter` into `workdir`/tensorboard and the log; processes but the first only log.
+
+def make_writer(workdir: str | Path, *, project: str = "", mode: str = "online") -> Any:
+    """A CLU `MetricWriter` into `workdir`/tensorboard, the log and W&B; processes but the first only log.
 
     Args:
       workdir: of the run.
+      project: on W&B; empty: not there.
+      mode: of W&B, see wandb_writer.py.
     Returns:
       The writer.
+    Raises:
+      ValueError: there is a project, but W&B cannot be written to.
     """
     from clu import metric_writers  # imports TensorFlow: seconds
 
-    return metric_writers.create_default_writer(
-        str(Path(workdir) / "tensorboard"), just_logging=jax.process_index() > 0
-    )
+    class Log(metric_writers.LoggingWriter):
+        def write_texts(self, step: int, texts: Any) -> None:
+            pass  # the config alone, which would fill pages
+
+        def write_hparams(self, hparams: Any) -> None:
+            pass
+
+    writers: list[Any] = [Log()]
+    if jax.process_index() == 0:
+        writers.append(metric_writers.SummaryWriter(str(Path(workdir) / "tensorboard")))
+        if project:
+            writers.append(WandbWriter(workdir, project, mode))
+    return metric_writers.AsyncMultiWriter(writers)
+
+
+def show_config(
+    writer: Any, step: int, workdir: str | Path, config: ml_collections.ConfigDict
+) -> None:
+    """Shows the resolved config, as a table of hyper-parameters and as text, unless it is there already.
+
+    Args:
+      writer: of `make_writer`.
+      step: at which the run begins or goes on.
+      workdir: of the run; tensorboard/shown_config.json keeps what was shown.
+      config: of the run.
+    """
+    if jax.process_index() != 0:
+        return
+    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
+    shown = Path(workdir) / "tensorboard" / "shown_config.json"
+    if shown.is_file() and shown.read_text(encoding="utf-8") == text:
+        return
+    writer.write_hparams(flatten_config(config))
+    writer.write_texts(step, {"config/resolved": f"```json\n{text}\n```"})
+    writer.flush()
+    shown.write_text(text, encoding="utf-8")
+
+
+def flatten_config(config: ml_collections.ConfigDict) -> dict[str, bool | int | float | str]:
+    """Dotted names to values; what is neither a number nor a text becomes one as Python writes it."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{key}.{name}": one for name, one in flatten_config(value).items()}
+        else:
+            flat[key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
 
 
 def write_animation(writer: Any, step: int, tag: str, gif: bytes, size: tuple[int, int]) -> None:
@@ -47,6 +99,28 @@ def write_animation(writer: Any, step: int, tag: str, gif: bytes, size: tuple[in
     )
 
 
+def write_bars(
+    writer: Any, step: int, tag: str, heights: np.ndarray, span: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """Shows bars of equal width as TensorBoard's histogram, whose heights need not be counts.
+
+    Args:
+      writer: of `make_writer`.
+      step: of the run.
+      tag: name on the dashboard.
+      heights: (K,).
+      span: of the horizontal axis.
+    """
+    from tensorboard.plugins.histogram.metadata import create_summary_metadata
+
+    edges = np.linspace(*span, len(heights) + 1)
+    writer.write_summaries(
+        step,
+        {tag: np.stack([edges[:-1], edges[1:], heights], axis=1)},
+        metadata={tag: create_summary_metadata(tag, "")},
+    )
+
+
 def log_parameters(params: Any) -> None:
     """Writes a table of all parameters, with shape, size and sharding, to the log."""
     from clu import parameter_overview
@@ -62,12 +136,14 @@ class TrainingDiverged(RuntimeError):
 class Window:
     """The scalars of the steps since the last summary, read back one step behind the devices."""
 
-    def __init__(self, wait_seconds: Callable[[], float]) -> None:
+    def __init__(self, wait_seconds: Callable[[], float], peak_flops: float | None = None) -> None:
         """Starts the clock.
 
         Args:
           wait_seconds: how long the run has waited for input so far.
+          peak_flops: operations a second that the devices do at best, if known.
         """
+        self._peak_flops = peak_flops
         self._wait_seconds = wait_seconds
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
@@ -75,22 +151,26 @@ class Window:
     def restart(self) -> None:
         """Forgets the steps and the time until now."""
         self._steps: list[dict[str, float]] = []
-        self._clips = 0
+        self._clips, self._flops = 0, 0
         self._start, self._wait_start = time.perf_counter(), self._wait_seconds()
 
-    def add(self, step: int, metrics: dict[str, jax.Array], clips: int) -> None:
+    def add(
+        self, step: int, metrics: dict[str, jax.Array], clips: int, flops: int | None = None
+    ) -> None:
         """Takes a step that has just been dispatched, and waits for the one before it.
 
         Args:
           step: its number.
           metrics: () arrays, perhaps not computed yet.
           clips: of its batch.
+          flops: operations of the model in it, if they are counted.
         Raises:
           TrainingDiverged: the step before it was not finite.
         """
         self.flush()
         self._pending = (step, metrics)
         self._clips += clips
+        self._flops += flops or 0
 
     def flush(self) -> None:
         """Waits for the last step added.
@@ -113,17 +193,23 @@ class Window:
         """Means over the window, and its speeds; at least one step must have been added.
 
         Returns:
-          Every metric under `train/`; `speed/clips_per_second`, `speed/step_seconds`, and `speed/input_wait`, the
-          share of the time that was spent waiting for input.
+          `loss/train`, the other metrics under `optimisation/`; `speed/clips_per_second`, `speed/step_seconds`, and
+          `speed/input_wait`, the share of the time that was spent waiting for input; where operations are counted,
+          `speed/model_tflops_per_second`, 10^12 of them a second on all devices together, and, where the devices'
+          best is known, `speed/model_flops_share`, the share of it.
         """
         self.flush()
         seconds = time.perf_counter() - self._start
         count = len(self._steps)
-        result = {
-            f"train/{name}": sum(step[name] for step in self._steps) / count
-            for name in self._steps[0]
-        }
+        result = {}
+        for name in self._steps[0]:
+            tag = "loss/train" if name == "loss" else f"optimisation/{name}"
+            result[tag] = sum(step[name] for step in self._steps) / count
         result["speed/clips_per_second"] = self._clips / seconds
         result["speed/step_seconds"] = seconds / count
         result["speed/input_wait"] = (self._wait_seconds() - self._wait_start) / seconds
+        if self._flops:
+            result["speed/model_tflops_per_second"] = self._flops / seconds / 1e12
+            if self._peak_flops:
+                result["speed/model_flops_share"] = self._flops / seconds / self._peak_flops
         return result

@@ -35,7 +35,13 @@ from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.parallel.wire import least_wire_bytes
 from videogen_jax.train import ema, optim, texts
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
-from videogen_jax.train.step import Batch, make_loss, make_train_step
+from videogen_jax.train.step import (
+    Batch,
+    make_clip_losses,
+    make_loss,
+    make_loss_by_noise_level,
+    make_train_step,
+)
 from videogen_jax.train.trained_vae import SECTION, read_autoencoder
 
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
@@ -392,6 +398,13 @@ def make_run_loss(run: Run, text_dropout: float) -> Callable[[Any, Batch, jax.Ar
     """The config's loss of a batch."""
     objective = run.config.objective
     return make_loss(run.apply, run.schedule, run.null_text, text_dropout=text_dropout, **objective)
+
+
+def make_run_level_losses(run: Run, count: int) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """The config's loss of a batch at each of `count` noise levels, as of `make_loss_by_noise_level`."""
+    chosen = {name: run.config.objective[name] for name in ("prediction", "weighting", "gamma")}
+    clip_losses = make_clip_losses(run.apply, run.schedule, **chosen)
+    return make_loss_by_noise_level(clip_losses, run.schedule, count)
 
 
 def place_batch(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -18,11 +19,17 @@ from videogen_jax.train.setup import Run
 from videogen_jax.train.step import to_float
 from videogen_jax.train.texts import Texts
 
+RECONSTRUCTED = 4  # validation clips shown beside samples that are decoded from latents
+
 
 def make_show_samples(
     run: Run, workdir: Path, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
 ) -> Callable[[Any, int, Any], None]:
-    """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard."""
+    """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard.
+
+    Where these are decoded from latents, the first time also what samples can look like at best: validation clips, as
+    the autoencoder gives them back.
+    """
     prompts, motion = run.config.sample.prompts, run.config.sample.motion
     if not prompts:
         return lambda writer, step, ema: None
@@ -30,15 +37,23 @@ def make_show_samples(
         text = own_texts.embed(prompts)
     condition = sampling.make_condition(run.config, text, motion)
     generate = make_generator(sampling.make_run_programs(run, sampling.sampler_options(run.config)))
+    decode, held_out = None, None
     with processes.together():
         latents = next(iter(sets.values())).latents
-        decode = sampling.make_decode(run.config, latents) if jax.process_index() == 0 else None
+        if jax.process_index() == 0:
+            decode = sampling.make_decode(run.config, latents)
+            held_out = read_held_out(run.config, sets, RECONSTRUCTED) if latents else None
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
+        nonlocal held_out
         videos = generate(ema, condition, list(range(len(prompts))))
         if decode is None:
             return
-        write_videos(writer, workdir, step, "samples", decode(videos), run.config.data.fps)
+        fps = run.config.data.fps
+        write_videos(writer, workdir, step, "prompts", decode(videos), fps)
+        if held_out is not None:
+            made, held_out = decode(held_out.astype(np.float32)), None
+            write_videos(writer, workdir, step, "reconstructions", made, fps, "reconstructions")
 
     return show_samples
 
@@ -50,25 +65,9 @@ def make_show_reconstructions(
     del own_texts
     config = run.config
     count = config.sample.clips
-    fit = [
-        data
-        for data in sets.values()
-        if sum(data.lengths.get("validation", []))
-        and data.height >= config.data.height
-        and data.width >= config.data.width
-        and data.min_frames >= config.data.frames
-    ]
-    if not fit or not count:
+    clips = read_held_out(config, sets, count) if count else None
+    if clips is None:
         return lambda writer, step, ema: None
-    clips = next(
-        pipeline.make_validation_clips(
-            fit[0],
-            batch_size=count,
-            frames=config.data.frames,
-            num_batches=1,
-            size=checks.make_augmentation(config).size,
-        )
-    )["video"]
     whole = NamedSharding(run.mesh, PartitionSpec())
     video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
 
@@ -87,10 +86,42 @@ def make_show_reconstructions(
     return show
 
 
+def read_held_out(
+    config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData], count: int
+) -> np.ndarray | None:
+    """The first validation clips, or their latents, of the config's shape.
+
+    Args:
+      config: of the run.
+      sets: of `buckets.open_buckets`.
+      count: N.
+    Returns:
+      (N, T, H, W, C); None if no bucket of that shape has any.
+    """
+    for data in sets.values():
+        held_out = sum(data.lengths.get("validation", []))
+        large = data.height >= config.data.height and data.width >= config.data.width
+        if not held_out or not large or data.min_frames < config.data.frames:
+            continue
+        size = checks.make_augmentation(config).size if data.latents is None else None
+        frames = config.data.frames
+        batches = pipeline.make_validation_clips(
+            data, batch_size=count, frames=frames, num_batches=1, size=size
+        )
+        return next(batches)["video"]
+    return None
+
+
 def write_videos(
-    writer: Any, workdir: Path, step: int, tag: str, videos: np.ndarray, fps: float
+    writer: Any,
+    workdir: Path,
+    step: int,
+    tag: str,
+    videos: np.ndarray,
+    fps: float,
+    name: str | None = None,
 ) -> None:
-    """Writes videos as one GIF to `workdir`/samples, and on the dashboard.
+    """Writes videos as one GIF to `workdir`/samples, and on the dashboard under samples/.
 
     Args:
       writer: of `metrics.make_writer`.
@@ -99,9 +130,10 @@ def write_videos(
       tag: name on the dashboard.
       videos: (N, T, H, W, 3) uint8.
       fps: frames per second.
+      name: of the file; by default the step's.
     """
     gif, size = contact_sheet.animation(videos, fps)
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
-    (folder / f"step_{step:08d}.gif").write_bytes(gif)
-    metrics.write_animation(writer, step, tag, gif, size)
+    (folder / f"{name or f'step_{step:08d}'}.gif").write_bytes(gif)
+    metrics.write_animation(writer, step, f"samples/{tag}", gif, size)

@@ -1,6 +1,7 @@
 """One optimizer step, and the loss that it descends.
 
 x0, text  --noise at a random t-->  x_t  --model-->  weighted squared error of its prediction
+noise levels: the same error at times in each of some equal parts of the clock, for validation
 accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32
 """
 
@@ -32,6 +33,72 @@ def to_float(video: jax.Array) -> jax.Array:
     pixels = video.dtype == jnp.uint8
     video = video.astype(jnp.float32)
     return video / 127.5 - 1 if pixels else video
+
+
+def make_clip_losses(
+    apply: Apply, schedule: Schedule, *, prediction: str, weighting: str, gamma: float
+) -> Callable[[Any, Batch, jax.Array, jax.Array], jax.Array]:
+    """Builds the loss of each clip at a time that is given.
+
+    Args:
+      apply: the model.
+      schedule: noise schedule.
+      prediction: one of `objective.PREDICTIONS`.
+      weighting: one of `objective.WEIGHTINGS`.
+      gamma: bound of the weights.
+    Returns:
+      (params, batch, t (B,), key of the noise) to (B,) float32.
+    Raises:
+      ValueError: prediction, weighting and schedule do not go together.
+    """
+    objective.check_objective(schedule, prediction)
+    objective.check_weighting(weighting, gamma)
+
+    def clip_losses(params: Any, batch: Batch, t: jax.Array, rng_eps: jax.Array) -> jax.Array:
+        x0 = to_float(batch["video"])  # (B, T, H, W, 3)
+        levels = schedule.pair(t)
+        eps = jax.random.normal(rng_eps, x0.shape)
+        x_t = objective.add_noise(x0, eps, *levels)
+        condition = {name: rows for name, rows in batch.items() if name != "video"}
+        output = apply(params, x_t, t, condition)
+        target = objective.make_target(prediction, x0, eps, *levels, schedule.sigma_data)
+        error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3, 4))  # (B,)
+        weight = objective.loss_weight(
+            weighting, prediction, *levels, gamma=gamma, sigma_data=schedule.sigma_data
+        )
+        return weight * error
+
+    return clip_losses
+
+
+def make_loss_by_noise_level(
+    clip_losses: Callable[[Any, Batch, jax.Array, jax.Array], jax.Array],
+    schedule: Schedule,
+    count: int,
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """Builds the loss of a batch at each of `count` noise levels: equal parts of the schedule's clock.
+
+    The times of the clips spread evenly over a part, and the noise is the same in all of them.
+
+    Args:
+      clip_losses: of `make_clip_losses`.
+      schedule: noise schedule.
+      count: of the levels.
+    Returns:
+      (params, batch, rng) to (count,) float32, the least noise first.
+    """
+
+    def losses(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
+        clips = batch["video"].shape[0]
+        inside = (jnp.arange(clips) + 0.5) / clips
+
+        def level_loss(level: jax.Array) -> jax.Array:
+            t = times.place_times((level + inside) / count, schedule)
+            return jnp.mean(clip_losses(params, batch, t, rng))
+
+        return jax.lax.map(level_loss, jnp.arange(count))
+
+    return losses
 
 
 def make_loss(
@@ -67,16 +134,16 @@ def make_loss(
     Raises:
       ValueError: prediction, times and schedule do not go together.
     """
-    objective.check_objective(schedule, prediction)
-    objective.check_weighting(weighting, gamma)
+    clip_losses = make_clip_losses(
+        apply, schedule, prediction=prediction, weighting=weighting, gamma=gamma
+    )
     times.check_distribution(schedule, time_distribution)
     if time_std < 0:
         raise ValueError(f"objective.time_std is {time_std}: a deviation is 0 or more.")
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
         rng_time, rng_eps, rng_drop = jax.random.split(rng, 3)
-        x0 = to_float(batch["video"])  # (B, T, H, W, 3)
-        count = x0.shape[0]
+        count = batch["video"].shape[0]
         t = times.draw_times(
             rng_time,
             count,
@@ -86,23 +153,13 @@ def make_loss(
             std=time_std,
             stratified=stratified,
         )  # (B,)
-        levels = schedule.pair(t)
-        eps = jax.random.normal(rng_eps, x0.shape)
-        x_t = objective.add_noise(x0, eps, *levels)
         dropped = jax.random.bernoulli(rng_drop, text_dropout, (count,))
         text = jax.tree.map(
             lambda null, rows: jnp.where(objective.expand(dropped, rows.ndim), null, rows),
             null_text,
             batch["text"],
         )
-        condition = {name: rows for name, rows in batch.items() if name != "video"}
-        output = apply(params, x_t, t, condition | {"text": text})
-        target = objective.make_target(prediction, x0, eps, *levels, schedule.sigma_data)
-        error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3, 4))  # (B,)
-        weight = objective.loss_weight(
-            weighting, prediction, *levels, gamma=gamma, sigma_data=schedule.sigma_data
-        )
-        return jnp.mean(weight * error)
+        return jnp.mean(clip_losses(params, batch | {"text": text}, t, rng_eps))
 
     return loss
 

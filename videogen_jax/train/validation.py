@@ -1,5 +1,6 @@
 """What is measured on clips that are held out, while a run trains."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import pipeline
 from videogen_jax.parallel import processes
-from videogen_jax.train import checks
+from videogen_jax.train import checks, metrics
 from videogen_jax.train.feed import put_clips
 from videogen_jax.train.kinds import Kind
 from videogen_jax.train.setup import Run
@@ -25,7 +26,8 @@ def make_evaluate(
 ) -> Callable[[Any, int, Any], float | None]:
     """Validation loss of the EMA on the same clips and random numbers whenever it is called: the mean over the buckets.
 
-    What else the kind of run measures is written beside it.
+    What else the kind of run measures is written beside it: numbers under evaluation/, those of several noise levels
+    under a group of their own and as a histogram, whose horizontal axis is the share of the schedule's clock.
     None where the data set has no validation clips, or train.validation_batches is 0.
     """
     config = next(iter(runs.values())).config
@@ -41,18 +43,38 @@ def make_evaluate(
         shown = {}
         for quantity in next(iter(values.values())):
             several = {Path(name).name: one[quantity] for name, one in values.items()}
+            mean = np.mean(list(several.values()), axis=0)
+            if mean.ndim:
+                write_levels(writer, step, quantity, mean)
+                continue
+            tag = "loss/validation" if quantity == "loss" else f"evaluation/{quantity}"
             if len(several) > 1:
-                shown |= {f"validation/{quantity}_{name}": one for name, one in several.items()}
-            shown[f"validation/{quantity}"] = float(np.mean(list(several.values())))
+                shown |= {f"{tag}_{name}": float(one) for name, one in several.items()}
+            shown[tag] = float(mean)
         writer.write_scalars(step, shown)
-        return shown["validation/loss"]
+        return shown["loss/validation"]
 
     return evaluate
 
 
+def write_levels(writer: Any, step: int, quantity: str, values: np.ndarray) -> None:
+    """Shows a number for each of K equal parts of the schedule's clock, as scalars and as one histogram.
+
+    Args:
+      writer: of `metrics.make_writer`.
+      step: of the run.
+      quantity: names the group.
+      values: (K,), the least noise first.
+    """
+    edges = np.linspace(0, 1, len(values) + 1)
+    tags = [f"{quantity}/{low:.3f}-{high:.3f}" for low, high in itertools.pairwise(edges)]
+    writer.write_scalars(step, dict(zip(tags, values.tolist(), strict=True)))
+    metrics.write_bars(writer, step, f"{quantity}/histogram", values)
+
+
 def make_bucket_measure(
     kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData
-) -> Callable[[Any], dict[str, float]]:
+) -> Callable[[Any], dict[str, np.ndarray]]:
     """Means over the first validation clips of a bucket."""
     config = run.config
     measure = jax.jit(kind.make_measure(run))
@@ -74,9 +96,9 @@ def make_bucket_measure(
     split = lambda: list(jax.random.split(jax.random.key(config.seed), len(batches)))  # noqa: E731
     keys = jax.jit(split, out_shardings=whole)()
 
-    def means(ema: Any) -> dict[str, float]:
+    def means(ema: Any) -> dict[str, np.ndarray]:
         found = [measure(ema, batch, key) for batch, key in zip(batches, keys, strict=True)]
         found = jax.device_get(found)
-        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
     return means

@@ -1,0 +1,46 @@
+"""What a run takes of its machine: memory, and the share of the devices' arithmetic that the model is worth."""
+
+import jax
+import ml_collections
+import psutil
+from jax.sharding import Mesh
+
+from videogen_jax.models.flops import TRAIN_FACTOR
+from videogen_jax.parallel import targets
+from videogen_jax.train import setup
+
+GIB = 2**30
+
+
+def measure_memory() -> dict[str, float]:
+    """Memory of this process, in GiB.
+
+    Returns:
+      `memory/host_gib`, what the process has of the host's; and, where the devices tell it (GPUs do, CPUs do not), of
+      the fullest one of this process `memory/device_gib`, in use, `memory/device_peak_gib`, the most since the start,
+      and `memory/device_limit_gib`, the most that JAX may take.
+    """
+    measured = {"memory/host_gib": psutil.Process().memory_info().rss / GIB}
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {
+        "memory/device_gib": "bytes_in_use",
+        "memory/device_peak_gib": "peak_bytes_in_use",
+        "memory/device_limit_gib": "bytes_limit",
+    }
+    for name, key in names.items():
+        if values := [stats[key] for stats in told if key in stats]:
+            measured[name] = max(values) / GIB
+    return measured
+
+
+def count_step_flops(config: ml_collections.ConfigDict) -> int:
+    """Operations of the model in a train step of a diffusion model's config, over all devices; see models/flops.py."""
+    return TRAIN_FACTOR * setup.forward_flops(config) * config.batch_size
+
+
+def find_peak_flops(mesh: Mesh) -> float | None:
+    """Operations a second of all devices together at best; None for devices that parallel/targets.py does not know."""
+    kinds = [targets.find_card(device.device_kind) for device in mesh.devices.flat]
+    if not all(card and card.flops for card in kinds):
+        return None
+    return sum(card.flops for card in kinds)
