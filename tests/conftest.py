@@ -1,5 +1,6 @@
-"""Settings that JAX must have before it makes its devices: eight CPU devices, one shared cache."""
+"""Settings that JAX must have before it makes its devices: eight CPU devices, one shared cache, quick compiling."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import jax
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 8
+
+# Most of a test's time goes into compiling what runs once: LLVM need not optimize it. Of the commands that tests start,
+# too.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest was started
 

@@ -25,6 +25,7 @@ def small_config(**changes):
     config.data.update({"frames": 16, "height": 32, "width": 32})
     config.mesh.update({"data": 1, "fsdp": 1, "seq": 2, "tensor": 1})
     config.model.update({"depth": 8, "cross_attention": "gated"})
+    config.memory.unroll = 1  # compiles faster
     config.sample.batch_size = 1
     config.update_from_flattened_dict(changes)
     return config
