@@ -27,7 +27,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 # Folders that may import a package at all, and those that may do so when they are imported.
 # TensorBoard's writers and readers import TensorFlow, hence late.
 RESTRICTED = {
-    "flax.linen": ({"models"}, {"models"}),
+    "flax.linen": (
+        {"models", "evaluation"},
+        {"models", "evaluation"},
+    ),  # I3D judges, it is no model
     "tensorflow": ({"data"}, {"data"}),
     "tensorflow_datasets": ({"data"}, {"data"}),
     "clu": ({"verbs", "train"}, set()),

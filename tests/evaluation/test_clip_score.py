@@ -76,7 +76,7 @@ def test_scores_equal_transformers(tmp_path):
     expected = expect(network, videos, frames)
     assert expected.min() >= 0 and expected.max() > 10 and np.ptp(expected) > 5
     scores = scorer.score(iter(videos), CAPTIONS)
-    assert scores.dtype == np.float64 and scorer.size == 32
+    assert scores.dtype == np.float64 and scorer.frames == 8
     np.testing.assert_allclose(scores, expected, atol=1e-3)  # of 100: 1e-5 of a cosine
     many = scorer.score(iter(videos * 6), CAPTIONS * 6)  # more than a batch of frames
     np.testing.assert_allclose(many, np.tile(expected, 6), atol=1e-3)

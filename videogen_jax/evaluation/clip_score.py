@@ -24,7 +24,7 @@ from videogen_jax.evaluation.videos import check_video
 from videogen_jax.models.clip import make_text_encoder
 from videogen_jax.models.clip_vision import crop_frames, make_image_encoder
 from videogen_jax.models.weights import hash_params
-from videogen_jax.parallel.batches import make_batched
+from videogen_jax.parallel.batches import in_full_precision, make_batched
 
 FRAMES = 8  # of a video, at most
 ROWS_AT_A_TIME = 32  # frames or captions on each device
@@ -35,7 +35,7 @@ class ClipScorer(NamedTuple):
 
     path: str  # that it was made from
     weights: str  # hash of the parameters of both towers
-    size: int  # pixels of the square that it sees of a frame
+    frames: int  # that it looks at of a video, at most
     # (videos (T, H, W, 3) uint8, as many captions) to scores (N,) float64
     score: Callable[[Iterable[np.ndarray], Sequence[str]], np.ndarray]
 
@@ -65,11 +65,11 @@ def make_clip_scorer(path: str) -> ClipScorer:
     params = {"image": image.load(), "text": text.load()}
     weights = hash_params(params)
 
-    @_exact
+    @in_full_precision
     def encode_texts(params: Any, ids: jax.Array) -> jax.Array:
         return text.encode(params, ids)[2]
 
-    embed_frames = make_batched(_exact(image.encode), params["image"], ROWS_AT_A_TIME)
+    embed_frames = make_batched(in_full_precision(image.encode), params["image"], ROWS_AT_A_TIME)
     embed_ids = make_batched(encode_texts, params["text"], ROWS_AT_A_TIME)
     videos_at_a_time = max(1, ROWS_AT_A_TIME * jax.local_device_count() // FRAMES)
 
@@ -101,17 +101,7 @@ def make_clip_scorer(path: str) -> ClipScorer:
             )
         return np.array(scores, np.float64)
 
-    return ClipScorer(path, weights, image.size, score)
-
-
-def _exact(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same with products in full float32, where a GPU would take TF32."""
-
-    def run(*arguments: Any) -> jax.Array:
-        with jax.default_matmul_precision("highest"):
-            return apply(*arguments)
-
-    return run
+    return ClipScorer(path, weights, FRAMES, score)
 
 
 def pick_frames(video: np.ndarray) -> np.ndarray:

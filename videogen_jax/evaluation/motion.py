@@ -12,13 +12,10 @@ which is 0 for equal distributions, at least the difference of means, and in the
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from videogen_jax.data.records import motion_score
-from videogen_jax.evaluation.videos import check_video
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -42,34 +39,13 @@ class MotionComparison(NamedTuple):
     wasserstein: float  # W1
 
 
-def score_motion(videos: Iterable[np.ndarray], fps: float) -> np.ndarray:
-    """Computes the motion scores of videos.
-
-    Args:
-      videos: (T, H, W, 3) uint8, T >= 2, taken one by one.
-      fps: frames per second at which they are to be seen.
-    Returns:
-      (N,) float64, luma per second.
-    Raises:
-      ValueError: fps is not positive, or a video is a single frame.
-    """
-    if not fps > 0:
-        raise ValueError(f"fps is {fps}: motion is per second, so give the frames per second.")
-    scores = []
-    for index, video in enumerate(videos):
-        if len(check_video(video)) < 2:
-            raise ValueError(f"Video {index} is a single frame, which has no motion: leave it out.")
-        scores.append(motion_score(video, fps))
-    return np.array(scores, np.float64)
-
-
 def compare_motion(
     generated: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray
 ) -> MotionComparison:
     """Compares the motion scores of two sets.
 
     Args:
-      generated: (N,) of `score_motion`.
+      generated: (N,) motion scores, of `clips.survey`.
       reference: (M,) of the same, or of a packed data set's motion_scores.npy, without its still images, which are 0.
     Returns:
       The comparison.

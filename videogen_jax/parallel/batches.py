@@ -1,7 +1,7 @@
 """Rows through a network that stays as it is, some at a time, on all of a process's devices."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,10 @@ from videogen_jax.parallel import mesh as meshes
 
 
 def make_batched(
-    apply: Callable[[Any, jax.Array], Any], params: Any, rows_per_device: int
+    apply: Callable[[Any, jax.Array], Any],
+    params: Any,
+    rows_per_device: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[np.ndarray], Iterator[Any]]:
     """Lays parameters on each of this process's devices, among which batches are then divided.
 
@@ -21,10 +24,11 @@ def make_batched(
       params: tree of arrays.
       rows_per_device: in a batch. All batches have one shape, so that one program is compiled; the last is filled up,
         and what that gives is left out.
+      devices: to use; by default all of this process.
     Returns:
       (N, ...) to the trees of N rows, NumPy, batch by batch.
     """
-    devices = jax.local_devices()
+    devices = jax.local_devices() if devices is None else devices
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
     rows, whole = NamedSharding(mesh, meshes.BATCH), NamedSharding(mesh, PartitionSpec())
     run = jax.jit(apply, in_shardings=(whole, rows), out_shardings=whole)
@@ -39,3 +43,13 @@ def make_batched(
             yield jax.tree.map(operator.itemgetter(slice(len(part))), outputs)
 
     return run_all
+
+
+def in_full_precision(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with products in full float32, where a GPU would take TF32: for scores that agree anywhere."""
+
+    def run(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return apply(*arguments)
+
+    return run
