@@ -11,18 +11,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags, logging
 
-from videogen_jax import __version__, command
+from videogen_jax import command
 from videogen_jax.data import video_io
-from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
-from videogen_jax.generate.generator import make_generator
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.train import checkpoint, sampling, setup, snapshots, texts
+from videogen_jax.train import setup, trained
 from videogen_jax.train.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -67,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write_samples() -> None:
-    """Restores, samples, writes.
+    """Makes the videos that the flags ask for, and writes them.
 
     Raises:
       ValueError: a flag, prompt or checkpoint does not fit; the sentence says how.
@@ -75,75 +72,24 @@ def write_samples() -> None:
     """
     prompts = [prompt for prompt in read_prompts() for _ in range(_NUM_VIDEOS.value)]
     workdir = Path(_WORKDIR.value)
-    config = setup.read_config(workdir)
-    if _DTYPE.value is not None:
-        with config.unlocked():
-            config.train.precision = _DTYPE.value
-    options = sampling_options(config)
-    motion = config.sample.motion if _MOTION.value is None else _MOTION.value
-    metadata = read_metadata(workdir)
-    own_texts = texts.restore_texts(config, metadata)
-    rows = own_texts.embed([*prompts, _NEGATIVE_PROMPT.value])
-    text = jax.tree.map(lambda column: column[:-1], rows)
-    null_text = jax.tree.map(lambda column: column[-1], rows)
-    mesh = sampling.choose_sample_mesh(config, len(prompts), jax.devices())
-    run = setup.make_run(config, mesh, own_texts.null)
-    params, step = restore(run, workdir)
-    latents = metadata.get("latents")
-    decode = sampling.make_decode(config, latents and LatentInfo(**latents))
     seeds = [_SEED.value + i for i in range(len(prompts))]
-    batch_size = min(_BATCH_SIZE.value, len(prompts))
-    programs = sampling.make_run_programs(run, options | {"batch_size": batch_size}, null_text)
-    generate = make_generator(programs)
-    logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
-    videos = decode(generate(params, sampling.make_condition(config, text, motion), seeds))
+    batches, recipe, config = trained.make_videos(
+        workdir,
+        prompts,
+        seeds,
+        step=_STEP.value,
+        ema=_EMA.value,
+        ema_width=_EMA_WIDTH.value,
+        dtype=_DTYPE.value,
+        motion=_MOTION.value,
+        negative_prompt=_NEGATIVE_PROMPT.value,
+        batch_size=_BATCH_SIZE.value,
+        **sampling_options(),
+    )
+    videos = np.concatenate(list(batches))
     folder = Path(_OUTPUT_DIR.value or workdir / "generated")
-    recipe = {
-        "workdir": str(workdir),
-        "step": step,
-        "weights": _EMA.value or run.ema_name
-        if _EMA_WIDTH.value is None
-        else f"width {_EMA_WIDTH.value}",
-        "negative_prompt": _NEGATIVE_PROMPT.value,
-        "motion": motion,
-        "dtype": config.train.precision,
-        "version": __version__,
-        **options,
-    }
     write_folder(folder, videos, prompts, seeds, config.data.fps, recipe)
     logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(videos), folder)
-
-
-def read_metadata(workdir: Path) -> dict[str, Any]:
-    """What was saved with the checkpoint that the flags ask for.
-
-    Raises:
-      CheckpointError: it is not there.
-    """
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        return checkpoint.restore_metadata(manager, checkpoint.find_step(manager, _STEP.value))
-
-
-def restore(run: setup.Run, workdir: Path) -> tuple[Any, int]:
-    """The weights that the flags ask for, and their step.
-
-    Raises:
-      CheckpointError: they are not there, or another model's.
-      ValueError: both --ema and --ema_width are given.
-    """
-    if _EMA.value is not None and _EMA_WIDTH.value is not None:
-        raise ValueError("--ema names an average and --ema_width makes one: give one of them.")
-    abstract = run.abstract.params
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        step = checkpoint.find_step(manager, _STEP.value)
-        if _EMA_WIDTH.value is None:
-            name = _EMA.value or run.ema_name
-            params, step = checkpoint.restore_ema(manager, abstract, name, step)
-        else:
-            widths = run.config.ema.widths
-            params = snapshots.reconstruct(workdir, abstract, widths, _EMA_WIDTH.value, step)
-            params = jax.device_put(params, run.shardings.params)
-    return params, step
 
 
 def read_prompts() -> list[str]:
@@ -162,10 +108,8 @@ def read_prompts() -> list[str]:
     return prompts
 
 
-def sampling_options(config: Any) -> dict[str, Any]:
-    """The config's options of `make_run_programs`, with the flags' in their place."""
-    options = sampling.sampler_options(config)
-    options.pop("batch_size")
+def sampling_options() -> dict[str, Any]:
+    """The lines of config.sample that flags replace."""
     flags_given = {
         "num_inference_steps": _NUM_INFERENCE_STEPS.value,
         "guidance_scale": _GUIDANCE_SCALE.value,
@@ -175,7 +119,7 @@ def sampling_options(config: Any) -> dict[str, Any]:
         "spacing": _SPACING.value,
         "eta": _ETA.value,
     }
-    return options | {name: value for name, value in flags_given.items() if value is not None}
+    return {name: value for name, value in flags_given.items() if value is not None}
 
 
 def write_folder(

@@ -516,7 +516,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
       The config, locked.
     Raises:
       FileNotFoundError: the folder holds no run.
-      ValueError: the run is an autoencoder's, or of a version whose configs had other lines.
+      ValueError: the run is of a version whose configs had other lines.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -525,10 +525,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     if SECTION in config:
-        raise ValueError(
-            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
-            "diffusion model."
-        )
+        return config.lock()
     # JSON has lists where Flax wants something hashable.
     try:
         for name in ("patch_size", "micro_conditions"):

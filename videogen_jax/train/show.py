@@ -98,17 +98,25 @@ def read_held_out(
     Returns:
       (N, T, H, W, C); None if no bucket of that shape has any.
     """
+    data = find_held_out(config, sets)
+    if data is None:
+        return None
+    size = checks.make_augmentation(config).size if data.latents is None else None
+    batches = pipeline.make_validation_clips(
+        data, batch_size=count, frames=config.data.frames, num_batches=1, size=size
+    )
+    return next(batches)["video"]
+
+
+def find_held_out(
+    config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]
+) -> pipeline.PackedData | None:
+    """The first bucket that has validation clips of the config's shape; None if none has."""
     for data in sets.values():
         held_out = sum(data.lengths.get("validation", []))
         large = data.height >= config.data.height and data.width >= config.data.width
-        if not held_out or not large or data.min_frames < config.data.frames:
-            continue
-        size = checks.make_augmentation(config).size if data.latents is None else None
-        frames = config.data.frames
-        batches = pipeline.make_validation_clips(
-            data, batch_size=count, frames=frames, num_batches=1, size=size
-        )
-        return next(batches)["video"]
+        if held_out and large and data.min_frames >= config.data.frames:
+            return data
     return None
 
 
