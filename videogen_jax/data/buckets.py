@@ -83,6 +83,36 @@ def open_buckets(data_dir: str | Path) -> dict[str, PackedData]:
     return _join(sets) if len(sets) > 1 else sets
 
 
+def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
+    """Captions as training meets them: of clips drawn uniformly, without putting them back while there are enough.
+
+    Args:
+      data_dir: of a data set, plain or in buckets.
+      count: captions.
+      seed: of the draw.
+    Returns:
+      The captions.
+    Raises:
+      DataError: the data set is missing or damaged.
+    """
+    sets = open_buckets(data_dir).values()
+    shards = [
+        shard
+        for data in sets
+        for shard in zip(data.files["train"], data.lengths["train"], strict=True)
+    ]
+    ends = np.cumsum([length for _, length in shards])
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(ends[-1]) for _ in range(-(-count // int(ends[-1])))]
+    chosen = np.concatenate(rounds)[:count]
+    places = np.searchsorted(ends, chosen, side="right")
+    read = {place: pipeline.read_captions(shards[place][0]) for place in set(places.tolist())}
+    return [
+        read[place][number - ends[place]].decode()  # counted from the shard's end
+        for place, number in zip(places.tolist(), chosen.tolist(), strict=True)
+    ]
+
+
 def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
     """The same sets with the numbers that have to agree taken over all of them."""
     words: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,20 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
     return videos
 
 
-def write_run_report(workdir: str | Path) -> Path:
+def write_run_report(
+    workdir: str | Path,
+    path: Path | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    videos: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Writes `workdir`/report.html: scores and protocol, samples, curves, config, as far as there are.
-
-    Scores and protocol are those of the newest evaluation.json in the workdir or its folder generated/.
 
     Args:
       workdir: of a run of either kind.
+      path: of the page; by default the one above.
+      evaluation: {"scores", "protocol"} of evaluate; by default the newest evaluation.json in the workdir or its folder
+        generated/.
+      videos: to show ahead of the samples, see `report.write_report`.
     Returns:
       Path of the report.
     Raises:
@@ -86,11 +94,12 @@ def write_run_report(workdir: str | Path) -> Path:
       OSError: the report cannot be written.
     """
     workdir = Path(workdir)
-    evaluations = [workdir / "evaluation.json", workdir / "generated" / "evaluation.json"]
-    evaluations = sorted(filter(Path.is_file, evaluations), key=lambda path: path.stat().st_mtime)
-    evaluation = read_json(evaluations[-1]) if evaluations else {}
+    if evaluation is None:
+        files = [workdir / "evaluation.json", workdir / "generated" / "evaluation.json"]
+        files = sorted(filter(Path.is_file, files), key=lambda path: path.stat().st_mtime)
+        evaluation = read_json(files[-1]) if files else {}
     config = workdir / "config.json"
-    path = workdir / "report.html"
+    path = workdir / "report.html" if path is None else path
     report.write_report(
         path,
         title=workdir.resolve().name,
@@ -98,7 +107,7 @@ def write_run_report(workdir: str | Path) -> Path:
         protocol=evaluation.get("protocol", {}),
         config=read_json(config) if config.is_file() else None,
         curves=read_curves(workdir / "tensorboard"),
-        videos=read_videos(workdir / "samples"),
+        videos=[*videos, *read_videos(workdir / "samples")],
     )
     logging.info("The report of the run: %s", path)
     return path
