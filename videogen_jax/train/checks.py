@@ -20,7 +20,10 @@ NUMBERS = (
     *(f"mesh.{axis}" for axis in meshes.AXES),
     *("checkpoint.every", "checkpoint.keep", "sample.every", "profile.steps"),
 )
-DIFFUSION_NUMBERS = ("text.length", "memory.pieces", "memory.unroll", "sample.batch_size")
+DIFFUSION_NUMBERS = (
+    *("text.length", "memory.pieces", "memory.unroll", "sample.batch_size"),
+    *("evaluation.fvd_clips", "evaluation.fvd_repeat"),
+)
 AUTOENCODER_NUMBERS = ("perceptual.frames",)
 
 Shape = tuple[int, int, int]  # (frames, height, width) in pixels

@@ -26,6 +26,7 @@ from videogen_jax.train import (
     checkpoint,
     checks,
     feed,
+    fvd,
     kinds,
     metrics,
     profile,
@@ -133,6 +134,7 @@ def run_steps(
         flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
         evaluate = validation.make_evaluate(kind, runs, own_texts, sets)
         show_samples = kind.make_show(run, workdir, own_texts, sets)
+        measure_fvd = fvd.make_measure_fvd(run, own_texts, sets)
         metadata = own_texts.note | {"config": config.to_dict()}
         metadata["latents"] = checks.note_latents(latents)
         schedule = feed.make_schedule(runs, sets)
@@ -159,6 +161,10 @@ def run_steps(
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()
                 show_samples(writer, step, read_ema(run, state))
+                window.restart()
+            if due(step, last, fvd.find_interval(config)) and not interrupted:
+                window.flush()
+                measure_fvd(writer, step, read_ema(run, state))
                 window.restart()
             if due(step, last, config.ema.snapshot_every):
                 window.flush()

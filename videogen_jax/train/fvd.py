@@ -1,0 +1,129 @@
+"""FVD while a run trains: of a small fixed number of clips, which its tag says, against held-out ones."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+from videogen_jax.data import buckets, pipeline
+from videogen_jax.evaluation import frechet, i3d, i3d_weights
+from videogen_jax.evaluation.clips import SEEN, Clip, Window
+from videogen_jax.evaluation.features import find_features
+from videogen_jax.generate.generator import make_generator
+from videogen_jax.parallel import processes
+from videogen_jax.train import sampling
+from videogen_jax.train.setup import Run
+from videogen_jax.train.texts import Texts
+
+
+def make_measure_fvd(
+    run: Run, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> Callable[[Any, int, Any], None]:
+    """FVD of the EMA's videos for captions drawn from training, the same and with the same seeds each time.
+
+    So few clips bias the score upwards: it compares steps of one run, and not with published scores.
+
+    Args:
+      run: of a diffusion model.
+      own_texts: of the run.
+      sets: of `buckets.open_buckets`.
+    Returns:
+      (writer, step, EMA) to nothing; does nothing where evaluation.fvd_every is 0.
+    Raises:
+      ValueError: the clips have too few frames, or there is no reference for them.
+      FileNotFoundError: I3D's weights are not here.
+    """
+    config = run.config
+    if not find_interval(config):
+        return lambda writer, step, ema: None
+    options = config.evaluation
+    window = Window(min(config.data.frames, SEEN // options.fvd_repeat), repeat=options.fvd_repeat)
+    with processes.together():
+        i3d.check_frames(window.frames * window.repeat)
+        held_out = open_held_out(run, sets)
+        count = min(options.fvd_clips, sum(held_out.lengths.get("validation", [])))
+        if options.fvd_clips < 2:
+            raise ValueError(
+                f"evaluation.fvd_clips is {options.fvd_clips}: 2 are the least that have a spread."
+            )
+        if count < 2:
+            raise ValueError(
+                f"FVD wants 2 held-out clips at least, and {held_out.folder} has {count}: name packed clips in "
+                "evaluation.reference, or set evaluation.fvd_every to 0."
+            )
+        prompts = buckets.draw_captions(config.data.path, count, config.seed)
+        text = own_texts.embed(prompts)
+    condition = sampling.make_condition(config, text, config.sample.motion)
+    generate = make_generator(sampling.make_run_programs(run, sampling.sampler_options(config)))
+    first = jax.process_index() == 0
+    with processes.together():
+        if first:
+            extract = i3d.make_extractor(i3d_weights.load())
+            decode = sampling.make_decode(config, next(iter(sets.values())).latents)
+            read = functools.partial(read_held_out, run, held_out, count)
+            reference = find_features(read, window, extract, i3d_weights.HASH)
+
+    def measure(writer: Any, step: int, ema: Any) -> None:
+        videos = generate(ema, condition, list(range(count)))
+        if not first:
+            return
+        # One at a time: all of them in pixels may be larger than memory.
+        seen = (window.show(window.cut(decode(video[None])[0])) for video in videos)
+        ours = np.stack(list(extract(seen)))
+        value = frechet.distance(ours, reference)
+        low, high = frechet.bootstrap_interval(ours, reference)
+        writer.write_scalars(step, {f"evaluation/fvd_{count}": value})
+        logging.info(
+            "FVD of %d clips at step %d: %.1f (%.1f to %.1f)", count, step, value, low, high
+        )
+
+    return measure
+
+
+def find_interval(config: ml_collections.ConfigDict) -> int:
+    """Steps between two measurements; 0: never, as for autoencoders."""
+    return config.evaluation.fvd_every if "evaluation" in config else 0
+
+
+def open_held_out(run: Run, sets: Mapping[str, pipeline.PackedData]) -> pipeline.PackedData:
+    """The data set whose validation clips are the reference.
+
+    Raises:
+      ValueError: it holds no pixels, or clips of several shapes.
+    """
+    path = run.config.evaluation.reference
+    config = run.config
+    found = list((buckets.open_buckets(path) if path else sets).values())
+    if len(found) > 1 or found[0].latents is not None:
+        raise ValueError(
+            "FVD compares with clips of one shape in pixels: name such packed clips in evaluation.reference (one "
+            "bucket's folder will do), or set evaluation.fvd_every to 0."
+        )
+    data = found[0]
+    if (
+        data.fps != config.data.fps
+        or min(data.height - config.data.height, data.width - config.data.width) < 0
+    ):
+        raise ValueError(
+            f"The clips in {data.folder} have {data.height}x{data.width} pixels at {data.fps:g} frames/s, but this run "
+            f"makes {config.data.height}x{config.data.width} at {config.data.fps:g}: name others in "
+            "evaluation.reference, or set evaluation.fvd_every to 0."
+        )
+    return data
+
+
+def read_held_out(run: Run, data: pipeline.PackedData, count: int) -> Iterator[Clip]:
+    """The first validation clips, cut in time and space as the run's clips are."""
+    batches = pipeline.make_validation_clips(
+        data,
+        batch_size=1,
+        frames=run.config.data.frames,
+        num_batches=count,
+        size=(run.config.data.height, run.config.data.width),
+    )
+    for i, batch in enumerate(batches):
+        yield Clip(str(i), batch["video"][0], float(batch["fps"][0]))
