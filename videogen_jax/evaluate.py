@@ -36,6 +36,7 @@ import numpy as np
 from absl import flags
 
 from videogen_jax import __version__, command
+from videogen_jax.data.records import write_json
 from videogen_jax.evaluation import (
     captions,
     clips,
@@ -148,7 +149,8 @@ def run(values) -> None:
             document["protocol"] |= found.protocol
             document["left_out"] = found.left_out | document["left_out"]
         output = Path(values.output or videos.folder / "evaluation.json")
-        write_json(document | verdicts, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, document | verdicts)
         print_scores(document, verdicts)
         if videos.logdir is not None:
             log_scores(document["scores"], videos.logdir, videos.step)
@@ -279,7 +281,9 @@ def open_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
     if values.reference is not None:
         reference = open_reference(values, recipe, values.reference, names=reference_names)
     logdir = None if values.logdir is None else Path(values.logdir)
-    return Videos(read, recipe, None, reference, folder, None, values.paired, logdir, step)
+    return Videos(
+        read, recipe, None, reference, folder, paired=values.paired, logdir=logdir, step=step
+    )
 
 
 def open_reference(
@@ -319,9 +323,16 @@ def make_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
         "seed": values.seed,
     }
     made = clips.keep_videos(scratch / "made.npy", batches, count, config.data.fps)
-    logdir = workdir / "tensorboard"
     return Videos(
-        made, recipe, prompts, reference, workdir, surveyed, False, logdir, recipe["step"], workdir
+        made,
+        recipe,
+        prompts,
+        reference,
+        folder=workdir,
+        surveyed=surveyed,
+        logdir=workdir / "tensorboard",
+        step=recipe["step"],
+        workdir=workdir,
     )
 
 
@@ -344,9 +355,16 @@ def reconstruct_videos(values, window: clips.Window, config: Any, scratch: Path)
     )
     both = clips.keep_videos(scratch / "pairs.npy", pairs, 2 * count, config.data.fps)
     original, made = clips.every_other(both, 0), clips.every_other(both, 1)
-    logdir = workdir / "tensorboard"
     return Videos(
-        made, recipe, None, original, workdir, None, True, logdir, recipe["step"], workdir
+        made,
+        recipe,
+        None,
+        original,
+        folder=workdir,
+        paired=True,
+        logdir=workdir / "tensorboard",
+        step=recipe["step"],
+        workdir=workdir,
     )
 
 
@@ -397,14 +415,6 @@ def judge_prompts(values, videos: Videos) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------- reports
-
-
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """Writes the report as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.unfinished")
-    draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def print_scores(document: dict[str, Any], verdicts: dict[str, Any]) -> None:

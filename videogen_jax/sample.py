@@ -16,10 +16,11 @@ from absl import flags, logging
 
 from videogen_jax import command
 from videogen_jax.data import video_io
+from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.train import setup, trained
+from videogen_jax.train import trained
 from videogen_jax.train.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -149,7 +150,7 @@ def write_folder(
         entries.append({"file": name, "prompt": prompt, "seed": seed})
     contact_sheet.contact_sheet(videos, prompts).save(folder / "contact_sheet.png")
     content = recipe | {"fps": fps, "shape": list(videos.shape[1:]), "videos": entries}
-    setup.write_json(folder / "samples.json", content)
+    write_json(folder / "samples.json", content)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ without it, and importing it takes ten seconds.
 import contextlib
 import errno
 import io
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -268,6 +269,11 @@ def write_text(path, text: str) -> None:
         publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path, content) -> None:
+    """Writes JSON that people read, too, as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_dataset_info(

@@ -105,7 +105,7 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     Raises:
       ValueError: it is no plain data set of pixels, or has no clips in this split.
     """
-    from videogen_jax.data import buckets, pipeline  # TensorFlow: only where it is needed
+    from videogen_jax.data import augment, buckets, pipeline  # TensorFlow: only where it is needed
 
     if buckets.is_bucketed(data_dir):
         raise ValueError(
@@ -119,13 +119,10 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     if not sum(data.lengths.get(split, [])):
         raise ValueError(f"{data_dir} has no clips in its split {split!r}: choose another --split.")
 
-    middle = (slice(None),) * 3
+    middle: tuple[slice, ...] = (slice(None),)
     if size is not None and size[0] <= data.height and size[1] <= data.width:
-        gaps = ((data.height - size[0]) // 2, (data.width - size[1]) // 2)
-        middle = (
-            slice(None),
-            *(slice(gap, gap + side) for gap, side in zip(gaps, size, strict=True)),
-        )
+        corner = augment.centre_corner((data.height, data.width), size).numpy()
+        middle += tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
 
     def read() -> Iterator[Clip]:
         for path in data.files[split]:

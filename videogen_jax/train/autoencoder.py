@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.evaluation.reconstruction import psnr
 from videogen_jax.models import perceptual, video_vae
+from videogen_jax.models.chunks import to_pixels
 from videogen_jax.models.vae import make_causal
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
@@ -80,6 +82,16 @@ def make_run(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Run
         loss=make_run_loss,
         batch=abstract_batch,
     )
+
+
+def reconstruct(run: Run, params: Any, video: jax.Array) -> jax.Array:
+    """What an autoencoder makes of the mean of clips' latents, (B, T, H, W, 3) uint8 to the same."""
+    return to_pixels(run.apply(params, to_float(video), None)[0])
+
+
+def pair_up(video: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Each clip followed by its reconstruction, (2 B, T, H, W, 3)."""
+    return np.stack([video, made], axis=1).reshape(-1, *video.shape[1:])
 
 
 def latent_grid(config: ml_collections.ConfigDict) -> tuple[int, int, int]:

@@ -1,7 +1,6 @@
 """FVD while a run trains: of a small fixed number of clips, which its tag says, against held-out ones."""
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 from absl import logging
 
 from videogen_jax.data import buckets, pipeline
-from videogen_jax.evaluation import frechet, i3d, i3d_weights
-from videogen_jax.evaluation.clips import SEEN, Clip, Window
+from videogen_jax.evaluation import clips, frechet, i3d, i3d_weights
 from videogen_jax.evaluation.features import find_features
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.parallel import processes
@@ -41,7 +39,8 @@ def make_measure_fvd(
     if not find_interval(config):
         return lambda writer, step, ema: None
     options = config.evaluation
-    window = Window(min(config.data.frames, SEEN // options.fvd_repeat), repeat=options.fvd_repeat)
+    frames = min(config.data.frames, clips.SEEN // options.fvd_repeat)
+    window = clips.Window(frames, repeat=options.fvd_repeat)
     with processes.together():
         i3d.check_frames(window.frames * window.repeat)
         held_out = open_held_out(run, sets)
@@ -64,8 +63,10 @@ def make_measure_fvd(
         if first:
             extract = i3d.make_extractor(i3d_weights.load())
             decode = sampling.make_decode(config, next(iter(sets.values())).latents)
-            read = functools.partial(read_held_out, run, held_out, count)
-            reference = find_features(read, window, extract, i3d_weights.HASH)
+            size = (config.data.height, config.data.width)
+            read = clips.read_data(held_out.folder, "validation", size)
+            found = clips.survey(read, window, count)
+            reference = find_features(read, window, extract, i3d_weights.HASH, found=found)
 
     def measure(writer: Any, step: int, ema: Any) -> None:
         videos = generate(ema, condition, list(range(count)))
@@ -95,8 +96,8 @@ def open_held_out(run: Run, sets: Mapping[str, pipeline.PackedData]) -> pipeline
     Raises:
       ValueError: it holds no pixels, or clips of several shapes.
     """
-    path = run.config.evaluation.reference
     config = run.config
+    path = config.evaluation.reference
     found = list((buckets.open_buckets(path) if path else sets).values())
     if len(found) > 1 or found[0].latents is not None:
         raise ValueError(
@@ -114,16 +115,3 @@ def open_held_out(run: Run, sets: Mapping[str, pipeline.PackedData]) -> pipeline
             "evaluation.reference, or set evaluation.fvd_every to 0."
         )
     return data
-
-
-def read_held_out(run: Run, data: pipeline.PackedData, count: int) -> Iterator[Clip]:
-    """The first validation clips, cut in time and space as the run's clips are."""
-    batches = pipeline.make_validation_clips(
-        data,
-        batch_size=1,
-        frames=run.config.data.frames,
-        num_batches=count,
-        size=(run.config.data.height, run.config.data.width),
-    )
-    for i, batch in enumerate(batches):
-        yield Clip(str(i), batch["video"][0], float(batch["fps"][0]))

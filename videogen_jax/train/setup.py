@@ -21,6 +21,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.models.attention import choose_kernel
@@ -538,10 +539,3 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."
         ) from None
     return config.lock()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name first, so that a crash leaves the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

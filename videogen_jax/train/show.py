@@ -1,5 +1,6 @@
 """What a run shows while it trains: samples of a diffusion model, reconstructions of an autoencoder."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from videogen_jax.data import pipeline
 from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
-from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import processes
-from videogen_jax.train import checks, metrics, sampling
+from videogen_jax.train import autoencoder, checks, metrics, sampling
 from videogen_jax.train.setup import Run
-from videogen_jax.train.step import to_float
 from videogen_jax.train.texts import Texts
 
 RECONSTRUCTED = 4  # validation clips shown beside samples that are decoded from latents
@@ -71,16 +70,13 @@ def make_show_reconstructions(
     whole = NamedSharding(run.mesh, PartitionSpec())
     video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
 
-    def reconstruct(params: Any, video: jax.Array) -> jax.Array:
-        return to_pixels(run.apply(params, to_float(video), None)[0])
-
-    program = jax.jit(reconstruct, out_shardings=whole)
+    program = jax.jit(functools.partial(autoencoder.reconstruct, run), out_shardings=whole)
 
     def show(writer: Any, step: int, ema: Any) -> None:
         made = np.asarray(program(ema, video))
         if jax.process_index() != 0:
             return
-        pairs = np.stack([clips, made], axis=1).reshape(-1, *clips.shape[1:])
+        pairs = autoencoder.pair_up(clips, made)
         write_videos(writer, workdir, step, "reconstructions", pairs, config.data.fps)
 
     return show

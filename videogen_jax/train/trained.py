@@ -1,5 +1,6 @@
 """A trained model as others use it: captions and seeds in, videos out, with the recipe that made them."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from videogen_jax import __version__
 from videogen_jax.data import buckets, pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate.generator import make_generator
-from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import (
     autoencoder,
@@ -26,7 +26,6 @@ from videogen_jax.train import (
     snapshots,
     texts,
 )
-from videogen_jax.train.step import to_float
 
 
 def make_videos(
@@ -185,14 +184,14 @@ def reconstruct_clips(
         "generated": "reconstructions of the validation clips",
     }
     place = NamedSharding(mesh, meshes.BATCH)
-    program = jax.jit(lambda params, video: to_pixels(run.apply(params, to_float(video), None)[0]))
+    program = jax.jit(functools.partial(autoencoder.reconstruct, run))
 
     def make() -> Iterator[np.ndarray]:
         left = count
         for batch in batches:
             video = batch["video"][: max(left, 0)]
             made = np.asarray(program(params, jax.device_put(batch["video"], place)))[: len(video)]
-            yield np.stack([video, made], axis=1).reshape(-1, *video.shape[1:])
+            yield autoencoder.pair_up(video, made)
             left -= len(video)
 
     return make(), recipe, count
