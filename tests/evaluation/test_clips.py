@@ -52,10 +52,22 @@ def test_too_few_clips_and_sizes_that_differ_are_refused():
 
 
 def test_motion_is_per_second_of_what_is_looked_at():
-    """Levels 0, 51, 0, 51 change luma by 0.2 from frame to frame, 8 frames a second; every other is the same."""
-    flicker = np.tile(np.uint8([0, 51]), 4)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
-    for window, expected in ((clips.Window(4), 0.2 * 8), (clips.Window(4, stride=2), 0)):
-        found = clips.survey(a_set(flicker, flicker), window)
+    """Levels 0, 51, 0, 51 change luma by 0.2 from frame to frame, 8 frames a second; every other is the same.
+
+    Levels that climb by 25 change by twice as much from every other frame to the next, half as often.
+    """
+    flicker, ramp = (
+        np.uint8(levels)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+        for levels in ([0, 51] * 4, range(0, 200, 25))
+    )
+    climb = 25 / 255 * 8
+    for video, stride, expected in (
+        (flicker, 1, 0.2 * 8),
+        (flicker, 2, 0),
+        (ramp, 1, climb),
+        (ramp, 2, climb),
+    ):
+        found = clips.survey(a_set(video, video), clips.Window(4, stride=stride))
         np.testing.assert_allclose(found.motion, [expected] * 2, atol=1e-6)
         assert found.fps == 8
 
