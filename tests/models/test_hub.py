@@ -79,7 +79,7 @@ def test_a_hub_that_is_not_installed_says_so(hub, monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    message = r"not installed \(pip install 'videogen-jax\[hub\]'\): place model.safetensors of"
+    message = r"not installed \(pip install huggingface_hub\): place model.safetensors of"
     with pytest.raises(FileNotFoundError, match=message):
         find_file("owner/known", FILE)
 
