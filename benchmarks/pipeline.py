@@ -74,8 +74,14 @@ def main() -> None:
 def write_pixels(folder: Path, options: argparse.Namespace) -> None:
     """Packs clips of moving shapes into folder/data."""
     videos, size = folder / "videos", options.size
-    synthetic.write_moving_shapes(
-        videos, clips=options.clips, seed=0, size=size, frames=options.frames, workers=2
+    synthetic.write_shapes(
+        videos,
+        "moving_shapes",
+        clips=options.clips,
+        seed=0,
+        size=size,
+        frames=options.frames,
+        workers=2,
     )
     settings = packing.Settings(
         size=(size, size),

@@ -24,6 +24,10 @@ data set of the parts.
 Without videos of your own, generate some ("a red circle moving left"), packed the same way:
 
     python -m videogen_jax.pack --synthetic=moving_shapes --clips=1440 --output=DIR
+
+and for long videos, in which walls reflect the shapes ("moving left" is how they begin):
+
+    python -m videogen_jax.pack --synthetic=bouncing_shapes --clips=1440 --size=24 --frames=48 --output=DIR
 """
 
 import errno
@@ -67,7 +71,7 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "shard", None, "i/n: pack the i-th of n parts, counted from 0, for merge.")
     define("boolean", "strict", False, "Stop at the first video that would be skipped.")
     flags.DEFINE_enum(
-        "synthetic", None, ["moving_shapes"], "Generate the videos.", flag_values=flag_values
+        "synthetic", None, synthetic.KINDS, "Generate the videos.", flag_values=flag_values
     )
     define("integer", "clips", 1440, "Videos to generate with --synthetic.", lower_bound=1)
     define("integer", "seed", 0, "Seed of the generated videos.", lower_bound=0)
@@ -169,8 +173,9 @@ def _generate(folder, settings, origin, workers):
     if settings.size[0] != settings.size[1]:
         raise ValueError("--synthetic makes square videos: write --size=N.")
     with tqdm(total=origin["clips"], unit="video", desc="generating", disable=None) as bar:
-        synthetic.write_moving_shapes(
+        synthetic.write_shapes(
             folder,
+            origin["kind"],
             clips=origin["clips"],
             seed=origin["seed"],
             size=settings.size[0],

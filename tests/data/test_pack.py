@@ -69,9 +69,8 @@ def frames_of(item):
 def shapes(tmp_path_factory):
     """A folder of generated videos, and the data set that one uninterrupted run makes of it."""
     folder = tmp_path_factory.mktemp("shapes")
-    synthetic.write_moving_shapes(
-        folder / "videos", clips=NUM_CLIPS, seed=0, size=32, frames=8, workers=2
-    )
+    settings = dict(clips=NUM_CLIPS, seed=0, size=32, frames=8)
+    synthetic.write_shapes(folder / "videos", "moving_shapes", **settings, workers=2)
     options = dict(input=folder / "videos", size=32, frames=8, clips_per_shard=5)
     report = run(**options, output=folder / "packed", workers=1)
     return folder, options, report
@@ -376,6 +375,19 @@ def test_synthetic_is_written_then_packed_like_a_folder(tmp_path):
     assert not (tmp_path / "shapes_videos").exists()  # nothing is made anew
     with pytest.raises(ValueError, match="synthetic was .*'seed': 0.* is now .*'seed': 1"):
         run(**options, output=tmp_path / "shapes", seed=1)
+
+
+def test_bouncing_shapes_are_packed_too(tmp_path):
+    options = dict(synthetic="bouncing_shapes", clips=3, frames=20, size=24)
+    options |= dict(output=tmp_path / "packed", validation_fraction=0)
+    assert run(**options)["clips"] == {"train": 3, "validation": 0}
+    for item in read(tmp_path / "packed", "train"):
+        index = int(item["source"].decode()[:6])
+        names, video = synthetic.make_clip(index, 0, size=24, frames=20, kind="bouncing_shapes")
+        assert item["caption"].decode() == synthetic.make_caption(*names)
+        assert np.abs(frames_of(item).astype(float) - video).mean() < 8
+    with pytest.raises(ValueError, match="'bouncing_shapes'.* is now .*'moving_shapes'"):
+        run(**options | {"synthetic": "moving_shapes"})
 
 
 def test_nothing_usable_says_why(tmp_path):

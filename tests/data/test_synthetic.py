@@ -1,3 +1,5 @@
+import itertools
+import json
 import math
 
 import numpy as np
@@ -9,13 +11,15 @@ from videogen_jax.data.synthetic import (
     COMBINATIONS,
     DIRECTIONS,
     SHAPES,
+    draw_bounces,
     make_caption,
     make_clip,
     parse_caption,
     render_clip,
-    write_moving_shapes,
+    write_shapes,
 )
 from videogen_jax.data.video_io import read_video
+from videogen_jax.evaluation.moving_shapes import judge
 
 
 def coverage(video, colour):
@@ -119,9 +123,9 @@ def test_a_clip_depends_on_seed_and_index_only():
 def test_files_are_the_same_bytes_whatever_the_workers_and_interruptions(tmp_path):
     settings = dict(clips=40, seed=3, size=32, frames=6, fps=8)
     done = []
-    write_moving_shapes(tmp_path / "one", **settings, workers=1, on_progress=done.append)
+    write_shapes(tmp_path / "one", "moving_shapes", **settings, workers=1, on_progress=done.append)
     assert sum(done) == 40
-    write_moving_shapes(tmp_path / "two", **settings, workers=2)
+    write_shapes(tmp_path / "two", "moving_shapes", **settings, workers=2)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(names) == 2 * 40 + 1
     removed = [name for name in names if name[:6] in ("000007", "000033")]
@@ -129,14 +133,16 @@ def test_files_are_the_same_bytes_whatever_the_workers_and_interruptions(tmp_pat
     before = kept.stat().st_mtime_ns
     for name in removed:
         (tmp_path / "two" / name).unlink()
-    write_moving_shapes(tmp_path / "two", **settings, workers=1)  # as after an interruption
+    write_shapes(
+        tmp_path / "two", "moving_shapes", **settings, workers=1
+    )  # as after an interruption
     assert kept.stat().st_mtime_ns == before
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_files_show_what_their_captions_say(tmp_path):
-    write_moving_shapes(tmp_path, clips=3, seed=0, size=64, frames=8, fps=8)
+    write_shapes(tmp_path, "moving_shapes", clips=3, seed=0, size=64, frames=8, fps=8)
     for path in sorted(tmp_path.glob("*.mp4")):
         colour, shape, direction = parse_caption(path.with_suffix(".txt").read_text())
         assert path.stem[7:] == f"{colour}_{shape}_{direction}".replace(" ", "_")
@@ -146,12 +152,98 @@ def test_files_show_what_their_captions_say(tmp_path):
 
 
 def test_another_folder_or_other_settings_are_refused(tmp_path):
-    write_moving_shapes(tmp_path / "a", clips=1, seed=0, size=16, frames=2)
+    write_shapes(tmp_path / "a", "moving_shapes", clips=1, seed=0, size=16, frames=2)
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
-        write_moving_shapes(tmp_path / "a", clips=1, seed=1, size=16, frames=2)
+        write_shapes(tmp_path / "a", "moving_shapes", clips=1, seed=1, size=16, frames=2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "holiday.mp4").touch()
     with pytest.raises(ValueError, match="other files"):
-        write_moving_shapes(tmp_path / "b", clips=1, seed=0)
+        write_shapes(tmp_path / "b", "moving_shapes", clips=1, seed=0)
+    with pytest.raises(ValueError, match="'hopping_shapes'.*moving_shapes or bouncing_shapes"):
+        write_shapes(tmp_path / "c", "hopping_shapes", clips=1, seed=0)
     with pytest.raises(ValueError, match="even size"):
-        write_moving_shapes(tmp_path / "c", clips=1, seed=0, size=33)
+        write_shapes(tmp_path / "c", "moving_shapes", clips=1, seed=0, size=33)
+
+
+def test_a_folder_of_the_other_kind_is_refused_and_old_ones_are_of_moving_shapes(tmp_path):
+    settings = dict(clips=1, seed=0, size=16, frames=2)
+    write_shapes(tmp_path / "a", "moving_shapes", **settings)
+    manifest = tmp_path / "a" / synthetic.MANIFEST
+    noted = json.loads(manifest.read_text())
+    assert noted.pop("kind") == "moving_shapes"
+    for _ in range(2):  # as it is noted now, and as it was when there was one kind
+        with pytest.raises(ValueError, match="kind moving_shapes instead of bouncing_shapes"):
+            write_shapes(tmp_path / "a", "bouncing_shapes", **settings)
+        write_shapes(tmp_path / "a", "moving_shapes", **settings)
+        manifest.write_text(json.dumps(noted))
+    write_shapes(tmp_path / "b", "bouncing_shapes", **settings)
+    with pytest.raises(ValueError, match="kind bouncing_shapes instead of moving_shapes"):
+        write_shapes(tmp_path / "b", "moving_shapes", **settings)
+
+
+def bounce(place, velocity, room, frames):
+    """From wall to wall, one event after the other."""
+    places = [place]
+    for _ in range(frames - 1):
+        left = 1.0
+        while velocity and place + left * velocity != np.clip(place + left * velocity, 0, room):
+            wall = room if velocity > 0 else 0.0
+            left -= (wall - place) / velocity
+            place, velocity = wall, -velocity
+        place += left * velocity
+        places.append(place)
+    return places
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.37, -1.1, 5.3, -17.0])  # up to several bounces a frame
+def test_reflection_is_that_of_a_ball_between_walls(speed):
+    room, start = 4.7, 1.9
+    folded = synthetic.reflect(start + speed * np.arange(60), room)
+    np.testing.assert_allclose(folded, bounce(start, speed, room, 60), atol=1e-10)
+    assert folded.min() >= 0.0 and folded.max() <= room
+
+
+def test_bouncing_paths_stay_inside_at_one_speed_and_begin_as_the_caption_says():
+    turns = walls = 0
+    for index, (shape, direction) in enumerate(list(itertools.product(SHAPES, DIRECTIONS)) * 8):
+        rng = np.random.default_rng(index)
+        path = draw_bounces(shape, direction, rng, frames=400, size=24)
+        assert 0.23 * 24 <= path["radius"] <= 0.25 * 24
+        left, right, up, down = synthetic.shape_extents(shape, path["radius"])
+        low, high = np.array([left, up]) + 0.5, 24 - 0.5 - np.array([right, down])
+        centres = path["centres"]
+        assert (centres >= low - 1e-9).all() and (centres <= high + 1e-9).all()
+        steps = np.diff(centres, axis=0)  # (399, 2)
+        along = np.abs(DIRECTIONS[direction])
+        speed = np.abs(steps).max() / along.max()
+        assert 0.03 * 24 <= speed <= 0.045 * 24
+        # A step is the velocity, but for that in which a wall is met.
+        meets = np.abs(np.abs(steps) - speed * along) > 1e-9
+        near = (centres - low < speed) | (high - centres < speed)
+        assert (near[:-1] | ~meets).all() and (near[1:] | ~meets).all()
+        assert (meets[1:] | meets[:-1] | (np.abs(np.diff(steps, axis=0)) < 1e-9)).all()
+        turns += meets.sum()
+        # The direction of the first frame, where no wall is met in the first step.
+        begun = ~meets[0]
+        expected = speed * np.array(DIRECTIONS[direction])
+        np.testing.assert_allclose(steps[0, begun], expected[begun], atol=1e-9)
+        walls += meets[0].any()
+    assert turns > 1000 and walls < 0.25 * 192
+
+
+def test_bouncing_speed_and_start_do_not_depend_on_the_number_of_frames():
+    short, long = (
+        draw_bounces("square", "up left", np.random.default_rng(3), frames=frames, size=32)
+        for frames in (16, 480)
+    )
+    np.testing.assert_array_equal(short["centres"], long["centres"][:16])
+
+
+def test_colour_and_shape_are_seen_in_all_windows_of_a_bouncing_clip():
+    for index in range(0, 144, 3):
+        names, video = make_clip(index, 5, size=24, frames=48, kind="bouncing_shapes")
+        assert (
+            not video[:, [0, -1]].max() > 0.55 * 255 and not video[:, :, [0, -1]].max() > 0.55 * 255
+        )
+        for first in (0, 16, 32):
+            assert judge(video[first : first + 16])[:2] == names[:2]

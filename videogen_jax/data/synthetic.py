@@ -1,8 +1,13 @@
 """Moving shapes: captioned videos whose truth is known, to learn from and to be judged by.
 
 "a red circle moving up left": 3 shapes x 6 colours x 8 directions = 144 captions. One shape on a
-plain background moves on a straight line at constant speed and never touches the frame's edge.
-Every clip can be made alone: it depends on (seed, index) only.
+plain background moves at constant speed and never touches the frame's edge. Of two kinds:
+
+- moving_shapes: on a straight line, the slower the more frames there are;
+- bouncing_shapes: at a speed that does not depend on the number of frames, so that long videos can
+  be had; walls reflect, and the direction of the caption is that of the first frame.
+
+Every clip can be made alone: it depends on (kind, seed, index) only.
 """
 
 import concurrent.futures
@@ -42,8 +47,10 @@ DIRECTIONS = {  # unit vectors (x, y), y down
 COMBINATIONS = tuple(itertools.product(COLOURS, SHAPES, DIRECTIONS))
 BACKGROUND = (0, 0, 0)  # RGB
 
+KINDS = ("moving_shapes", "bouncing_shapes")
 RADIUS_RANGE = (0.23, 0.25)  # of the frame's side
 DISPLACEMENT_RANGE = (0.30, 0.36)  # of the frame's side, from the first to the last frame
+BOUNCE_SPEED_RANGE = (0.03, 0.045)  # of the frame's side, per frame
 EDGE = 0.5  # pixels kept between the shape and the frame's edge
 MIN_SIZE = 16  # pixels; below, the largest shape has no room to move
 
@@ -52,7 +59,7 @@ MIN_SIZE = 16  # pixels; below, the largest shape has no room to move
 HALF_SQUARE = math.sqrt(math.pi) / 2
 HALF_BASE = 1.25
 
-MANIFEST = "moving_shapes.json"  # what a folder of generated videos was made with
+MANIFEST = "moving_shapes.json"  # what a folder of generated videos, of any kind, was made with
 
 
 def make_caption(colour: str, shape: str, direction: str) -> str:
@@ -101,7 +108,36 @@ def render_clip(
     centre: tuple[float, float],
     background: tuple[int, int, int] = BACKGROUND,
 ) -> np.ndarray:
-    """Draws a shape that moves at constant speed, antialiased.
+    """Draws a shape that moves on a straight line at constant speed, as `draw_path` draws it.
+
+    Args:
+      colour: as all that is not here, see `draw_path`.
+      shape: name out of SHAPES.
+      direction: name out of DIRECTIONS.
+      frames: T.
+      size: pixels.
+      radius: pixels.
+      speed: pixels per frame.
+      centre: (x, y) of the centroid in the first frame.
+      background: RGB.
+    Returns:
+      (T, size, size, 3) uint8 RGB.
+    """
+    steps = np.arange(frames)[:, None] * speed
+    centres = np.array(centre) + steps * np.array(DIRECTIONS[direction])
+    return draw_path(colour, shape, centres, size=size, radius=radius, background=background)
+
+
+def draw_path(
+    colour: str,
+    shape: str,
+    centres: np.ndarray,
+    *,
+    size: int,
+    radius: float,
+    background: tuple[int, int, int] = BACKGROUND,
+) -> np.ndarray:
+    """Draws a shape along a path, antialiased.
 
     A pixel is covered by clip(1/2 - d, 0, 1), with d the signed distance in pixels from its centre
     to the outline (circle), or to the nearest of the lines through the sides (square, triangle).
@@ -109,22 +145,17 @@ def render_clip(
     Args:
       colour: name out of COLOURS.
       shape: name out of SHAPES; the triangle is equilateral and points up.
-      direction: name out of DIRECTIONS.
-      frames: T.
+      centres: (T, 2) float64, (x, y) of the centroid in each frame; a frame spans [0, size] both
+        ways, so the centre of the top left pixel is (0.5, 0.5).
       size: height and width in pixels.
       radius: of the circle in pixels; the other shapes scale with it (HALF_SQUARE, HALF_BASE).
-      speed: pixels per frame.
-      centre: (x, y) of the centroid in the first frame; the frame spans [0, size] both ways, so
-        the centre of the top left pixel is (0.5, 0.5).
       background: RGB.
     Returns:
       (T, size, size, 3) uint8 RGB.
     """
-    steps = np.arange(frames)[:, None, None] * speed
     pixels = np.arange(size) + 0.5
-    dx, dy = DIRECTIONS[direction]
-    x = (pixels - (centre[0] + steps * dx)).astype(np.float32)  # (T, 1, size)
-    y = (pixels - (centre[1] + steps * dy)).astype(np.float32).transpose(0, 2, 1)  # (T, size, 1)
+    x = (pixels - centres[:, :1]).astype(np.float32)[:, None, :]  # (T, 1, size)
+    y = (pixels - centres[:, 1:]).astype(np.float32)[:, :, None]  # (T, size, 1)
     if shape == "circle":
         distance = np.hypot(x, y) - radius
     elif shape == "square":
@@ -168,6 +199,50 @@ def draw_motion(
     return {"radius": radius, "speed": displacement / (frames - 1), "centre": tuple(centre)}
 
 
+def reflect(positions: np.ndarray, room: float) -> np.ndarray:
+    """Folds a straight path into [0, room], as walls at both ends do that reflect.
+
+    room - |(positions mod 2 room) - room|: a triangle wave, exact after any number of bounces.
+
+    Args:
+      positions: float64 of any shape, where the path would be without walls.
+      room: between the walls, > 0.
+    Returns:
+      float64 of the same shape in [0, room].
+    """
+    return room - np.abs(np.mod(positions, 2 * room) - room)
+
+
+def draw_bounces(
+    shape: str, direction: str, rng: np.random.Generator, *, frames: int, size: int
+) -> dict:
+    """Draws radius and speed, and a path between walls that reflect.
+
+    radius ~ U(RADIUS_RANGE) size; speed ~ U(BOUNCE_SPEED_RANGE) size per frame, whatever the number
+    of frames; the start uniform among the places where EDGE pixels stay free. Where an extent of
+    the shape meets the wall EDGE pixels inside the frame, that component of the velocity turns: in
+    a clip that begins at a wall already between the first two frames.
+
+    Args:
+      shape: name out of SHAPES.
+      direction: name out of DIRECTIONS, of the first frame.
+      rng: the clip's own generator.
+      frames: T.
+      size: >= MIN_SIZE pixels.
+    Returns:
+      dict of the arguments "radius" and "centres" of `draw_path`.
+    """
+    radius = rng.uniform(*RADIUS_RANGE) * size
+    speed = rng.uniform(*BOUNCE_SPEED_RANGE) * size
+    left, right, up, down = shape_extents(shape, radius)
+    rooms = (size - left - right - 2 * EDGE, size - up - down - 2 * EDGE)
+    centres = []
+    for before, room, part in zip((left, up), rooms, DIRECTIONS[direction], strict=True):
+        unfolded = rng.uniform(0.0, room) + part * speed * np.arange(frames)
+        centres.append(EDGE + before + reflect(unfolded, room))
+    return {"radius": radius, "centres": np.stack(centres, axis=1)}
+
+
 def pick_combination(index: int, seed: int) -> tuple[str, str, str]:
     """Names what clip `index` shows: combination `index` mod 144 of a seeded shuffle.
 
@@ -179,7 +254,7 @@ def pick_combination(index: int, seed: int) -> tuple[str, str, str]:
 
 
 def make_clip(
-    index: int, seed: int, *, size: int, frames: int
+    index: int, seed: int, *, size: int, frames: int, kind: str = "moving_shapes"
 ) -> tuple[tuple[str, str, str], np.ndarray]:
     """Makes one clip of the data set of a seed.
 
@@ -188,17 +263,30 @@ def make_clip(
       seed: of the data set, >= 0.
       size: height and width in pixels.
       frames: T.
+      kind: name out of KINDS.
     Returns:
       ((colour, shape, direction), video), the video (T, size, size, 3) uint8 RGB.
+    Raises:
+      ValueError: there is no such kind.
     """
+    _check_kind(kind)
     names = pick_combination(index, seed)
     rng = np.random.default_rng([seed, index])
+    if kind == "bouncing_shapes":
+        bounces = draw_bounces(names[1], names[2], rng, frames=frames, size=size)
+        return names, draw_path(names[0], names[1], size=size, **bounces)
     motion = draw_motion(names[1], names[2], rng, frames=frames, size=size)
     return names, render_clip(*names, frames=frames, size=size, **motion)
 
 
-def write_moving_shapes(
+def _check_kind(kind):
+    if kind not in KINDS:
+        raise ValueError(f"there are no videos of {kind!r} to generate: take {' or '.join(KINDS)}.")
+
+
+def write_shapes(
     folder,
+    kind: str,
     *,
     clips: int,
     seed: int,
@@ -214,6 +302,7 @@ def write_moving_shapes(
 
     Args:
       folder: made where it is missing; else empty, or begun with the same arguments.
+      kind: name out of KINDS.
       clips: number of videos; a multiple of 144 shows each combination equally often.
       seed: >= 0.
       size: height and width in pixels, even.
@@ -225,16 +314,18 @@ def write_moving_shapes(
       ValueError: an argument is out of its range, or the folder holds something else.
       OSError: the disk is full.
     """
+    _check_kind(kind)
     if clips < 1 or seed < 0 or size < MIN_SIZE or size % 2 or frames < 2 or not fps > 0:
         raise ValueError(
             f"moving shapes need clips >= 1, seed >= 0, an even size >= {MIN_SIZE}, frames >= 2 "
             f"and fps > 0, not clips={clips}, seed={seed}, size={size}, frames={frames}, fps={fps}."
         )
     folder = pathlib.Path(folder)
-    settings = {"clips": clips, "seed": seed, "size": size, "frames": frames, "fps": float(fps)}
+    settings = {"kind": kind, "clips": clips, "seed": seed, "size": size}
+    settings |= {"frames": frames, "fps": float(fps)}
     _claim_folder(folder, settings)
     chunks = [range(first, min(first + 32, clips)) for first in range(0, clips, 32)]
-    arguments = (os.fspath(folder), seed, size, frames, fps)
+    arguments = (os.fspath(folder), kind, seed, size, frames, fps)
     with make_pool(min(workers, len(chunks))) as pool:
         futures = {pool.submit(_write_clips, chunk, *arguments): len(chunk) for chunk in chunks}
         for future in concurrent.futures.as_completed(futures):
@@ -247,7 +338,9 @@ def _claim_folder(folder, settings):
     """Makes the folder and notes its settings in it; refuses one that holds something else."""
     manifest = folder / MANIFEST
     if manifest.is_file():
-        if (found := json.loads(manifest.read_text())) != settings:
+        # Folders begun when there was one kind do not name it.
+        found = {"kind": "moving_shapes"} | json.loads(manifest.read_text())
+        if found != settings:
             differing = [key for key in settings if found.get(key) != settings[key]]
             differences = ", ".join(
                 f"{key} {found.get(key)} instead of {settings[key]}" for key in differing
@@ -267,7 +360,7 @@ def _claim_folder(folder, settings):
     os.replace(unfinished, manifest)
 
 
-def _write_clips(indices, folder, seed, size, frames, fps):
+def _write_clips(indices, folder, kind, seed, size, frames, fps):
     """Writes the clips of these indices; runs in a worker."""
     folder = pathlib.Path(folder)
     for index in indices:
@@ -276,7 +369,7 @@ def _write_clips(indices, folder, seed, size, frames, fps):
         caption = folder / f"{stem}.txt"
         if caption.exists():  # it is written after the video, so both are whole
             continue
-        _, video = make_clip(index, seed, size=size, frames=frames)
+        _, video = make_clip(index, seed, size=size, frames=frames, kind=kind)
         video_io.write_video(folder / f"{stem}.mp4", video, fps)
         unfinished = folder / f".{stem}.txt"
         unfinished.write_text(make_caption(*names) + "\n")
