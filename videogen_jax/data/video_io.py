@@ -198,9 +198,8 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def write_video(path, video: np.ndarray, fps: float) -> None:
     """Writes mp4 (H.264), webm (VP9) or gif, by the suffix; never leaves half a file behind.
 
-    mp4 and webm are yuv420p; an odd side is padded to even by repeating its last row or column. A
-    GIF keeps the pixels' places but has 256 colours per frame, and shows equal neighbouring frames
-    as one longer one.
+    mp4 and webm as `open_writer` writes them. A GIF keeps the pixels' places but has 256 colours
+    per frame, and shows equal neighbouring frames as one longer one.
 
     Args:
       path: file to write or replace; its folder exists.
@@ -211,28 +210,78 @@ def write_video(path, video: np.ndarray, fps: float) -> None:
       OSError: the disk is full, or the folder is missing.
     """
     path = pathlib.Path(path)
-    video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
-        raise ValueError(
-            f"a video to write has shape (T, H, W, 3) and dtype uint8, not {video.shape} "
-            f"{video.dtype}: convert it first."
-        )
+    video = _check_frames(video)
     suffix = path.suffix.lower()
     if suffix not in WRITABLE_SUFFIXES:
         raise ValueError(
             f"cannot write {path.name}: name it with one of {', '.join(WRITABLE_SUFFIXES)}."
         )
-    if not fps > 0 or (suffix == ".gif" and fps > MAX_GIF_FPS):
+    _check_rate(path, fps)
+    if suffix != ".gif":
+        with open_writer(path, fps) as write:
+            write(video)
+        return
+    with _finish(path) as unfinished:
+        _write_gif(unfinished, video, fps)
+
+
+@contextlib.contextmanager
+def open_writer(path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Opens mp4 (H.264) or webm (VP9), by the suffix, to write a video of any length bit by bit.
+
+    yuv420p; an odd side is padded to even by repeating its last row or column. The file appears
+    when the context is left, and only if it is left without an exception.
+
+    >>> with open_writer("long.mp4", fps=8) as write:
+    ...     for frames in chunks:
+    ...         write(frames)
+
+    Args:
+      path: file to write or replace; its folder exists.
+      fps: frames per second.
+    Yields:
+      write(frames): frames (N, H, W, 3) uint8 RGB, N >= 1, of one size in all calls. They are
+      encoded at once but for the few dozen that the codec looks ahead.
+    Raises:
+      ValueError: the suffix is another, the frames are no such frames or of another size than
+        those before, or none was written.
+      OSError: the disk is full, or the folder is missing.
+    """
+    path = pathlib.Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
+        raise ValueError(f"cannot write {path.name} frame by frame: write mp4 or webm.")
+    if suffix not in _ENCODERS:
+        raise ValueError(f"cannot write {path.name}: name it with one of {', '.join(_ENCODERS)}.")
+    _check_rate(path, fps)
+    with _finish(path) as unfinished, _encoder(unfinished, path, fps, *_ENCODERS[suffix]) as write:
+        yield write
+
+
+def _check_frames(frames) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"a video to write has shape (T, H, W, 3) and dtype uint8, not {frames.shape} "
+            f"{frames.dtype}: convert it first."
+        )
+    return frames
+
+
+def _check_rate(path, fps):
+    if not fps > 0 or (path.suffix.lower() == ".gif" and fps > MAX_GIF_FPS):
         raise ValueError(
             f"cannot write {path.name} at {fps} frames per second: give more than 0, and at most "
             f"{MAX_GIF_FPS} for a GIF."
         )
+
+
+@contextlib.contextmanager
+def _finish(path):
+    """Yields the name to write under until the file is whole; after an exception nothing is left."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        if suffix == ".gif":
-            _write_gif(unfinished, video, fps)
-        else:
-            _encode(unfinished, video, fps, *_ENCODERS[suffix])
+        yield unfinished
         os.replace(unfinished, path)
     except av.FFmpegError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
@@ -240,25 +289,43 @@ def write_video(path, video: np.ndarray, fps: float) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _encode(path, video, fps, container_format, codec, options):
+@contextlib.contextmanager
+def _encoder(unfinished, path, fps, container_format, codec, options):
     """Encodes with PyAV; odd sides must not reach libx264, which aborts the process."""
-    odd_height, odd_width = video.shape[1] % 2, video.shape[2] % 2
-    if odd_height or odd_width:
-        video = np.pad(video, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
     to_yuv = VideoReformatter()  # one for all frames: setting it up takes longer than its work
-    with av.open(os.fspath(path), "w", format=container_format) as container:
+    size = None  # of the frames
+
+    with av.open(os.fspath(unfinished), "w", format=container_format) as container:
         rate = fractions.Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = video.shape[1:3]
+
+        def write(frames):
+            nonlocal size
+            frames = _check_frames(frames)
+            height, width = frames.shape[1:3]
+            if size is None:
+                size = height, width
+                stream.height, stream.width = height + height % 2, width + width % 2
+            elif size != (height, width):
+                raise ValueError(
+                    f"cannot add frames of {height}x{width} to {path.name}, which began with "
+                    f"{size[0]}x{size[1]}: write frames of one size."
+                )
+            padding = ((0, height % 2), (0, width % 2), (0, 0))
+            for image in frames:
+                image = np.pad(image, padding, mode="edge") if any(map(any, padding)) else image
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                container.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p")))
+
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.thread_count = 1  # the same bytes whatever the machine; callers run many at once
         # Said in the file, because players guess BT.709 for large frames.
         context.colorspace = context.color_primaries = context.color_trc = _BT601
         context.color_range = _LIMITED_RANGE
-        for image in video:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p")))
+        yield write
+        if size is None:
+            raise ValueError(f"no frame was written to {path}: write at least one.")
         container.mux(stream.encode())
 
 
