@@ -18,6 +18,7 @@ Without --reference only prompts are judged, where they are of the moving shapes
 | CLIP score       | of frames against captions, where --clip names weights                                         |
 | PSNR, SSIM       | of pairs: reconstructions, or folders with the same names (--paired)                           |
 | colour, ...      | share of videos that show what their caption of moving shapes asks for                         |
+| colour kept, ... | of videos of more than 16 frames: share that show it in every 16 frames                        |
 
 Writes evaluation.json (scores, protocol, every clip that was left out) and report.html, and to the dashboard of a
 --workdir. `--compare a.json b.json` prints two of them side by side, differences of the protocol first.
@@ -42,7 +43,6 @@ from videogen_jax.evaluation import (
     clips,
     folders,
     frechet,
-    moving_shapes,
     protocol,
     report,
     scoring,
@@ -403,7 +403,7 @@ def judge_prompts(values, videos: Videos) -> dict[str, Any]:
         if not all(map(captions.can_judge, videos.prompts)):
             return {}
         seen = (clip.video for clip in videos.clips())
-        return moving_shapes.caption_rates(seen, videos.prompts)
+        return captions.judge_videos(seen, videos.prompts)
     if values.generated is None:
         return {}
     try:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from videogen_jax.data.synthetic import parse_caption
-from videogen_jax.evaluation import folders, moving_shapes
+from videogen_jax.evaluation import folders, kept, moving_shapes
 
 RATES = ("colour", "direction", "shape")
 
@@ -18,14 +18,45 @@ def can_judge(caption):
     return True
 
 
+def judge_videos(videos, prompts):
+    """Judges videos against their prompts, long ones window by window as well.
+
+    Args:
+      videos: as `moving_shapes.caption_rates`.
+      prompts: of the moving-shapes grammar, one for each.
+    Returns:
+      What `moving_shapes.caption_rates` returns. Where a video has more frames than a window, also
+      "kept", what `kept.count_kept` returns for those that have (and for unreadable ones), but for
+      its "videos": each is in the video's own entry, as "kept".
+    Raises:
+      ValueError: as `moving_shapes.caption_rates`.
+    """
+    windows = {}  # number of the video -> what is seen in its windows
+
+    def watch():
+        for index, video in enumerate(videos):
+            if video is None:
+                windows[index] = []
+            elif len(video) > kept.WINDOW:
+                windows[index] = kept.judge_windows(video)
+            yield video
+
+    report = moving_shapes.caption_rates(watch(), prompts)
+    if any(windows.values()):
+        report["kept"] = kept.count_kept(windows.values(), [prompts[index] for index in windows])
+        for index, record in zip(windows, report["kept"].pop("videos"), strict=True):
+            report["videos"][index]["kept"] = {key: record[key] for key in ("seen", "lost")}
+    return report
+
+
 def judge_folder(folder):
     """Judges every video of a folder against its prompt.
 
     Args:
       folder: path of the folder; see `folders.list_videos`.
     Returns:
-      dict with "generated", then what `moving_shapes.caption_rates` returns, its "videos" with
-      "file" and "seed" added, then "unreadable": [{"file", "reason"}], which are counted as wrong,
+      dict with "generated", then what `judge_videos` returns, its "videos" with "file" and "seed"
+      added, then "unreadable": [{"file", "reason"}], which are counted as wrong,
       and "not_listed": videos that `samples.json` does not mention, which are not counted.
     Raises:
       ValueError: as `folders.list_videos`, or a prompt is not of the moving-shapes grammar.
@@ -47,7 +78,7 @@ def judge_folder(folder):
                 unreadable.append({"file": entry["file"], "reason": reason})
             yield video
 
-    report = moving_shapes.caption_rates(read_all(), [entry["prompt"] for entry in entries])
+    report = judge_videos(read_all(), [entry["prompt"] for entry in entries])
     for entry, record in zip(entries, report["videos"], strict=True):
         record.update({key: entry[key] for key in ("file", "seed") if key in entry})
     return {
@@ -95,7 +126,7 @@ def parse_requirements(text):
 
 def to_scores(report):
     """The rates as the entries of a report's "scores"."""
-    return [
+    scores = [
         {
             "name": "all three" if name == "all" else name,
             "value": report[name]["rate"],
@@ -105,6 +136,22 @@ def to_scores(report):
             f"guessing {report[name]['chance']:.1%}",
         }
         for name in (*RATES, "all")
+    ]
+    return scores + [
+        {
+            "name": f"{name} kept",
+            "value": report["kept"][name]["rate"],
+            "low": report["kept"][name]["low"],
+            "high": report["kept"][name]["high"],
+            "note": f"{report['kept'][name]['right']} of {report['kept']['num_videos']} videos in every window of "
+            f"{kept.WINDOW} frames, Wilson 95 %; guessing {chance:.1%}; "
+            + " ... ".join(
+                f"{window[name]['rate']:.1%} from frame {window['first_frame']}"
+                for window in (report["kept"]["windows"][0], report["kept"]["windows"][-1])
+            ),
+        }
+        for name, chance in kept.CHANCES.items()
+        if "kept" in report
     ]
 
 

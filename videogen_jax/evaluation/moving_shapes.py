@@ -338,6 +338,13 @@ def wilson_interval(right, total):
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+def rate_of(right, total, chance):
+    """Makes the entry of a rate: {"rate", "right", "low", "high", "chance"}; 0 of no trials is 0."""
+    low, high = wilson_interval(right, total)
+    rate = right / total if total else 0.0
+    return {"rate": rate, "right": right, "low": low, "high": high, "chance": chance}
+
+
 def caption_rates(videos, captions):
     """Counts how many videos show what their captions ask for.
 
@@ -379,8 +386,5 @@ def caption_rates(videos, captions):
     chances["all"] = math.prod(chances.values())
     rates = {"num_videos": total}
     for name, chance in chances.items():
-        right = sum(record["right"][name] for record in records)
-        low, high = wilson_interval(right, total)
-        rate = right / total if total else 0.0
-        rates[name] = {"rate": rate, "right": right, "low": low, "high": high, "chance": chance}
+        rates[name] = rate_of(sum(record["right"][name] for record in records), total, chance)
     return rates | {"videos": records}
