@@ -65,8 +65,29 @@ def get_config() -> ml_collections.ConfigDict:
     model.qk_norm = True
     model.cross_attention = "gated"  # none, gated (every block), pixart (spatial blocks)
     model.pooled_text = True  # the mean over the words, or CLIP's vector, joins the time
-    model.micro_conditions = ()  # fps, motion
+    model.micro_conditions = ()  # fps, motion, augmentation
+    model.conditioning = "none"  # none, prefix, frames: what the model can be told of frames
+    model.time_cycle = 0  # latent frames after which positions in time begin again; 0: never
     model.text_depth = 0  # layers of the caption encoder of words
+
+    config.tasks = tasks = ml_collections.ConfigDict()
+    tasks.text = 1.0  # share of the clips that are learned from their text alone
+    tasks.image = 0.0  # whose first frame is known beside it
+    tasks.frames = 0.0  # of which any frames are: to extend, to interpolate
+    tasks.prefix = 0.0  # whose first frames are clean, to go on from: for long videos
+
+    config.known = known = ml_collections.ConfigDict()
+    known.noise_mean = -3.0  # of log sigma of the noise on known frames, in training
+    known.noise_std = 0.5
+    known.sampling_noise = 0.02  # sigma of it in samples
+    known.dropout = 0.0  # share of clips whose known frames are not told
+    known.joint_dropout = 0.0  # share of clips of which neither these nor the text are
+
+    config.prefix = prefix = ml_collections.ConfigDict()
+    prefix.lengths = (8, 16, 24)  # latent frames to go on from
+    prefix.chunk = 8  # latent frames made at a time
+    prefix.noise = 0.1  # on clean frames in training, share of the schedule's clock
+    prefix.sampling_noise = 0.05  # the same in samples
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "flow"  # linear, scaled_linear, cosine, flow, edm
@@ -125,8 +146,8 @@ def get_config() -> ml_collections.ConfigDict:
     ema.snapshot_every = 0  # steps between snapshots of the power averages, to make other widths of
 
     config.init = init = ml_collections.ConfigDict()
-    init.path = ""  # safetensors to start from
-    init.layout = "dit"  # dit, latte: what they are
+    init.path = ""  # to start from: safetensors, or the workdir of another run
+    init.layout = "dit"  # what they are: dit, latte, run
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = 1  # copies of the parameters
@@ -145,9 +166,10 @@ def get_config() -> ml_collections.ConfigDict:
     sample.sampler = "euler"  # ddim, ddpm, euler, heun, dpmpp_2m
     sample.num_inference_steps = 50
     sample.guidance_scale = 6.0
-    sample.first_frame_guidance_scale = config_dict.placeholder(
-        float
-    )  # if given, guidance grows from here
+    # If given, guidance grows from this at the first frame.
+    sample.first_frame_guidance_scale = config_dict.placeholder(float)
+    # Of known frames; if not given, they are told in both halves.
+    sample.known_guidance_scale = config_dict.placeholder(float)
     sample.guidance_rescale = 0.0  # 0 to 1, back to the deviation without guidance
     sample.guidance_interval = ()  # two noise levels sigma / alpha to guide between; empty: everywhere
     sample.motion = 128.0  # bucket of the motion score, 0 to 255

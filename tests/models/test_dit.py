@@ -35,6 +35,8 @@ def make_model(**changes):
         "cross_attention": "gated",
         "pooled_text": True,
         "micro_conditions": (),
+        "conditioning": "none",
+        "time_cycle": 0,
         "text_depth": 1,
         "remat": "none",
         "text_encoder": "words",

@@ -32,6 +32,8 @@ def make_model(text_width, text_depth=0, **changes):
         qk_norm=False,
         pooled_text=fields["cross_attention"] == "none",
         micro_conditions=(),
+        conditioning="none",
+        time_cycle=0,
         text_depth=text_depth,
         remat="none",
         text_encoder="embeddings" if text_width else "words",

@@ -162,3 +162,28 @@ def test_heads_that_cannot_be_shared_out_are_refused(dim, axes):
     message = rf"{axes} axes need an even width of at least {2 * axes}, not {dim}: .*num_heads"
     with pytest.raises(ValueError, match=message):
         positions.rotate(jnp.zeros((1, 1, 1, dim)), jnp.zeros((1, axes)))
+
+
+def test_positions_in_time_begin_again_after_the_cycle():
+    plain = np.asarray(positions.sincos_frames(5, 12))
+    np.testing.assert_array_equal(plain, positions.sincos_1d(np.arange(5), 12))
+    starts = jnp.array([0, 3, 5, 13])
+    frames = starts[:, None] + jnp.arange(7)
+    got = np.asarray(positions.sincos_frames(7, 12, frames, 5))
+    assert got.shape == (4, 7, 12)
+    for b, start in enumerate((0, 3, 5, 13)):
+        for i in range(7):
+            np.testing.assert_array_equal(got[b, i], plain[(start + i) % 5])
+    # Without a start the clip begins the video.
+    np.testing.assert_array_equal(positions.sincos_frames(7, 12, None, 5), got[0])
+
+
+def test_each_clip_of_a_batch_has_its_own_positions_in_time():
+    frames = jnp.array([[0, 1], [3, 4], [4, 5]])
+    whole = np.asarray(positions.sincos_3d((4, 2, 3), 16, frames=jnp.arange(4), cycle=4))
+    np.testing.assert_array_equal(whole, positions.sincos_3d((4, 2, 3), 16))
+    got = np.asarray(positions.sincos_3d((2, 2, 3), 16, frames=frames, cycle=5))
+    assert got.shape == (3, 2, 6, 16)
+    np.testing.assert_array_equal(got[0], whole[:2])
+    np.testing.assert_array_equal(got[2, 1], whole[0])
+    np.testing.assert_array_equal(got[1, 0], whole[3])

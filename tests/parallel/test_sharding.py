@@ -182,6 +182,8 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
                 positions="sincos",
                 pooled_text=pooled_text,
                 micro_conditions=("fps",) if pooled_text else (),
+                conditioning="none",
+                time_cycle=0,
                 text_depth=int(text_encoder == "words"),
                 remat="none",
                 vocabulary_size=16,

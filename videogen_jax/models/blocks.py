@@ -60,7 +60,9 @@ class Block(nn.Module):
         text: jax.Array | None,
         text_lengths: jax.Array | None,
         coordinates: jax.Array,
-    ) -> jax.Array:
+        past: tuple[jax.Array, jax.Array] | None = None,
+        past_length: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Computes one block.
 
         Args:
@@ -70,14 +72,20 @@ class Block(nn.Module):
           text: (B, L, D), caption tokens; read only with cross-attention.
           text_lengths: (B,) int32, the leading tokens of the caption that are seen.
           coordinates: (T, N, 3) float32, (t, h, w) of each token, for rotary positions.
+          past: of a causal temporal block, keys and values (B, N, P, K, Dh) of the frames ahead of x.
+          past_length: () int32, so many of these are seen, the last ones.
         Returns:
-          (B, T, N, D), same type as x.
+          (B, T, N, D), same type as x; with a past also x's own keys and values, (B, N, T, K, Dh).
         """
         frames, places, width = x.shape[1:]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulation(condition, width)
 
         sequence = SEQUENCES[self.kind]
         y = layers.modulate(x, shift_a, scale_a).astype(self.dtype)  # (B, T, N, D)
+        mask, rotary = self._frame_mask(frames, places), self._rotary(coordinates)
+        if past is not None:
+            mask = _past_mask(past[0].shape[2], past_length, frames)
+            rotary = None if rotary is None else _past_positions(past[0].shape[2], rotary)
         y = layers.Attention(
             self.num_heads,
             self.qk_norm,
@@ -88,10 +96,12 @@ class Block(nn.Module):
             name="attention",
         )(
             einops.rearrange(y, f"b t n d -> {sequence}"),
-            mask=self._frame_mask(frames, places),
-            causal=self.causal and self.kind == "temporal",
-            rotary=self._rotary(coordinates),
+            mask=mask,
+            causal=self.causal and self.kind == "temporal" and past is None,
+            rotary=rotary,
+            past=past,
         )
+        y, own = (y, None) if past is None else y
         y = einops.rearrange(y, f"{sequence} -> b t n d", t=frames, n=places)
         x = x + (gate_a * y).astype(x.dtype)
 
@@ -108,7 +118,8 @@ class Block(nn.Module):
         # Along the axis that is whole on each device.
         axis = 1 if self.kind == "temporal" else 2
         y = in_pieces(self._run_mlp, mlp, y, axis, self.pieces, self.tokens)
-        return x + (gate_m * y).astype(x.dtype)
+        x = x + (gate_m * y).astype(x.dtype)
+        return x if past is None else (x, own)
 
     def _run_mlp(self, mlp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         if self.tokens is not None and self.tokens.parts > 1:
@@ -173,21 +184,51 @@ class BlockGroup(nn.Module):
     tokens: Tokens | None
 
     @nn.compact
-    def __call__(self, x, index, condition, text, text_lengths, coordinates, time_table):
-        """As `Block`, with `index` () of the group and `time_table` (T, 1, D), or None, for the first.
+    def __call__(
+        self,
+        x,
+        index,
+        past,
+        condition,
+        text,
+        text_lengths,
+        coordinates,
+        time_table,
+        past_length,
+    ):
+        """As `Block`, with `index` () of the group and `time_table` (T, 1, D) or (B, T, 1, D), or None, for the first.
 
-        Returns (x, None), the carry and output that scan wants.
+        Returns (x, own keys and values, or None without a past): the carry and output that scan wants.
         """
+        own = None
         for kind in self.kinds:
             temporal = kind == "temporal"
-            if temporal and x.shape[1] == 1:
+            if temporal and x.shape[1] == 1 and past is None:
                 continue
             if temporal and time_table is not None:
                 x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
             if temporal and self.tokens is not None:
                 x = self.tokens.frames_to_places(x)
             x = checkpoint_name(x, "block_input")
-            x = self.make_block(kind, name=kind)(x, condition, text, text_lengths, coordinates)
+            shared = (condition, text, text_lengths, coordinates)
+            block = self.make_block(kind, name=kind)
+            if temporal and past is not None:
+                x, own = block(x, *shared, past, past_length)
+            else:
+                x = block(x, *shared)
             if temporal and self.tokens is not None:
                 x = self.tokens.places_to_frames(x)
-        return x, None
+        return x, own
+
+
+def _past_mask(slots: int, length: jax.Array, frames: int) -> jax.Array:
+    """(1, T, P + T) bool: frames see the last `length` of the P slots, themselves, and those between."""
+    seen = jnp.arange(slots) >= slots - length  # (P,)
+    seen = jnp.broadcast_to(seen, (frames, slots))
+    return jnp.concatenate([seen, jnp.tri(frames, dtype=bool)], axis=1)[None]
+
+
+def _past_positions(slots: int, positions: jax.Array) -> jax.Array:
+    """(P + T, A): the slots' positions in time, then those of the frames: rotations see differences alone."""
+    first = positions[:1] - jnp.arange(slots, 0, -1, dtype=positions.dtype)[:, None]
+    return jnp.concatenate([first, positions])

@@ -6,20 +6,28 @@
 
     condition (B, T or 1, D) = embedded time + pooled text or class + micro-conditions
 
+| conditioning | channels beside x_t                          | for                                          |
+| ------------ | -------------------------------------------- | -------------------------------------------- |
+| none         |                                              | text to video                                |
+| prefix       | mask of the clean frames                     | long video, arXiv:2411.16375                 |
+| frames       | known frames; mask of those that they show   | image to video, arXiv:2311.15127; and prefix |
+
 Time t is per clip (B,) or per latent frame (B, T), so that clean context frames can sit beside noisy ones. A picture is
 a video of T = 1: it skips the temporal blocks, so that pictures and videos train the same parameters.
+
+A causal model can be asked for the frames that follow others: it then sees the keys and values that its temporal blocks
+had for those (`History`), and hands out its own.
 
 Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, variant 1.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
 from videogen_jax.models.text import CaptionEncoder, CaptionProjection
@@ -28,13 +36,23 @@ from videogen_jax.parallel.tokens import Tokens
 TIME_FEATURES = 256
 
 TEXT_ENCODERS = ("words", "class", "embeddings")
+CONDITIONINGS = ("none", "prefix", "frames")
 CHOICES = {
     "attention": tuple(blocks.KINDS),
     "positions": positions.POSITIONS,
     "modulation": blocks.MODULATIONS,
     "cross_attention": blocks.CROSS_ATTENTIONS,
     "text_encoder": TEXT_ENCODERS,
+    "conditioning": CONDITIONINGS,
 }
+
+
+class History(NamedTuple):
+    """What the G temporal blocks remember of the frames before a clip: keys and values in P slots."""
+
+    keys: jax.Array  # (G, B, N, P, K, Dh), not rotated
+    values: jax.Array  # (G, B, N, P, K, Dh)
+    length: jax.Array  # () int32, slots that are seen, the last ones
 
 
 class VideoDiT(nn.Module):
@@ -53,6 +71,8 @@ class VideoDiT(nn.Module):
     cross_attention: str  # see blocks.py
     pooled_text: bool  # joins the condition
     micro_conditions: tuple[str, ...]  # names; each has an embedder of its own
+    conditioning: str  # see above
+    time_cycle: int  # frames after which positions in time begin again; 0: never
     text_depth: int  # layers of the caption encoder
     text_encoder: str  # words, class, embeddings
     vocabulary_size: int  # words, or classes and one for no class; unused by embeddings
@@ -69,8 +89,16 @@ class VideoDiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, text: Any, micro: Mapping[str, jax.Array] | None = None
-    ) -> jax.Array:
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        text: Any,
+        micro: Mapping[str, jax.Array] | None = None,
+        known: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        start: jax.Array | None = None,
+        history: History | None = None,
+    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Predicts noise, clean video or velocity, whichever the objective trains.
 
         Args:
@@ -80,30 +108,48 @@ class VideoDiT(nn.Module):
             one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool, True at the leading ones that
             count} and, for `pooled_text`, "pooled": (B, P).
           micro: name -> (B,) float32, exactly those in `micro_conditions`.
+          known: (B, T*pt, H*ph, W*pw, C) known frames, for the conditioning "frames".
+          mask: (B, T*pt) float, 1 at frames that are known, for "frames" and "prefix".
+          start: (B,) or () int32, number of the first latent frame in its video, with `time_cycle`; 0 if None.
+          history: of the latent frames ahead of x_t.
         Returns:
-          (B, T*pt, H*ph, W*pw, C or out_channels) float32.
+          (B, T*pt, H*ph, W*pw, C or out_channels) float32; with a history also the keys and values of x_t's own latent
+          frames, each (G, B, N, T, K, Dh).
         Raises:
-          ValueError: a field is unknown or does not go with another, a size does not fit, or text or micro-conditions
-            are not those that the model reads.
+          ValueError: a field is unknown or does not go with another, a size does not fit, or text, micro-conditions or
+            frames are not those that the model reads.
         Source: micro-conditions, Stable Video Diffusion, arXiv:2311.15127, appendix.
         """
         self._check()
+        if history is not None and not (self.causal and self.attention == "factorized"):
+            raise ValueError(
+                f"A model with model.causal={self.causal} and model.attention={self.attention!r} remembers no frames: "
+                "train one with causal=True and attention='factorized' for long videos."
+            )
+        added = self.positions in positions.ADDED_IN_TIME
+        if history is not None and added and (start is None or not self.time_cycle):
+            raise ValueError(
+                f"Positions {self.positions!r} are numbers of the frames in their video: with a history give the start "
+                "of x_t, to a model with model.time_cycle above 0."
+            )
         height, width, channels = x_t.shape[2:]
         grid = patches.patch_grid(x_t.shape[1:4], self.patch_size)
         tokens, lengths, vector = self._read_text(text)
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
+        x_t = self._join_known(x_t, known, mask)
         if self.tokens is not None:
             x_t = self.tokens.by_frames(x_t)
-        x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C)
+        x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
         x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
-        x, time_table = self._add_positions(x, grid)
+        x, time_table = self._add_positions(x, grid, start, goes_on=history is not None)
 
         modulation = condition
         if self.modulation == "adaln_single":
             modulation = self._dense(6 * self.width, "shared_modulation")(nn.silu(condition))
         coordinates = positions.coordinates(grid, self.position_grid)  # (T, N, 3)
-        x = self._blocks(x, modulation, tokens, lengths, coordinates, time_table)
+        shared = (modulation, tokens, lengths, coordinates, time_table)
+        x, own = self._blocks(x, history, *shared)
 
         shift, scale = self._last_modulation(condition)  # (B, T or 1, 1, D)
         patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
@@ -113,7 +159,26 @@ class VideoDiT(nn.Module):
             return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
 
         x = remat.in_pieces(read_out, unembed, x, 2, self.pieces, self.tokens)
-        return patches.unpatchify(x, self.patch_size, height, width)
+        video = patches.unpatchify(x, self.patch_size, height, width)
+        return video if history is None else (video, own)
+
+    def _join_known(
+        self, x_t: jax.Array, known: jax.Array | None, mask: jax.Array | None
+    ) -> jax.Array:
+        """x_t with the channels that tell what is known: (B, T*pt, H*ph, W*pw, C')."""
+        given = {"known": known, "mask": mask}
+        given = {name for name, array in given.items() if array is not None}
+        wanted = {"none": set(), "prefix": {"mask"}, "frames": {"known", "mask"}}
+        if given != wanted[self.conditioning]:
+            raise ValueError(
+                f"The model is given {' and '.join(sorted(given)) or 'no'} frames, but model.conditioning is "
+                f"{self.conditioning!r}: give {' and '.join(sorted(wanted[self.conditioning])) or 'none'}."
+            )
+        if mask is None:
+            return x_t
+        mask = jnp.broadcast_to(mask[..., None, None, None], (*x_t.shape[:-1], 1))
+        parts = [x_t, mask] if known is None else [x_t, known, mask]
+        return jnp.concatenate([part.astype(x_t.dtype) for part in parts], axis=-1)
 
     def _dense(self, features: int, name: str, init: Any = nn.initializers.zeros) -> nn.Module:
         return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
@@ -179,29 +244,35 @@ class VideoDiT(nn.Module):
         return condition + sum(vectors)[:, None] if vectors else condition
 
     def _add_positions(
-        self, x: jax.Array, grid: tuple[int, int, int]
+        self, x: jax.Array, grid: tuple[int, int, int], start: jax.Array | None, goes_on: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         """Tokens with what is added to them, and what is to be added ahead of the first temporal block."""
-        table, time_table = None, None
+        table, time_table, frames = None, None, None
+        if start is not None and self.time_cycle:
+            frames = start[..., None] + jnp.arange(grid[0])  # (T,) or (B, T)
         if self.positions == "sincos":
-            table = positions.sincos_3d(grid, self.width, self.position_grid)
+            where = (self.position_grid, frames, self.time_cycle)
+            table = positions.sincos_3d(grid, self.width, *where)
         elif self.positions in ("latte", "dit"):
             table = positions.sincos_2d(grid[1:], self.width, self.position_grid)
-        if self.positions == "latte" and grid[0] > 1:
-            time_table = positions.sincos_1d(np.arange(grid[0]), self.width)[:, None]  # (T, 1, D)
+        if self.positions == "latte" and (grid[0] > 1 or goes_on):
+            time_table = positions.sincos_frames(grid[0], self.width, frames, self.time_cycle)
+            time_table = time_table[..., None, :]  # (T, 1, D) or (B, T, 1, D)
             if self.attention == "joint":
                 table, time_table = table + time_table, None
         return (x if table is None else x + table.astype(self.dtype)), time_table
 
-    def _blocks(self, x: jax.Array, *shared: Any) -> jax.Array:
-        """All blocks; `shared` are `Block`'s arguments after x, and the time table."""
+    def _blocks(self, x: jax.Array, history: History | None, *shared: Any) -> tuple[jax.Array, Any]:
+        """All blocks, and what temporal ones remember; `shared` are `Block`'s arguments after x, and the time table."""
         kinds = blocks.KINDS[self.attention]
         block, group = remat.wrap(
             blocks.Block, blocks.BlockGroup, self.remat, self.saved, self.offload
         )
+        past, length = (None, None) if history is None else (history[:2], history.length)
+        shared = (*shared, length)
         scan = nn.scan(
             group,
-            in_axes=(0, *(nn.broadcast for _ in shared)),
+            in_axes=(0, nn.broadcast if past is None else 0, *(nn.broadcast for _ in shared)),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             unroll=self.unroll,
@@ -221,7 +292,7 @@ class VideoDiT(nn.Module):
             dtype=self.dtype,
         )
         index = jnp.arange(self.depth // len(kinds))
-        return scan(kinds, make_block, self.tokens, name="blocks")(x, index, *shared)[0]
+        return scan(kinds, make_block, self.tokens, name="blocks")(x, index, past, *shared)
 
     def _last_modulation(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Shift and scale ahead of the last layer: of a layer of their own, or of a table."""
@@ -242,6 +313,11 @@ class VideoDiT(nn.Module):
         if self.attention == "factorized" and self.depth % 2:
             raise ValueError(
                 f"model.depth is {self.depth}, but spatial and temporal blocks come in pairs: make it even."
+            )
+        if self.time_cycle and not self.causal:
+            raise ValueError(
+                f"model.time_cycle is {self.time_cycle}, but only a causal model goes on and on: set it to 0, or "
+                "model.causal to True."
             )
         if self.width % self.num_heads:
             raise ValueError(

@@ -107,7 +107,8 @@ class Attention(nn.Module):
         causal: bool = False,
         lengths: jax.Array | None = None,
         rotary: jax.Array | None = None,
-    ) -> jax.Array:
+        past: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attends over the axis before the last.
 
         Args:
@@ -116,9 +117,12 @@ class Attention(nn.Module):
           mask: bool, broadcast to (B, N, M), False where a query may not see a key; None if it may see all.
           causal: token i sees tokens 0 to i.
           lengths: (B,) int32, tokens of the context (or of x) that are seen, the leading ones; None if all are.
-          rotary: (N, A) or (B, N, A), positions that rotate queries and keys; None for no rotation.
+          rotary: (N, A) or (B, N, A), positions that rotate queries and keys; None for no rotation. Of keys that
+            have a past, (P + N, A): the queries' positions are the last ones.
+          past: keys and values (B, *G, P, K, Dh) of tokens ahead of x, not rotated; they are seen where the mask,
+            (B or 1, N, P + N), says so.
         Returns:
-          (B, *G, N, D) of type `dtype`.
+          (B, *G, N, D) of type `dtype`; with a past also x's own keys and values, not rotated.
         Source: QK-norm, arXiv:2302.05442, section 2.
         """
         width = x.shape[-1]
@@ -133,8 +137,12 @@ class Attention(nn.Module):
         if self.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
+        own = (key, value)
+        if past is not None:
+            key, value = (jnp.concatenate(pair, axis=-3) for pair in zip(past, own, strict=True))
         if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
+            query = rotate(query, rotary[..., -query.shape[-3] :, :])
+            key = rotate(key, rotary)
         query, key, value = (checkpoint_name(array, "qkv") for array in (query, key, value))
         if mask is not None:
             mask = mask[:, None]  # (B or 1, 1, N or 1, M)
@@ -146,9 +154,10 @@ class Attention(nn.Module):
             run = self.tokens.each_device(run, self.joint)
         out = run(query, key, value, mask=mask, lengths=lengths)  # (B, *G, N, K, Dh)
         out = checkpoint_name(out, "attention")
-        return nn.DenseGeneral(
+        out = nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )(out)
+        return out if past is None else (out, own)
 
     def _project(self, name: str, features: tuple[int, ...]) -> nn.Module:
         return nn.DenseGeneral(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)

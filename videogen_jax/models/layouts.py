@@ -27,6 +27,8 @@ EXACT_FIELDS = {  # of both layouts
     "causal": False,
     "qk_norm": False,
     "micro_conditions": (),
+    "conditioning": "none",
+    "time_cycle": 0,
     "text_depth": 0,
 }
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 POSITIONS = ("sincos", "rope", "latte", "dit")
+ADDED_IN_TIME = ("sincos", "latte")  # the others rotate, which sees differences of times alone
 
 # Which of (t, h, w) rotate the queries and keys of which attention; none where nothing is named.
 ROTARY_AXES = {
@@ -105,7 +106,11 @@ def sincos_2d(
 
 
 def sincos_3d(
-    grid: tuple[int, int, int], dim: int, original: tuple[float, float] | None = None
+    grid: tuple[int, int, int],
+    dim: int,
+    original: tuple[float, float] | None = None,
+    frames: jax.Array | None = None,
+    cycle: int = 0,
 ) -> jax.Array:
     """Positions of a grid of tokens: a third of the width for each of time, height and width.
 
@@ -115,8 +120,10 @@ def sincos_3d(
       grid: (T, H, W) in patches.
       dim: model width D, even and at least 6.
       original: (H, W) that the positions were made for; those of `grid` if None.
+      frames: see `sincos_frames`, as the next.
+      cycle: 0 for none.
     Returns:
-      (T, H*W, D) float32.
+      (T, H*W, D) float32, or (B, T, H*W, D) where `frames` are of each clip.
     Raises:
       ValueError: D is odd or less than 6.
     Source: MAE's 2-D table (arXiv:2111.06377, appendix), with time added.
@@ -125,12 +132,33 @@ def sincos_3d(
     time, *space = split_width(dim, 3)
     rows, columns = original or (h, w)
     parts = (
-        sincos_1d(axis_positions(t), time)[:, None, None],
-        sincos_1d(axis_positions(h, rows), space[0])[None, :, None],
-        sincos_1d(axis_positions(w, columns), space[1])[None, None, :],
+        sincos_frames(t, time, frames, cycle)[..., None, None, :],
+        sincos_1d(axis_positions(h, rows), space[0])[:, None],
+        sincos_1d(axis_positions(w, columns), space[1])[None, :],
     )
-    parts = [jnp.broadcast_to(part, (t, h, w, part.shape[-1])) for part in parts]
-    return jnp.concatenate(parts, axis=-1).reshape(t, h * w, dim)
+    shape = (*parts[0].shape[:-3], h, w)  # (T, H, W) or (B, T, H, W)
+    parts = [jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts]
+    return jnp.concatenate(parts, axis=-1).reshape(*shape[:-2], h * w, dim)
+
+
+def sincos_frames(
+    count: int, dim: int, frames: jax.Array | None = None, cycle: int = 0
+) -> jax.Array:
+    """Positions in time: of a clip that begins a video, or of frames of one that goes on and on.
+
+    Args:
+      count: T.
+      dim: width of the result, even.
+      frames: (T,) or (B, T) int32, numbers of the frames in the video; 0 to T - 1 if None.
+      cycle: frames after which positions begin again, so that a video of any length has those that training saw.
+    Returns:
+      (T, dim) float32, or (B, T, dim).
+    Source: cyclic positions, Ca2-VDM, arXiv:2411.16375, section 3.3.
+    """
+    if frames is None:
+        return jnp.asarray(sincos_1d(np.arange(count) % (cycle or count), dim))
+    table = sincos_1d(np.arange(cycle), dim)
+    return jnp.asarray(table)[frames % cycle]
 
 
 def coordinates(
