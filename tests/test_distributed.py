@@ -16,7 +16,11 @@ import pytest
 from tests.conftest import ROOT
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
-from videogen_jax.train import checkpoint, setup
+from videogen_jax.train import (
+    checkpoint,
+    saved_config,
+    setup,
+)
 
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -109,7 +113,7 @@ def train(data, workdir, count, **changes):
 
 
 def read_state(workdir):
-    run = setup.make_run(setup.read_config(Path(workdir)))
+    run = setup.make_run(saved_config.read_config(Path(workdir)))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
-from videogen_jax.train import checkpoint, loop, metrics, setup
+from videogen_jax.train import (
+    checkpoint,
+    loop,
+    metrics,
+    saved_config,
+    setup,
+)
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
@@ -112,7 +118,7 @@ def start_and_wait_for_step(data, workdir, step, **changes):
 
 def read_state(workdir):
     """Every array of the newest checkpoint."""
-    run = setup.make_run(setup.read_config(Path(workdir)))
+    run = setup.make_run(saved_config.read_config(Path(workdir)))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

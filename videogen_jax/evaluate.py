@@ -131,9 +131,11 @@ def run(values) -> None:
     required = captions.parse_requirements(values.require)
     config = None
     if values.workdir is not None:
-        from videogen_jax.train import setup
+        from videogen_jax.train import (
+            saved_config,
+        )
 
-        config = setup.read_config(Path(values.workdir))
+        config = saved_config.read_config(Path(values.workdir))
     window = choose_window(values, config)
     # Whatever may be missing is missed now, and not after hours of sampling.
     extractor = make_extractor(values, window)

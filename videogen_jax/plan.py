@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -22,7 +23,7 @@ from videogen_jax import command
 from videogen_jax.models.flops import TRAIN_FACTOR
 from videogen_jax.parallel import memory, offload, targets
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import autoencoder, sampling, setup
+from videogen_jax.train import autoencoder, conditions, rollouts, sampling, setup
 from videogen_jax.train.trained_vae import SECTION
 
 GIB = 2**30
@@ -109,6 +110,8 @@ def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: An
         "train": plan_train(setup.make_run(config, mesh), card),
         "sample": plan_sample(config, card, devices),
     }
+    if config.tasks.prefix:
+        plan["rollout"] = plan_rollout(config, card, devices)
     if config.vae.name != "identity":  # pixels are not decoded
         plan["decode"] = plan_decode(config, card, mesh)
     return plan
@@ -159,8 +162,7 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
     mesh = sampling.choose_sample_mesh(config, count, devices)
     run = setup.make_run(config, mesh)
     programs = sampling.make_run_programs(run, sampling.sampler_options(config))
-    batch = setup.abstract_batch(config, programs.batch_size, run.null_text)
-    condition = {name: leaf for name, leaf in batch.items() if name != "video"}
+    condition = blank_condition(run, programs.batch_size, run.video_shape)
     arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
     footprint = memory.measure(
         programs.denoise.trace(*arguments), mesh.size, bool(card.description)
@@ -171,6 +173,34 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
     }
     flops = programs.calls * programs.batch_size * setup.forward_flops(config) // mesh.size
     return make_program(card, footprint, parts, flops, executed=flops)
+
+
+def plan_rollout(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Program:
+    """A chunk of a long video, for a batch of config.sample: all steps, behind a full memory."""
+    count, how = config.sample.batch_size, rollouts.plan_rollout(config)
+    mesh = rollouts.choose_rollout_mesh(config, how, count, devices)
+    run = setup.make_run(config, mesh, grid=rollouts.chunk_grid(config, how))
+    rollout = rollouts.make_run_rollout(run, how, sampling.sampler_options(config))
+    shape = rollouts.chunk_shape(config, how)
+    condition = blank_condition(run, rollout.batch_size, shape)
+    arguments = rollout.abstract_args(run.abstract.params, condition)
+    footprint = memory.measure(rollout.extend.trace(*arguments), mesh.size, bool(card.description))
+    parts = {
+        "parameters": memory.count_shard_bytes(run.abstract.params),
+        "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
+    }
+    # A chunk's share of a clip: it sees about as many frames.
+    chunk = setup.forward_flops(config) * how.chunk // setup.token_grid(config)[0]
+    flops = rollout.calls * rollout.batch_size * chunk // mesh.size
+    return make_program(card, footprint, parts, flops, executed=flops)
+
+
+def blank_condition(run: setup.Run, count: int, shape: tuple[int, int, int, int]) -> Any:
+    """What the model is told of `count` videos of a shape, abstract."""
+    batch = setup.abstract_batch(run.config, count, run.null_text)
+    video = jax.ShapeDtypeStruct((count, *shape), np.float32)
+    told = {name: leaf for name, leaf in batch.items() if name != "video"}
+    return told | conditions.tell_nothing(run.config, video)
 
 
 def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mesh) -> Program:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videogen_jax.diffusion.schedule import make_schedule
-from videogen_jax.generate.guidance import guide
+from videogen_jax.generate.guidance import ask, count_calls, guide
 
 NULL = jnp.array([2, 0])
 SCHEDULE = make_schedule("flow")
@@ -98,6 +98,83 @@ def test_the_scale_grows_evenly_over_the_frames():
     for frame, scale in enumerate((1.0, 3.0)):
         expected = unconditional + scale * (conditional - unconditional)
         np.testing.assert_allclose(got[:, frame], expected[:, frame], rtol=1e-5, atol=1e-5)
+
+
+def knowing_predict(calls):
+    """A model that reads known frames and their mask, too."""
+    plain = make_predict(calls)
+
+    def predict(x_t, t, condition):
+        mask = condition["mask"][:, :, None, None, None]
+        return plain(x_t, t, condition) + jnp.sin(x_t) * mask + condition["known"]
+
+    return predict
+
+
+def thirds():
+    """All that is told, the known frames alone, and nothing, in float64; and the condition."""
+    x_t, _, condition = inputs()
+    known = jax.random.normal(jax.random.key(1), x_t.shape)
+    mask = jnp.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    conditional, nothing = halves()
+    shown = np.sin(np.float64(x_t)) * np.float64(mask)[:, :, None, None, None] + np.float64(known)
+    condition |= {"known": known, "mask": mask}
+    return conditional + shown, nothing + shown, nothing, condition
+
+
+def test_text_and_known_frames_have_scales_of_their_own():
+    """arXiv:2211.09800, eq. 3."""
+    everything, frames, nothing, condition = thirds()
+    x_t, t, _ = inputs()
+    for first in (None, 1.0):
+        calls = []
+        guided = guide(
+            knowing_predict(calls), SCHEDULE, NULL, 4.0, first_frame_scale=first, known_scale=1.5
+        )
+        got = guided(x_t, t, condition)
+        assert calls == [9]
+        text = np.array([4.0 if first is None else first, 4.0])[:, None, None, None]
+        expected = nothing + 1.5 * (frames - nothing) + text * (everything - frames)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_one_scale_of_both_asks_twice_and_grows_over_the_frames():
+    """As Stable Video Diffusion: both are told, or neither."""
+    everything, _, nothing, condition = thirds()
+    x_t, t, _ = inputs()
+    calls = []
+    guided = guide(
+        knowing_predict(calls), SCHEDULE, NULL, 3.0, first_frame_scale=1.0, known_scale=3.0
+    )
+    got = guided(x_t, t, condition)
+    assert calls == [6]
+    scale = np.array([1.0, 3.0])[:, None, None, None]
+    np.testing.assert_allclose(got, nothing + scale * (everything - nothing), rtol=1e-5, atol=2e-5)
+
+
+def test_known_frames_are_told_in_both_halves_where_they_have_no_scale():
+    everything, frames, _, condition = thirds()
+    x_t, t, _ = inputs()
+    got = guide(knowing_predict([]), SCHEDULE, NULL, 3.0)(x_t, t, condition)
+    np.testing.assert_allclose(got, frames + 3 * (everything - frames), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("scales", "calls"),
+    [
+        ((1.0, None, None), 1),
+        ((1.0, 1.0, 1.0), 1),
+        ((2.0, None, None), 2),
+        ((1.0, 3.0, None), 2),
+        ((2.0, None, 2.0), 2),
+        ((2.0, None, 1.0), 2),
+        ((2.0, None, 1.5), 3),
+        ((1.0, None, 2.0), 3),
+    ],
+)
+def test_the_model_is_asked_no_more_often_than_the_scales_want(scales, calls):
+    _, _, _, condition = thirds()
+    assert count_calls(*scales) == calls == len(ask(condition, NULL, *scales))
 
 
 @pytest.mark.parametrize("rescale", [0.3, 1.0])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.models.autoencoders import random_sd, random_taef2
-from videogen_jax.models import chunks, vae
+from tests.models.randomise import randomise
+from videogen_jax.models import chunks, vae, video_vae
 from videogen_jax.parallel.mesh import make_mesh
 
 
@@ -49,6 +50,47 @@ def test_chunks_are_encoded_as_the_whole_video(tmp_path, name, mesh):
     parts = list(chunks.encode_chunks(encoder, params, frames))
     assert [len(part) for part in parts] == [4, 2]
     np.testing.assert_allclose(np.concatenate(parts), whole[0], atol=1e-5)
+
+
+def make_video_autoencoder():
+    network = video_vae.Network(
+        channels=3, patch=(2, 2, 2), strides=((2, 2, 2),), widths=(6, 8), blocks=1
+    )
+    autoencoder = vae.make_causal(network, load=dict)
+    return autoencoder, randomise(autoencoder.abstract_params, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "portions"), [("taef2", (1, 4, 2)), ("causal", (2, 4, 2)), ("causal", (1, 3, 4))]
+)
+@pytest.mark.parametrize("mesh", [{}, {"data": 2}], ids=["one", "two"])
+def test_videos_side_by_side_are_decoded_as_they_come(name, portions, mesh):
+    """Portions of a whole number of chunks, of three videos in turn, are each video decoded at once."""
+    autoencoder, params = random_taef2() if name == "taef2" else make_video_autoencoder()
+    z = latents(autoencoder, 3, sum(portions), 3, 4)
+    whole = pixels(np.asarray(jax.jit(autoencoder.decode)(params, z)))
+    stride = autoencoder.downsample[0]
+    chunk = 1 if 1 in portions else 2
+    decoder = chunks.make_decoder(autoencoder, make_mesh(**mesh), chunk * stride, (3, 4))
+    push = chunks.open_streams(decoder, params, 3)
+    parts = [push(part) for part in np.split(z, np.cumsum(portions)[:-1], axis=1)]
+    begun = np.cumsum((0, *portions))
+    expected = np.diff([autoencoder.video_frames(n) if n else 0 for n in begun])
+    assert [part.shape[1] for part in parts] == expected.tolist()
+    made = np.concatenate(parts, axis=1)
+    assert made.shape == whole.shape and made.dtype == np.uint8
+    assert np.abs(made - whole).max() <= 1 and np.mean(made != whole) < 1e-3
+    assert decoder.program._cache_size() == 1
+    # A second opening begins anew.
+    again = chunks.open_streams(decoder, params, 1)(z[:1, : portions[0]])
+    np.testing.assert_array_equal(again[0], parts[0][0])
+
+
+def test_a_stream_takes_whole_chunks_alone():
+    autoencoder, params = make_video_autoencoder()
+    decoder = chunks.make_decoder(autoencoder, make_mesh(), 8, (3, 4))
+    with pytest.raises(ValueError, match="3 latent frames are no whole chunks of 2"):
+        chunks.open_streams(decoder, params, 1)(latents(autoencoder, 1, 3, 3, 4))
 
 
 def test_tiles_in_chunks(tmp_path):

@@ -44,7 +44,7 @@ def gradient_of(config):
             "text": rng.integers(3, 9, (config.batch_size, config.text.length)).astype(np.int32),
         },
     )
-    loss = jax.value_and_grad(setup.make_run_loss(run, text_dropout=0.0))
+    loss = jax.value_and_grad(setup.make_run_loss(run, drops=False))
     compiled = jax.jit(loss).lower(params, batch, jax.random.key(0)).compile()
     value, grads = compiled(params, batch, jax.random.key(0))
     return float(value), jax.device_get(grads), compiled

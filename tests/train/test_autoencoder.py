@@ -15,7 +15,16 @@ from videogen_jax.models import perceptual
 from videogen_jax.models.weights import hash_params, name_sources
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.train import autoencoder, checkpoint, loop, sampling, setup, show, trained_vae
+from videogen_jax.train import (
+    autoencoder,
+    checkpoint,
+    loop,
+    sampling,
+    saved_config,
+    setup,
+    show,
+    trained_vae,
+)
 from videogen_jax.train.checkpoint import CheckpointError
 
 
@@ -218,11 +227,11 @@ def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):
         describe("")
     with pytest.raises(FileNotFoundError, match=r"config\.json: name in vae\.path"):
         describe(tmp_path / "nothing")
-    setup.write_config(tmp_path, tiny_config())
+    saved_config.write_config(tmp_path, tiny_config())
     with pytest.raises(ValueError, match="run of a diffusion model"):
         describe(tmp_path)
     (tmp_path / "begun").mkdir()
-    setup.write_config(tmp_path / "begun", vae_config(data))
+    saved_config.write_config(tmp_path / "begun", vae_config(data))
     with pytest.raises(CheckpointError, match="train the autoencoder first"):
         describe(tmp_path / "begun").load()
     with pytest.raises(ValueError, match="take 5 or 9 frames"):

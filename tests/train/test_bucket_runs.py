@@ -11,7 +11,13 @@ from tests.models.randomise import randomise
 from tests.tiny import tiny_config
 from videogen_jax.data import buckets
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import checkpoint, checks, loop, setup
+from videogen_jax.train import (
+    checkpoint,
+    checks,
+    loop,
+    saved_config,
+    setup,
+)
 
 SHAPES = {"4x16x16": (4, 16, 16), "2x16x24": (2, 16, 24), "1x16x16": (1, 16, 16)}
 
@@ -80,7 +86,7 @@ def test_a_step_on_the_mesh_is_that_of_one_device(data, name):
 
 
 def read_state(workdir):
-    run = setup.make_run(setup.read_config(workdir))
+    run = setup.make_run(saved_config.read_config(workdir))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

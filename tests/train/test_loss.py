@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videogen_jax.diffusion import tasks as clip_tasks
 from videogen_jax.diffusion import times
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.train.step import make_clip_losses, make_loss, make_loss_by_noise_level
@@ -150,3 +151,111 @@ def test_the_loss_by_noise_level_is_float64s_at_times_spread_over_equal_parts_of
         errors = np.mean((guess - wanted) ** 2, axis=(1, 2, 3, 4))
         expected.append(np.mean(weight(alpha[rows], sigma[rows]) * errors))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+X0 = {"prediction": "x0", "weighting": "uniform", "gamma": 5.0}
+DRAWN = X0 | {"time_distribution": "uniform", "time_mean": 0.0, "time_std": 1.0, "stratified": True}
+
+
+def make_tasks(**shares):
+    """Clips of four frames, two in each latent frame."""
+    shares = {name: shares.get(name, 0.0) for name in clip_tasks.TASKS}
+    return clip_tasks.Tasks(shares, 2, True, -3.0, 0.5, (1,), prefix_noise=0.1, time_cycle=6)
+
+
+def clips(count, frames=4, side=8):
+    rng = np.random.default_rng(0)
+    return {
+        "video": rng.standard_normal((count, frames, side, side, 1)).astype(np.float16),
+        "text": np.full((count, 1), 7, np.int32),
+    }
+
+
+def test_a_clean_prefix_is_nearly_clean_labelled_clean_and_not_learned():
+    """With x0 predicted as `guess`, each clip's loss is the mean of (guess - x0)^2 over its noisy frames."""
+    count = 12
+    batch = clips(count)
+    schedule = make_schedule("flow")
+    seen = {}
+
+    def apply(params, x_t, t, condition):
+        seen.update(condition, x_t=x_t, t=t)
+        return params
+
+    losses = make_clip_losses(apply, schedule, make_tasks(prefix=0.5, text=0.5), **X0)
+    times_drawn = jnp.linspace(0.3, 0.9, count)
+    guess = jnp.full(batch["video"].shape, 0.25)
+    value = losses(guess, batch, times_drawn, jax.random.key(2))
+    told = jax.device_get(seen)
+    clean = told["mask"] == 1  # (B, F)
+    assert {tuple(row) for row in clean.tolist()} == {(False,) * 4, (True, True, False, False)}
+
+    square = np.mean((0.25 - np.float64(batch["video"])) ** 2, axis=(2, 3, 4))
+    expected = [square[b][~clean[b]].mean() for b in range(count)]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gradient = jax.grad(
+        lambda guess: jnp.sum(losses(guess, batch, times_drawn, jax.random.key(2)))
+    )(guess)
+    assert np.all(gradient[clean] == 0) and np.all(gradient[~clean] != 0)
+
+    # The noise is there, at 0.1 of the clock, though the model is told of none.
+    level = np.where(clean, 0.1, np.asarray(times_drawn)[:, None])[..., None, None, None]
+    noise = (told["x_t"] - (1 - level) * np.float64(batch["video"])) / level
+    assert abs(noise[clean].std() - 1) < 0.1 and abs(noise[~clean].std() - 1) < 0.1
+    expected = np.where(clean[:, ::2], 0.001, np.asarray(times_drawn)[:, None])
+    np.testing.assert_allclose(told["t"], expected, rtol=1e-6)
+    assert told["start"].max() < 6 and np.all(told["known"] == 0)
+
+
+def test_a_task_of_text_alone_changes_no_loss():
+    """Nor what the model sees, but that it is told of no known frames."""
+    batch, seen = clips(6), []
+
+    def apply(params, x_t, t, condition):
+        seen.append((x_t, t, condition))
+        return jnp.sin(x_t)
+
+    values = [
+        make_loss(
+            apply, make_schedule("flow"), jnp.zeros(1, jnp.int32), tasks, text_dropout=0.3, **DRAWN
+        )(None, batch, jax.random.key(1))
+        for tasks in (None, make_tasks(text=1.0))
+    ]
+    assert values[0] == values[1]
+    (x_t, t, plain), (same_x_t, same_t, told) = seen
+    np.testing.assert_array_equal(x_t, same_x_t)
+    np.testing.assert_array_equal(t, same_t)
+    np.testing.assert_array_equal(plain["text"], told["text"])
+    assert set(told) - set(plain) == {"known", "mask", "augmentation", "start"}
+    assert np.all(told["known"] == 0) and np.all(told["mask"] == 0)
+
+
+def test_text_and_known_frames_are_dropped_apart_and_together():
+    count, null = 6000, 2
+    batch, seen = clips(count, side=1), {}
+
+    def apply(params, x_t, t, condition):
+        seen.update(condition)
+        return x_t
+
+    shares = {"text_dropout": 0.1, "known_dropout": 0.2, "joint_dropout": 0.3}
+    loss = make_loss(
+        apply, make_schedule("flow"), jnp.array([null]), make_tasks(image=1.0), **shares, **DRAWN
+    )
+    loss(None, batch, jax.random.key(5))
+    no_text = np.asarray(seen["text"])[:, 0] == null
+    unknown = np.asarray(seen["mask"]).sum(1) == 0
+    for found, share in (
+        (no_text & ~unknown, 0.1),
+        (~no_text & unknown, 0.2),
+        (no_text & unknown, 0.3),
+    ):
+        assert abs(found.mean() - share) < 5 * np.sqrt(share * (1 - share) / count)
+
+
+@pytest.mark.parametrize(
+    "shares", [{"text_dropout": 0.5, "joint_dropout": 0.6}, {"text_dropout": -0.1}]
+)
+def test_dropouts_are_parts_of_a_whole(shares):
+    with pytest.raises(ValueError, match=r"text\.dropout, known\.dropout and known\.joint_dropout"):
+        make_loss(lambda *_: None, make_schedule("flow"), jnp.array([2]), **shares, **DRAWN)

@@ -7,7 +7,11 @@ import pytest
 
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
-from videogen_jax.train import sampling, setup
+from videogen_jax.train import (
+    sampling,
+    saved_config,
+    setup,
+)
 
 
 def random_run(config):
@@ -69,7 +73,7 @@ def test_pictures_train_the_parameters_that_videos_do():
     """One frame passes the temporal blocks by; all else learns from pictures and videos alike."""
     config = tiny_config()
     run, params = random_run(config)
-    loss = setup.make_run_loss(run, text_dropout=0.0)
+    loss = setup.make_run_loss(run, drops=False)
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (4, *run.video_shape), np.uint8)
     text = np.full((4, config.text.length), 4, np.int32)
@@ -134,4 +138,4 @@ def test_a_run_of_pictures_has_the_parameters_of_videos():
 def test_the_config_of_an_older_version_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model": {"patch_size": [1, 2, 2]}}')
     with pytest.raises(ValueError, match="is of an older videogen_jax"):
-        setup.read_config(tmp_path)
+        saved_config.read_config(tmp_path)

@@ -183,7 +183,8 @@ def test_dropped_captions_are_all_the_same(places):
     video = rng.standard_normal((4, *run.video_shape)).astype(np.float16)
     batches = [{"video": video, "text": own.embed([caption] * 4)} for caption in CAPTIONS[:2]]
     for dropout, equal in ((1.0, True), (0.0, False)):
-        loss = jax.jit(setup.make_run_loss(run, dropout))
+        config.text.dropout = dropout
+        loss = jax.jit(setup.make_run_loss(run))
         one, other = (float(loss(params, batch, jax.random.key(0))) for batch in batches)
         assert (one == other) is equal
 
@@ -196,7 +197,7 @@ def test_cached_training_has_the_loss_of_uncached(places):
     run = setup.make_run(config, None, own.null)
     params = jax.jit(run.init_params)()
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)  # so that text is let through
-    loss = jax.jit(setup.make_run_loss(run, 0.1))
+    loss = jax.jit(setup.make_run_loss(run))
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     encode, weights = jax.jit(autoencoder.encode), autoencoder.load()
     options = {"batch_size": 4, "frames": 4, "seed": 5}

@@ -62,6 +62,7 @@ def make_programs(
     batch_size: int,
     guidance_scale: float,
     first_frame_guidance_scale: float | None = None,
+    known_guidance_scale: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, ...] = (),
     clip_x0: bool = True,
@@ -80,7 +81,8 @@ def make_programs(
       prediction: what the model predicts, one of `objective.PREDICTIONS`.
       batch_size: videos at a time; rounded up to a multiple of the mesh's parts of a batch.
       guidance_scale: of classifier-free guidance.
-      first_frame_guidance_scale: see `guidance.guide`, as the next two.
+      first_frame_guidance_scale: see `guidance.guide`, as the next three.
+      known_guidance_scale: of known frames.
       guidance_rescale: 0 to 1.
       guidance_interval: noise levels, or empty.
       clip_x0: clamp x0 to [-1, 1] at every call.
@@ -91,9 +93,8 @@ def make_programs(
     Raises:
       ValueError: an option is unknown or the combination has no meaning.
     """
-    guidance.check_guidance(
-        guidance_scale, first_frame_guidance_scale, guidance_rescale, guidance_interval
-    )
+    scales = (guidance_scale, first_frame_guidance_scale, known_guidance_scale)
+    guidance.check_guidance(*scales, guidance_rescale, guidance_interval)
     parts = batch_parts(mesh)
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
     steps = sampler.make_steps(schedule, prediction, **options)
@@ -112,6 +113,7 @@ def make_programs(
             jax.tree.map(jnp.asarray, null_text),
             guidance_scale,
             first_frame_scale=first_frame_guidance_scale,
+            known_scale=known_guidance_scale,
             rescale=guidance_rescale,
             interval=guidance_interval,
         )
@@ -140,8 +142,7 @@ def make_programs(
         ),
         batch_size=-(-batch_size // parts) * parts,
         rows=rows,
-        calls=len(steps.t)
-        * (1 if guidance_scale == 1 and first_frame_guidance_scale in (None, 1) else 2),
+        calls=len(steps.t) * guidance.count_calls(*scales),
     )
 
 

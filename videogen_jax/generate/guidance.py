@@ -1,4 +1,15 @@
-"""Classifier-free guidance: one call of the model for the prompt and for no prompt."""
+"""Classifier-free guidance: one call of the model for all that it is told, and for less.
+
+With w of the text and w_k of known frames (image to video), and u the model that is told nothing:
+
+| w_k   | calls                             | output                                                    |
+| ----- | --------------------------------- | --------------------------------------------------------- |
+| None  | all, frames                       | frames + w (all - frames); so does 1                      |
+| w     | all, nothing                      | u + w (all - u), as Stable Video Diffusion                |
+| other | all, frames, nothing              | u + w_k (frames - u) + w (all - frames)                   |
+
+Source: arXiv:2207.12598, eq. 6 (with w there = w - 1 here); three ways, InstructPix2Pix, arXiv:2211.09800, eq. 3.
+"""
 
 from typing import Any
 
@@ -17,10 +28,11 @@ def guide(
     guidance_scale: float,
     *,
     first_frame_scale: float | None = None,
+    known_scale: float | None = None,
     rescale: float = 0.0,
     interval: tuple[float, ...] = (),
 ) -> Predict:
-    """Turns a model into its guided self: u + w (c - u), with both halves in one batch.
+    """Turns a model into its guided self, with all that it is asked in one batch.
 
     Guidance of 1 is the model itself, at half the cost; 0 is the model without a prompt. `null_text` may say what the
     video shall not show: a negative prompt.
@@ -31,6 +43,7 @@ def guide(
       null_text: what stands for no caption: tree of the text's rows, without the batch axis or with it.
       guidance_scale: w; of the last frame, if `first_frame_scale` is given.
       first_frame_scale: w of the first frame; between them it grows evenly.
+      known_scale: w_k of the table above.
       rescale: 0 (off) to 1, how far the guided output is brought back to the deviation of the conditional one.
       interval: noise levels sigma / alpha (above the first, up to the second) at which to guide; elsewhere w = 1,
         at half the cost. Empty: everywhere.
@@ -38,28 +51,25 @@ def guide(
       A function of the same signature.
     Raises:
       ValueError: a scale is no number, or rescale or interval is out of range.
-    Source: guidance, arXiv:2207.12598, eq. 6 (with w there = w - 1 here); rescale, arXiv:2305.08891, eq. 15 and 16;
-      interval, arXiv:2404.07724; scale per frame, arXiv:2311.15127, section 4.3.
+    Source: this file's head; rescale, arXiv:2305.08891, eq. 15 and 16; interval, arXiv:2404.07724; scale per frame,
+      arXiv:2311.15127, section 4.3.
     """
-    check_guidance(guidance_scale, first_frame_scale, rescale, interval)
-    if guidance_scale == 1 and first_frame_scale in (None, 1):
+    check_guidance(guidance_scale, first_frame_scale, known_scale, rescale, interval)
+    scales = (guidance_scale, first_frame_scale, known_scale)
+    if count_calls(*scales) == 1:
         return predict
 
     def guided(x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
-        empty = jax.tree.map(
-            lambda null, text: jnp.broadcast_to(null, text.shape), null_text, condition["text"]
-        )
-        # Interleaved rather than stacked, so that each device keeps both halves of its own rows.
-        pairs = jax.tree.map(
-            _interleave, (x_t, t, condition), (x_t, t, condition | {"text": empty})
-        )
-        output = predict(*pairs)  # (2 B, T, H, W, C)
-        conditional, unconditional = output[0::2], output[1::2]
+        asked = ask(condition, null_text, *scales)
+        output = predict(*jax.tree.map(interleave, *((x_t, t, one) for one in asked)))
+        conditional, *others = (output[i :: len(asked)] for i in range(len(asked)))
         scale = guidance_scale
         if first_frame_scale is not None:
             frames = jnp.linspace(first_frame_scale, guidance_scale, output.shape[1])
             scale = frames[:, None, None, None]  # (T, 1, 1, 1)
-        output = unconditional + scale * (conditional - unconditional)
+        output = others[0] + scale * (conditional - others[0])
+        if len(others) == 2:
+            output += (known_scale - 1) * (others[0] - others[1])
         if rescale:
             axes = tuple(range(1, output.ndim))
             deviation = [jnp.std(part, axis=axes, keepdims=True) for part in (conditional, output)]
@@ -81,9 +91,49 @@ def guide(
     return guided_within
 
 
+def count_calls(
+    guidance_scale: float, first_frame_scale: float | None, known_scale: float | None
+) -> int:
+    """How often the model is asked at each step, for arguments of `guide`; 1 for the model itself."""
+    if guidance_scale == 1 and first_frame_scale in (None, 1) and known_scale in (None, 1):
+        return 1
+    return 2 if known_scale in (None, 1, guidance_scale) else 3
+
+
+def ask(
+    condition: dict[str, Any],
+    null_text: Any,
+    guidance_scale: float,
+    first_frame_scale: float | None,
+    known_scale: float | None,
+) -> list[dict[str, Any]]:
+    """The conditions that the model is asked with: all that there is, then less (this file's head).
+
+    Args:
+      condition: dict with a "text", and for known frames "known" and "mask".
+      null_text: see `guide`, as the others.
+      guidance_scale: w.
+      first_frame_scale: of the first frame.
+      known_scale: w_k.
+    Returns:
+      As many as `count_calls` says.
+    """
+    if (calls := count_calls(guidance_scale, first_frame_scale, known_scale)) == 1:
+        return [condition]
+    empty = jax.tree.map(
+        lambda null, text: jnp.broadcast_to(null, text.shape), null_text, condition["text"]
+    )
+    frames = condition | {"text": empty}
+    if known_scale in (None, 1):
+        return [condition, frames]
+    hidden = {name: jnp.zeros_like(condition[name]) for name in ("known", "mask")}
+    return [condition, *([frames] if calls == 3 else []), frames | hidden]
+
+
 def check_guidance(
     guidance_scale: float,
     first_frame_scale: float | None,
+    known_scale: float | None,
     rescale: float,
     interval: tuple[float, ...],
 ) -> None:
@@ -92,9 +142,14 @@ def check_guidance(
     Raises:
       ValueError: names it.
     """
-    scales = [scale for scale in (guidance_scale, first_frame_scale) if scale is not None]
-    if not np.isfinite(scales).all():
-        raise ValueError(f"guidance_scale is {guidance_scale}: give a finite number.")
+    scales = {
+        "guidance_scale": guidance_scale,
+        "first_frame_guidance_scale": first_frame_scale,
+        "known_guidance_scale": known_scale,
+    }
+    for name, scale in scales.items():
+        if scale is not None and not np.isfinite(scale):
+            raise ValueError(f"{name} is {scale}: give a finite number.")
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale is {rescale}: choose a value between 0 and 1.")
     if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
@@ -103,5 +158,6 @@ def check_guidance(
         )
 
 
-def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+def interleave(*parts: jax.Array) -> jax.Array:
+    """N arrays of (B, ...) as (B n, ...), row by row, so that each device keeps all of its own rows."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])

@@ -192,6 +192,48 @@ def decode_chunks(decoder: ChunkProgram, params: Any, latents: Any) -> Iterator[
     yield from decoder.stream(params, latents[None] if latents.ndim == 4 else latents)
 
 
+def open_streams(
+    decoder: ChunkProgram, params: Any, count: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Decodes videos side by side while they are made.
+
+    Args:
+      decoder: of `make_decoder`; of a causal autoencoder, its chunk divides all numbers of frames that come.
+      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
+      count: videos, B.
+    Returns:
+      A function from the next latents, (B, n, h, w, C), to their frames (B, m, H, W, 3) uint8.
+    """
+    params = decoder.put_params(params)
+    causal = decoder.abstract_args[1] is not None
+    states = [decoder.start() for _ in range(count)]
+    begun = False
+
+    def push(latents: np.ndarray) -> np.ndarray:
+        nonlocal begun
+        if not causal:
+            frames = np.concatenate(list(decode_chunks(decoder, params, latents)))
+            return frames.reshape(len(latents), -1, *frames.shape[1:])
+        if latents.shape[1] % decoder.frames:
+            raise ValueError(
+                f"{latents.shape[1]} latent frames are no whole chunks of {decoder.frames}: make a decoder whose "
+                "chunk divides them."
+            )
+        videos = []
+        for i, video in enumerate(latents):
+            parts = []
+            for first in range(0, len(video), decoder.frames):
+                chunk = np.asarray(video[first : first + decoder.frames], np.float32)
+                chunk = jax.device_put(chunk, decoder.abstract_args[2].sharding)
+                out, states[i] = decoder.program(params, states[i], chunk)
+                parts.append(np.asarray(out))
+            videos.append(np.concatenate(parts)[0 if begun else decoder.drops :])
+        begun = True
+        return np.stack(videos)
+
+    return push
+
+
 def encode_chunks(encoder: ChunkProgram, params: Any, frames: Any) -> Iterator[np.ndarray]:
     """Encodes videos of any length.
 

@@ -12,6 +12,7 @@ from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import setup, texts
+from videogen_jax.train.saved_config import add_later_lines
 from videogen_jax.train.trained_vae import SECTION
 
 NUMBERS = (
@@ -21,7 +22,7 @@ NUMBERS = (
     *("checkpoint.every", "checkpoint.keep", "sample.every", "profile.steps"),
 )
 DIFFUSION_NUMBERS = (
-    *("text.length", "memory.pieces", "memory.unroll", "sample.batch_size"),
+    *("text.length", "memory.pieces", "memory.unroll", "sample.batch_size", "prefix.chunk"),
     *("evaluation.fvd_clips", "evaluation.fvd_repeat"),
 )
 AUTOENCODER_NUMBERS = ("perceptual.frames",)
@@ -212,10 +213,15 @@ def check_same_run(
         model = {f"model.{key}": value for key, value in config["model"].items()}
         schedule = {f"schedule.{key}": value for key, value in config["schedule"].items()}
         rest = {"objective.prediction": config["objective"]["prediction"]}
+        if config["tasks"]["prefix"]:
+            rest["prefix.lengths"] = config["prefix"]["lengths"]
         return model | schedule | rest | {"text.length": config["text"]["length"]}
 
     ours = json.loads(json.dumps(meaning(config.to_dict())))  # tuples become lists, as there
-    theirs = meaning(metadata["config"])
+    before = metadata["config"]
+    if SECTION not in before:
+        add_later_lines(before)
+    theirs = meaning(before)
     differences = [
         f"{name} is {ours[name]} instead of {theirs.get(name)}"
         for name in ours

@@ -8,7 +8,17 @@ import ml_collections
 import numpy as np
 
 from videogen_jax.data import pipeline
-from videogen_jax.train import autoencoder, checks, device_use, sampling, setup, show, texts
+from videogen_jax.train import (
+    autoencoder,
+    checks,
+    conditions,
+    device_use,
+    rollouts,
+    sampling,
+    setup,
+    show,
+    texts,
+)
 from videogen_jax.train.setup import Run
 from videogen_jax.train.texts import Texts
 
@@ -36,13 +46,13 @@ def read_batch(
     """What a diffusion model takes of clips: pixels or latents, texts and micro-conditions."""
     scores = np.searchsorted(data.motion_score_buckets, clips["motion_score"], side="right")
     micro = {"fps": clips["fps"], "motion": scores.astype(np.float32)}
-    micro = {name: micro[name] for name in run.config.model.micro_conditions}
+    micro = {name: micro[name] for name in conditions.batch_conditions(run.config)}
     return {"video": clips["video"], "text": own_texts.read(clips)} | micro
 
 
 def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
     """The loss of a diffusion model on a batch of validation clips: as in training, and at each noise level."""
-    loss = setup.make_run_loss(run, text_dropout=0.0)
+    loss = setup.make_run_loss(run, drops=False)
     by_noise_level = setup.make_run_level_losses(run, NOISE_LEVELS)
     return lambda params, batch, rng: {
         "loss": loss(params, batch, rng),
@@ -50,9 +60,25 @@ def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Arra
     }
 
 
+def check_choices(run: Run) -> None:
+    """Refuses an objective, a sampler or a long video that means nothing, before anything is computed.
+
+    Raises:
+      ValueError: names it.
+    """
+    sampling.check_choices(run)
+    if run.config.tasks.prefix:
+        rollouts.plan_rollout(run.config)
+    if run.config.evaluation.fvd_every and not run.config.tasks.text:
+        raise ValueError(
+            "evaluation.fvd_every judges videos made from text alone, which this run never learns (tasks.text=0): set "
+            "it to 0."
+        )
+
+
 DIFFUSION = Kind(
     make_run=setup.make_run,
-    check_choices=sampling.check_choices,
+    check_choices=check_choices,
     grid=setup.token_grid,
     open_texts=texts.open_texts,
     read_batch=read_batch,

@@ -19,10 +19,10 @@ from absl import logging
 
 from videogen_jax.data import buckets, pipeline
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.models import weights
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.train import (
+    beginning,
     checkpoint,
     checks,
     feed,
@@ -31,6 +31,7 @@ from videogen_jax.train import (
     metrics,
     profile,
     run_report,
+    saved_config,
     setup,
     snapshots,
     validation,
@@ -82,7 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             return
         with processes.together():
             if jax.process_index() == 0:
-                setup.write_config(workdir, config)
+                saved_config.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
             run_steps(run, runs, workdir, manager, state, own_texts, sets)
@@ -212,9 +213,8 @@ def restore_or_init(
         init = jax.jit(run.init, out_shardings=run.shardings)
         if "init" not in run.config or not run.config.init.path:
             return init()
-        params = jax.jit(run.init_params, out_shardings=run.shardings.params)()
         with processes.together():
-            params = weights.load_weights(run.config.init.path, run.config.init.layout, params)
+            params = beginning.init_params(run, own_texts)
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
     with processes.together():

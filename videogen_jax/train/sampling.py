@@ -16,7 +16,7 @@ from videogen_jax.models.vae import Autoencoder, with_statistics
 from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.tokens import check_tokens
-from videogen_jax.train import setup
+from videogen_jax.train import conditions, setup
 from videogen_jax.train.setup import Run
 
 
@@ -27,7 +27,8 @@ def check_choices(run: Run) -> None:
       ValueError: names it.
     """
     config = run.config
-    setup.make_run_loss(run, config.text.dropout)
+    setup.make_run_loss(run)
+    check_known_guidance(config, config.sample.known_guidance_scale)
     make_run_programs(run, sampler_options(config))
     if config.sample.clip_x0 and config.vae.name != "identity":
         raise ValueError(
@@ -37,7 +38,24 @@ def check_choices(run: Run) -> None:
         raise ValueError(
             f"sample.motion is {config.sample.motion}: buckets of the motion score are 0 to 255."
         )
+    if not config.known.sampling_noise > 0:
+        raise ValueError(
+            f"known.sampling_noise is {config.known.sampling_noise}: give a sigma above 0, such as 0.02."
+        )
     setup.check_snapshots(config)
+
+
+def check_known_guidance(config: ml_collections.ConfigDict, scale: float | None) -> None:
+    """Refuses guidance by known frames of a model that is told of none.
+
+    Raises:
+      ValueError: it is so.
+    """
+    if scale is not None and config.model.conditioning != "frames":
+        raise ValueError(
+            f"known_guidance_scale is {scale:g}, but this model knows no frames (model.conditioning="
+            f"{config.model.conditioning!r}): leave it out."
+        )
 
 
 def sampler_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -69,30 +87,51 @@ def make_run_programs(run: Run, options: dict[str, Any], null_text: Any = None) 
     )
 
 
-def make_condition(config: ml_collections.ConfigDict, text: Any, motion: float) -> dict[str, Any]:
+def make_condition(
+    config: ml_collections.ConfigDict,
+    text: Any,
+    motion: float,
+    shape: tuple[int, int, int, int] | None = None,
+) -> dict[str, Any]:
     """What the model is told of videos that are to be made.
 
     Args:
       config: of the run.
       text: tree of rows of N, of `Texts.embed`.
       motion: bucket of the motion score, 0 (least) to 255; read by models with that micro-condition.
+      shape: (F, H, W, C) of a video as the model sees it; by default the config's.
     Returns:
-      The condition, rows of N.
+      The condition, rows of N, where no frames are known.
     """
     values = {"fps": config.data.fps, "motion": motion}
     count = len(jax.tree.leaves(text)[0])
     micro = {
-        name: np.full(count, values[name], np.float32) for name in config.model.micro_conditions
+        name: np.full(count, values[name], np.float32)
+        for name in conditions.batch_conditions(config)
     }
-    return {"text": text} | micro
+    shape = setup.video_shape(config) if shape is None else shape
+    video = jax.ShapeDtypeStruct((count, *shape), np.float32)
+    return {"text": text} | micro | conditions.tell_nothing(config, video)
 
 
 def make_run_decoder(
-    config: ml_collections.ConfigDict, mesh: Mesh, autoencoder: Autoencoder | None = None
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    autoencoder: Autoencoder | None = None,
+    frames: int | None = None,
 ) -> ChunkProgram:
-    """The config's way from latents to pixels; by default of its autoencoder as its weights' config has it."""
+    """The config's way from latents to pixels.
+
+    Args:
+      config: of the run.
+      mesh: to decode on.
+      autoencoder: by default the config's, as its weights' config has it.
+      frames: of the video in a chunk; by default vae.chunk_frames for each device.
+    Returns:
+      The program.
+    """
     autoencoder = setup.describe_autoencoder(config) if autoencoder is None else autoencoder
-    frames = config.vae.chunk_frames * mesh.size
+    frames = config.vae.chunk_frames * mesh.size if frames is None else frames
     return make_decoder(autoencoder, mesh, frames, setup.video_shape(config)[1:3], config.vae.tile)
 
 
@@ -112,6 +151,29 @@ def make_decode(
     """
     if latents is None:
         return lambda videos: videos
+    decoder, params = load_decoder(config, latents)
+
+    def decode(videos: np.ndarray) -> np.ndarray:
+        frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
+        return frames.reshape(len(videos), -1, *frames.shape[1:])
+
+    return decode
+
+
+def load_autoencoder(
+    config: ml_collections.ConfigDict, latents: LatentInfo
+) -> tuple[Autoencoder, Any]:
+    """The autoencoder of a data set's latents, which it brings to mean 0 and deviation 1.
+
+    Args:
+      config: of the run.
+      latents: of its data set.
+    Returns:
+      (autoencoder, its parameters on the host).
+    Raises:
+      ValueError: the weights are others than those that encoded the data set.
+      FileNotFoundError: they are not there.
+    """
     autoencoder = setup.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
     if hash_params(params) != latents.weights:
@@ -119,18 +181,30 @@ def make_decode(
             f"The weights of vae.path={config.vae.path!r} are not those that encoded the data set: "
             "name the same ones, or encode it again."
         )
-    autoencoder = with_statistics(autoencoder, latents.mean, latents.deviation)
+    return with_statistics(autoencoder, latents.mean, latents.deviation), params
+
+
+def load_decoder(
+    config: ml_collections.ConfigDict, latents: LatentInfo, latent_frames: int | None = None
+) -> tuple[ChunkProgram, Any]:
+    """The decoder of a data set's latents on this process's devices, and its weights.
+
+    Args:
+      config: of the run.
+      latents: of its data set.
+      latent_frames: of a chunk; by default as many as vae.chunk_frames says.
+    Returns:
+      (decoder, parameters on the devices).
+    Raises:
+      ValueError: the weights are others than those that encoded the data set.
+      FileNotFoundError: they are not there.
+    """
+    autoencoder, params = load_autoencoder(config, latents)
     devices = jax.local_devices()
-    decoder = make_run_decoder(
-        config, meshes.make_mesh(data=len(devices), devices=devices), autoencoder
-    )
-    params = decoder.put_params(params)
-
-    def decode(videos: np.ndarray) -> np.ndarray:
-        frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
-        return frames.reshape(len(videos), -1, *frames.shape[1:])
-
-    return decode
+    mesh = meshes.make_mesh(data=len(devices), devices=devices)
+    frames = None if latent_frames is None else latent_frames * autoencoder.downsample[0]
+    decoder = make_run_decoder(config, mesh, autoencoder, frames)
+    return decoder, decoder.put_params(params)
 
 
 def choose_sample_mesh(
@@ -147,10 +221,17 @@ def choose_sample_mesh(
     Returns:
       The mesh.
     """
+    model, grid = config.model, setup.token_grid(config)
+    check = lambda mesh: check_tokens(mesh, grid, model.attention, model.num_heads)  # noqa: E731
+    return choose_mesh(count, devices, check)
+
+
+def choose_mesh(count: int, devices: Sequence[jax.Device], check: Callable[[Mesh], None]) -> Mesh:
+    """As `choose_sample_mesh`, where `check` raises ValueError for a mesh on which videos do not divide."""
     data = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= count)
     mesh = meshes.make_mesh(data=data, seq=len(devices) // data, devices=devices)
     try:
-        check_tokens(mesh, setup.token_grid(config), config.model.attention, config.model.num_heads)
+        check(mesh)
     except ValueError as error:
         logging.info("Only %d of %d devices are used: %s", data, len(devices), error)
         return meshes.make_mesh(data=data, devices=devices)

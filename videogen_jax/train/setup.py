@@ -5,27 +5,24 @@ The train loop, `sample` and the tests all start from `make_run`, so they cannot
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
+from videogen_jax.diffusion.tasks import Tasks
 from videogen_jax.models.attention import choose_kernel
-from videogen_jax.models.dit import VideoDiT
+from videogen_jax.models.dit import History, VideoDiT
 from videogen_jax.models.flops import count_flops
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.models.vae import Autoencoder, make_autoencoder
@@ -34,7 +31,7 @@ from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import to_host
 from videogen_jax.parallel.tokens import Tokens, check_tokens
 from videogen_jax.parallel.wire import least_wire_bytes
-from videogen_jax.train import ema, optim, texts
+from videogen_jax.train import conditions, ema, optim, texts
 from videogen_jax.train.state import TrainState, compute_dtype, init_state
 from videogen_jax.train.step import (
     Batch,
@@ -46,7 +43,6 @@ from videogen_jax.train.step import (
 from videogen_jax.train.trained_vae import SECTION, read_autoencoder
 
 SIDES = {"left", "right"}  # where captions say these, a mirrored clip would belie them
-MICRO_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
 
 
 class Run(NamedTuple):
@@ -57,7 +53,8 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     ema_decays: dict[str, Callable[..., jax.Array]]  # of `ema.make_decays`; the first one samples
-    apply: Callable[..., Any]  # (params, x_t, t, condition) to the model's output
+    # (params, x_t, t, condition) to the model's output, and with a history as `VideoDiT`
+    apply: Callable[..., Any]
     loss: Callable[
         ["Run"], Callable[..., jax.Array]
     ]  # to (params, batch, rng) to (), as it is trained
@@ -118,7 +115,10 @@ def encoder_dtype(config: ml_collections.ConfigDict) -> str:
 
 
 def make_run(
-    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: Any = None
+    config: ml_collections.ConfigDict,
+    mesh: Mesh | None = None,
+    null_text: Any = None,
+    grid: tuple[int, int, int] | None = None,
 ) -> Run:
     """Builds everything that needs no data.
 
@@ -126,13 +126,15 @@ def make_run(
       config: as in configs/.
       mesh: to use instead of the config's, e.g. for sampling on other devices.
       null_text: of `texts.Texts`; by default `texts.blank_text`, which has its shapes.
+      grid: (T, H, W) of the tokens that are to lie on the mesh, of a chunk of a long video; by default a clip's.
     Returns:
       The run.
     Raises:
       ValueError: a name or size in the config does not fit; the sentence names it.
     """
     mesh = meshes.make_mesh(**config.mesh) if mesh is None else mesh
-    check_micro_conditions(config)
+    conditions.check_micro_conditions(config)
+    conditions.make_tasks(config, token_grid(config)[0])
     null_text = texts.blank_text(config) if null_text is None else null_text
     text_encoder = texts.MODEL_ENCODERS[config.text.encoder]
     model = VideoDiT(
@@ -145,30 +147,44 @@ def make_run(
         remat=config.memory.remat,
         saved=tuple(config.memory.saved),
         offload=config.memory.offload_activations,
-        pieces=config.memory.pieces,
+        pieces=config.memory.pieces if grid is None else 1,  # which a chunk need not divide by
         unroll=config.memory.unroll,
     )
-    check_tokens(mesh, token_grid(config), config.model.attention, config.model.num_heads)
+    lies = token_grid(config) if grid is None else grid
+    check_tokens(mesh, lies, config.model.attention, config.model.num_heads)
     schedule = make_run_schedule(config)
     batch = abstract_batch(config, 1, null_text)
+    told = conditions.frame_conditions(config)
 
-    def apply(params: Any, x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
+    def apply(
+        params: Any,
+        x_t: jax.Array,
+        t: jax.Array,
+        condition: dict[str, Any],
+        history: History | None = None,
+    ) -> Any:
         if schedule.clock == "sigma":
-            x_t = x_t * expand(schedule.input_scale(t), x_t.ndim)
+            scale = schedule.input_scale(t)
+            if scale.ndim == 2:  # of latent frames
+                scale = jnp.repeat(scale, config.model.patch_size[0], axis=1)
+            x_t = x_t * expand(scale, x_t.ndim)
         micro = {name: condition[name] for name in config.model.micro_conditions}
-        time = schedule.model_time(t)
-        return model.apply({"params": params}, x_t, time, condition["text"], micro)
+        frames = {name: condition[name] for name in told}
+        inputs = (x_t, schedule.model_time(t), condition["text"], micro)
+        return model.apply({"params": params}, *inputs, **frames, history=history)
 
     def init_params() -> Any:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
         if token_grid(config)[0] == 1:
             # A picture passes by the temporal blocks; videos that come later want them.
             zeros["video"] = jnp.repeat(zeros["video"], 2, axis=1)
+        zeros |= conditions.tell_nothing(config, zeros["video"])
         micro = {name: zeros[name] for name in config.model.micro_conditions}
+        frames = {name: zeros[name] for name in told}
         rng = jax.random.fold_in(jax.random.key(config.seed), 0)
         inputs = (zeros["video"].astype(jnp.float32), jnp.zeros(1), zeros["text"], micro)
         # One clip cannot be split among the devices that a batch is; nor need it be.
-        return model.clone(tokens=None).init(rng, *inputs)["params"]
+        return model.clone(tokens=None).init(rng, *inputs, **frames)["params"]
 
     rules = sharding.parameter_rules(
         modulation=config.model.modulation,
@@ -182,7 +198,7 @@ def make_run(
         init_params,
         rules,
         apply=apply,
-        loss=lambda run: make_run_loss(run, run.config.text.dropout),
+        loss=make_run_loss,
         batch=lambda config, count: abstract_batch(config, count, null_text),
         schedule=schedule,
         null_text=null_text,
@@ -345,20 +361,6 @@ def offloaded(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     return tuple(field for field, waits in chosen.items() if waits)
 
 
-def check_micro_conditions(config: ml_collections.ConfigDict) -> None:
-    """Refuses micro-conditions that no batch has.
-
-    Raises:
-      ValueError: lists those that there are.
-    """
-    unknown = [name for name in config.model.micro_conditions if name not in MICRO_CONDITIONS]
-    if unknown:
-        raise ValueError(
-            f"Unknown model.micro_conditions {', '.join(map(repr, unknown))}: "
-            f"choose among {', '.join(MICRO_CONDITIONS)}."
-        )
-
-
 def abstract_batch(
     config: ml_collections.ConfigDict, count: int, null_text: Any = None
 ) -> dict[str, Any]:
@@ -378,8 +380,7 @@ def abstract_batch(
             lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), null_text
         ),
     }
-    micro = jax.ShapeDtypeStruct((count,), np.float32)
-    return batch | {name: micro for name in config.model.micro_conditions}
+    return batch | conditions.abstract_conditions(config, count)
 
 
 def check_snapshots(config: ml_collections.ConfigDict) -> None:
@@ -395,16 +396,30 @@ def check_snapshots(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def make_run_loss(run: Run, text_dropout: float) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-    """The config's loss of a batch."""
-    objective = run.config.objective
-    return make_loss(run.apply, run.schedule, run.null_text, text_dropout=text_dropout, **objective)
+def make_run_loss(run: Run, drops: bool = True) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """The config's loss of a batch; without `drops`, the model is always told all there is."""
+    config = run.config
+    return make_loss(
+        run.apply,
+        run.schedule,
+        run.null_text,
+        make_run_tasks(run),
+        text_dropout=config.text.dropout * drops,
+        known_dropout=config.known.dropout * drops,
+        joint_dropout=config.known.joint_dropout * drops,
+        **config.objective,
+    )
+
+
+def make_run_tasks(run: Run) -> Tasks | None:
+    """The config's tasks; None for a model that is told of no frames."""
+    return conditions.make_tasks(run.config, token_grid(run.config)[0])
 
 
 def make_run_level_losses(run: Run, count: int) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """The config's loss of a batch at each of `count` noise levels, as of `make_loss_by_noise_level`."""
     chosen = {name: run.config.objective[name] for name in ("prediction", "weighting", "gamma")}
-    clip_losses = make_clip_losses(run.apply, run.schedule, **chosen)
+    clip_losses = make_clip_losses(run.apply, run.schedule, make_run_tasks(run), **chosen)
     return make_loss_by_noise_level(clip_losses, run.schedule, count)
 
 
@@ -425,7 +440,7 @@ def token_grid(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 def forward_flops(config: ml_collections.ConfigDict) -> int:
     """Operations of the model's forward pass over one clip."""
     model = config.model
-    numbers = math.prod(model.patch_size) * video_shape(config)[-1]
+    places, channels = math.prod(model.patch_size), video_shape(config)[-1]
     return count_flops(
         token_grid(config),
         width=model.width,
@@ -434,8 +449,8 @@ def forward_flops(config: ml_collections.ConfigDict) -> int:
         attention=model.attention,
         causal=model.causal,
         cross_attention=model.cross_attention,
-        patch_in=numbers,
-        patch_out=numbers,
+        patch_in=places * conditions.input_channels(config, channels),
+        patch_out=places * channels,
         text_tokens=config.text.length,
         text_depth=model.text_depth,
     )
@@ -501,41 +516,3 @@ def compile_step(run: Run) -> Callable[..., Any]:
         "Compiled the step for clips of %s in %.1f s.", shape, time.perf_counter() - started
     )
     return compiled
-
-
-def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the resolved config to `workdir`/config.json, whole or not at all."""
-    write_json(workdir / "config.json", config.to_dict())
-
-
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """Reads back the config of a run.
-
-    Args:
-      workdir: of the run.
-    Returns:
-      The config, locked.
-    Raises:
-      FileNotFoundError: the folder holds no run.
-      ValueError: the run is of a version whose configs had other lines.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path}: name the --workdir of a run that launch.py has started."
-        )
-    config = ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    if SECTION in config:
-        return config.lock()
-    # JSON has lists where Flax wants something hashable.
-    try:
-        for name in ("patch_size", "micro_conditions"):
-            config.model[name] = tuple(config.model[name])
-        if "encoder" not in config.text:  # there were only words once
-            config.text.update({"encoder": "words", "path": ""})
-        config.memory, config.vae  # noqa: B018
-    except (AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is of an older videogen_jax ({error.args[0]}): sample with that version, or train again."
-        ) from None
-    return config.lock()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -15,10 +16,13 @@ from videogen_jax.generate import contact_sheet
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.parallel import processes
 from videogen_jax.train import autoencoder, checks, metrics, sampling
+from videogen_jax.train.known_frames import tell_known
 from videogen_jax.train.setup import Run
+from videogen_jax.train.step import to_float
 from videogen_jax.train.texts import Texts
 
 RECONSTRUCTED = 4  # validation clips shown beside samples that are decoded from latents
+CONTINUED = 4  # validation clips from whose first frames samples are made
 
 
 def make_show_samples(
@@ -27,14 +31,20 @@ def make_show_samples(
     """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard.
 
     Where these are decoded from latents, the first time also what samples can look like at best: validation clips, as
-    the autoencoder gives them back.
+    the autoencoder gives them back. Of a model that learns from first frames also what it makes of those of some
+    validation clips, with their captions.
     """
     prompts, motion = run.config.sample.prompts, run.config.sample.motion
     if not prompts:
         return lambda writer, step, ema: None
     with processes.together():
         text = own_texts.embed(prompts)
-    condition = sampling.make_condition(run.config, text, motion)
+    conditions = {}
+    if run.config.tasks.text:
+        conditions["prompts"] = sampling.make_condition(run.config, text, motion)
+    with processes.together():
+        if run.config.tasks.image and (told := tell_first_frames(run, own_texts, sets)):
+            conditions["first_frames"] = told
     generate = make_generator(sampling.make_run_programs(run, sampling.sampler_options(run.config)))
     decode, held_out = None, None
     with processes.together():
@@ -45,16 +55,34 @@ def make_show_samples(
 
     def show_samples(writer: Any, step: int, ema: Any) -> None:
         nonlocal held_out
-        videos = generate(ema, condition, list(range(len(prompts))))
+        fps = run.config.data.fps
+        for tag, condition in conditions.items():
+            videos = generate(ema, condition, list(range(len(jax.tree.leaves(condition)[0]))))
+            if decode is not None:
+                name = None if tag == "prompts" else f"{tag}_{step:08d}"
+                write_videos(writer, workdir, step, tag, decode(videos), fps, name)
         if decode is None:
             return
-        fps = run.config.data.fps
-        write_videos(writer, workdir, step, "prompts", decode(videos), fps)
         if held_out is not None:
-            made, held_out = decode(held_out.astype(np.float32)), None
+            made, held_out = decode(held_out["video"].astype(np.float32)), None
             write_videos(writer, workdir, step, "reconstructions", made, fps, "reconstructions")
 
     return show_samples
+
+
+def tell_first_frames(
+    run: Run, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> dict[str, Any] | None:
+    """What the model is told of the first frames of validation clips and their captions; None without such clips."""
+    config = run.config
+    clips = read_held_out(config, sets, CONTINUED, own_texts.stored_length)
+    if clips is None:
+        return None
+    video = to_float(jnp.asarray(clips["video"]))
+    mask = np.zeros(video.shape[:2], bool)
+    mask[:, 0] = True
+    condition = sampling.make_condition(config, own_texts.read(clips), config.sample.motion)
+    return condition | tell_known(config, np.asarray(video), mask, list(range(CONTINUED)))
 
 
 def make_show_reconstructions(
@@ -64,9 +92,10 @@ def make_show_reconstructions(
     del own_texts
     config = run.config
     count = config.sample.clips
-    clips = read_held_out(config, sets, count) if count else None
-    if clips is None:
+    held_out = read_held_out(config, sets, count) if count else None
+    if held_out is None:
         return lambda writer, step, ema: None
+    clips = held_out["video"]
     whole = NamedSharding(run.mesh, PartitionSpec())
     video = jax.make_array_from_callback(clips.shape, whole, lambda index: clips[index])
 
@@ -83,25 +112,34 @@ def make_show_reconstructions(
 
 
 def read_held_out(
-    config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData], count: int
-) -> np.ndarray | None:
+    config: ml_collections.ConfigDict,
+    sets: Mapping[str, pipeline.PackedData],
+    count: int,
+    text_length: int = 0,
+) -> pipeline.Clips | None:
     """The first validation clips, or their latents, of the config's shape.
 
     Args:
       config: of the run.
       sets: of `buckets.open_buckets`.
       count: N.
+      text_length: as of `pipeline.make_clips`.
     Returns:
-      (N, T, H, W, C); None if no bucket of that shape has any.
+      The clips, "video" (N, T, H, W, C) among them; None if no bucket of that shape has any.
     """
     data = find_held_out(config, sets)
     if data is None:
         return None
     size = checks.make_augmentation(config).size if data.latents is None else None
     batches = pipeline.make_validation_clips(
-        data, batch_size=count, frames=config.data.frames, num_batches=1, size=size
+        data,
+        batch_size=count,
+        frames=config.data.frames,
+        num_batches=1,
+        size=size,
+        text_length=text_length,
     )
-    return next(batches)["video"]
+    return next(batches)
 
 
 def find_held_out(

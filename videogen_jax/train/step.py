@@ -1,6 +1,7 @@
 """One optimizer step, and the loss that it descends.
 
 x0, text  --noise at a random t-->  x_t  --model-->  weighted squared error of its prediction
+          --task of the clip----->  known frames beside x_t, or clean ones in it, which are not learned
 noise levels: the same error at times in each of some equal parts of the clock, for validation
 accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32
 """
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from videogen_jax.diffusion import objective, times
+from videogen_jax.diffusion import tasks as clip_tasks
 from videogen_jax.diffusion.schedule import Schedule
+from videogen_jax.diffusion.tasks import Tasks
 from videogen_jax.parallel import offload
 from videogen_jax.train import ema, optim
 from videogen_jax.train.state import LossScale, TrainState
@@ -36,33 +39,60 @@ def to_float(video: jax.Array) -> jax.Array:
 
 
 def make_clip_losses(
-    apply: Apply, schedule: Schedule, *, prediction: str, weighting: str, gamma: float
-) -> Callable[[Any, Batch, jax.Array, jax.Array], jax.Array]:
+    apply: Apply,
+    schedule: Schedule,
+    tasks: Tasks | None = None,
+    *,
+    prediction: str,
+    weighting: str,
+    gamma: float,
+) -> Callable[..., jax.Array]:
     """Builds the loss of each clip at a time that is given.
 
     Args:
       apply: the model.
       schedule: noise schedule.
+      tasks: for models that take known frames.
       prediction: one of `objective.PREDICTIONS`.
       weighting: one of `objective.WEIGHTINGS`.
       gamma: bound of the weights.
     Returns:
-      (params, batch, t (B,), key of the noise) to (B,) float32.
+      (params, batch, t (B,), key of the noise, (B,) bool or None: whose known frames are dropped) to (B,) float32, the
+      mean over the frames that are learned.
     Raises:
       ValueError: prediction, weighting and schedule do not go together.
     """
     objective.check_objective(schedule, prediction)
     objective.check_weighting(weighting, gamma)
 
-    def clip_losses(params: Any, batch: Batch, t: jax.Array, rng_eps: jax.Array) -> jax.Array:
-        x0 = to_float(batch["video"])  # (B, T, H, W, 3)
+    def clip_losses(
+        params: Any,
+        batch: Batch,
+        t: jax.Array,
+        rng_eps: jax.Array,
+        dropped: jax.Array | None = None,
+    ) -> jax.Array:
+        x0 = to_float(batch["video"])  # (B, F, H, W, C)
         levels = schedule.pair(t)
         eps = jax.random.normal(rng_eps, x0.shape)
-        x_t = objective.add_noise(x0, eps, *levels)
         condition = {name: rows for name, rows in batch.items() if name != "video"}
-        output = apply(params, x_t, t, condition)
+        noise_levels, told, learned = levels, t, None
+        if tasks is not None:
+            rng_task = jax.random.fold_in(rng_eps, 0)
+            situation = clip_tasks.draw_task(rng_task, tasks, x0, dropped)
+            condition |= {
+                name: getattr(situation, name) for name in ("known", "mask", "augmentation")
+            }
+            condition["start"] = situation.start
+            if tasks.shares["prefix"]:
+                own, told = clip_tasks.prefix_times(t, situation.clean, tasks, schedule)
+                noise_levels = schedule.pair(own)
+                learned = ~situation.clean
+        x_t = objective.add_noise(x0, eps, *noise_levels)
+        output = apply(params, x_t, told, condition)
         target = objective.make_target(prediction, x0, eps, *levels, schedule.sigma_data)
-        error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3, 4))  # (B,)
+        error = jnp.mean(jnp.square(output - target), axis=(2, 3, 4))  # (B, F)
+        error = jnp.mean(error, axis=1, where=learned)  # (B,)
         weight = objective.loss_weight(
             weighting, prediction, *levels, gamma=gamma, sigma_data=schedule.sigma_data
         )
@@ -72,7 +102,7 @@ def make_clip_losses(
 
 
 def make_loss_by_noise_level(
-    clip_losses: Callable[[Any, Batch, jax.Array, jax.Array], jax.Array],
+    clip_losses: Callable[..., jax.Array],
     schedule: Schedule,
     count: int,
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
@@ -105,6 +135,7 @@ def make_loss(
     apply: Apply,
     schedule: Schedule,
     null_text: Any,
+    tasks: Tasks | None = None,
     *,
     prediction: str,
     weighting: str,
@@ -114,6 +145,8 @@ def make_loss(
     time_std: float,
     stratified: bool,
     text_dropout: float,
+    known_dropout: float = 0.0,
+    joint_dropout: float = 0.0,
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """Builds the loss of a batch.
 
@@ -121,6 +154,7 @@ def make_loss(
       apply: the model.
       schedule: noise schedule.
       null_text: tree of text without the batch axis, that stands for no caption.
+      tasks: for models that take known frames.
       prediction: one of `objective.PREDICTIONS`.
       weighting: one of `objective.WEIGHTINGS`.
       gamma: bound of the weights.
@@ -129,14 +163,22 @@ def make_loss(
       time_std: of the same.
       stratified: times spread evenly over the batch.
       text_dropout: share of captions replaced by `null_text`, for classifier-free guidance.
+      known_dropout: share of clips whose known frames are not told.
+      joint_dropout: share of clips of which neither is told.
     Returns:
       (params, batch, rng) to the mean over the batch, () float32.
     Raises:
-      ValueError: prediction, times and schedule do not go together.
+      ValueError: prediction, times and schedule do not go together, or the dropouts are more than a whole.
     """
     clip_losses = make_clip_losses(
-        apply, schedule, prediction=prediction, weighting=weighting, gamma=gamma
+        apply, schedule, tasks, prediction=prediction, weighting=weighting, gamma=gamma
     )
+    shares = (text_dropout, known_dropout, joint_dropout)
+    if min(shares) < 0 or sum(shares) > 1:
+        raise ValueError(
+            f"text.dropout, known.dropout and known.joint_dropout are {', '.join(map(str, shares))}: make them 0 or "
+            "more, and together at most 1."
+        )
     times.check_distribution(schedule, time_distribution)
     if time_std < 0:
         raise ValueError(f"objective.time_std is {time_std}: a deviation is 0 or more.")
@@ -153,13 +195,15 @@ def make_loss(
             std=time_std,
             stratified=stratified,
         )  # (B,)
-        dropped = jax.random.bernoulli(rng_drop, text_dropout, (count,))
+        draw = jax.random.uniform(rng_drop, (count,))
+        drop_text = draw < text_dropout + joint_dropout
+        drop_known = (draw >= text_dropout) & (draw < sum(shares))
         text = jax.tree.map(
-            lambda null, rows: jnp.where(objective.expand(dropped, rows.ndim), null, rows),
+            lambda null, rows: jnp.where(objective.expand(drop_text, rows.ndim), null, rows),
             null_text,
             batch["text"],
         )
-        return jnp.mean(clip_losses(params, batch | {"text": text}, t, rng_eps))
+        return jnp.mean(clip_losses(params, batch | {"text": text}, t, rng_eps, drop_known))
 
     return loss
 

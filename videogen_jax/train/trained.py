@@ -1,37 +1,214 @@
 """A trained model as others use it: captions and seeds in, videos out, with the recipe that made them."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from videogen_jax import __version__
 from videogen_jax.data import buckets, pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate.generator import make_generator
+from videogen_jax.generate.rollout import roll
+from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import (
     autoencoder,
     checkpoint,
     checks,
+    known_frames,
+    rollouts,
     sampling,
+    saved_config,
     setup,
     show,
     snapshots,
     texts,
 )
 
+Timeline = Sequence[tuple[int, str]]  # first frame (from 0, rising) and caption
+
+
+class Model(NamedTuple):
+    """A run's average on a mesh, ready to make videos."""
+
+    config: ml_collections.ConfigDict
+    run: setup.Run
+    params: Any
+    text: Any  # rows of the captions
+    null_text: Any  # of the negative prompt, without the batch axis
+    latents: LatentInfo | None
+    options: dict[str, Any]  # of `sampling.sampler_options`
+    motion: float
+    recipe: dict[str, Any]  # what is needed to make the videos again
+
 
 def make_videos(
     workdir: Path,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    *,
+    known: Sequence[known_frames.Frames] = (),
+    **choices: Any,
+) -> tuple[Iterator[np.ndarray], dict[str, Any], ml_collections.ConfigDict]:
+    """Restores a run's EMA and makes videos of it, on all devices; the checkpoint is not touched.
+
+    Args:
+      workdir: of the run.
+      prompts: N captions.
+      seeds: N seeds; each makes the same video in any company.
+      known: frames that the videos are to show, of each of them, or of all of them if there is one; empty for none.
+      **choices: of `open_model`.
+    Returns:
+      (batches of videos (B, T, H, W, 3) uint8 in order, all that is needed to make them again, the run's config).
+    Raises:
+      ValueError: an option, a prompt, a frame or the checkpoint does not fit; the sentence says how.
+      OSError: a file cannot be read.
+    """
+    model = open_model(workdir, prompts, len(prompts), sampling.choose_sample_mesh, **choices)
+    config = model.config
+    known_frames.check_known(config, known)
+    if not known and not config.tasks.text:
+        raise ValueError(
+            "This model never learned videos from their text alone (tasks.text=0): give it a first frame (--image), or "
+            " --num_frames where it goes on from one."
+        )
+    decode = sampling.make_decode(config, model.latents)
+    programs = sampling.make_run_programs(model.run, model.options, model.null_text)
+    generate = make_generator(programs)
+    logging.info("Sampling %d videos on %d devices.", len(seeds), model.run.mesh.size)
+    condition = sampling.make_condition(config, model.text, model.motion)
+    if known:
+        frames = known_frames.encode_known(config, model.latents, known)
+        frames = (np.repeat(part, len(prompts) // len(known), axis=0) for part in frames)
+        condition |= known_frames.tell_known(config, *frames, seeds)
+
+    def make() -> Iterator[np.ndarray]:
+        for start in range(0, len(prompts), programs.batch_size):
+            part = slice(start, start + programs.batch_size)
+            own = jax.tree.map(lambda column: column[part], condition)  # noqa: B023
+            yield decode(generate(model.params, own, list(seeds[part])))
+
+    return make(), model.recipe, config
+
+
+def make_long_videos(
+    workdir: Path,
+    timelines: Sequence[Timeline],
+    seeds: Sequence[int],
+    num_frames: int,
+    *,
+    image: np.ndarray | None = None,
+    chunk: int | None = None,
+    prefix: int | None = None,
+    **choices: Any,
+) -> tuple[Iterator[Iterator[np.ndarray]], dict[str, Any], ml_collections.ConfigDict]:
+    """Restores a run's EMA and makes videos of any length, which are never whole in memory.
+
+    Args:
+      workdir: of the run.
+      timelines: N, the captions of each video and the frames from which on they hold; a chunk is made by the caption
+        that holds at its first frame.
+      seeds: N seeds.
+      num_frames: of each video.
+      image: (h, w, 3) uint8, the first frame of all videos.
+      chunk: latent frames made at a time; by default the config's.
+      prefix: latent frames that are remembered; by default the most that the model was trained with.
+      **choices: of `open_model`.
+    Returns:
+      (for each batch of videos, in order, an iterator over what comes next of them, (B, n, H, W, 3) uint8; all that is
+      needed to make them again; the run's config).
+    Raises:
+      ValueError: the model makes no long videos, or something does not fit; the sentence says how.
+      OSError: a file cannot be read.
+    """
+    config = saved_config.read_config(workdir)
+    check_diffusion(workdir, config)
+    plan = rollouts.plan_rollout(config, chunk, prefix)
+    written = rollouts.check_beginning(config, plan, image is not None)
+    choose = lambda config, *rest: rollouts.choose_rollout_mesh(config, plan, *rest)  # noqa: E731
+    captions = sorted({caption for timeline in timelines for _, caption in timeline})
+    grid = rollouts.chunk_grid(config, plan)
+    model = open_model(workdir, captions, len(timelines), choose, grid=grid, **choices)
+    rollout = rollouts.make_run_rollout(model.run, plan, model.options, model.null_text)
+    shape = rollouts.chunk_shape(config, plan)
+    beginning = None
+    if image is not None:
+        video, mask = known_frames.encode_known(config, model.latents, [{0: image}])
+        video, mask = video[:, : shape[0]], mask[:, : shape[0]]
+        beginning = video[:, :1] if written else None
+    begun = int(written)
+    rollouts.tell_hidden(plan, begun)
+    count = rollouts.count_chunks(config, plan, num_frames, begun)
+    open_decode = rollouts.make_open_decode(config, model.latents, 1 if written else shape[0])
+    logging.info(
+        "Making %d videos of %d frames in chunks of %d latent frames, on %d devices.",
+        *(len(seeds), num_frames, plan.chunk, model.run.mesh.size),
+    )
+
+    def condition_of(part: np.ndarray, chunk: int) -> dict[str, Any]:
+        first = rollouts.first_frame(config, begun + chunk * shape[0])
+        spoken = [find_caption(timelines[i], first) for i in part]
+        index = np.array([captions.index(caption) for caption in spoken])
+        text = jax.tree.map(lambda column: column[index], model.text)
+        condition = sampling.make_condition(config, text, model.motion, shape)
+        if image is not None and not written and chunk == 0:
+            told = (np.repeat(array, len(part), axis=0) for array in (video, mask))
+            condition |= known_frames.tell_known(config, *told, [seeds[i] for i in part])
+        return condition
+
+    def make_batch(part: np.ndarray) -> Iterator[np.ndarray]:
+        # The last batch is filled up.
+        filled = np.resize(part, rollout.batch_size)
+        decode = open_decode(len(part))
+        first = None if beginning is None else np.repeat(beginning, rollout.batch_size, axis=0)
+        left = num_frames
+        chunks = roll(
+            rollout,
+            model.params,
+            functools.partial(condition_of, filled),
+            np.array([seeds[i] for i in filled]),
+            count,
+            first,
+        )
+        if first is not None:
+            latent = first if model.latents is not None else np.asarray(to_pixels(first))
+            chunks = itertools.chain([latent], chunks)
+        for video in chunks:
+            frames = decode(video[: len(part)])[:, :left]
+            left -= frames.shape[1]
+            yield frames
+
+    def make() -> Iterator[Iterator[np.ndarray]]:
+        for start in range(0, len(seeds), rollout.batch_size):
+            yield make_batch(np.arange(start, min(start + rollout.batch_size, len(seeds))))
+
+    recipe = model.recipe | {
+        "num_frames": num_frames,
+        "chunk": plan.chunk,
+        "prefix_lengths": list(plan.lengths),
+        "prefix_noise": config.prefix.sampling_noise,
+    }
+    return make(), recipe, config
+
+
+def find_caption(timeline: Timeline, frame: int) -> str:
+    """The caption that holds at a frame: the last one whose own frame is this one or earlier."""
+    return [caption for first, caption in timeline if first <= frame][-1]
+
+
+def open_model(
+    workdir: Path,
+    captions: Sequence[str],
+    count: int,
+    choose_mesh: Callable[..., Mesh],
     *,
     step: int | None = None,
     ema: str | None = None,
@@ -40,14 +217,16 @@ def make_videos(
     motion: float | None = None,
     negative_prompt: str = "",
     batch_size: int = 16,
+    grid: tuple[int, int, int] | None = None,
     **options: Any,
-) -> tuple[Iterator[np.ndarray], dict[str, Any], ml_collections.ConfigDict]:
-    """Restores a run's EMA and makes videos of it, on all devices; the checkpoint is not touched.
+) -> Model:
+    """Restores a run's EMA for sampling.
 
     Args:
       workdir: of the run.
-      prompts: N captions.
-      seeds: N seeds; each makes the same video in any company.
+      captions: to embed.
+      count: videos that are to be made.
+      choose_mesh: (config, count, devices) to the mesh.
       step: of the checkpoint; by default the newest.
       ema: name of the moving average; by default the first one.
       ema_width: relative width of a power average to make of the run's snapshots instead.
@@ -55,41 +234,38 @@ def make_videos(
       motion: bucket of the motion score; by default the config's.
       negative_prompt: what the videos shall not show.
       batch_size: videos at a time.
+      grid: (T, H, W) of the tokens that the model sees at a time; by default a clip's.
       **options: lines of config.sample in the place of the config's.
     Returns:
-      (batches of videos (B, T, H, W, 3) uint8 in order, all that is needed to make them again, the run's config).
+      The model.
     Raises:
-      ValueError: an option, a prompt or the checkpoint does not fit; the sentence says how.
+      ValueError: an option or the checkpoint does not fit; the sentence says how.
       OSError: a file cannot be read.
     """
     if ema is not None and ema_width is not None:
         raise ValueError("--ema names an average and --ema_width makes one: give one of them.")
-    config = setup.read_config(workdir)
-    if checks.is_autoencoder(config):
-        raise ValueError(
-            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
-            "diffusion model."
-        )
+    config = saved_config.read_config(workdir)
+    check_diffusion(workdir, config)
     if dtype is not None:
         with config.unlocked():
             config.train.precision = dtype
-    options = sampling.sampler_options(config) | options
-    batch_size = options["batch_size"] = min(batch_size, len(prompts))
+    given = sampling.sampler_options(config)
+    if given["known_guidance_scale"] == given["guidance_scale"]:
+        # One scale for both in the config, and so where another is chosen.
+        both = options.get("guidance_scale", given["guidance_scale"])
+        given["known_guidance_scale"] = both
+    options = given | options
+    options["batch_size"] = min(batch_size, count)
+    sampling.check_known_guidance(config, options["known_guidance_scale"])
     motion = config.sample.motion if motion is None else motion
     metadata, step = read_metadata(workdir, step)
     own_texts = texts.restore_texts(config, metadata)
-    rows = own_texts.embed([*prompts, negative_prompt])
+    rows = own_texts.embed([*captions, negative_prompt])
     text = jax.tree.map(lambda column: column[:-1], rows)
     null_text = jax.tree.map(lambda column: column[-1], rows)
-    mesh = sampling.choose_sample_mesh(config, len(prompts), jax.devices())
-    run = setup.make_run(config, mesh, own_texts.null)
+    run = setup.make_run(config, choose_mesh(config, count, jax.devices()), own_texts.null, grid)
     params = restore(run, workdir, step, ema, ema_width)
     latents = metadata.get("latents")
-    decode = sampling.make_decode(config, latents and LatentInfo(**latents))
-    programs = sampling.make_run_programs(run, options, null_text)
-    generate = make_generator(programs)
-    logging.info("Sampling %d videos from step %d on %d devices.", len(seeds), step, run.mesh.size)
-    condition = sampling.make_condition(config, text, motion)
     recipe = {
         "workdir": str(workdir),
         "step": step,
@@ -100,14 +276,17 @@ def make_videos(
         "version": __version__,
         **{name: value for name, value in options.items() if name != "batch_size"},
     }
+    latents = latents and LatentInfo(**latents)
+    return Model(config, run, params, text, null_text, latents, options, motion, recipe)
 
-    def make() -> Iterator[np.ndarray]:
-        for start in range(0, len(prompts), programs.batch_size):
-            part = slice(start, start + programs.batch_size)
-            own = jax.tree.map(lambda column: column[part], condition)  # noqa: B023
-            yield decode(generate(params, own, list(seeds[part])))
 
-    return make(), recipe, config
+def check_diffusion(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses the run of an autoencoder."""
+    if checks.is_autoencoder(config):
+        raise ValueError(
+            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
+            "diffusion model."
+        )
 
 
 def read_metadata(workdir: Path, step: int | None) -> tuple[dict[str, Any], int]:
@@ -158,7 +337,7 @@ def reconstruct_clips(
     Raises:
       ValueError: the data set has no held-out clips, or the checkpoint is another model's.
     """
-    config = setup.read_config(workdir)
+    config = saved_config.read_config(workdir)
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
     run = autoencoder.make_run(config, mesh)

@@ -1,0 +1,193 @@
+"""Tasks of clips: their shares, which frames are known, what is told of them and what is not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videogen_jax.diffusion import tasks as clip_tasks
+from videogen_jax.diffusion.schedule import make_schedule
+
+COUNT = 4000
+
+
+def make_tasks(causal=False, patch_frames=1, cycle=0, lengths=(1, 3), noise_std=0.5, **shares):
+    shares = {name: shares.get(name, 0.0) for name in clip_tasks.TASKS}
+    return clip_tasks.Tasks(
+        shares, patch_frames, causal, -3.0, noise_std, lengths, prefix_noise=0.1, time_cycle=cycle
+    )
+
+
+def draw(tasks, count=COUNT, frames=5, side=1, dropped=None):
+    """Clips whose frame i is i everywhere, and their tasks, on the host."""
+    x0 = np.zeros((count, frames, side, side, 1), np.float32)
+    x0 += np.arange(frames, dtype=np.float32)[:, None, None, None]
+    draw_task = jax.jit(lambda rng, x0, dropped: clip_tasks.draw_task(rng, tasks, x0, dropped))
+    return x0, jax.device_get(draw_task(jax.random.key(0), x0, dropped))
+
+
+def assert_share(found, share):
+    """Within five standard deviations of a binomial distribution."""
+    bound = 5 * np.sqrt(share * (1 - share) / len(found))
+    assert abs(found.mean() - share) < bound
+
+
+def test_shares_are_obeyed_and_each_task_knows_its_frames():
+    tasks = make_tasks(causal=True, cycle=7, text=0.2, image=0.3, prefix=0.5)
+    x0, drawn = draw(tasks)
+    count = drawn.mask.sum(1)
+    clean = drawn.clean.any(1)
+    assert_share(count == 0, 0.2)
+    assert_share((count > 0) & ~clean, 0.3)
+    assert_share(clean, 0.5)
+    np.testing.assert_array_equal(
+        drawn.mask[(count > 0) & ~clean], [[1, 0, 0, 0, 0]] * sum((count > 0) & ~clean)
+    )
+    # Prefixes are the first frames, each length as often, told by the mask and shown nowhere but in x_t.
+    np.testing.assert_array_equal(drawn.mask[clean], drawn.clean[clean])
+    lengths = drawn.clean.sum(1)
+    np.testing.assert_array_equal(drawn.clean, np.arange(5) < lengths[:, None])
+    assert set(lengths) == {0, 1, 3}
+    assert_share(lengths[clean] == 1, 0.5)
+    assert np.all(drawn.known[clean | (count == 0)] == 0)
+    assert drawn.start.min() == 0 and drawn.start.max() == 6
+    assert drawn.mask.dtype == np.float32
+
+
+def test_a_first_frame_is_shown_beside_every_frame_and_its_noise_is_told():
+    tasks = make_tasks(image=1.0)
+    _, drawn = draw(tasks, count=300, side=24)
+    np.testing.assert_array_equal(drawn.known, drawn.known[:, :1].repeat(5, axis=1))
+    assert drawn.start is None
+    sigma = np.exp(4 * np.float64(drawn.augmentation))
+    noise = np.float64(drawn.known[:, 0])  # frame 0 of the video is 0
+    # Of n normal numbers the variance has the deviation sqrt(2 / n).
+    variance = np.mean(noise**2, axis=(1, 2, 3)) / sigma**2
+    assert np.abs(variance - 1).max() < 5 * np.sqrt(2 / 24**2)
+    assert abs(variance.mean() - 1) < 5 * np.sqrt(2 / 24**2 / 300)
+    assert abs(np.log(sigma).mean() + 3) < 5 * 0.5 / np.sqrt(300)
+    assert abs(np.log(sigma).std() / 0.5 - 1) < 5 / np.sqrt(2 * 300)
+
+
+def test_known_frames_of_any_kind_are_those_nearby():
+    x0, drawn = draw(make_tasks(frames=0.5, text=0.5, noise_std=0.0), side=2)
+    known = drawn.mask.any(1)
+    assert_share(known, 0.5)
+    for row in np.flatnonzero(known)[:200]:
+        numbers = np.flatnonzero(drawn.mask[row])
+        nearest = [numbers[np.argmin(abs(numbers - place))] for place in range(5)]
+        np.testing.assert_allclose(
+            drawn.known[row], x0[row, nearest], atol=6 * np.exp(-3)
+        )  # but for its noise
+
+
+@pytest.mark.parametrize("frames", [2, 3, 7])
+def test_every_mask_has_a_known_and_an_unknown_frame(frames):
+    masks = np.asarray(clip_tasks.draw_mask(jax.random.key(1), COUNT, frames))
+    assert masks.any(1).all() and not masks.all(1).any()
+    seen = {tuple(mask) for mask in masks.tolist()}
+    place = np.arange(frames)
+    for n in range(1, frames):
+        assert tuple(place < n) in seen  # extension
+        assert tuple(place % (n + 1) == 0) in seen  # interpolation
+    assert masks.any(0).all() and not masks.all(0).any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_spread_shows_the_nearest_known_frame_and_no_later_one_if_causal(causal):
+    rng = np.random.default_rng(0)
+    video = rng.standard_normal((8, 6, 2, 2, 1)).astype(np.float32)
+    mask = rng.random((8, 6)) < 0.4
+    mask[0] = False
+    spread = jax.jit(clip_tasks.spread_known, static_argnums=2)
+    got = np.asarray(spread(video, mask, causal))
+    for b in range(8):
+        for i in range(6):
+            best = None
+            for j in range(6):
+                if mask[b, j] and (j <= i or not causal):
+                    if best is None or abs(j - i) < abs(best - i):
+                        best = j
+            expected = 0 if best is None else video[b, best]
+            np.testing.assert_array_equal(got[b, i], np.broadcast_to(expected, (2, 2, 1)))
+    if causal:
+        video[:, 3:], mask[:, 3:] = 9, ~mask[:, 3:]
+        np.testing.assert_array_equal(np.asarray(spread(video, mask, True))[:, :3], got[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("name", "clean", "noise"),
+    [
+        ("flow", 0.001, 0.1),
+        ("cosine", 0, 100),  # step 100 of 1000
+        (
+            "edm",
+            0.002,
+            (0.002 ** (1 / 7) + 0.0999 / 0.999 * (700 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7,
+        ),
+    ],
+)
+def test_prefix_frames_have_little_noise_and_the_label_of_the_cleanest_time(name, clean, noise):
+    schedule = make_schedule(name)
+    mask = np.array([[True, True, False, False], [False] * 4])
+    t = jnp.array([3, 500]) if name == "cosine" else jnp.array([0.25, 0.5])
+    tasks = make_tasks(causal=True, patch_frames=2, prefix=1.0)
+    own, told = clip_tasks.prefix_times(t, jnp.asarray(mask), tasks, schedule)
+    assert own.dtype == told.dtype == t.dtype
+    np.testing.assert_allclose(own, np.where(mask, noise, t[:, None]), rtol=1e-3)
+    np.testing.assert_allclose(told, [[clean, t[0]], [t[1], t[1]]], rtol=1e-3)
+
+
+def test_of_a_dropped_clip_nothing_is_known_but_a_prefix():
+    tasks = make_tasks(causal=True, image=0.5, frames=0.3, prefix=0.2)
+    dropped = np.arange(COUNT) % 2 == 0
+    _, drawn = draw(tasks, dropped=dropped)
+    prefix = drawn.clean.any(1)
+    assert np.all(drawn.mask[dropped & ~prefix] == 0)
+    assert np.all(drawn.known[dropped] == 0)
+    assert drawn.mask[~dropped].any(1).all()
+    assert_share(prefix[dropped], 0.2)
+
+
+def test_prefixes_are_whole_latent_frames():
+    _, drawn = draw(make_tasks(causal=True, patch_frames=2, lengths=(1, 2), prefix=1.0), frames=6)
+    assert set(drawn.clean.sum(1)) == {2, 4}
+
+
+def test_tasks_say_what_a_model_must_take_in():
+    assert make_tasks(text=1.0).conditioning == "none"
+    assert make_tasks(text=0.5, prefix=0.5).conditioning == "prefix"
+    assert make_tasks(image=0.5, prefix=0.5).conditioning == "frames"
+    assert make_tasks(frames=1.0).conditioning == "frames"
+
+
+def test_a_chunk_goes_on_from_prefixes_that_training_had_room_for():
+    assert clip_tasks.allowed_lengths((9, 1, 17, 25), 33, 8) == (1, 9, 17, 25)
+    assert clip_tasks.allowed_lengths((1, 9, 17, 25), 33, 16) == (1, 9, 17)
+    assert clip_tasks.allowed_lengths((8, 16), 16, 9) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"text": 1.5, "image": -0.5},
+            r"tasks\.text=1\.5, tasks\.image=-0\.5.* no parts of a whole",
+        ),
+        ({"text": 0.5, "image": 0.4}, "their sum 1"),
+        ({"text": 1.0, "noise_std": -1.0}, r"known\.noise_std -1\.0"),
+        ({"prefix": 1.0}, r"set model\.causal to True, or tasks\.prefix to 0"),
+        ({"prefix": 1.0, "causal": True, "lengths": ()}, "latent frames from 1 to 4"),
+        ({"prefix": 1.0, "causal": True, "lengths": (0, 2)}, r"lengths are \(0, 2\)"),
+        ({"prefix": 1.0, "causal": True, "lengths": (5,)}, r"lengths are \(5,\)"),
+    ],
+)
+def test_tasks_without_meaning_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        clip_tasks.check_tasks(make_tasks(**changes), 5)
+
+
+def test_noise_on_prefixes_is_a_share_of_the_clock():
+    tasks = make_tasks(text=1.0)._replace(prefix_noise=1.0)
+    with pytest.raises(ValueError, match=r"prefix\.noise is 1\.0"):
+        clip_tasks.check_tasks(tasks, 5)

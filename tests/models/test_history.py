@@ -1,0 +1,184 @@
+"""A causal model that goes on from frames: what it remembers, what it does not see, when positions begin again."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.randomise import randomise
+from videogen_jax.diffusion.tasks import spread_known
+from videogen_jax.models.dit import History, VideoDiT
+from videogen_jax.parallel.mesh import make_mesh
+from videogen_jax.parallel.tokens import Tokens
+
+FRAMES, SLOTS, CYCLE, HEADS, WIDTH = 6, 7, 8, 2, 24
+VIDEO = (2, FRAMES, 8, 8, 3)  # 4 tokens in a frame
+
+
+def make_model(**changes):
+    options = {
+        "patch_size": (1, 4, 4),
+        "width": WIDTH,
+        "depth": 4,
+        "num_heads": HEADS,
+        "mlp_ratio": 2,
+        "attention": "factorized",
+        "causal": True,
+        "positions": "sincos",
+        "modulation": "adaln_zero",
+        "qk_norm": True,
+        "cross_attention": "none",
+        "pooled_text": True,
+        "micro_conditions": (),
+        "conditioning": "prefix",
+        "time_cycle": CYCLE,
+        "text_depth": 0,
+        "text_encoder": "words",
+        "vocabulary_size": 16,
+        "dtype": jnp.float32,
+    }
+    return VideoDiT(**options | changes)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def inputs(**more):
+    """Arguments by name, with a time for each frame."""
+    return {
+        "x_t": normal(*VIDEO),
+        "t": np.array([[0, 0, 5, 100, 400, 900], [0, 300, 300, 10, 700, 20]], np.float32),
+        "text": np.array([[3, 4, 5], [6, 7, 0]], np.int32),
+        "mask": np.array([[1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]], np.float32),
+    } | more
+
+
+@functools.cache
+def jitted_apply(**changes):
+    model = make_model(**changes)
+    return jax.jit(lambda params, args: model.apply({"params": params}, **args))
+
+
+@functools.cache
+def random_params(**changes):
+    model = make_model(**changes)
+    args = inputs()
+    if changes.get("conditioning") == "frames":
+        args["known"] = args["x_t"]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **args))["params"]
+    return randomise(shapes, 0.3)
+
+
+def empty_history():
+    """Nothing is remembered; what lies in the slots must not be seen."""
+    shape = (2, 2, 4, SLOTS, HEADS, WIDTH // HEADS)
+    return History(normal(*shape, seed=7), 30 * normal(*shape, seed=8), np.int32(0))
+
+
+def remember(history, own):
+    frames = own[0].shape[3]
+    pushed = (
+        np.concatenate([old, new], axis=3)[:, :, :, frames:]
+        for old, new in zip(history[:2], own, strict=True)
+    )
+    return History(*pushed, np.int32(history.length + frames))
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope", "latte", "dit"])
+def test_a_video_in_two_parts_is_the_whole_one(positions):
+    """The second part is a single frame; and the whole wraps around the cycle."""
+    changes = {"positions": positions}
+    params, apply = random_params(**changes), jitted_apply(**changes)
+    start = np.array([4, 1], np.int32)
+    whole = np.asarray(apply(params, inputs(start=start)))
+    history, parts = empty_history(), []
+    for part in (slice(0, 5), slice(5, 6)):
+        args = inputs(start=start + np.int32(part.start))
+        args |= {name: args[name][:, part] for name in ("x_t", "t", "mask")}
+        out, own = apply(params, args | {"history": history})
+        history = remember(history, own)
+        parts.append(out)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1), whole, atol=1e-5 * np.abs(whole).max()
+    )
+    # And what is remembered is seen.
+    forgotten = history._replace(length=np.int32(0))
+    out, _ = apply(params, args | {"history": forgotten})
+    assert np.abs(out - whole[:, 5:]).max() > 1e-2 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("positions", ["sincos", "latte", "rope"])
+def test_positions_begin_again_after_the_cycle(positions):
+    changes = {"positions": positions}
+    apply = functools.partial(jitted_apply(**changes), random_params(**changes))
+    first, later, again = (
+        np.asarray(apply(inputs(start=np.array(start, np.int32))))
+        for start in ([0, 3], [1, 3], [CYCLE, 3 + 5 * CYCLE])
+    )
+    np.testing.assert_array_equal(again, first)
+    moved = np.abs(later - first).max((1, 2, 3, 4))
+    assert moved[1] == 0
+    assert moved[0] == 0 if positions == "rope" else moved[0] > 1e-3  # rotations see differences
+
+
+@pytest.mark.parametrize("seq", [1, 2])
+@pytest.mark.parametrize("attention", ["factorized", "joint"])
+def test_a_causal_model_leaks_nothing_from_later_frames_to_the_bit(attention, seq):
+    changes = {"attention": attention, "conditioning": "frames", "positions": "rope"}
+    model = make_model(**changes, tokens=Tokens(make_mesh(seq=seq)))
+    params = random_params(**changes)
+    apply = jax.jit(lambda args: model.apply({"params": params}, **args))
+
+    def outputs(args):
+        known = spread_known(jnp.asarray(args["x_t"]) / 2, args["mask"] > 0, causal=True)
+        return np.asarray(apply(args | {"known": np.asarray(known)}))
+
+    before = outputs(inputs())
+    for frame in range(1, FRAMES):
+        pushed = jax.tree.map(np.copy, inputs())
+        pushed["x_t"][:, frame:] *= -7
+        pushed["mask"][:, frame:] = 1 - pushed["mask"][:, frame:]
+        pushed["t"][:, frame:] += 11
+        after = outputs(pushed)
+        np.testing.assert_array_equal(after[:, :frame], before[:, :frame])
+        assert np.all(np.abs(after - before)[:, frame:].max((0, 2, 3, 4)) > 1e-3)
+
+
+def test_a_model_that_is_not_causal_shows_how_a_leak_would_look():
+    changes = {"causal": False, "time_cycle": 0}
+    params, apply = random_params(**changes), jitted_apply(**changes)
+    pushed = inputs()
+    pushed["x_t"][:, 5] *= -7
+    assert np.abs(apply(params, pushed) - apply(params, inputs()))[:, :5].max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "args", "message"),
+    [
+        ({"causal": False, "time_cycle": 0}, {}, r"model\.causal=False .* remembers no frames"),
+        ({"attention": "joint"}, {}, r"model\.attention='joint' remembers no frames"),
+        ({}, {}, "Positions 'sincos' .* give the start"),
+        ({"positions": "latte", "time_cycle": 0}, {"start": 0}, r"model\.time_cycle above 0"),
+        ({"causal": False}, {"history": None}, r"model\.time_cycle is 8, but only a causal model"),
+        (
+            {"conditioning": "none"},
+            {"history": None},
+            r"is given mask frames, but model\.conditioning is 'none': give none",
+        ),
+        (
+            {"conditioning": "frames"},
+            {"history": None},
+            r"is given mask frames, but .*'frames': give known and mask",
+        ),
+        ({}, {"history": None, "mask": None}, r"is given no frames, but .*'prefix': give mask"),
+        ({"conditioning": "all"}, {}, r"model\.conditioning 'all': .*none, prefix, frames"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, args, message):
+    model = make_model(**changes)
+    args = inputs(history=empty_history()) | args
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **args))
