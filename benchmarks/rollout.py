@@ -1,0 +1,163 @@
+"""Long videos: memory and time of rollouts of 48 and of 480 frames, and what the memory of keys and values saves.
+
+    python benchmarks/rollout.py --workdir=runs/rollout_benchmark
+
+A causal model of 33 frames, 64 tokens each: chunks of 8 frames behind at most 25, on however many devices there are.
+Memory is the peak of the process `python -m videogen_jax.sample --num_frames=...`, encoder and all. Time is of a jitted
+call for a chunk, measured side by side, all with as many sampling steps and the same model:
+
+- rollout: a chunk behind a full memory, and the pass that writes it;
+- at once: 48 frames, each of which sees all earlier ones;
+- recomputed: 25 frames and a chunk through the model at every step, as without the memory.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from configs import long_bouncing
+from videogen_jax.parallel.mesh import BATCH
+from videogen_jax.train import rollouts, sampling, setup
+
+STEPS = 10  # of the sampler
+WINDOW, CHUNK = 33, 8
+OVERRIDES = {
+    "data.frames": WINDOW,
+    "data.height": 32,
+    "data.width": 32,
+    "model.patch_size": (1, 4, 4),
+    "model.width": 256,
+    "model.depth": 8,
+    "model.num_heads": 4,
+    "model.time_cycle": WINDOW,
+    "prefix.lengths": (1, 9, 17, 25),
+    "prefix.chunk": CHUNK,
+    "sample.num_inference_steps": STEPS,
+    "sample.guidance_scale": 1.0,
+    "sample.batch_size": 1,
+    "mesh.data": 1,
+}
+
+
+def main() -> None:
+    """Prints two tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--frames", default="48,480", help="lengths whose memory is measured")
+    args = parser.parse_args()
+    lengths = [int(frames) for frames in args.frames.split(",")]
+    compare_memory(args.workdir, lengths, args.repeats)
+    compare_time(args.repeats)
+
+
+def compare_memory(workdir: Path, lengths: list[int], repeats: int) -> None:
+    """One training step, and processes for each length."""
+    data = workdir / "data"
+    pack = ["--synthetic=bouncing_shapes", "--clips=64", "--size=32", f"--frames={WINDOW}"]
+    run("-m", "videogen_jax.pack", *pack, f"--output={data}")
+    options = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+    options += ["--config.train.steps=1", "--config.learning_rate.warmup_steps=0"]
+    options += ["--config.batch_size=2", "--config.sample.prompts=()"]
+    options += [f"--config.data.path={data}", f"--workdir={workdir}"]
+    run("launch.py", "--config=configs/long_bouncing.py", *options)
+    print("| frames | peak of the process, MiB | median |\n| --- | --- | --- |")
+    command = ["-m", "videogen_jax.sample", f"--workdir={workdir}"]
+    command.append("--prompts=a red circle moving left")
+    peaks = {frames: [] for frames in lengths}
+    for _ in range(repeats):
+        for frames in lengths:
+            peaks[frames].append(run(*command, f"--num_frames={frames}") / 2**20)
+    for frames, found in peaks.items():
+        each = ", ".join(f"{peak:.1f}" for peak in found)
+        print(f"| {frames} | {each} | {np.median(found):.1f} |", flush=True)
+
+
+def run(*command: str) -> int:
+    """Runs Python; what it says goes to stderr. Returns the peak of its memory in bytes."""
+    code = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)\n"
+    code += "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    child = [sys.executable, "-c", code, sys.executable, *command]
+    # One heap for all threads: with one for each, peaks differ by chance.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    said = subprocess.run(
+        child, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(re.search(r"peak (\d+)", said)[1]) * unit
+
+
+def compare_time(repeats: int) -> None:
+    """Seconds a frame of three ways, and of the first and the last chunks of 480 frames."""
+    config = long_bouncing.get_config().unlock()
+    config.update_from_flattened_dict(OVERRIDES)
+    once = setup.with_shape(config, (48, 32, 32))
+    once.unlock().model.time_cycle = 48
+    mesh = sampling.choose_sample_mesh(once, 1, jax.devices())
+    runs = {
+        name: setup.make_run(one, mesh) for name, one in {"rollout": config, "once": once}.items()
+    }
+    params = jax.jit(runs["once"].init_params, out_shardings=runs["once"].shardings.params)()
+    seeds = jax.device_put(np.zeros(1, np.uint32), NamedSharding(mesh, BATCH))
+    text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], runs["once"].null_text)
+
+    def at_once(run: setup.Run) -> float:
+        programs = sampling.make_run_programs(run, sampling.sampler_options(run.config))
+        condition = jax.device_put(sampling.make_condition(run.config, text, 0.0), programs.rows)
+
+        def call() -> jax.Array:
+            x_t, keys = programs.init(seeds)
+            return programs.denoise(x_t, params, keys, condition)
+
+        return median_seconds(call, repeats)
+
+    plan = rollouts.plan_rollout(config)
+    rollout = rollouts.make_run_rollout(runs["rollout"], plan, sampling.sampler_options(config))
+    shape = rollouts.chunk_shape(config, plan)
+    condition = sampling.make_condition(config, text, 0.0, shape)
+    condition = jax.device_put(condition, rollout.rows)
+    state, times = rollout.start(), []
+    for chunk in range(61):
+        started = time.perf_counter()
+        state, video = rollout.extend(state, params, seeds, condition)
+        jax.block_until_ready((state, video))
+        if chunk:  # the first one compiles
+            times.append(time.perf_counter() - started)
+    cached = np.median(times) / CHUNK
+    whole = at_once(runs["once"]) / 48
+    again = at_once(runs["rollout"]) / CHUNK
+    print(
+        f"\n{STEPS} steps, {mesh.size} devices; a rollout's programs compiled: {rollout.extend._cache_size()}\n"
+    )
+    print("| way | ms a frame | against the rollout |\n| --- | --- | --- |")
+    for name, value in {"rollout": cached, "at once": whole, "recomputed": again}.items():
+        print(f"| {name} | {1000 * value:.1f} | {value / cached:.2f} |")
+    total = np.cumsum(times)
+    print("\n| frames | s | s a frame |\n| --- | --- | --- |")
+    for chunks in (6, 12, 30, 60):
+        print(
+            f"| {8 * chunks} | {total[chunks - 1]:.2f} | {total[chunks - 1] / chunks / CHUNK:.4f} |"
+        )
+
+
+def median_seconds(call, repeats: int) -> float:
+    """Median seconds of a call, compiled before."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+if __name__ == "__main__":
+    main()
