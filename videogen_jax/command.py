@@ -44,8 +44,15 @@ def start(
 
     keep_freed_memory()
     quiet_libraries()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
+    quiet_tensorflow()
     app.run(main, flags_parser=parse)
+
+
+def quiet_tensorflow() -> None:
+    """Keeps TensorFlow, which only reads records here, from greeting on stderr when it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of oneDNN it tells on some CPUs whatever the level; nothing that it would speed up is asked of it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def quiet_libraries() -> None:

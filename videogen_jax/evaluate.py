@@ -26,7 +26,6 @@ Writes evaluation.json (scores, protocol, every clip that was left out) and repo
 """
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -444,7 +443,7 @@ def log_scores(scores: list[dict[str, Any]], logdir: Path, step: int) -> None:
     Raises:
       ValueError: clu or TensorBoard is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
+    command.quiet_tensorflow()
     try:
         from clu import metric_writers  # takes seconds, for it imports TensorFlow
     except ImportError as error:

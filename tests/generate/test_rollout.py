@@ -253,15 +253,16 @@ def test_a_rollout_is_what_a_model_without_memory_makes(name, monkeypatch):
         whole.write(whole.begun + number * CHUNK, chunk, CHUNK)
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2}, {"seq": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"seq": 2}, {"tensor": 2}], ids=str)
 def test_a_rollout_is_the_same_on_many_devices(mesh):
     for chunk, expected in zip(roll("sincos", **mesh), roll("sincos"), strict=True):
         np.testing.assert_allclose(chunk, expected, atol=1e-5)
     # Each device has its own part of the memory.
     _, _, rollout = make_case("sincos", **mesh)
     keys = rollout.start().history.keys
-    parts = {"data": (2, 2, 4), "seq": (2, 4, 2)}[next(iter(mesh))]  # groups, rows, places
-    assert keys.sharding.shard_shape(keys.shape)[:3] == parts
+    # Of groups, rows, places, slots, heads.
+    parts = {"data": (2, 2, 4, 4, 2), "seq": (2, 4, 2, 4, 2), "tensor": (2, 4, 4, 4, 1)}
+    assert keys.sharding.shard_shape(keys.shape)[:5] == parts[next(iter(mesh))]
 
 
 def test_within_a_rollout_nothing_is_compiled_and_the_state_keeps_its_size():

@@ -78,7 +78,7 @@ def make_videos(
     if not known and not config.tasks.text:
         raise ValueError(
             "This model never learned videos from their text alone (tasks.text=0): give it a first frame (--image), or "
-            " --num_frames where it goes on from one."
+            "--num_frames where it goes on from one."
         )
     decode = sampling.make_decode(config, model.latents)
     programs = sampling.make_run_programs(model.run, model.options, model.null_text)
