@@ -83,7 +83,10 @@ def make_videos(
     decode = sampling.make_decode(config, model.latents)
     programs = sampling.make_run_programs(model.run, model.options, model.null_text)
     generate = make_generator(programs)
-    logging.info("Sampling %d videos on %d devices.", len(seeds), model.run.mesh.size)
+    logging.info(
+        "Sampling %d videos from step %d on %d devices.",
+        *(len(seeds), model.recipe["step"], model.run.mesh.size),
+    )
     condition = sampling.make_condition(config, model.text, model.motion)
     if known:
         frames = known_frames.encode_known(config, model.latents, known)
@@ -149,8 +152,8 @@ def make_long_videos(
     count = rollouts.count_chunks(config, plan, num_frames, begun)
     open_decode = rollouts.make_open_decode(config, model.latents, 1 if written else shape[0])
     logging.info(
-        "Making %d videos of %d frames in chunks of %d latent frames, on %d devices.",
-        *(len(seeds), num_frames, plan.chunk, model.run.mesh.size),
+        "Making %d videos of %d frames from step %d in chunks of %d latent frames, on %d devices.",
+        *(len(seeds), num_frames, model.recipe["step"], plan.chunk, model.run.mesh.size),
     )
 
     def condition_of(part: np.ndarray, chunk: int) -> dict[str, Any]:
