@@ -197,6 +197,15 @@ def test_any_frames_may_be_known(joint_run, told, tmp_path):
     )
 
 
+def test_known_frames_of_a_video_come_at_the_rate_of_the_model(tmp_path):
+    clip = np.full((6, 8, 8, 3), np.uint8([10, 50, 90, 130, 170, 210])[:, None, None, None])
+    video_io.write_video(tmp_path / "clip.mp4", clip, 16)
+    found = dict(sample.read_known_frames(f"1-2:{tmp_path / 'clip.mp4'}", 8.0))
+    assert sorted(found) == [1, 2]
+    for number, level in ((1, 10), (2, 90)):  # every second frame
+        assert abs(found[number].astype(int) - level).max() < 12
+
+
 def test_known_frames_that_make_no_sense_are_refused(image_run, long_run, tmp_path):
     path = tmp_path / "a.png"
     picture(path, 8, 8)

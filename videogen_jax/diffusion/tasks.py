@@ -122,17 +122,15 @@ def draw_task(
     length = jax.random.choice(rng_length, lengths, (count,))
     clean = one_of("prefix") & (place < length[:, None])
 
-    sigma = jnp.exp(
-        tasks.noise_mean + tasks.noise_std * jax.random.normal(rng_sigma, (count,))
-    )  # (B,)
-    noisy = x0 + expand(sigma, x0.ndim) * jax.random.normal(rng_noise, x0.shape)
+    log_sigma = tasks.noise_mean + tasks.noise_std * jax.random.normal(rng_sigma, (count,))  # (B,)
+    noisy = x0 + expand(jnp.exp(log_sigma), x0.ndim) * jax.random.normal(rng_noise, x0.shape)
     start = None
     if tasks.time_cycle:
         start = jax.random.randint(rng_start, (count,), 0, tasks.time_cycle)
     return Situation(
         known=spread_known(noisy, beside, tasks.causal),
         mask=(beside | clean).astype(jnp.float32),
-        augmentation=augmentation_level(sigma),
+        augmentation=augmentation_level(log_sigma),
         clean=clean,
         start=start,
     )
@@ -181,9 +179,16 @@ def spread_known(video: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
     return jnp.where(expand(found, video.ndim), spread, 0)
 
 
-def augmentation_level(sigma: jax.Array) -> jax.Array:
-    """What the model is told of the noise on known frames: EDM's c_noise, log(sigma) / 4."""
-    return jnp.log(sigma) / 4
+def augmentation_level(log_sigma: Any) -> Any:
+    """What the model is told of the noise on known frames: EDM's c_noise, log(sigma) / 4.
+
+    Args:
+      log_sigma: of any shape, NumPy or JAX.
+    Returns:
+      The same.
+    Source: EDM, arXiv:2206.00364, table 1.
+    """
+    return log_sigma / 4
 
 
 def prefix_times(t: jax.Array, clean: jax.Array, tasks: Tasks, schedule: Schedule) -> Any:

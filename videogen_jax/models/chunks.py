@@ -192,6 +192,20 @@ def decode_chunks(decoder: ChunkProgram, params: Any, latents: Any) -> Iterator[
     yield from decoder.stream(params, latents[None] if latents.ndim == 4 else latents)
 
 
+def decode_videos(decoder: ChunkProgram, params: Any, latents: Any) -> np.ndarray:
+    """As `decode_chunks`, all at once.
+
+    Args:
+      decoder: of `make_decoder`.
+      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
+      latents: (B, T, h, w, C), normalised.
+    Returns:
+      (B, T times the stride in time, H, W, 3) uint8; of a causal autoencoder (B, 1 + (T - 1) stride, H, W, 3).
+    """
+    frames = np.concatenate(list(decode_chunks(decoder, params, latents)))
+    return frames.reshape(len(latents), -1, *frames.shape[1:])
+
+
 def open_streams(
     decoder: ChunkProgram, params: Any, count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -212,8 +226,7 @@ def open_streams(
     def push(latents: np.ndarray) -> np.ndarray:
         nonlocal begun
         if not causal:
-            frames = np.concatenate(list(decode_chunks(decoder, params, latents)))
-            return frames.reshape(len(latents), -1, *frames.shape[1:])
+            return decode_videos(decoder, params, latents)
         if latents.shape[1] % decoder.frames:
             raise ValueError(
                 f"{latents.shape[1]} latent frames are no whole chunks of {decoder.frames}: make a decoder whose "

@@ -6,7 +6,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from videogen_jax.diffusion.tasks import AUGMENTATION, TASKS, Tasks, check_tasks
+from videogen_jax.diffusion.tasks import (
+    AUGMENTATION,
+    TASKS,
+    Tasks,
+    augmentation_level,
+    check_tasks,
+)
+from videogen_jax.models.dit import CONDITIONINGS
 from videogen_jax.models.positions import ADDED_IN_TIME
 
 BATCH_CONDITIONS = ("fps", "motion")  # what a batch can tell of a clip beside its caption
@@ -44,8 +51,8 @@ def make_tasks(config: ml_collections.ConfigDict, frames: int) -> Tasks | None:
         raise ValueError(
             f"prefix.sampling_noise is {config.prefix.sampling_noise}: it is a share of the clock, 0 to 1."
         )
-    order = ("none", "prefix", "frames")
-    if model.conditioning in order[: order.index(tasks.conditioning)]:
+    # Each of these takes in what the ones before it do.
+    if model.conditioning in CONDITIONINGS[: CONDITIONINGS.index(tasks.conditioning)]:
         raise ValueError(
             f"model.conditioning is {model.conditioning!r}, but the tasks of the config tell the model of frames: set "
             f"it to {tasks.conditioning!r}, or tasks.text to 1 and the others to 0."
@@ -94,11 +101,6 @@ def frame_conditions(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     return told[config.model.conditioning] + (("start",) if config.model.time_cycle else ())
 
 
-def told_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """All entries of a condition but the text, as the model reads them."""
-    return (*frame_conditions(config), *config.model.micro_conditions)
-
-
 def input_channels(config: ml_collections.ConfigDict, channels: int) -> int:
     """Channels of what the model patches: the video's own, and those that tell what is known."""
     return {"none": channels, "prefix": channels + 1, "frames": 2 * channels + 1}[
@@ -124,7 +126,7 @@ def tell_nothing(config: ml_collections.ConfigDict, video: Any) -> dict[str, Any
     if "start" in frame_conditions(config):
         told["start"] = np.zeros(video.shape[0], np.int32)
     if AUGMENTATION in config.model.micro_conditions:
-        level = np.log(config.known.sampling_noise) / 4
+        level = augmentation_level(np.log(config.known.sampling_noise))
         told[AUGMENTATION] = np.full(video.shape[0], level, np.float32)
     return told
 

@@ -11,7 +11,7 @@ from absl import logging
 
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.video_io import fit_frame
-from videogen_jax.diffusion.tasks import AUGMENTATION, augmentation_level, spread_known
+from videogen_jax.diffusion.tasks import spread_known
 from videogen_jax.models.chunks import encode_chunks, make_encoder
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import conditions, sampling, setup
@@ -154,11 +154,6 @@ def tell_known(
     sigma = config.known.sampling_noise
     noise = [np.random.default_rng([seed, 0]).standard_normal(video.shape[1:]) for seed in seeds]
     noisy = video + np.float32(sigma) * np.stack(noise).astype(np.float32)
-    told = {
-        "known": np.asarray(spread_known(jnp.asarray(noisy), mask, config.model.causal)),
-        "mask": mask.astype(np.float32),
-    }
-    if AUGMENTATION in config.model.micro_conditions:
-        level = float(augmentation_level(jnp.float32(sigma)))
-        told[AUGMENTATION] = np.full(len(seeds), level, np.float32)
-    return {name: told[name] for name in told if name in conditions.told_names(config)}
+    known = spread_known(jnp.asarray(noisy), mask, config.model.causal)
+    shown = {"known": np.asarray(known), "mask": mask.astype(np.float32)}
+    return conditions.tell_nothing(config, video) | shown

@@ -1,5 +1,6 @@
 """From a run to videos: the config's sampler, what the model is told, and the way from latents to pixels."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate.generator import Programs, make_programs
-from videogen_jax.models.chunks import ChunkProgram, decode_chunks, make_decoder
+from videogen_jax.models.chunks import ChunkProgram, decode_videos, make_decoder
 from videogen_jax.models.vae import Autoencoder, with_statistics
 from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel import mesh as meshes
@@ -151,13 +152,7 @@ def make_decode(
     """
     if latents is None:
         return lambda videos: videos
-    decoder, params = load_decoder(config, latents)
-
-    def decode(videos: np.ndarray) -> np.ndarray:
-        frames = np.concatenate(list(decode_chunks(decoder, params, videos)))
-        return frames.reshape(len(videos), -1, *frames.shape[1:])
-
-    return decode
+    return functools.partial(decode_videos, *load_decoder(config, latents))
 
 
 def load_autoencoder(
