@@ -142,6 +142,21 @@ def test_training_shows_what_it_makes_of_held_out_first_frames(trained_run):
     assert shown == {"step_00000002", "first_frames_00000002"}
 
 
+def test_one_scale_for_text_and_frames_stays_one(tmp_path):
+    """As in configs/i2v_512.py; and without text in its training, a model wants a picture."""
+    config = image_config()
+    config.sample.update({"guidance_scale": 3.0, "num_inference_steps": 1})
+    config.sample.known_guidance_scale = 3.0
+    config.tasks.update({"text": 0.0, "image": 1.0})
+    workdir = write_run(tmp_path / "run", config)
+    picture(tmp_path / "first.png", 8, 8)
+    options = {"prompts": [LEFT], "guidance_scale": 5.0, "image": [tmp_path / "first.png"]}
+    recipe = run(workdir, tmp_path / "out", **options)
+    assert (recipe["guidance_scale"], recipe["known_guidance_scale"]) == (5.0, 5.0)
+    with pytest.raises(ValueError, match=r"from their text alone .* \(--image\), or --num_frames"):
+        run(workdir, tmp_path / "out", prompts=[LEFT])
+
+
 def test_transparent_pixels_are_white(image_run, told, tmp_path):
     alpha = np.repeat(np.uint8([[0] * 4 + [255] * 4]), 8, axis=0)
     pixels = picture(tmp_path / "alpha.png", 8, 8, alpha=alpha)

@@ -25,6 +25,19 @@ def paper_config():
     return config
 
 
+@pytest.mark.parametrize(
+    ("lengths", "begun", "hidden"),
+    [
+        ((1, 9, 17, 25), 0, "Behind 8 and 16 and 24 latent frames"),
+        ((1, 9, 17, 25), 1, None),
+        ((1, 8, 9, 16, 17, 24, 25), 0, None),
+    ],
+)
+def test_frames_that_no_prefix_reaches_are_told_of(lengths, begun, hidden, caplog):
+    rollouts.tell_hidden(rollouts.Plan(8, lengths), begun)
+    assert (hidden in caplog.text) if hidden else not caplog.text
+
+
 def test_the_largest_memory_is_the_default():
     assert rollouts.plan_rollout(paper_config()) == (8, (1, 9, 17, 25))
     assert rollouts.plan_rollout(paper_config(), prefix=17) == (8, (1, 9, 17))

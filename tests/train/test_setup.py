@@ -1,5 +1,7 @@
 """What a config means."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +135,24 @@ def test_a_run_of_pictures_has_the_parameters_of_videos():
     run = setup.make_run(pictures)
     assert run.video_shape[0] == 1
     setup.compile_step(run)
+
+
+def test_a_run_from_before_known_frames_is_one_of_text_alone(tmp_path):
+    config = tiny_config()
+    saved_config.write_config(tmp_path, config)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    for name in ("tasks", "known", "prefix"):
+        del older[name]
+    del older["model"]["conditioning"], older["model"]["time_cycle"]
+    del older["sample"]["known_guidance_scale"]
+    path.write_text(json.dumps(older))
+    found = saved_config.read_config(tmp_path)
+    assert found.tasks.to_dict() == {"text": 1.0, "image": 0.0, "frames": 0.0, "prefix": 0.0}
+    assert (found.model.conditioning, found.model.time_cycle) == ("none", 0)
+    assert found.sample.known_guidance_scale is None
+    models = [json.loads(one.model.to_json()) for one in (found, config)]
+    assert models[0] == models[1]
 
 
 def test_the_config_of_an_older_version_is_named(tmp_path):
