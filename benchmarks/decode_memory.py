@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from videogen_jax.models import vae
+from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models.chunks import decode_chunks, make_decoder
 from videogen_jax.parallel import mesh as meshes
 
@@ -48,7 +48,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> str:
     """Decodes one video, and gives its row of the table."""
     count, side = options.frames[0], options.size // 8
-    autoencoder = vae.make_autoencoder("taef2", options.weights)
+    autoencoder = autoencoders.make_autoencoder("taef2", options.weights)
     decoder = make_decoder(
         autoencoder, meshes.make_mesh(), options.chunk, (side, side), options.tile
     )

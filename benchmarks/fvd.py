@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 from videogen_jax.evaluation import frechet, i3d, i3d_weights
-from videogen_jax.evaluation.clips import Clip, Window
-from videogen_jax.evaluation.features import find_features
+from videogen_jax.evaluation.clip_sets import Clip, Window
+from videogen_jax.evaluation.feature_cache import find_features
 
 PUBLISHED = 10.138085  # ddof 1
 FLAT = {15: 134, 16: 153, 24: 66, 30: 151}  # frames to black against white

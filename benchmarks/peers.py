@@ -129,7 +129,7 @@ def make_ours(work: Work) -> tuple[Any, Any]:
 
     from videogen_jax.models.attention import choose_kernel
     from videogen_jax.models.dit import VideoDiT
-    from videogen_jax.models.layouts import latte_fields
+    from videogen_jax.models.weight_layouts import latte_fields
 
     model = VideoDiT(
         **latte_fields(latte_config(work)),

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from videogen_jax.data import latent_records, packing, pipeline, records, synthetic
+from videogen_jax.data import latent_records, pipeline, records, synthetic
+from videogen_jax.packing import pack_folder
 
 CLIPS_PER_SHARD = 256
 
@@ -83,7 +84,7 @@ def write_pixels(folder: Path, options: argparse.Namespace) -> None:
         frames=options.frames,
         workers=2,
     )
-    settings = packing.Settings(
+    settings = pack_folder.Settings(
         size=(size, size),
         fps=8.0,
         frames=options.frames,
@@ -91,7 +92,7 @@ def write_pixels(folder: Path, options: argparse.Namespace) -> None:
         validation_fraction=0.05,
         clips_per_shard=CLIPS_PER_SHARD,
     )
-    packing.pack(videos, folder / "data", settings, workers=2)
+    pack_folder.pack(videos, folder / "data", settings, workers=2)
 
 
 def write_latents(folder: Path, options: argparse.Namespace) -> None:

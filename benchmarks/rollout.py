@@ -24,8 +24,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from configs import long_bouncing
+from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.parallel.mesh import BATCH
-from videogen_jax.train import rollouts, sampling, setup
+from videogen_jax.run import model as run_model
 
 STEPS = 10  # of the sampler
 WINDOW, CHUNK = 33, 8
@@ -99,19 +100,20 @@ def compare_time(repeats: int) -> None:
     """Seconds a frame of three ways, and of the first and the last chunks of 480 frames."""
     config = long_bouncing.get_config().unlock()
     config.update_from_flattened_dict(OVERRIDES)
-    once = setup.with_shape(config, (48, 32, 32))
+    once = run_model.with_shape(config, (48, 32, 32))
     once.unlock().model.time_cycle = 48
-    mesh = sampling.choose_sample_mesh(once, 1, jax.devices())
+    mesh = run_sampler.choose_sample_mesh(once, 1, jax.devices())
     runs = {
-        name: setup.make_run(one, mesh) for name, one in {"rollout": config, "once": once}.items()
+        name: run_model.make_run(one, mesh)
+        for name, one in {"rollout": config, "once": once}.items()
     }
     params = jax.jit(runs["once"].init_params, out_shardings=runs["once"].shardings.params)()
     seeds = jax.device_put(np.zeros(1, np.uint32), NamedSharding(mesh, BATCH))
     text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], runs["once"].null_text)
 
-    def at_once(run: setup.Run) -> float:
-        programs = sampling.make_run_programs(run, sampling.sampler_options(run.config))
-        condition = jax.device_put(sampling.make_condition(run.config, text, 0.0), programs.rows)
+    def at_once(run: run_model.Run) -> float:
+        programs = run_sampler.make_run_programs(run, run_sampler.sampler_options(run.config))
+        condition = jax.device_put(run_sampler.make_condition(run.config, text, 0.0), programs.rows)
 
         def call() -> jax.Array:
             x_t, keys = programs.init(seeds)
@@ -119,10 +121,12 @@ def compare_time(repeats: int) -> None:
 
         return median_seconds(call, repeats)
 
-    plan = rollouts.plan_rollout(config)
-    rollout = rollouts.make_run_rollout(runs["rollout"], plan, sampling.sampler_options(config))
-    shape = rollouts.chunk_shape(config, plan)
-    condition = sampling.make_condition(config, text, 0.0, shape)
+    plan = run_rollout.plan_rollout(config)
+    rollout = run_rollout.make_run_rollout(
+        runs["rollout"], plan, run_sampler.sampler_options(config)
+    )
+    shape = run_rollout.chunk_shape(config, plan)
+    condition = run_sampler.make_condition(config, text, 0.0, shape)
     condition = jax.device_put(condition, rollout.rows)
     state, times = rollout.start(), []
     for chunk in range(61):

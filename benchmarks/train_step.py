@@ -21,8 +21,9 @@ def run_ours(work: peers.Work) -> None:
     import optax
 
     from videogen_jax.diffusion.schedule import make_schedule
-    from videogen_jax.train import ema, optim
-    from videogen_jax.train.state import init_state
+    from videogen_jax.run import ema
+    from videogen_jax.run.state import init_state
+    from videogen_jax.train import optimizers
     from videogen_jax.train.step import make_loss, make_train_step
 
     model, params = peers.make_ours(work)
@@ -43,7 +44,7 @@ def run_ours(work: peers.Work) -> None:
         text_dropout=0.0,
     )
     rate = optax.constant_schedule(LEARNING_RATE)
-    optimizer = optim.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "adamw", rate, b1=B1, b2=B2, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM
     )
     decays = ema.make_decays((EMA_DECAY,), ())

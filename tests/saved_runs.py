@@ -7,12 +7,9 @@ import numpy as np
 
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
-from videogen_jax.data.captions import Vocabulary, split_words
-from videogen_jax.train import (
-    checkpoint,
-    saved_config,
-    setup,
-)
+from videogen_jax.data.vocabulary import Vocabulary, split_words
+from videogen_jax.run import checkpoint, saved_config
+from videogen_jax.run import model as run_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 COUNTS = collections.Counter(word for caption in CAPTIONS for word in split_words(caption))
@@ -49,7 +46,7 @@ def joint_config():
 
 def write_run(folder, config, latents=None, scale=0.3):
     """The workdir of a run at step 1, whose words are those of CAPTIONS; returns the folder."""
-    run = setup.make_run(config)
+    run = run_model.make_run(config)
     params = randomise(run.abstract.params, scale)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract.opt_state)
     state = run.abstract.replace(

@@ -9,7 +9,8 @@ import pytest
 
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.train import autoencoder, checks, setup
+from videogen_jax.run import model as run_model
+from videogen_jax.train import autoencoder_run, checks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -71,7 +72,7 @@ def test_config_builds_abstractly(name):
     """Only shapes: no parameter of the 512 x 512 model is allocated."""
     module = load(name)
     config = module.get_config()
-    make_run = autoencoder.make_run if checks.is_autoencoder(config) else setup.make_run
+    make_run = autoencoder_run.make_run if checks.is_autoencoder(config) else run_model.make_run
     run = make_run(config)
     assert dict(run.mesh.shape) == config.mesh.to_dict()
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)

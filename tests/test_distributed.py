@@ -16,11 +16,8 @@ import pytest
 from tests.conftest import ROOT
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
-from videogen_jax.train import (
-    checkpoint,
-    saved_config,
-    setup,
-)
+from videogen_jax.run import checkpoint, saved_config
+from videogen_jax.run import model as run_model
 
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -113,7 +110,7 @@ def train(data, workdir, count, **changes):
 
 
 def read_state(workdir):
-    run = setup.make_run(saved_config.read_config(Path(workdir)))
+    run = run_model.make_run(saved_config.read_config(Path(workdir)))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

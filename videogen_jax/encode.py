@@ -48,32 +48,40 @@ def main(arguments: list[str]) -> int:
             "--config.vae.name=sd, taef2 or workdir."
         )
 
-    from videogen_jax.data import buckets, encoding  # TensorFlow: only once the flags are right
-    from videogen_jax.train import setup, texts
+    from videogen_jax.data import bucketed_data
+    from videogen_jax.packing import encode_latents  # TensorFlow: only once the flags are right
+    from videogen_jax.run import model as run_model
+    from videogen_jax.run import text_conditioning
 
-    texts.check_encoder(config)
-    sets = buckets.open_buckets(values.input)
+    text_conditioning.check_encoder(config)
+    sets = bucketed_data.open_buckets(values.input)
     output = Path(values.output or config.data.path)
-    autoencoder = setup.describe_autoencoder(config, fetch=True)
+    autoencoder = run_model.describe_autoencoder(config, fetch=True)
     params = autoencoder.load()
     captions: dict[str, Any] = {}
     if config.text.encoder == "clip":
-        embedder = texts.load_embedder(config.text.path, setup.encoder_dtype(config))
-        info = texts.describe_embeddings(embedder, config.text.path, config.vae.stored)
+        embedder = text_conditioning.load_embedder(
+            config.text.path, run_model.encoder_dtype(config)
+        )
+        info = text_conditioning.describe_embeddings(embedder, config.text.path, config.vae.stored)
         captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
     logging.info("Encoding %s into %s on %d devices.", values.input, output, len(devices))
-    bucketed = buckets.is_bucketed(values.input)
-    buckets.check_kind(output, bucketed)
+    bucketed = bucketed_data.is_bucketed(values.input)
+    bucketed_data.check_kind(output, bucketed)
     reports = []
     try:
         for folder, data in sets.items():
-            shape = (data.frames, data.height, data.width) if bucketed else setup.clip_shape(config)
-            encoder = make_encoder(setup.with_shape(config, shape), autoencoder, params, data.words)
+            shape = (
+                (data.frames, data.height, data.width) if bucketed else run_model.clip_shape(config)
+            )
+            encoder = make_encoder(
+                run_model.with_shape(config, shape), autoencoder, params, data.words
+            )
             encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
             label = Path(folder).name if bucketed else None
-            report = encoding.encode(folder, place, encoder, share=share, label=label)
+            report = encode_latents.encode(folder, place, encoder, share=share, label=label)
             reports.append(report)
     except KeyboardInterrupt:
         print("encode: stopped: the same command again continues behind the finished shards.")
@@ -82,7 +90,7 @@ def main(arguments: list[str]) -> int:
     names = [Path(folder).name for folder in sets] if bucketed else [""]
     whole = all((output / name / "dataset_info.json").exists() for name in names)
     if bucketed and whole:
-        buckets.write_index(output, names)
+        bucketed_data.write_index(output, names)
     print(summarize(reports, output, whole))
     return 0
 
@@ -92,36 +100,37 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
 
     Args:
       config: of the run.
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       params: of its `load`.
       words: of the captions.
     Returns:
-      The `encoding.Encoder`.
+      The `encode_latents.Encoder`.
     Raises:
       ValueError: the shape does not divide by the autoencoder's strides.
     """
     import numpy as np
 
-    from videogen_jax.data import encoding
     from videogen_jax.models import chunks
     from videogen_jax.models.weights import hash_params
+    from videogen_jax.packing import encode_latents
     from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.train import checks, setup
+    from videogen_jax.run import model as run_model
+    from videogen_jax.train import checks
 
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
-    frames, *size = setup.clip_shape(config)
+    frames, *size = run_model.clip_shape(config)
     per_chunk = min(config.vae.chunk_frames * mesh.size, frames)
     program = chunks.make_encoder(autoencoder, mesh, per_chunk, tuple(size))
     placed = program.put_params(params)
-    return encoding.Encoder(
+    return encode_latents.Encoder(
         run=lambda video: np.concatenate(list(chunks.encode_chunks(program, placed, video))),
         name=config.vae.name,
         weights=hash_params(params),
         shape=autoencoder.latent_shape(frames, *size)[1:],
-        precision=setup.encoder_dtype(config),
+        precision=run_model.encoder_dtype(config),
         dtype=config.vae.stored,
-        mirrored=setup.mirrors(config, words),
+        mirrored=run_model.mirrors(config, words),
         time_stride=autoencoder.downsample[0],
         augmentation=checks.make_augmentation(config),
         frames=frames,

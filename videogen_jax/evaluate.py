@@ -38,13 +38,13 @@ from absl import flags
 from videogen_jax import __version__, command
 from videogen_jax.data.records import write_json
 from videogen_jax.evaluation import (
-    captions,
-    clips,
-    folders,
+    clip_sets,
     frechet,
+    prompt_accuracy,
     protocol,
     report,
     scoring,
+    video_folders,
 )
 from videogen_jax.generate import contact_sheet
 
@@ -94,12 +94,12 @@ def define_flags(flag_values=flags.FLAGS):
 class Videos(NamedTuple):
     """What is to be scored, and where the report goes."""
 
-    clips: clips.Clips
+    clips: clip_sets.Clips
     recipe: dict[str, Any]  # what made them, for the protocol
     prompts: list[str] | None  # of each, where a run made them
-    reference: clips.Clips | None
+    reference: clip_sets.Clips | None
     folder: Path
-    surveyed: clips.Survey | None = None  # the reference, where it was looked at before
+    surveyed: clip_sets.Survey | None = None  # the reference, where it was looked at before
     paired: bool = False
     logdir: Path | None = None
     step: int | None = None
@@ -127,12 +127,10 @@ def run(values) -> None:
       OSError: something cannot be read or written.
     """
     check_flags(values)
-    required = captions.parse_requirements(values.require)
+    required = prompt_accuracy.parse_requirements(values.require)
     config = None
     if values.workdir is not None:
-        from videogen_jax.train import (
-            saved_config,
-        )
+        from videogen_jax.run import saved_config
 
         config = saved_config.read_config(Path(values.workdir))
     window = choose_window(values, config)
@@ -142,7 +140,10 @@ def run(values) -> None:
     with tempfile.TemporaryDirectory(dir=values.workdir) as scratch:
         videos = open_videos(values, window, config, Path(scratch))
         verdicts = judge_prompts(values, videos)
-        document = {"scores": captions.to_scores(verdicts) if verdicts else [], "left_out": {}}
+        document = {
+            "scores": prompt_accuracy.to_scores(verdicts) if verdicts else [],
+            "left_out": {},
+        }
         document["protocol"] = {"version": __version__, "revision": protocol.find_revision()}
         document["protocol"] |= videos.recipe
         for found in score(values, videos, window, extractor, scorer):
@@ -158,7 +159,7 @@ def run(values) -> None:
         page = output.with_suffix(".html") if values.output else videos.folder / "report.html"
         write_html(videos, window, document, page)
     print(f"all of it: {output} and {page}")
-    captions.check_rates(verdicts, required, output)
+    prompt_accuracy.check_rates(verdicts, required, output)
 
 
 def check_flags(values) -> None:
@@ -179,7 +180,7 @@ def check_flags(values) -> None:
         raise ValueError("--paired needs two folders: give --generated and --reference.")
 
 
-def choose_window(values, config: Any) -> clips.Window:
+def choose_window(values, config: Any) -> clip_sets.Window:
     """What of each clip is looked at; of a run with fewer frames than usual, all that it has.
 
     Raises:
@@ -191,23 +192,23 @@ def choose_window(values, config: Any) -> clips.Window:
         if not match:
             raise ValueError(f"--size does not understand {values.size!r}: write it like 256x256.")
         size = (int(match[1]), int(match[2]))
-    longest = clips.SEEN if config is None else config.data.frames
-    frames = values.frames or max(1, min(longest, clips.SEEN // values.repeat))
-    return clips.Window(frames, values.stride, values.repeat, size)
+    longest = clip_sets.SEEN if config is None else config.data.frames
+    frames = values.frames or max(1, min(longest, clip_sets.SEEN // values.repeat))
+    return clip_sets.Window(frames, values.stride, values.repeat, size)
 
 
-def choose_distances(values, window: clips.Window) -> list[tuple[str, clips.Window]]:
+def choose_distances(values, window: clip_sets.Window) -> list[tuple[str, clip_sets.Window]]:
     """The Fréchet distances that the flags ask for: name, and what of each clip they are of."""
     wanted = [("FVD", window)] if values.fvd and window.frames > 1 else []
     if values.fvd and window.frames == 1:
         wanted.append(("frame distance", window))
     elif values.frame_distance:
-        still = clips.Window(1, repeat=clips.SEEN, size=window.size)
+        still = clip_sets.Window(1, repeat=clip_sets.SEEN, size=window.size)
         wanted.append(("frame distance", still))
     return wanted
 
 
-def make_extractor(values, window: clips.Window) -> tuple[Callable, str] | None:
+def make_extractor(values, window: clip_sets.Window) -> tuple[Callable, str] | None:
     """What makes I3D's features, with the hash of its weights; None where no distance is wanted.
 
     Raises:
@@ -237,14 +238,14 @@ def make_scorer(values) -> Any:
     from videogen_jax.evaluation.clip_score import make_clip_scorer
 
     if values.generated is not None:
-        folders.list_videos(values.generated)
+        video_folders.list_videos(values.generated)
     return make_clip_scorer(values.clip)
 
 
 # ------------------------------------------------------------------------------ what is scored
 
 
-def open_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+def open_videos(values, window: clip_sets.Window, config: Any, scratch: Path) -> Videos:
     """The videos that the flags name or ask for.
 
     Args:
@@ -266,10 +267,10 @@ def open_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
     folder = Path(values.generated)
     names = reference_names = None
     if values.paired:
-        names, reference_names = folders.list_pairs(folder, Path(values.reference))
-    read = clips.read_folder(folder, values.fps, names)
+        names, reference_names = video_folders.list_pairs(folder, Path(values.reference))
+    read = clip_sets.read_folder(folder, values.fps, names)
     recipe = {"generated": values.generated}
-    listing = folder / folders.LISTING
+    listing = folder / video_folders.LISTING
     if listing.is_file():  # sample's own words on how it made them
         made = json.loads(listing.read_text(encoding="utf-8"))
         recipe |= {name: made[name] for name in made if name not in ("videos", "shape", "fps")}
@@ -289,21 +290,21 @@ def open_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
 
 def open_reference(
     values, recipe: dict[str, Any], place: str, size=None, names=None
-) -> clips.Clips:
+) -> clip_sets.Clips:
     """A folder of videos, or a data set of pack, cut to a size; the recipe is told which."""
     recipe["reference_folder"] = place
     if (Path(place) / "dataset_info.json").is_file() or (Path(place) / "buckets.json").is_file():
         recipe["split"] = values.split
-        return clips.read_data(place, values.split, size)
+        return clip_sets.read_data(place, values.split, size)
     if not Path(place).is_dir():
         raise ValueError(f"There is no {place} to compare with: name it with --reference.")
-    return clips.read_folder(place, values.fps, names)
+    return clip_sets.read_folder(place, values.fps, names)
 
 
-def make_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+def make_videos(values, window: clip_sets.Window, config: Any, scratch: Path) -> Videos:
     """Videos of a run's EMA, for captions drawn from its training clips."""
-    from videogen_jax.data.buckets import draw_captions
-    from videogen_jax.train import trained
+    from videogen_jax.data.bucketed_data import draw_captions
+    from videogen_jax.generate import from_checkpoint
 
     workdir = Path(values.workdir)
     count = values.num_clips or NUM_CLIPS
@@ -311,19 +312,19 @@ def make_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
     size = (config.data.height, config.data.width)
     found: dict[str, Any] = {}
     reference = open_reference(values, found, values.reference or config.data.path, size)
-    surveyed = clips.survey(reference, window, count)
+    surveyed = clip_sets.survey(reference, window, count)
     scoring.check_shapes(size if window.size is None else window.size, surveyed.shape)
     prompts = draw_captions(config.data.path, count, values.seed)
     wanted = ("sampler", "num_inference_steps", "guidance_scale")
     given = {name: getattr(values, name) for name in wanted if getattr(values, name) is not None}
     options = {"step": values.step, "ema": values.ema, "batch_size": values.batch_size, **given}
-    batches, recipe, _ = trained.make_videos(workdir, prompts, seeds, **options)
+    batches, recipe, _ = from_checkpoint.make_videos(workdir, prompts, seeds, **options)
     recipe |= found | {
         "prompts": "training captions",
         "prompts_and_seeds": protocol.digest(list(zip(prompts, seeds, strict=True))),
         "seed": values.seed,
     }
-    made = clips.keep_videos(scratch / "made.npy", batches, count, config.data.fps)
+    made = clip_sets.keep_videos(scratch / "made.npy", batches, count, config.data.fps)
     return Videos(
         made,
         recipe,
@@ -337,9 +338,9 @@ def make_videos(values, window: clips.Window, config: Any, scratch: Path) -> Vid
     )
 
 
-def reconstruct_videos(values, window: clips.Window, config: Any, scratch: Path) -> Videos:
+def reconstruct_videos(values, window: clip_sets.Window, config: Any, scratch: Path) -> Videos:
     """Held-out clips and what a run's autoencoder makes of them."""
-    from videogen_jax.train import trained
+    from videogen_jax.generate import from_checkpoint
 
     del window
     if values.reference is not None:
@@ -347,15 +348,15 @@ def reconstruct_videos(values, window: clips.Window, config: Any, scratch: Path)
             "An autoencoder is compared with its own held-out clips: leave --reference out."
         )
     workdir = Path(values.workdir)
-    pairs, recipe, count = trained.reconstruct_clips(
+    pairs, recipe, count = from_checkpoint.reconstruct_clips(
         workdir,
         values.num_clips or NUM_CLIPS,
         step=values.step,
         ema=values.ema,
         batch_size=values.batch_size,
     )
-    both = clips.keep_videos(scratch / "pairs.npy", pairs, 2 * count, config.data.fps)
-    original, made = clips.every_other(both, 0), clips.every_other(both, 1)
+    both = clip_sets.keep_videos(scratch / "pairs.npy", pairs, 2 * count, config.data.fps)
+    original, made = clip_sets.every_other(both, 0), clip_sets.every_other(both, 1)
     return Videos(
         made,
         recipe,
@@ -373,7 +374,7 @@ def reconstruct_videos(values, window: clips.Window, config: Any, scratch: Path)
 
 
 def score(
-    values, videos: Videos, window: clips.Window, extractor: Any, scorer: Any
+    values, videos: Videos, window: clip_sets.Window, extractor: Any, scorer: Any
 ) -> Iterator[scoring.Found]:
     """What the flags ask for, one after the other."""
     if scorer is not None:
@@ -381,7 +382,7 @@ def score(
             names = [clip.name for clip in videos.clips()]
             prompts = dict(zip(names, videos.prompts, strict=True))
         else:
-            listed, _ = folders.list_videos(videos.folder)
+            listed, _ = video_folders.list_videos(videos.folder)
             prompts = {entry["file"]: entry["prompt"] for entry in listed}
         yield scoring.score_captions(videos.clips, prompts, scorer, values.num_clips)
     if videos.reference is not None:
@@ -401,14 +402,14 @@ def score(
 def judge_prompts(values, videos: Videos) -> dict[str, Any]:
     """The caption rates; empty where the prompts are not of moving shapes and something else is asked for."""
     if videos.prompts is not None:
-        if not all(map(captions.can_judge, videos.prompts)):
+        if not all(map(prompt_accuracy.can_judge, videos.prompts)):
             return {}
         seen = (clip.video for clip in videos.clips())
-        return captions.judge_videos(seen, videos.prompts)
+        return prompt_accuracy.judge_videos(seen, videos.prompts)
     if values.generated is None:
         return {}
     try:
-        return captions.judge_folder(videos.folder)
+        return prompt_accuracy.judge_folder(videos.folder)
     except ValueError:
         if videos.reference is None and values.clip is None:
             raise
@@ -421,7 +422,7 @@ def judge_prompts(values, videos: Videos) -> dict[str, Any]:
 def print_scores(document: dict[str, Any], verdicts: dict[str, Any]) -> None:
     """Prints the scores, and each clip that did not count."""
     if verdicts:
-        print(captions.format_table(verdicts))
+        print(prompt_accuracy.format_table(verdicts))
     for score in document["scores"]:
         if score["name"] not in verdicts and score["name"] != "all three":
             count = f"N = {score['n']}, " if "n" in score else ""
@@ -458,7 +459,9 @@ def log_scores(scores: list[dict[str, Any]], logdir: Path, step: int) -> None:
     writer.close()
 
 
-def write_html(videos: Videos, window: clips.Window, document: dict[str, Any], path: Path) -> None:
+def write_html(
+    videos: Videos, window: clip_sets.Window, document: dict[str, Any], path: Path
+) -> None:
     """Writes the report as a page: of a run with its curves and config, else scores and videos alone.
 
     Args:
@@ -469,8 +472,10 @@ def write_html(videos: Videos, window: clips.Window, document: dict[str, Any], p
     """
     shown = []
     for title, each in (("Videos", videos.clips), ("Reference", videos.reference)):
-        found = clips.cut_clips(each, window, SHOWN, [], alike=False) if each is not None else ()
-        read = [(clip, clips.shrink(cut, SHOWN_SIDE)) for clip, cut in found]
+        found = (
+            clip_sets.cut_clips(each, window, SHOWN, [], alike=False) if each is not None else ()
+        )
+        read = [(clip, clip_sets.shrink(cut, SHOWN_SIDE)) for clip, cut in found]
         alike = [cut for _, cut in read if cut.shape == read[0][1].shape]
         if alike:
             fps = read[0][0].fps / window.stride or STILL_FPS

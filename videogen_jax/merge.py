@@ -37,14 +37,14 @@ def run(values) -> str:
     """
     if not values.output:
         raise ValueError("--output is missing: write --output=FOLDER, as for pack.")
-    from videogen_jax.data import merging  # TensorFlow: only once the flags are right
+    from videogen_jax.packing import merge_parts  # TensorFlow: only once the flags are right
 
     output = values.output
     if not values.check:
-        report = merging.merge(output)
+        report = merge_parts.merge(output)
         if not report["finished_before"]:
             return summarize(report, output)
-    counts = merging.check(output)
+    counts = merge_parts.check(output)
     clips = sum(sum(splits.values()) for splits in counts.values())
     shapes = f" in {len(counts)} buckets" if "" not in counts else ""
     return f"{output} is whole: {clips} clips{shapes}, every shard has its size and its clips"

@@ -39,8 +39,9 @@ from absl import flags
 from tqdm import tqdm
 
 from videogen_jax import command
-from videogen_jax.data import bucket_packing, bucketing, packing, records, synthetic
+from videogen_jax.data import records, synthetic
 from videogen_jax.data.workers import WorkerDied
+from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder
 
 DEFAULT_SIZE = 256
 DEFAULT_SYNTHETIC_SIZE = 64
@@ -90,7 +91,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def read_settings(values) -> packing.Settings | bucket_packing.BucketSettings:
+def read_settings(values) -> pack_folder.Settings | pack_buckets.BucketSettings:
     """Makes the settings of the data set out of the flags.
 
     Raises:
@@ -103,7 +104,9 @@ def read_settings(values) -> packing.Settings | bucket_packing.BucketSettings:
         "clips_per_shard": values.clips_per_shard,
     }
     if values.buckets is not None:
-        return bucket_packing.BucketSettings(bucketing.parse_buckets(values.buckets), **shared)
+        return pack_buckets.BucketSettings(
+            bucket_assignment.parse_buckets(values.buckets), **shared
+        )
     default = DEFAULT_SYNTHETIC_SIZE if values.synthetic else DEFAULT_SIZE
     height, width = parse_size(values.size or str(default))
     frames = values.frames or DEFAULT_FRAMES
@@ -115,7 +118,7 @@ def read_settings(values) -> packing.Settings | bucket_packing.BucketSettings:
     min_frames = values.min_frames or frames
     if min_frames > frames:
         raise ValueError(f"--min_frames={min_frames} is more than --frames={frames}: lower it.")
-    return packing.Settings((height, width), frames=frames, min_frames=min_frames, **shared)
+    return pack_folder.Settings((height, width), frames=frames, min_frames=min_frames, **shared)
 
 
 def _check_flags(values):
@@ -145,7 +148,7 @@ def run(values) -> dict:
     Args:
       values: parsed flags.
     Returns:
-      The report, as of `packing.pack`.
+      The report, as of `pack_folder.pack`.
     Raises:
       ValueError, OSError, WorkerDied: one sentence that says what is wrong and what to do.
     """
@@ -158,14 +161,14 @@ def run(values) -> dict:
         folder = folder or output.resolve().with_name(f"{output.resolve().name}_videos")
         origin = {"kind": values.synthetic, "clips": values.clips, "seed": values.seed}
         # Before the videos are looked at: they may have been deleted after packing.
-        report = packing.finished_report(output, packing.note_settings(settings, origin))
+        report = pack_folder.finished_report(output, pack_folder.note_settings(settings, origin))
         if report:
             return report
         _generate(folder, settings, origin, workers)
     options = {"workers": workers, "strict": values.strict, "share": share}
     if values.buckets is not None:
-        return bucket_packing.pack_buckets(folder, output, settings, **options)
-    return packing.pack(folder, output, settings, origin=origin, **options)
+        return pack_buckets.pack_buckets(folder, output, settings, **options)
+    return pack_folder.pack(folder, output, settings, origin=origin, **options)
 
 
 def _generate(folder, settings, origin, workers):
@@ -205,7 +208,7 @@ def summarize(report: dict, output) -> str:
         lines.append(f"  skipped {len(skipped) - 10} more: see pack_report.json there")
     if long := report["long_captions"]:
         lines.append(
-            f"  {len(long)} captions have more than {packing.LONG_CAPTION} words, such as that of "
+            f"  {len(long)} captions have more than {pack_folder.LONG_CAPTION} words, such as that of "
             f"{long[0]}: a text encoder may read only their beginning"
         )
     if part := report["settings"].get("shard"):

@@ -20,11 +20,14 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from videogen_jax import command
+from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.models.flops import TRAIN_FACTOR
-from videogen_jax.parallel import memory, offload, targets
+from videogen_jax.parallel import device_specs, memory, offload
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import autoencoder, conditions, rollouts, sampling, setup
-from videogen_jax.train.trained_vae import SECTION
+from videogen_jax.run import conditioning
+from videogen_jax.run import model as run_model
+from videogen_jax.run.trained_autoencoder import SECTION
+from videogen_jax.train import autoencoder_run
 
 GIB = 2**30
 PIECES = (8, 4, 2)
@@ -66,12 +69,12 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     values = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
-    card, count = targets.parse_target(values.target)
+    card, count = device_specs.parse_target(values.target)
     config = values.config
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
     try:
-        devices = targets.find_devices(card, count)
+        devices = device_specs.find_devices(card, count)
     except ImportError as error:
         print(f"plan: error: {error}", file=sys.stderr)
         return 2
@@ -90,13 +93,13 @@ def main(arguments: list[str]) -> int:
     return 0 if fits(plan, card) else 1
 
 
-def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any) -> Plan:
     """Compiles every program of a config for devices.
 
     Args:
       config: as in configs/.
-      card: of `targets.parse_target`.
-      devices: of `targets.find_devices`.
+      card: of `device_specs.parse_target`.
+      devices: of `device_specs.find_devices`.
     Returns:
       Name to program.
     Raises:
@@ -105,9 +108,9 @@ def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: An
     mesh = meshes.make_mesh(**config.mesh, devices=devices)
     meshes.check_batch(mesh, config.batch_size, config.train.accumulation)
     if SECTION in config:
-        return {"train": plan_train(autoencoder.make_run(config, mesh), card)}
+        return {"train": plan_train(autoencoder_run.make_run(config, mesh), card)}
     plan = {
-        "train": plan_train(setup.make_run(config, mesh), card),
+        "train": plan_train(run_model.make_run(config, mesh), card),
         "sample": plan_sample(config, card, devices),
     }
     if config.tasks.prefix:
@@ -117,18 +120,18 @@ def make_plan(config: ml_collections.ConfigDict, card: targets.Card, devices: An
     return plan
 
 
-def plan_train(run: setup.Run, card: targets.Card) -> Program:
+def plan_train(run: run_model.Run, card: device_specs.Card) -> Program:
     """The train step."""
     config, state = run.config, run.abstract
     # The CPU's devices are in the host's memory themselves.
-    away = setup.offloaded(config) if card.description else ()
-    batch = setup.place_batch(run)
+    away = run_model.offloaded(config) if card.description else ()
+    batch = run_model.place_batch(run)
     on_host = jax.tree.map(lambda _: False, (state, batch))
     for field in away:
         waits = jax.tree.map(offload.waits, getattr(state, field))
         on_host = (on_host[0].replace(**{field: waits}), on_host[1])
     footprint = memory.measure(
-        setup.trace_step(run), run.mesh.size, bool(card.description), jax.tree.leaves(on_host)
+        run_model.trace_step(run), run.mesh.size, bool(card.description), jax.tree.leaves(on_host)
     )
 
     def stays(field: str) -> int:
@@ -144,7 +147,7 @@ def plan_train(run: setup.Run, card: targets.Card) -> Program:
     }
     if SECTION in config:
         return make_program(card, footprint, parts, flops=None, executed=0)
-    flops = TRAIN_FACTOR * setup.forward_flops(config) * config.batch_size // run.mesh.size
+    flops = TRAIN_FACTOR * run_model.forward_flops(config) * config.batch_size // run.mesh.size
     return make_program(
         card,
         footprint,
@@ -152,16 +155,18 @@ def plan_train(run: setup.Run, card: targets.Card) -> Program:
         flops,
         # Recomputing is one more forward pass.
         executed=flops if config.memory.remat == "none" else flops * 4 // 3,
-        least_wire=setup.least_step_wire(run),
+        least_wire=run_model.least_step_wire(run),
     )
 
 
-def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Program:
+def plan_sample(
+    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
+) -> Program:
     """All steps of the sampler, for a batch of config.sample, from parameters laid out for it."""
     count = config.sample.batch_size
-    mesh = sampling.choose_sample_mesh(config, count, devices)
-    run = setup.make_run(config, mesh)
-    programs = sampling.make_run_programs(run, sampling.sampler_options(config))
+    mesh = run_sampler.choose_sample_mesh(config, count, devices)
+    run = run_model.make_run(config, mesh)
+    programs = run_sampler.make_run_programs(run, run_sampler.sampler_options(config))
     condition = blank_condition(run, programs.batch_size, run.video_shape)
     arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
     footprint = memory.measure(
@@ -171,17 +176,19 @@ def plan_sample(config: ml_collections.ConfigDict, card: targets.Card, devices: 
         "parameters": memory.count_shard_bytes(run.abstract.params),
         "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
     }
-    flops = programs.calls * programs.batch_size * setup.forward_flops(config) // mesh.size
+    flops = programs.calls * programs.batch_size * run_model.forward_flops(config) // mesh.size
     return make_program(card, footprint, parts, flops, executed=flops)
 
 
-def plan_rollout(config: ml_collections.ConfigDict, card: targets.Card, devices: Any) -> Program:
+def plan_rollout(
+    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
+) -> Program:
     """A chunk of a long video, for a batch of config.sample: all steps, behind a full memory."""
-    count, how = config.sample.batch_size, rollouts.plan_rollout(config)
-    mesh = rollouts.choose_rollout_mesh(config, how, count, devices)
-    run = setup.make_run(config, mesh, grid=rollouts.chunk_grid(config, how))
-    rollout = rollouts.make_run_rollout(run, how, sampling.sampler_options(config))
-    shape = rollouts.chunk_shape(config, how)
+    count, how = config.sample.batch_size, run_rollout.plan_rollout(config)
+    mesh = run_rollout.choose_rollout_mesh(config, how, count, devices)
+    run = run_model.make_run(config, mesh, grid=run_rollout.chunk_grid(config, how))
+    rollout = run_rollout.make_run_rollout(run, how, run_sampler.sampler_options(config))
+    shape = run_rollout.chunk_shape(config, how)
     condition = blank_condition(run, rollout.batch_size, shape)
     arguments = rollout.abstract_args(run.abstract.params, condition)
     footprint = memory.measure(rollout.extend.trace(*arguments), mesh.size, bool(card.description))
@@ -190,22 +197,22 @@ def plan_rollout(config: ml_collections.ConfigDict, card: targets.Card, devices:
         "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
     }
     # A chunk's share of a clip: it sees about as many frames.
-    chunk = setup.forward_flops(config) * how.chunk // setup.token_grid(config)[0]
+    chunk = run_model.forward_flops(config) * how.chunk // run_model.token_grid(config)[0]
     flops = rollout.calls * rollout.batch_size * chunk // mesh.size
     return make_program(card, footprint, parts, flops, executed=flops)
 
 
-def blank_condition(run: setup.Run, count: int, shape: tuple[int, int, int, int]) -> Any:
+def blank_condition(run: run_model.Run, count: int, shape: tuple[int, int, int, int]) -> Any:
     """What the model is told of `count` videos of a shape, abstract."""
-    batch = setup.abstract_batch(run.config, count, run.null_text)
+    batch = run_model.abstract_batch(run.config, count, run.null_text)
     video = jax.ShapeDtypeStruct((count, *shape), np.float32)
     told = {name: leaf for name, leaf in batch.items() if name != "video"}
-    return told | conditions.tell_nothing(run.config, video)
+    return told | conditioning.tell_nothing(run.config, video)
 
 
-def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mesh) -> Program:
+def plan_decode(config: ml_collections.ConfigDict, card: device_specs.Card, mesh: Mesh) -> Program:
     """One chunk of frames through the autoencoder."""
-    decoder = sampling.make_run_decoder(config, mesh)
+    decoder = run_sampler.make_run_decoder(config, mesh)
     traced = decoder.program.trace(*decoder.abstract_args)
     footprint = memory.measure(traced, mesh.size, bool(card.description))
     parts = {
@@ -216,7 +223,7 @@ def plan_decode(config: ml_collections.ConfigDict, card: targets.Card, mesh: Mes
 
 
 def make_program(
-    card: targets.Card,
+    card: device_specs.Card,
     footprint: memory.Footprint,
     parts: dict[str, int],
     flops: int | None,
@@ -256,7 +263,7 @@ def make_program(
     )
 
 
-def fits(plan: Plan, card: targets.Card) -> bool:
+def fits(plan: Plan, card: device_specs.Card) -> bool:
     """Whether every program leaves room for what CUDA itself takes; the CPU's memory has no bound here."""
     if card.memory is None:
         return True
@@ -264,7 +271,7 @@ def fits(plan: Plan, card: targets.Card) -> bool:
 
 
 def try_levers(
-    config: ml_collections.ConfigDict, card: targets.Card, devices: Any
+    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
 ) -> tuple[dict[str, Any], Plan]:
     """Pulls the memory levers one after the other, cheapest first, until the config fits.
 
@@ -298,7 +305,7 @@ def levers(config: ml_collections.ConfigDict, devices: Any) -> list[dict[str, An
     if config.memory.remat != "block":
         chosen.append({"memory.remat": "block", "memory.saved": ()})
     chosen.append({"memory.offload_activations": True})
-    grid = setup.token_grid(config)
+    grid = run_model.token_grid(config)
     for pieces in PIECES:
         if pieces > config.memory.pieces and grid[0] % pieces == 0 == grid[1] * grid[2] % pieces:
             chosen.append({"memory.pieces": pieces})
@@ -324,7 +331,7 @@ def read(config: ml_collections.ConfigDict, name: str) -> Any:
     return value
 
 
-def to_table(card: targets.Card, count: int, plan: Plan) -> str:
+def to_table(card: device_specs.Card, count: int, plan: Plan) -> str:
     """The plan as lines of text, a column for each program."""
     size = "" if card.memory is None else f" of {card.memory / GIB:.1f} GiB"
     rows: list[tuple[str, list[str]]] = [("per device", list(plan))]
@@ -362,7 +369,7 @@ def gib(count: int | float | None) -> str:
     return "-" if count is None else f"{count / GIB:.2f}"
 
 
-def to_verdict(card: targets.Card, plan: Plan, overrides: dict[str, Any], better: Plan) -> str:
+def to_verdict(card: device_specs.Card, plan: Plan, overrides: dict[str, Any], better: Plan) -> str:
     """One sentence, with the overrides that would help."""
     if fits(plan, card):
         return "It fits."
@@ -381,7 +388,7 @@ def to_verdict(card: targets.Card, plan: Plan, overrides: dict[str, Any], better
 
 
 def to_json(
-    plan: Plan, card: targets.Card, overrides: dict[str, Any], better: Plan
+    plan: Plan, card: device_specs.Card, overrides: dict[str, Any], better: Plan
 ) -> dict[str, Any]:
     """The plan as numbers under names."""
     content: dict[str, Any] = {
@@ -407,12 +414,14 @@ def to_json(
 
 def count_parameters(config: ml_collections.ConfigDict) -> int:
     """Numbers in the model, or in the autoencoder."""
-    make_run = autoencoder.make_run if SECTION in config else setup.make_run
+    make_run = autoencoder_run.make_run if SECTION in config else run_model.make_run
     run = make_run(config, meshes.make_mesh(devices=jax.devices()[:1]))
     return sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
 
 
-def to_row(config: ml_collections.ConfigDict, card: targets.Card, count: int, plan: Plan) -> str:
+def to_row(
+    config: ml_collections.ConfigDict, card: device_specs.Card, count: int, plan: Plan
+) -> str:
     """A row of the README's table."""
     video = f"{config.data.frames} x {config.data.height}x{config.data.width}"
     parameters = count_parameters(config) / 1e6

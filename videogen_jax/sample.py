@@ -34,10 +34,10 @@ from videogen_jax import command
 from videogen_jax.data import image_io, video_io
 from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.times import SPACINGS
-from videogen_jax.generate import contact_sheet
+from videogen_jax.generate import contact_sheet, from_checkpoint
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.train import saved_config, trained
-from videogen_jax.train.state import PRECISIONS
+from videogen_jax.run import saved_config
+from videogen_jax.run.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
@@ -116,7 +116,7 @@ def write_samples() -> None:
         known = [frames for frames in known for _ in range(_NUM_VIDEOS.value)]
     prompts = [prompt for prompt in prompts for _ in range(_NUM_VIDEOS.value)]
     seeds = [_SEED.value + i for i in range(len(prompts))]
-    batches, recipe, config = trained.make_videos(
+    batches, recipe, config = from_checkpoint.make_videos(
         Path(_WORKDIR.value), prompts, seeds, known=known, **choices()
     )
     videos = np.concatenate(list(batches))
@@ -157,7 +157,7 @@ def write_long_samples() -> None:
         timelines = [[(0, prompt)] for prompt in read_prompts()]
     timelines = [timeline for timeline in timelines for _ in range(_NUM_VIDEOS.value)]
     seeds = [_SEED.value + i for i in range(len(timelines))]
-    batches, recipe, config = trained.make_long_videos(
+    batches, recipe, config = from_checkpoint.make_long_videos(
         Path(_WORKDIR.value),
         timelines,
         seeds,
@@ -191,7 +191,7 @@ def write_long_samples() -> None:
 
 
 def choices() -> dict[str, Any]:
-    """Arguments of `trained.open_model`."""
+    """Arguments of `from_checkpoint.open_model`."""
     return {
         "step": _STEP.value,
         "ema": _EMA.value,

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from videogen_jax.data import buckets, records
+from videogen_jax.data import bucketed_data, records
 
 
 def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1):
@@ -47,7 +47,7 @@ def write_buckets(folder, clips, per_shard=4):
     for name, train in clips.items():
         captions = [f"shape {name}"] * len(train)
         write_records(folder / name, train, len(train[0]), per_shard, captions)
-    buckets.write_index(folder, list(clips))
+    bucketed_data.write_index(folder, list(clips))
     return folder
 
 

@@ -10,8 +10,9 @@ import tensorflow_datasets as tfds
 
 from tests.data.packed import write_records
 from tests.data.test_pipeline import assert_same, batches
-from videogen_jax.data import augment, encoding, merging, pipeline, video_io
+from videogen_jax.data import augment, pipeline, video_io
 from videogen_jax.data.augment import Augmentation
+from videogen_jax.packing import encode_latents, merge_parts
 
 HEIGHT, WIDTH, FPS = 12, 18, 8.0
 MANY = 400  # draws
@@ -317,7 +318,7 @@ def test_pictures_have_no_speed(coded, tmp_path):
 # Before encoding
 
 
-ENCODER = encoding.Encoder(
+ENCODER = encode_latents.Encoder(
     run=lambda video: video.astype(
         np.float32
     ),  # float16 holds bytes exactly: the latents are the pixels
@@ -341,7 +342,7 @@ def read_latents(folder, split="train"):
 @pytest.fixture(scope="module")
 def encoded(coded, tmp_path_factory):
     output = tmp_path_factory.mktemp("encoded") / "data"
-    encoding.encode(coded, output, ENCODER, progress=False)
+    encode_latents.encode(coded, output, ENCODER, progress=False)
     return output
 
 
@@ -367,15 +368,15 @@ def test_variants_are_encoded_with_draws_of_their_own(encoded):
 def test_a_window_of_the_packed_size_changes_no_validation_clip(coded, tmp_path):
     whole = Augmentation((16, 24), jitter=0.2, variants=2)
     encoder = dataclasses.replace(ENCODER, shape=(16, 24, 3), augmentation=whole)
-    encoding.encode(coded, tmp_path / "jittered", encoder, progress=False)
+    encode_latents.encode(coded, tmp_path / "jittered", encoder, progress=False)
     plain = dataclasses.replace(encoder, augmentation=Augmentation((16, 24)))
-    encoding.encode(coded, tmp_path / "plain", plain, progress=False)
+    encode_latents.encode(coded, tmp_path / "plain", plain, progress=False)
     both = [read_latents(tmp_path / name, "validation") for name in ("jittered", "plain")]
     for jittered, same in zip(*both, strict=True):
         np.testing.assert_array_equal(jittered["latents"], same["latents"])
     # Two variants of each clip have the motion score of one.
-    clips = merging.check(tmp_path / "jittered")[""]["train"]
-    assert clips == 2 * merging.check(tmp_path / "plain")[""]["train"]
+    clips = merge_parts.check(tmp_path / "jittered")[""]["train"]
+    assert clips == 2 * merge_parts.check(tmp_path / "plain")[""]["train"]
 
 
 def test_the_latents_tell_their_size_and_train(encoded):
@@ -394,10 +395,10 @@ def test_the_latents_tell_their_size_and_train(encoded):
 
 def test_parts_make_the_same_latents(coded, encoded, tmp_path):
     for i in (1, 0):
-        encoding.encode(coded, tmp_path / "parts", ENCODER, share=(i, 2), progress=False)
+        encode_latents.encode(coded, tmp_path / "parts", ENCODER, share=(i, 2), progress=False)
     for path in encoded.glob("clips-*"):
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
-    assert encoding.encode(coded, encoded, ENCODER, progress=False)["new"] == 0
+    assert encode_latents.encode(coded, encoded, ENCODER, progress=False)["new"] == 0
 
 
 @pytest.mark.parametrize(
@@ -413,26 +414,26 @@ def test_latents_of_another_augmentation_are_refused(coded, encoded, change, sen
     other = ENCODER.augmentation._replace(**change)
     with pytest.raises(ValueError, match=sentence):
         encoder = dataclasses.replace(ENCODER, augmentation=other)
-        encoding.encode(coded, encoded, encoder, progress=False)
+        encode_latents.encode(coded, encoded, encoder, progress=False)
 
 
 @pytest.mark.parametrize("field, value", [("seed", 6), ("frames", 7)])
 def test_latents_of_other_draws_are_refused(coded, encoded, field, value):
     with pytest.raises(ValueError, match=f"augment.{field} was . and is now {value}"):
         encoder = dataclasses.replace(ENCODER, **{field: value})
-        encoding.encode(coded, encoded, encoder, progress=False)
+        encode_latents.encode(coded, encoded, encoder, progress=False)
 
 
 def test_with_nothing_on_latents_are_those_that_were_not_augmented(coded, tmp_path):
     plain = dataclasses.replace(ENCODER, shape=(16, 24, 3), augmentation=None)
-    encoding.encode(coded, tmp_path / "plain", plain, progress=False)
+    encode_latents.encode(coded, tmp_path / "plain", plain, progress=False)
     off = dataclasses.replace(plain, augmentation=Augmentation((16, 24)), seed=7, frames=9)
-    assert encoding.encode(coded, tmp_path / "plain", off, progress=False)["new"] == 0
+    assert encode_latents.encode(coded, tmp_path / "plain", off, progress=False)["new"] == 0
     with pytest.raises(ValueError, match=r"augment\.variants is 2, but nothing is on"):
         off = dataclasses.replace(plain, augmentation=Augmentation((16, 24), variants=2))
-        encoding.encode(coded, tmp_path / "plain", off, progress=False)
+        encode_latents.encode(coded, tmp_path / "plain", off, progress=False)
     with pytest.raises(ValueError, match=r"augment\..* was None and is now"):
-        encoding.encode(
+        encode_latents.encode(
             coded,
             tmp_path / "plain",
             dataclasses.replace(plain, augmentation=Augmentation((16, 24), jitter=0.2)),

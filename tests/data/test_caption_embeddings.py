@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.test_encoding import CLIPS, ENCODER, packed  # noqa: F401
-from videogen_jax.data import encoding, pipeline
+from tests.packing.test_encode_latents import CLIPS, ENCODER, packed  # noqa: F401
+from videogen_jax.data import pipeline
 from videogen_jax.data.latent_records import Embeddings, TextInfo
+from videogen_jax.packing import encode_latents
 
 WIDTH, POOLED, LONGEST = 6, 3, 5
 
@@ -44,7 +45,7 @@ WITH_TEXT = dataclasses.replace(ENCODER, texts=INFO, embed=embed)
 @pytest.fixture(scope="module")
 def encoded(packed, tmp_path_factory):  # noqa: F811
     output = tmp_path_factory.mktemp("embedded") / "data"
-    report = encoding.encode(packed, output, WITH_TEXT, progress=False)
+    report = encode_latents.encode(packed, output, WITH_TEXT, progress=False)
     assert report["cut_captions"] == sum(n > LONGEST for n in range(CLIPS))
     return output
 
@@ -76,7 +77,7 @@ def test_batches_hold_the_embeddings_of_their_captions(encoded, length):
 
 def test_bfloat16_is_read_back(packed, tmp_path):  # noqa: F811
     half = dataclasses.replace(WITH_TEXT, texts=INFO._replace(dtype="bfloat16"), dtype="bfloat16")
-    encoding.encode(packed, tmp_path / "data", half, progress=False)
+    encode_latents.encode(packed, tmp_path / "data", half, progress=False)
     batch = read(tmp_path / "data", LONGEST)
     direct = embed([caption.decode() for caption in batch["caption"]])
     np.testing.assert_allclose(batch["text_pooled"], direct.pooled, rtol=2**-8)
@@ -100,7 +101,7 @@ def test_each_caption_is_embedded_once_in_a_shard(packed, tmp_path):  # noqa: F8
         return embed(captions)
 
     encoder = dataclasses.replace(WITH_TEXT, embed=note)
-    encoding.encode(packed, tmp_path / "data", encoder, progress=False)
+    encode_latents.encode(packed, tmp_path / "data", encoder, progress=False)
     assert len(calls) == sum(len(files) for files in data.files.values())
     shards = [pipeline.read_captions(path) for files in data.files.values() for path in files]
     assert calls == [[caption.decode() for caption in shard] for shard in shards]
@@ -114,7 +115,9 @@ def test_a_caption_of_several_clips_is_embedded_once(packed, tmp_path, monkeypat
         return embed(captions)
 
     monkeypatch.setattr(pipeline, "read_captions", lambda path: [b"clip9", b"clip1", b"clip9"])
-    fields, cut = encoding._embed_captions(tmp_path, dataclasses.replace(WITH_TEXT, embed=note))
+    fields, cut = encode_latents._embed_captions(
+        tmp_path, dataclasses.replace(WITH_TEXT, embed=note)
+    )
     assert calls == [["clip9", "clip1"]] and cut == 2
     assert set(fields) == {b"clip9", b"clip1"}
 
@@ -124,12 +127,12 @@ def test_what_is_done_is_not_done_again(packed, encoded):  # noqa: F811
         raise AssertionError("embedded again")
 
     encoder = dataclasses.replace(WITH_TEXT, embed=refuse)
-    report = encoding.encode(packed, encoded, encoder, progress=False)
+    report = encode_latents.encode(packed, encoded, encoder, progress=False)
     assert report["finished"] and report["new"] == 0
     assert report["cut_captions"] == sum(n > LONGEST for n in range(CLIPS))
     # The same weights under another name are the same.
     encoder = dataclasses.replace(encoder, texts=INFO._replace(path="/elsewhere"))
-    assert encoding.encode(packed, encoded, encoder, progress=False)["new"] == 0
+    assert encode_latents.encode(packed, encoded, encoder, progress=False)["new"] == 0
 
 
 @pytest.mark.parametrize(
@@ -144,12 +147,12 @@ def test_a_stale_cache_is_refused(packed, encoded, change, sentence):  # noqa: F
     texts = None if change is None else INFO._replace(**change)
     with pytest.raises(ValueError, match=sentence):
         encoder = dataclasses.replace(ENCODER, texts=texts, embed=embed)
-        encoding.encode(packed, encoded, encoder, progress=False)
+        encode_latents.encode(packed, encoded, encoder, progress=False)
 
 
 def test_a_cache_without_embeddings_is_refused(packed, tmp_path):  # noqa: F811
-    encoding.encode(packed, tmp_path / "data", ENCODER, progress=False)
+    encode_latents.encode(packed, tmp_path / "data", ENCODER, progress=False)
     assert pipeline.open_data(tmp_path / "data").texts is None
-    assert "cut_captions" not in json.loads((tmp_path / "data" / encoding.REPORT).read_text())
+    assert "cut_captions" not in json.loads((tmp_path / "data" / encode_latents.REPORT).read_text())
     with pytest.raises(ValueError, match="text.encoder was None and is now clip"):
-        encoding.encode(packed, tmp_path / "data", WITH_TEXT, progress=False)
+        encode_latents.encode(packed, tmp_path / "data", WITH_TEXT, progress=False)

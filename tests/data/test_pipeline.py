@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 from tests.data.packed import write_records
-from videogen_jax.data import packing, pipeline, prefetch, video_io
+from videogen_jax.data import pipeline, prefetch, video_io
+from videogen_jax.packing import pack_folder
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
 
@@ -30,7 +31,7 @@ def data(tmp_path_factory):
         video[:, :, : SIZE // 3] -= 40
         video_io.write_video(folder / f"{c:02d}.mp4", video, fps=8)
         (folder / f"{c:02d}.txt").write_text(f"clip{c}")
-    settings = packing.Settings(
+    settings = pack_folder.Settings(
         size=(SIZE, SIZE),
         fps=8.0,
         frames=PACKED_FRAMES,
@@ -39,7 +40,7 @@ def data(tmp_path_factory):
         clips_per_shard=5,
     )
     output = tmp_path_factory.mktemp("packed") / "data"
-    packing.pack(folder, output, settings, workers=1)
+    pack_folder.pack(folder, output, settings, workers=1)
     return output
 
 

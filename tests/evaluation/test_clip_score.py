@@ -7,15 +7,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.models.text_encoders import write_clip
-from videogen_jax.data import clip_tokens
+from videogen_jax.data import clip_tokenizer
 from videogen_jax.evaluation import clip_score
-from videogen_jax.models.clip_tower import CONFIG_FILE, FILE
+from videogen_jax.models.clip_common import CONFIG_FILE, FILE
 from videogen_jax.models.weights import WeightsError
 
 CAPTIONS = ["a red ball rolls", "two dogs in the snow", "a red ball rolls", ""]
 
 
-def save_reference(folder, words=clip_tokens.VOCABULARY_SIZE):
+def save_reference(folder, words=clip_tokenizer.VOCABULARY_SIZE):
     """A CLIPModel of transformers with random weights, also written to a folder."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -56,7 +56,9 @@ def expect(network, videos, frames):
     )
     scores = []
     for video, places, caption in zip(videos, frames, CAPTIONS, strict=True):
-        ids = torch.from_numpy(clip_tokens.tokenize([caption], 77, clip_tokens.END_ID)[0]).long()
+        ids = torch.from_numpy(
+            clip_tokenizer.tokenize([caption], 77, clip_tokenizer.END_ID)[0]
+        ).long()
         with torch.no_grad():
             text = network.get_text_features(ids).pooler_output[0].double()
             values = []

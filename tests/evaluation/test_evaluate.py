@@ -11,7 +11,7 @@ from absl import flags
 
 from videogen_jax import evaluate
 from videogen_jax.data import synthetic, video_io
-from videogen_jax.evaluation import captions, folders
+from videogen_jax.evaluation import prompt_accuracy, video_folders
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def test_samples_json_is_preferred_and_keeps_the_seed(folder):
         ],
         steps=20,
     )
-    report = captions.judge_folder(folder)
+    report = prompt_accuracy.judge_folder(folder)
     assert [(v["file"], v["seed"], v["caption"]) for v in report["videos"]] == [
         ("0.mp4", 7, prompt),
         ("1.gif", 8, prompt),
@@ -110,7 +110,7 @@ def test_unreadable_videos_are_listed_and_count_as_wrong(folder, tmp_path, capsy
 def test_a_listed_video_that_is_missing_counts_as_wrong(folder):
     prompt = (folder / "0.txt").read_text().strip()
     write_listing(folder, [{"file": f, "prompt": prompt} for f in ("0.mp4", "gone.mp4")])
-    report = captions.judge_folder(folder)
+    report = prompt_accuracy.judge_folder(folder)
     assert [video["right"]["all"] for video in report["videos"]] == [True, False]
     assert [video["file"] for video in report["unreadable"]] == ["gone.mp4"]
 
@@ -121,7 +121,7 @@ def test_a_halt_in_the_motion_is_seen_in_every_format(tmp_path, suffix):
     _, clip = synthetic.make_clip(0, seed=0, size=32, frames=8)
     order = [0] * 12 + [1, 2, 3, 4, 5, 6, 7]
     video_io.write_video(tmp_path / f"halting{suffix}", clip[order], fps=8)
-    video, fps = folders.read_evenly(tmp_path / f"halting{suffix}")
+    video, fps = video_folders.read_evenly(tmp_path / f"halting{suffix}")
     assert fps == pytest.approx(8, rel=0.05)
     assert len(video) == len(order)
     motion = np.abs(np.diff(video.astype(float), axis=0)).mean(axis=(1, 2, 3))
@@ -150,20 +150,20 @@ def test_a_halt_in_the_motion_is_seen_in_every_format(tmp_path, suffix):
 def test_bad_folders_are_one_sentence(folder, spoil, message):
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
-        captions.judge_folder(folder)
+        prompt_accuracy.judge_folder(folder)
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["color=0.9", "colour", "colour=high", "shape=80", "shape=nan"])
 def test_requirements_that_make_no_sense(text):
     with pytest.raises(ValueError, match="--require does not understand '" + text):
-        captions.parse_requirements(text)
+        prompt_accuracy.parse_requirements(text)
 
 
 def test_requirements():
     wanted = {"colour": 0.95, "shape": 0.8, "all": 1.0}
-    assert captions.parse_requirements(" colour=0.95, shape =0.80,all=1 ") == wanted
-    assert captions.parse_requirements("") == {}
+    assert prompt_accuracy.parse_requirements(" colour=0.95, shape =0.80,all=1 ") == wanted
+    assert prompt_accuracy.parse_requirements("") == {}
 
 
 def test_command_passes_and_fails_by_its_exit_code(folder):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen_jax.evaluation import reconstruction
+from videogen_jax.evaluation import psnr_ssim
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -24,7 +24,7 @@ def test_psnr_of_a_constant_error():
     video = draw(4, 3, 5, 6, 3) // 2
     offsets = np.array([0, 1, 10, 100], np.uint8)
     made = video + offsets[:, None, None, None, None]
-    values = reconstruction.psnr(video.astype(np.float64), made, 255)
+    values = psnr_ssim.psnr(video.astype(np.float64), made, 255)
     assert values.dtype == np.float64
     np.testing.assert_allclose(values, [120, *(20 * np.log10(255 / offsets[1:]))], rtol=1e-12)
 
@@ -33,7 +33,7 @@ def test_psnr_is_one_definition_for_jax_and_numpy():
     video = draw(2, 3, 4, 4, 3)
     made = blend(video)
     x, y = (array / np.float32(127.5) - 1 for array in (video, made))
-    values = jax.jit(lambda x, y: reconstruction.psnr(x, y, span=2))(x, y)
+    values = jax.jit(lambda x, y: psnr_ssim.psnr(x, y, span=2))(x, y)
     assert isinstance(values, jax.Array) and values.dtype == jnp.float32
     error = ((video.astype(float) - made) ** 2).reshape(2, -1).mean(axis=1)
     np.testing.assert_allclose(values, 10 * np.log10(255**2 / error), rtol=1e-5)
@@ -57,14 +57,14 @@ def test_ssim_is_the_definition():
             means = (2 * ma * mb + 2.55**2) / (ma**2 + mb**2 + 2.55**2)
             values.append(means * (2 * vab + 7.65**2) / (va + vb + 7.65**2))
     assert 0.1 < np.mean(values) < 0.99
-    assert reconstruction.ssim(frame, made) == pytest.approx(np.mean(values), rel=1e-6)
+    assert psnr_ssim.ssim(frame, made) == pytest.approx(np.mean(values), rel=1e-6)
 
 
 def test_ssim_of_flat_frames():
     """Without any contrast only the means count."""
     frames = [np.full((16, 16, 3), value, np.uint8) for value in (100, 150)]
     expected = (2 * 100 * 150 + 2.55**2) / (100**2 + 150**2 + 2.55**2)
-    assert reconstruction.ssim(*frames) == pytest.approx(expected, rel=1e-6)
+    assert psnr_ssim.ssim(*frames) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [(11, 11), (40, 57)])
@@ -76,7 +76,7 @@ def test_scores_equal_scikit_images(size):
     smooth = (127 + 120 * np.stack(waves)).astype(np.uint8)
     videos = [smooth, draw(2, *size, 3)]
     pairs = [(video, blend(video)) for video in videos]
-    scores = reconstruction.score_reconstructions(iter(pairs))
+    scores = psnr_ssim.score_reconstructions(iter(pairs))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for i, (video, made) in enumerate(pairs):
         ssims = [
@@ -91,9 +91,9 @@ def test_scores_equal_scikit_images(size):
 
 def test_equal_videos_and_none():
     video = draw(2, 11, 12, 3)
-    scores = reconstruction.score_reconstructions([(video, video)])
+    scores = psnr_ssim.score_reconstructions([(video, video)])
     assert (scores.psnr[0], scores.ssim[0]) == (120, pytest.approx(1, abs=1e-9))
-    assert reconstruction.score_reconstructions([]).ssim.shape == (0,)
+    assert psnr_ssim.score_reconstructions([]).ssim.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,6 @@ def test_equal_videos_and_none():
 def test_what_cannot_be_compared_is_named(shapes, message):
     pairs = [(draw(1, 11, 11, 3),) * 2, tuple(draw(*shape) for shape in shapes)]
     with pytest.raises(ValueError, match=message):
-        reconstruction.score_reconstructions(pairs)
+        psnr_ssim.score_reconstructions(pairs)
     with pytest.raises(ValueError, match="dtype uint8, not .* float64"):
-        reconstruction.score_reconstructions([(np.zeros((1, 11, 11, 3)),) * 2])
+        psnr_ssim.score_reconstructions([(np.zeros((1, 11, 11, 3)),) * 2])

@@ -10,10 +10,10 @@ import pytest
 from tests.models.randomise import randomise
 from tests.tiny import tiny_config
 from videogen_jax.generate import rollout as rollouts
-from videogen_jax.generate import sampler
+from videogen_jax.generate import run_sampler, sampler
 from videogen_jax.models.blocks import Block
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.train import sampling, setup
+from videogen_jax.run import model as run_model
 
 CHUNK, LENGTHS, SLOTS = 2, (1, 2, 4), 4  # latent frames
 CHUNKS = 8  # 16 frames: the queue is filled, and turned over three times
@@ -79,7 +79,7 @@ def make_case(name, **mesh):
 def build_case(name, mesh):
     """The run, its parameters on the mesh, and its rollout."""
     config = make_config(name)
-    run = setup.make_run(config, make_mesh(**dict(mesh)))
+    run = run_model.make_run(config, make_mesh(**dict(mesh)))
     params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
     model = config.model
     rollout = rollouts.make_rollout(
@@ -109,7 +109,7 @@ def condition_of(name, chunk, word=5):
     text = np.full((len(SEEDS), config.text.length), 0, np.int32)
     text[:, :2] = [[3, word], [4, word]]
     frames = CHUNK * config.model.patch_size[0]
-    condition = sampling.make_condition(config, text, 0.0, shape=(frames, 8, 8, 3))
+    condition = run_sampler.make_condition(config, text, 0.0, shape=(frames, 8, 8, 3))
     if "known" in condition and chunk == 0:
         condition["known"] += normal(len(SEEDS), 1, 8, 8, 3)
         condition["mask"][:, 0] = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videogen_jax.models import vae
+from videogen_jax.models import autoencoder as autoencoders
 
 TAEF2 = Path(__file__).resolve().parents[3] / "shared" / "weights" / "taef2.safetensors"
 
@@ -19,7 +19,7 @@ def taef2_weights() -> Path:
 
 def random_taef2():
     """The network with random weights that keep numbers in range, and its parameters."""
-    autoencoder = vae.make_autoencoder("taef2")
+    autoencoder = autoencoders.make_autoencoder("taef2")
     return autoencoder, _draw(autoencoder.abstract_params)
 
 
@@ -45,7 +45,7 @@ def sd_config(**changes):
 def random_sd(folder, **changes):
     """The small network with random weights, and its parameters."""
     (folder / "config.json").write_text(json.dumps(sd_config(**changes)))
-    autoencoder = vae.make_autoencoder("sd", str(folder))
+    autoencoder = autoencoders.make_autoencoder("sd", str(folder))
     return autoencoder, _draw(autoencoder.abstract_params)
 
 

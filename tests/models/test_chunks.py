@@ -8,7 +8,8 @@ import pytest
 
 from tests.models.autoencoders import random_sd, random_taef2
 from tests.models.randomise import randomise
-from videogen_jax.models import chunks, vae, video_vae
+from videogen_jax.models import autoencoder as autoencoders
+from videogen_jax.models import causal_vae, chunks
 from videogen_jax.parallel.mesh import make_mesh
 
 
@@ -53,10 +54,10 @@ def test_chunks_are_encoded_as_the_whole_video(tmp_path, name, mesh):
 
 
 def make_video_autoencoder():
-    network = video_vae.Network(
+    network = causal_vae.Network(
         channels=3, patch=(2, 2, 2), strides=((2, 2, 2),), widths=(6, 8), blocks=1
     )
-    autoencoder = vae.make_causal(network, load=dict)
+    autoencoder = autoencoders.make_causal(network, load=dict)
     return autoencoder, randomise(autoencoder.abstract_params, 0.3)
 
 
@@ -128,7 +129,7 @@ def test_frames_lie_on_all_devices_and_do_not_talk():
 
 
 def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked():
-    autoencoder = vae.make_autoencoder("identity")
+    autoencoder = autoencoders.make_autoencoder("identity")
     decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 4, (6, 5))
     program, calls = decoder.program, []
 
@@ -147,7 +148,7 @@ def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked()
 
 
 def test_a_part_of_a_chunk_is_computed_alone():
-    autoencoder = vae.make_autoencoder("identity")
+    autoencoder = autoencoders.make_autoencoder("identity")
     encoder = chunks.make_encoder(autoencoder, make_mesh(), 4, (6, 5))
     frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)
     np.testing.assert_allclose(encoder({}, frames), frames / 127.5 - 1, atol=1e-6)

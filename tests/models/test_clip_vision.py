@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.text_encoders import write_clip
 from videogen_jax.models import clip_vision
-from videogen_jax.models.clip_tower import CONFIG_FILE, FILE
+from videogen_jax.models.clip_common import CONFIG_FILE, FILE
 from videogen_jax.models.weights import WeightsError
 
 SIZES = {

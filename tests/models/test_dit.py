@@ -9,8 +9,8 @@ import pytest
 
 from tests.models import randomise
 from videogen_jax.models import layers, patches, positions
+from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
 from videogen_jax.models.dit import VideoDiT
-from videogen_jax.models.text import CaptionEncoder, CaptionProjection
 
 BATCH, FRAMES, WIDTH, WORDS = 2, 3, 12, 5
 VIDEO = (BATCH, FRAMES, 8, 8, 3)

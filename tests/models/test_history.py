@@ -11,7 +11,7 @@ from tests.models.randomise import randomise
 from videogen_jax.diffusion.tasks import spread_known
 from videogen_jax.models.dit import History, VideoDiT
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.parallel.tokens import Tokens
+from videogen_jax.parallel.sequence_parallel import Tokens
 
 FRAMES, SLOTS, CYCLE, HEADS, WIDTH = 6, 7, 8, 2, 24
 VIDEO = (2, FRAMES, 8, 8, 3)  # 4 tokens in a frame

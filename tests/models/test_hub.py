@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from videogen_jax.models import vae
+from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models.hub import find_file
 
 FILE = "model.safetensors"
@@ -62,7 +62,7 @@ def test_an_unreachable_hub_says_what_to_place_where(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=message + rf"place .* at {place}, or name"):
         find_file("owner/unknown", FILE)
     with pytest.raises(FileNotFoundError, match="place config.json of the hub's owner/unknown at"):
-        vae.make_autoencoder("sd", "owner/unknown")
+        autoencoders.make_autoencoder("sd", "owner/unknown")
     # Following it helps.
     (tmp_path / "owner" / "unknown").mkdir(parents=True)
     (tmp_path / "owner" / "unknown" / FILE).touch()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.models.autoencoders import random_sd, random_taef2, taef2_weights
-from videogen_jax.models import tiling, vae
+from videogen_jax.models import autoencoder as autoencoders
+from videogen_jax.models import tiling
 
 STEP = 2 / 255  # of uint8, in [-1, 1]
 
@@ -21,7 +22,7 @@ def latents(autoencoder, rows, columns):
 
 
 def test_published_taef2_in_tiles_is_the_whole_picture():
-    autoencoder = vae.make_autoencoder("taef2", str(taef2_weights()))
+    autoencoder = autoencoders.make_autoencoder("taef2", str(taef2_weights()))
     params = autoencoder.load()
     z = latents(autoencoder, 42, 24)
     whole, tiled = decode(autoencoder, params, z, 0), decode(autoencoder, params, z, 24)
@@ -88,7 +89,7 @@ def test_sd_in_tiles_is_the_whole_picture_where_norms_are_the_same(tmp_path, mon
 @pytest.mark.parametrize("length", [5, 22, 23, 40, 41, 100])
 @pytest.mark.parametrize("tile", [22, 30])
 def test_weights_sum_to_one_and_tiles_cover(length, tile):
-    autoencoder = vae.make_autoencoder("taef2")
+    autoencoder = autoencoders.make_autoencoder("taef2")
     starts, weights = tiling.tile_axis(autoencoder, length, tile, 8)
     total = np.zeros(length * 8)
     size = min(tile, length)
@@ -104,7 +105,7 @@ def test_weights_sum_to_one_and_tiles_cover(length, tile):
 
 
 def test_tiles_that_their_overlap_fills_are_refused():
-    autoencoder = vae.make_autoencoder("taef2")
+    autoencoder = autoencoders.make_autoencoder("taef2")
     for tile in (-1, 1, 20):
         with pytest.raises(
             ValueError, match=f"tile of {tile} latents .* 20: take 40 or more, or 0"

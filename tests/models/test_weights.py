@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from videogen_jax.models import layouts, weights
+from videogen_jax.models import weight_layouts, weights
 from videogen_jax.models.dit import VideoDiT
 
 torch = pytest.importorskip("torch")
@@ -101,7 +101,7 @@ def latte(**changes):
 
 def latte_model(config=LATTE, **changes):
     return VideoDiT(
-        **layouts.latte_fields(config) | {"remat": "none", "dtype": jnp.float32} | changes
+        **weight_layouts.latte_fields(config) | {"remat": "none", "dtype": jnp.float32} | changes
     )
 
 
@@ -171,7 +171,7 @@ def test_latte_without_its_variances_keeps_the_first_channels():
 def test_other_models_than_text_to_video_latte_are_refused():
     for name, value in (("norm_type", "layer_norm"), ("attention_bias", False), ("norm_eps", 1e-5)):
         with pytest.raises(ValueError, match=f"config has {name} {value!r} where"):
-            layouts.latte_fields(LATTE | {name: value})
+            weight_layouts.latte_fields(LATTE | {name: value})
 
 
 # ------------------------------------------------------------------------------------------ DiT
@@ -192,7 +192,7 @@ def dit_model(**changes):
     """The fields of a DiT of these small sizes."""
     small = {"width": WIDTH, "depth": 2 * DEPTH, "num_heads": HEADS, "vocabulary_size": CLASSES + 1}
     small |= {"out_channels": 2 * CHANNELS, "position_grid": (SIDE, SIDE)}
-    fields = layouts.dit_fields("S", PATCH) | small | {"remat": "none", "dtype": jnp.float32}
+    fields = weight_layouts.dit_fields("S", PATCH) | small | {"remat": "none", "dtype": jnp.float32}
     return VideoDiT(**fields | changes)
 
 
@@ -271,7 +271,7 @@ def test_dit_starts_a_model_of_captions():
 @pytest.mark.parametrize(("size", "parameters"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_dit_has_the_sizes_of_the_paper(size, parameters):
     """Millions, of table 1 of arXiv:2212.09748, with patch 2 and learned variances."""
-    model = VideoDiT(**layouts.dit_fields(size, 2), remat="none", dtype=jnp.float32)
+    model = VideoDiT(**weight_layouts.dit_fields(size, 2), remat="none", dtype=jnp.float32)
     args = (jnp.zeros((1, 1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes(model, *args)))
     assert count / 1e6 == pytest.approx(parameters, abs=0.6)
@@ -280,8 +280,8 @@ def test_dit_has_the_sizes_of_the_paper(size, parameters):
 def test_a_dit_that_never_was_is_refused():
     for size, patch in (("M", 2), ("XL", 3)):
         with pytest.raises(ValueError, match=f"no DiT-{size}/{patch}: .* S, B, L, XL .* 2, 4, 8"):
-            layouts.dit_fields(size, patch)
-    assert layouts.dit_fields("XL", 4, image_size=512)["position_grid"] == (16, 16)
+            weight_layouts.dit_fields(size, patch)
+    assert weight_layouts.dit_fields("XL", 4, image_size=512)["position_grid"] == (16, 16)
 
 
 # -------------------------------------------------------------------------- what does not fit

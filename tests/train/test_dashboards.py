@@ -18,8 +18,8 @@ from tensorboard.util import tensor_util
 from tests.data.packed import random_clips, write_records
 from tests.tiny import tiny_config
 from videogen_jax.generate import contact_sheet
-from videogen_jax.parallel import targets
-from videogen_jax.train import device_use, kinds, loop, metrics, profile
+from videogen_jax.parallel import device_specs
+from videogen_jax.train import device_use, loop, metrics, profile, run_kinds
 from videogen_jax.train.wandb_writer import WandbWriter
 
 GROUPS = {"loss", "loss_by_noise_level", "optimisation", "speed", "memory", "config"}
@@ -98,7 +98,7 @@ def test_the_histogram_stands_on_the_noise_levels_and_is_as_high_as_their_loss(e
     assert set(bars) == {3, 6}
     tags = sorted(tag for tag in events.Tags()["tensors"] if re.match(r"loss_by.*/\d", tag))
     edges = [[float(edge) for edge in tag.split("/")[1].split("-")] for tag in tags]
-    assert len(tags) == kinds.NOISE_LEVELS
+    assert len(tags) == run_kinds.NOISE_LEVELS
     for step, table in bars.items():
         np.testing.assert_allclose(table[:, :2], edges)
         heights = [values(events, tag)[step] for tag in tags]
@@ -193,7 +193,7 @@ def test_the_best_of_the_devices_is_known_for_known_cards_alone():
     assert device_use.find_peak_flops(mesh(known, known)) == 142e12
     assert device_use.find_peak_flops(mesh(known, other)) is None
     assert device_use.find_peak_flops(mesh("cpu")) is None
-    assert targets.find_card("NVIDIA H100 80GB HBM3").name == "h100"
+    assert device_specs.find_card("NVIDIA H100 80GB HBM3").name == "h100"
 
 
 def test_wandb_has_what_the_other_writers_have_and_goes_on_with_the_run(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 
 from tests.tiny import tiny_config
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import setup, step
-from videogen_jax.train.state import LossScale, compute_dtype
+from videogen_jax.run import model as run_model
+from videogen_jax.run.state import LossScale, compute_dtype
+from videogen_jax.train import step
 
 
 def make_batch(config, seed=0):
@@ -23,9 +24,9 @@ def make_batch(config, seed=0):
 
 def run_steps(config, count):
     """Trains on random pixels; returns (run, state, losses)."""
-    run = setup.make_run(config)
+    run = run_model.make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
-    train_step = setup.compile_step(run)
+    train_step = run_model.compile_step(run)
     losses = []
     for i in range(count):
         state, values = train_step(state, meshes.put_batch(run.mesh, make_batch(config, i)))
@@ -71,9 +72,9 @@ def test_ema_follows_its_warm_up_decay():
     config = tiny_config()
     config.ema.decays = (0.2,)  # the warm-up gives 1/10, 2/11 and 3/12: the third is bounded
     config.learning_rate.warmup_steps = 1
-    run = setup.make_run(config)
+    run = run_model.make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
-    train_step = setup.compile_step(run)
+    train_step = run_model.compile_step(run)
     ema = np.asarray(state.ema["decay_0.2"]["unembed"]["bias"], np.float64)
     for i, decay in enumerate((1 / 10, 2 / 11, 0.2)):
         state, _ = train_step(state, meshes.put_batch(run.mesh, make_batch(config, i)))
@@ -86,7 +87,7 @@ def test_ema_follows_its_warm_up_decay():
 
 def test_dropped_captions_are_the_null_caption():
     config = tiny_config()
-    run = setup.make_run(config)
+    run = run_model.make_run(config)
     seen = []
 
     def apply(params, x_t, t, condition):
@@ -118,12 +119,14 @@ def test_low_precision_trains_like_float32(precision):
 def test_float16_overflow_changes_nothing_but_the_scale():
     config = tiny_config()
     config.train.precision = "float16"
-    run = setup.make_run(config)
+    run = run_model.make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
     scale = jax.device_put(jnp.float32(np.inf), run.shardings.loss_scale.scale)
     state = state.replace(loss_scale=state.loss_scale.replace(scale=scale))
     before = jax.device_get((state.params, state.ema, state.opt_state))
-    state, values = setup.compile_step(run)(state, meshes.put_batch(run.mesh, make_batch(config)))
+    state, values = run_model.compile_step(run)(
+        state, meshes.put_batch(run.mesh, make_batch(config))
+    )
     after = jax.device_get((state.params, state.ema, state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert int(state.step) == 1

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from videogen_jax.data import augment, decoding, packed_data
+from videogen_jax.data import augment, packed_data, record_decoding
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.packed_data import DataError, PackedData, open_data
 
@@ -49,7 +49,7 @@ def make_clips(
     """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
 
     Args:
-      data: of `open_data` or `buckets.open_buckets`, or the folder.
+      data: of `open_data` or `bucketed_data.open_buckets`, or the folder.
       split: "train" or "validation".
       batch_size: B, over all processes.
       frames: T, consecutive frames cut out of each clip.
@@ -103,17 +103,21 @@ def make_clips(
         groups = numbered.batch(len(rows), drop_remainder=True)
 
         def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
-            clips = decoding.parse(batch[-1], data, text_length=text_length)
-            embeddings = decoding.decode_texts(clips, data, text_length)
+            clips = record_decoding.parse(batch[-1], data, text_length=text_length)
+            embeddings = record_decoding.decode_texts(clips, data, text_length)
             if not drawn:
                 return (
-                    decoding.output(clips, decoding.cut_latents(clips, None, length, data))
+                    record_decoding.output(
+                        clips, record_decoding.cut_latents(clips, None, length, data)
+                    )
                     | embeddings
                 )
             start = _within(batch[0], clips["num_frames"] - length + 1)
             mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
             return (
-                decoding.output(clips, decoding.cut_latents(clips, start, length, data, mirrored))
+                record_decoding.output(
+                    clips, record_decoding.cut_latents(clips, start, length, data, mirrored)
+                )
                 | embeddings
             )
 
@@ -121,16 +125,17 @@ def make_clips(
         return _iterate(clips.prefetch(2), data.files[split], threads)
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = decoding.parse(record, data)
+        clip = record_decoding.parse(record, data)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
         place = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
         if augmentation is None:
-            return decoding.output(
-                clip, decoding.cut_pixels(clip, place(clip["num_frames"]), frames, data, mirrored)
+            return record_decoding.output(
+                clip,
+                record_decoding.cut_pixels(clip, place(clip["num_frames"]), frames, data, mirrored),
             )
         key = _key(seed, AUGMENT, p)
-        video, rate = decoding.augment_clip(clip, place, frames, data, augmentation, key)
-        return decoding.output(clip | {"fps": rate}, decoding.mirror(video, mirrored))
+        video, rate = record_decoding.augment_clip(clip, place, frames, data, augmentation, key)
+        return record_decoding.output(clip | {"fps": rate}, record_decoding.mirror(video, mirrored))
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
     clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
@@ -151,7 +156,7 @@ def make_validation_clips(
     """The first clips of the validation split in order, each cut to its middle frames; never mirrored or augmented.
 
     Args:
-      data: of `open_data` or `buckets.open_buckets`, or the folder.
+      data: of `open_data` or `bucketed_data.open_buckets`, or the folder.
       batch_size: B, over all processes.
       frames: T.
       num_batches: how many batches; a split of fewer clips starts over.
@@ -169,15 +174,18 @@ def make_validation_clips(
     rows = _check(data, split, batch_size, frames, process_index, process_count)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = decoding.parse(record, data, text_length=text_length)
+        clip = record_decoding.parse(record, data, text_length=text_length)
         start = (clip["num_frames"] - length) // 2
         if data.latents is not None:
-            embeddings = decoding.decode_texts(clip, data, text_length)
+            embeddings = record_decoding.decode_texts(clip, data, text_length)
             return (
-                decoding.output(clip, decoding.cut_latents(clip, start, length, data)) | embeddings
+                record_decoding.output(clip, record_decoding.cut_latents(clip, start, length, data))
+                | embeddings
             )
         window = size and (augment.centre_corner((data.height, data.width), size), size)
-        return decoding.output(clip, decoding.decode_frames(clip, start, frames, data, window))
+        return record_decoding.output(
+            clip, record_decoding.decode_frames(clip, start, frames, data, window)
+        )
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
     own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
@@ -270,8 +278,8 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     """
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        clip = decoding.parse(record, data, ("source",))
-        video = decoding.decode_strips(clip["strips"], data)[: clip["num_frames"]]
+        clip = record_decoding.parse(record, data, ("source",))
+        video = record_decoding.decode_strips(clip["strips"], data)[: clip["num_frames"]]
         return {name: clip[name] for name in clip if name != "strips"} | {"video": video}
 
     records = tf.data.TFRecordDataset(path)

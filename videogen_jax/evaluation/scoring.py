@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from videogen_jax.evaluation import frechet, means, motion, reconstruction
-from videogen_jax.evaluation.clips import Clips, Survey, Window, cut_clips, pick, survey
-from videogen_jax.evaluation.features import find_features
+from videogen_jax.evaluation import frechet, means, motion, psnr_ssim
+from videogen_jax.evaluation.clip_sets import Clips, Survey, Window, cut_clips, pick, survey
+from videogen_jax.evaluation.feature_cache import find_features
 
 RATES_ALIKE = 0.05  # relative difference of frame rates; GIFs round theirs
 
@@ -176,7 +176,7 @@ def pair_scores(
                 )
             yield original, own
 
-    near = reconstruction.score_reconstructions(pair())
+    near = psnr_ssim.score_reconstructions(pair())
     note = "95 % over videos"
     return [mean_score("PSNR, dB", near.psnr, note), mean_score("SSIM", near.ssim, note)]
 

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from videogen_jax.models import layers
 from videogen_jax.models.positions import ROTARY_AXES
 from videogen_jax.models.remat import in_pieces
-from videogen_jax.parallel.tokens import Tokens
+from videogen_jax.parallel.sequence_parallel import Tokens
 
 KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
 MODULATIONS = ("adaln_zero", "adaln_single")

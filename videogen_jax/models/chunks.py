@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen_jax.models.autoencoder import Autoencoder
 from videogen_jax.models.tiling import check_tile, decode_in_tiles
-from videogen_jax.models.vae import Autoencoder
 
 
 class ChunkProgram(NamedTuple):
@@ -118,7 +118,7 @@ def make_decoder(
     """Makes the program that decodes a chunk.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       mesh: whose devices share the frames, or rows of all frames where the autoencoder is causal.
       frames_per_chunk: of the video, at a time over all devices; rounded up to a multiple of them, or of the frames
         that one latent is of.
@@ -156,7 +156,7 @@ def make_encoder(
     """Makes the program that encodes a chunk, to the latents' mean.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       mesh: as of `make_decoder`.
       frames_per_chunk: as of `make_decoder`.
       size: (height, width) of the frames.

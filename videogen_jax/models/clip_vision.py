@@ -6,8 +6,8 @@
 | openai/clip-vit-large-patch14   | 224    | 14    | 1024  | 24     | 768    | quick_gelu |
 | laion/CLIP-ViT-B-32-laion2B-... | 224    | 32    | 768   | 12     | 512    | gelu       |
 
-And any other size in the layout of transformers' `CLIPModel`. The other tower is clip.py, and clip_tower.py is what
-both share.
+And any other size in the layout of transformers' `CLIPModel`. The other tower is clip_text.py, and clip_common.py is
+what both share.
 
 Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
 """
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from videogen_jax.models.clip_tower import (
+from videogen_jax.models.clip_common import (
     CONFIG_FILE,
     check_config,
     check_dtype,

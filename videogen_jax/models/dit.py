@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
-from videogen_jax.models.text import CaptionEncoder, CaptionProjection
-from videogen_jax.parallel.tokens import Tokens
+from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
+from videogen_jax.parallel.sequence_parallel import Tokens
 
 TIME_FEATURES = 256
 

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models.attention import attend
 from videogen_jax.models.positions import rotate
-from videogen_jax.parallel.tokens import Tokens
+from videogen_jax.parallel.sequence_parallel import Tokens
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 EMBED_INIT = nn.initializers.normal(0.02)

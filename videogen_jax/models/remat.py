@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.parallel.tokens import Tokens
+from videogen_jax.parallel.sequence_parallel import Tokens
 
 POLICIES = ("none", "block", "selective")
 SAVED = ("qkv", "attention", "mlp")

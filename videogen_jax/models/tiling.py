@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.models.vae import Autoencoder
+from videogen_jax.models.autoencoder import Autoencoder
 
 
 def decode_in_tiles(
@@ -22,7 +22,7 @@ def decode_in_tiles(
     """Decodes latents, the decoder's tail in square tiles, one after another.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       params: of its `load`.
       latents: (B, T, h, w, C), normalised.
       tile: height and width of a tile in latents; 0 for the whole picture.
@@ -66,7 +66,7 @@ def check_tile(autoencoder: Autoencoder, tile: int) -> None:
     """Refuses a tile that its overlap fills.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       tile: in latents; 0 for none.
     Raises:
       ValueError: it is so.
@@ -83,7 +83,7 @@ def tile_overlap(autoencoder: Autoencoder) -> int:
     """Latents that neighbouring tiles share.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
     Returns:
       The least overlap.
     """
@@ -96,7 +96,7 @@ def tile_axis(
     """Lays tiles along one axis, evenly, and gives each pixel's weights, which sum to 1.
 
     Args:
-      autoencoder: of `vae.make_autoencoder`.
+      autoencoder: of `autoencoder.make_autoencoder`.
       length: of the axis in latents.
       tile: in latents.
       factor: pixels per latent.

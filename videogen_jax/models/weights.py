@@ -1,6 +1,6 @@
 """Published weights into our parameters, from safetensors alone: nothing is unpickled.
 
-Leaves that a layout (layouts.py) has no tensors for keep the values that they have. New temporal blocks are the
+Leaves that a layout (weight_layouts.py) has no tensors for keep the values that they have. New temporal blocks are the
 identity, so that a video model with positions "dit" begins as the image model of each of its frames.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from videogen_jax.models.layouts import LAYOUTS, Layout, Source
 from videogen_jax.models.positions import sincos_2d
+from videogen_jax.models.weight_layouts import LAYOUTS, Layout, Source
 from videogen_jax.parallel.sharding import path_name
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -133,7 +133,7 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any)
         plan.sources,
         params,
         what=f"the model in the layout {layout!r}",
-        way_out=f"Build the model with the fields of models/layouts.py's {plan.fields}, or choose another "
+        way_out=f"Build the model with the fields of models/weight_layouts.py's {plan.fields}, or choose another "
         f"init.layout of {', '.join(LAYOUTS)}.",
         kept=plan.kept,
         unread=plan.unread,

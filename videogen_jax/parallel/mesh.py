@@ -4,7 +4,7 @@
 | ------ | ---------------------------------------------------------------------------------------------- |
 | data   | copies of the parameters, each with its part of the batch                                      |
 | fsdp   | parts of the parameters, optimizer state and EMA, each with its part of the batch              |
-| seq    | parts of each clip (tokens.py), and of the parameters too                                      |
+| seq    | parts of each clip (sequence_parallel.py), and of the parameters too                                      |
 | tensor | parts of each layer: heads, and columns of the MLP                                             |
 
 Devices on `seq` and `tensor` work on the same clips: one clip can use them all.

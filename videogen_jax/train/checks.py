@@ -7,13 +7,14 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from videogen_jax.data import augment, buckets, pipeline
+from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import setup, texts
-from videogen_jax.train.saved_config import add_later_lines
-from videogen_jax.train.trained_vae import SECTION
+from videogen_jax.run import model as run_model
+from videogen_jax.run import text_conditioning
+from videogen_jax.run.saved_config import add_later_lines
+from videogen_jax.run.trained_autoencoder import SECTION
 
 NUMBERS = (
     *("batch_size", "data.frames", "data.shuffle_window", "data.threads"),
@@ -40,13 +41,13 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
 
     Args:
       config: of the run.
-      sets: of `buckets.open_buckets`.
+      sets: of `bucketed_data.open_buckets`.
     Raises:
       ValueError: names the line of the config and the packed value.
     """
-    bucketed = buckets.is_bucketed(config.data.path)
+    bucketed = bucketed_data.is_bucketed(config.data.path)
     shapes = bucket_shapes(config, sets)
-    own = setup.clip_shape(config)
+    own = run_model.clip_shape(config)
     if own not in shapes.values():
         raise ValueError(
             f"data.frames, height and width are {shape_name(own)}, but the buckets in {config.data.path} are "
@@ -63,7 +64,7 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
                     f"data.{name} is {wanted}, but the clips in {folder} were packed with {packed}: "
                     f"set --config.data.{name}={packed}, or pack again."
                 )
-        bucket = setup.with_shape(config, shapes[folder])
+        bucket = run_model.with_shape(config, shapes[folder])
         check_latents(bucket, data.latents, folder)
         check_augmentation(bucket, data)
 
@@ -75,12 +76,12 @@ def bucket_shapes(
 
     Args:
       config: of the run.
-      sets: of `buckets.open_buckets`.
+      sets: of `bucketed_data.open_buckets`.
     Returns:
       Folder of the bucket to the shape.
     """
-    if not buckets.is_bucketed(config.data.path):
-        return dict.fromkeys(sets, setup.clip_shape(config))
+    if not bucketed_data.is_bucketed(config.data.path):
+        return dict.fromkeys(sets, run_model.clip_shape(config))
     return {folder: (data.frames, data.height, data.width) for folder, data in sets.items()}
 
 
@@ -165,7 +166,7 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
             f"vae.name is {name!r}, but {path} holds latents of {latents.autoencoder!r}: "
             f"set --config.vae.name={latents.autoencoder}."
         )
-    shape = list(setup.video_shape(config)[1:])
+    shape = list(run_model.video_shape(config)[1:])
     if latents is not None and shape != latents.shape:
         raise ValueError(
             f"The latent frames in {path} have the shape {latents.shape}, but the autoencoder of "
@@ -193,7 +194,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 def check_same_run(
     metadata: dict[str, Any],
     config: ml_collections.ConfigDict,
-    own_texts: texts.Texts,
+    own_texts: text_conditioning.Texts,
     latents: LatentInfo | None,
 ) -> None:
     """Refuses to go on with words or a setup that give the same parameters another meaning.
@@ -201,7 +202,7 @@ def check_same_run(
     Args:
       metadata: saved with the checkpoint.
       config: of the run that goes on.
-      own_texts: of `texts.open_texts`.
+      own_texts: of `text_conditioning.open_texts`.
       latents: of its data.
     Raises:
       ValueError: lists what differs.
@@ -228,7 +229,7 @@ def check_same_run(
         if ours[name] != theirs.get(name)
     ]
     theirs_latents = metadata.get("latents")
-    if difference := texts.find_difference(own_texts, metadata):
+    if difference := text_conditioning.find_difference(own_texts, metadata):
         differences.append(difference)
     # Through LatentInfo: fields that came later have defaults.
     if latents != (theirs_latents and LatentInfo(**theirs_latents)):

@@ -6,8 +6,8 @@ import psutil
 from jax.sharding import Mesh
 
 from videogen_jax.models.flops import TRAIN_FACTOR
-from videogen_jax.parallel import targets
-from videogen_jax.train import setup
+from videogen_jax.parallel import device_specs
+from videogen_jax.run import model as run_model
 
 GIB = 2**30
 
@@ -35,12 +35,12 @@ def measure_memory() -> dict[str, float]:
 
 def count_step_flops(config: ml_collections.ConfigDict) -> int:
     """Operations of the model in a train step of a diffusion model's config, over all devices; see models/flops.py."""
-    return TRAIN_FACTOR * setup.forward_flops(config) * config.batch_size
+    return TRAIN_FACTOR * run_model.forward_flops(config) * config.batch_size
 
 
 def find_peak_flops(mesh: Mesh) -> float | None:
-    """Operations a second of all devices together at best; None for devices that parallel/targets.py does not know."""
-    kinds = [targets.find_card(device.device_kind) for device in mesh.devices.flat]
+    """Peak FLOP/s of all devices together; None for devices that parallel/device_specs.py does not know."""
+    kinds = [device_specs.find_card(device.device_kind) for device in mesh.devices.flat]
     if not all(card and card.flops for card in kinds):
         return None
     return sum(card.flops for card in kinds)

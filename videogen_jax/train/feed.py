@@ -6,30 +6,31 @@ from typing import Any
 
 import jax
 
-from videogen_jax.data import buckets, pipeline, prefetch
+from videogen_jax.data import bucketed_data, pipeline, prefetch
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
-from videogen_jax.train import checks, setup
-from videogen_jax.train.kinds import Kind, find_kind
-from videogen_jax.train.setup import Run
-from videogen_jax.train.texts import Texts
+from videogen_jax.run import model as run_model
+from videogen_jax.run.model import Run
+from videogen_jax.run.text_conditioning import Texts
+from videogen_jax.train import checks
+from videogen_jax.train.run_kinds import Kind, find_kind
 
 
 def make_schedule(
     runs: Mapping[str, Run], sets: Mapping[str, pipeline.PackedData]
-) -> buckets.BucketSchedule:
+) -> bucketed_data.BucketSchedule:
     """Which bucket each step draws from."""
     clips = [sum(sets[name].lengths["train"]) for name in runs]
     configs = [run.config for run in runs.values()]
     sizes = [config.batch_size for config in configs]
-    return buckets.make_schedule(clips, sizes, configs[0].seed)
+    return bucketed_data.make_schedule(clips, sizes, configs[0].seed)
 
 
 def open_batches(
     runs: Mapping[str, Run],
     own_texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
-    schedule: buckets.BucketSchedule,
+    schedule: bucketed_data.BucketSchedule,
     start_step: int,
 ) -> Any:
     """(bucket, batch on its mesh), from the one after `start_step` steps on; a context manager."""
@@ -46,7 +47,7 @@ def open_batches(
             frames=config.data.frames,
             seed=config.seed,
             start_step=start_step,
-            flip=setup.mirrors(config, sets[name].words),
+            flip=run_model.mirrors(config, sets[name].words),
             augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
             text_length=own_texts.stored_length,
@@ -60,7 +61,7 @@ def open_batches(
         return name, put_clips(kind, runs[name], own_texts, sets[name], clips)
 
     sources = {name: partial(open_bucket, name) for name in runs}
-    return prefetch.prefetch_to_mesh(buckets.mix_clips(sources, schedule, start_step), put)
+    return prefetch.prefetch_to_mesh(bucketed_data.mix_clips(sources, schedule, start_step), put)
 
 
 def put_clips(

@@ -8,14 +8,14 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from videogen_jax.data import buckets, pipeline
-from videogen_jax.evaluation import clips, frechet, i3d, i3d_weights
-from videogen_jax.evaluation.features import find_features
+from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax.evaluation import clip_sets, frechet, i3d, i3d_weights
+from videogen_jax.evaluation.feature_cache import find_features
+from videogen_jax.generate import run_sampler
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.parallel import processes
-from videogen_jax.train import sampling
-from videogen_jax.train.setup import Run
-from videogen_jax.train.texts import Texts
+from videogen_jax.run.model import Run
+from videogen_jax.run.text_conditioning import Texts
 
 
 def make_measure_fvd(
@@ -28,7 +28,7 @@ def make_measure_fvd(
     Args:
       run: of a diffusion model.
       own_texts: of the run.
-      sets: of `buckets.open_buckets`.
+      sets: of `bucketed_data.open_buckets`.
     Returns:
       (writer, step, EMA) to nothing; does nothing where evaluation.fvd_every is 0.
     Raises:
@@ -39,8 +39,8 @@ def make_measure_fvd(
     if not find_interval(config):
         return lambda writer, step, ema: None
     options = config.evaluation
-    frames = min(config.data.frames, clips.SEEN // options.fvd_repeat)
-    window = clips.Window(frames, repeat=options.fvd_repeat)
+    frames = min(config.data.frames, clip_sets.SEEN // options.fvd_repeat)
+    window = clip_sets.Window(frames, repeat=options.fvd_repeat)
     with processes.together():
         i3d.check_frames(window.frames * window.repeat)
         held_out = open_held_out(run, sets)
@@ -54,18 +54,20 @@ def make_measure_fvd(
                 f"FVD wants 2 held-out clips at least, and {held_out.folder} has {count}: name packed clips in "
                 "evaluation.reference, or set evaluation.fvd_every to 0."
             )
-        prompts = buckets.draw_captions(config.data.path, count, config.seed)
+        prompts = bucketed_data.draw_captions(config.data.path, count, config.seed)
         text = own_texts.embed(prompts)
-    condition = sampling.make_condition(config, text, config.sample.motion)
-    generate = make_generator(sampling.make_run_programs(run, sampling.sampler_options(config)))
+    condition = run_sampler.make_condition(config, text, config.sample.motion)
+    generate = make_generator(
+        run_sampler.make_run_programs(run, run_sampler.sampler_options(config))
+    )
     first = jax.process_index() == 0
     with processes.together():
         if first:
             extract = i3d.make_extractor(i3d_weights.load())
-            decode = sampling.make_decode(config, next(iter(sets.values())).latents)
+            decode = run_sampler.make_decode(config, next(iter(sets.values())).latents)
             size = (config.data.height, config.data.width)
-            read = clips.read_data(held_out.folder, "validation", size)
-            found = clips.survey(read, window, count)
+            read = clip_sets.read_data(held_out.folder, "validation", size)
+            found = clip_sets.survey(read, window, count)
             reference = find_features(read, window, extract, i3d_weights.HASH, found=found)
 
     def measure(writer: Any, step: int, ema: Any) -> None:
@@ -98,7 +100,7 @@ def open_held_out(run: Run, sets: Mapping[str, pipeline.PackedData]) -> pipeline
     """
     config = run.config
     path = config.evaluation.reference
-    found = list((buckets.open_buckets(path) if path else sets).values())
+    found = list((bucketed_data.open_buckets(path) if path else sets).values())
     if len(found) > 1 or found[0].latents is not None:
         raise ValueError(
             "FVD compares with clips of one shape in pixels: name such packed clips in evaluation.reference (one "

@@ -17,30 +17,28 @@ import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 
-from videogen_jax.data import buckets, pipeline
+from videogen_jax.data import bucketed_data, pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
+from videogen_jax.run import checkpoint, ema_snapshots, saved_config
+from videogen_jax.run import model as run_model
+from videogen_jax.run.ema import width_name
+from videogen_jax.run.model import Run
+from videogen_jax.run.state import TrainState
+from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train import (
-    beginning,
-    checkpoint,
     checks,
     feed,
     fvd,
-    kinds,
+    init_params,
     metrics,
     profile,
+    run_kinds,
     run_report,
-    saved_config,
-    setup,
-    snapshots,
     validation,
 )
 from videogen_jax.train.device_use import find_peak_flops, measure_memory
-from videogen_jax.train.ema import width_name
-from videogen_jax.train.setup import Run
-from videogen_jax.train.state import TrainState
-from videogen_jax.train.texts import Texts
 
 
 class Interrupted(RuntimeError):
@@ -61,18 +59,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     workdir = Path(workdir)
     with processes.together():
         checks.check_numbers(config)
-        kind = kinds.find_kind(config)
+        kind = run_kinds.find_kind(config)
         run = kind.make_run(config)
         kind.check_choices(run)
         meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
-        sets = buckets.open_buckets(config.data.path)
+        sets = bucketed_data.open_buckets(config.data.path)
         checks.check_data(config, sets)
         data = next(iter(sets.values()))  # for what they all share
         own_texts = kind.open_texts(config, data)
         if data.texts is not None:  # embeddings have the widths of the data's
             run = kind.make_run(config, run.mesh, own_texts.null)
         shapes = checks.bucket_shapes(config, sets)
-        runs = setup.make_bucket_runs(run, shapes, kind.make_run, kind.grid)
+        runs = run_model.make_bucket_runs(run, shapes, kind.make_run, kind.grid)
         for bucket in runs.values():
             processes.find_share(bucket.mesh, bucket.config.batch_size)
     processes.share_folder(workdir)
@@ -113,8 +111,8 @@ def run_steps(
       workdir: for the dashboard and samples.
       manager: of `checkpoint.open_checkpoints`.
       state: is donated.
-      own_texts: of `texts.open_texts`.
-      sets: of `buckets.open_buckets`.
+      own_texts: of `text_conditioning.open_texts`.
+      sets: of `bucketed_data.open_buckets`.
     Raises:
       TrainingDiverged: the loss is not finite.
       Interrupted: SIGTERM came.
@@ -131,7 +129,7 @@ def run_steps(
         stack.callback(writer.close)
         metrics.show_config(writer, first - 1, workdir, config)
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
-        kind = kinds.find_kind(config)
+        kind = run_kinds.find_kind(config)
         flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
         evaluate = validation.make_evaluate(kind, runs, own_texts, sets)
         show_samples = kind.make_show(run, workdir, own_texts, sets)
@@ -143,7 +141,9 @@ def run_steps(
         stack.enter_context(jax.transfer_guard("disallow"))
         # While the first batches load; those of buckets that come later while the first ones train.
         order = [list(runs)[i] for i in schedule.first_uses(first - 1)]
-        train_steps = stack.enter_context(setup.compile_steps({name: runs[name] for name in order}))
+        train_steps = stack.enter_context(
+            run_model.compile_steps({name: runs[name] for name in order})
+        )
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
@@ -171,7 +171,7 @@ def run_steps(
                 window.flush()
                 powers = {name: state.ema[name] for name in map(width_name, config.ema.widths)}
                 with jax.transfer_guard("allow"):
-                    snapshots.save_snapshot(snapshot_writer, workdir, step, powers)
+                    ema_snapshots.save_snapshot(snapshot_writer, workdir, step, powers)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
@@ -214,7 +214,7 @@ def restore_or_init(
         if "init" not in run.config or not run.config.init.path:
             return init()
         with processes.together():
-            params = beginning.init_params(run, own_texts)
+            params = init_params.init_params(run, own_texts)
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
     with processes.together():

@@ -19,8 +19,9 @@ from videogen_jax.diffusion import tasks as clip_tasks
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.diffusion.tasks import Tasks
 from videogen_jax.parallel import offload
-from videogen_jax.train import ema, optim
-from videogen_jax.train.state import LossScale, TrainState
+from videogen_jax.run import ema
+from videogen_jax.run.state import LossScale, TrainState
+from videogen_jax.train import optimizers
 
 # video (B, T, H, W, 3) uint8; text, a tree of (B, ...); and the micro-conditions, (B,) float32 each
 Batch = dict[str, Any]
@@ -249,7 +250,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averages = ema.update(
-            state.ema, optim.evaluation_params(opt_state, params), state.step, ema_decays
+            state.ema, optimizers.evaluation_params(opt_state, params), state.step, ema_decays
         )
         new = state.replace(step=state.step + 1, params=params, ema=averages, opt_state=opt_state)
         if state.loss_scale is not None:

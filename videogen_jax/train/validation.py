@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import pipeline
 from videogen_jax.parallel import processes
+from videogen_jax.run.model import Run
+from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train import checks, metrics
 from videogen_jax.train.feed import put_clips
-from videogen_jax.train.kinds import Kind
-from videogen_jax.train.setup import Run
-from videogen_jax.train.texts import Texts
+from videogen_jax.train.run_kinds import Kind
 
 
 def make_evaluate(

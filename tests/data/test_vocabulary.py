@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+from videogen_jax.data.vocabulary import NULL_ID, PADDING_ID, UNKNOWN_ID, Vocabulary, split_words
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("a red circle moving up left", ["a", "red", "circle", "moving", "up", "left"]),
+        ("  A Cat,\n(two) cats; up-left!  ", ["a", "cat", "two", "cats", "up", "left"]),
+        ("", []),
+        ("?!... --", []),
+        ("Ｆｕｌｌ width ﬁne ２", ["full", "width", "fine", "2"]),  # NFKC
+        ("Кошка БЕЖИТ", ["кошка", "бежит"]),
+        ("cafe\u0301 Zoë", ["café", "zoë"]),  # decomposed and composed
+        ("猫が走る", ["猫", "が", "走", "る"]),
+        ("a 猫cat runs", ["a", "猫", "cat", "runs"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),  # vowel signs are marks, not letters
+        # Thai: a mark above stays with its letter; NFKC cuts the vowel am into a mark and "aa".
+        ("\u0e01\u0e33\u0e25\u0e31\u0e07", ["\u0e01\u0e4d", "\u0e32", "\u0e25\u0e31", "\u0e07"]),
+        ("می\u200cخواهم", ["میخواهم"]),  # an invisible joiner does not cut
+        ("a 🐈 sleeps", ["a", "sleeps"]),
+        ("snake_case 3d", ["snake_case", "3d"]),
+    ],
+)
+def test_words_of_many_scripts(caption, words):
+    assert split_words(caption) == words
+
+
+def test_ascii_shortcut_agrees_with_the_general_way():
+    text = "It's 9 o'clock; a_b -- (x)  Yes\tno"
+    # A letter outside ASCII sends the same text the other way.
+    assert split_words(text + " é") == [*split_words(text), "é"]
+
+
+def test_most_frequent_words_come_first_and_ties_go_by_the_alphabet():
+    vocabulary = Vocabulary.from_counts({"b": 2, "a": 2, "z": 9, "rare": 1}, size=6)
+    assert vocabulary.words == ("z", "a", "b")
+    assert len(vocabulary) == 6
+
+
+def test_encode_pads_cuts_and_marks():
+    vocabulary = Vocabulary(("red", "circle"))
+    ids = vocabulary.encode(["Red circle!", "", "blue", "red red red red", "..."], length=3)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(
+        ids,
+        [
+            [3, 4, PADDING_ID],
+            [NULL_ID, PADDING_ID, PADDING_ID],
+            [UNKNOWN_ID, PADDING_ID, PADDING_ID],
+            [3, 3, 3],
+            [NULL_ID, PADDING_ID, PADDING_ID],
+        ],
+    )
+
+
+def test_encode_of_no_captions_and_of_a_long_one():
+    vocabulary = Vocabulary(("a",))
+    assert vocabulary.encode([], 4).shape == (0, 4)
+    assert (vocabulary.encode(["a " * 5000], 7) == 3).all()
+
+
+def test_check_names_the_unknown_word_and_the_nearest_known_one():
+    vocabulary = Vocabulary(("red", "circle", "moving"))
+    vocabulary.check("Red circle, moving")
+    vocabulary.check("")
+    with pytest.raises(ValueError, match=r"'cirle' \(nearest: 'circle'\), 'xyzzy'"):
+        vocabulary.check("red cirle xyzzy")
+
+
+def test_a_list_survives_json():
+    vocabulary = Vocabulary(("red", "猫"))
+    again = Vocabulary.from_list(json.loads(json.dumps(vocabulary.to_list())))
+    assert again == vocabulary
+    np.testing.assert_array_equal(again.encode(["猫 red"], 2), [[4, 3]])
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="'a' occurs twice"):
+        Vocabulary(("a", "b", "a"))
+    with pytest.raises(ValueError, match="no room"):
+        Vocabulary.from_counts({"a": 1}, size=3)
+    with pytest.raises(ValueError, match="list of captions"):
+        Vocabulary(("a",)).encode("a", 3)
+    with pytest.raises(ValueError, match="length"):
+        Vocabulary(("a",)).encode(["a"], 0)

@@ -1,0 +1,201 @@
+"""Sets of clips: what is looked at, what is left out and said so, and features that are made once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.packed import write_records
+from videogen_jax import evaluate
+from videogen_jax.data import video_io
+from videogen_jax.evaluation import clip_sets, feature_cache, protocol, video_folders
+
+
+def video(length, seed=0, size=(8, 10)):
+    return np.random.default_rng(seed).integers(0, 256, (length, *size, 3), np.uint8)
+
+
+def a_set(*videos):
+    found = [
+        clip_sets.Clip(str(i), each, 8.0, "" if each is not None else "it is broken")
+        for i, each in enumerate(videos)
+    ]
+    return lambda: iter(found)
+
+
+def test_a_window_is_the_middle_with_its_stride():
+    frames = np.arange(11, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    assert clip_sets.Window(4).cut(frames)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+    assert clip_sets.Window(3, stride=4).cut(frames)[:, 0, 0, 0].tolist() == [1, 5, 9]
+    window = clip_sets.Window(2, repeat=3)
+    assert window.show(window.cut(frames))[:, 0, 0, 0].tolist() == [4, 4, 4, 5, 5, 5]
+    with pytest.raises(ValueError, match="11 frames of the 13 that are looked at"):
+        clip_sets.Window(4, stride=4).cut(frames)
+
+
+def test_what_cannot_be_looked_at_is_left_out_of_n_with_its_reason():
+    found = clip_sets.survey(
+        a_set(video(5), None, video(3), video(9, 1), video(5, 2)), clip_sets.Window(4)
+    )
+    assert found.names == ["0", "3", "4"] and len(found.motion) == 3
+    reasons = {entry["file"]: entry["reason"] for entry in found.left_out}
+    assert reasons == {"1": "it is broken", "2": "it has 3 frames of the 4 that are looked at"}
+    first = clip_sets.survey(
+        a_set(video(5), None, video(5, 1), video(5, 2)), clip_sets.Window(4), count=2
+    )
+    assert first.names == ["0", "2"]
+
+
+def test_too_few_clips_and_sizes_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"Only 1 clips .* left out: 1: it is broken: give more"):
+        clip_sets.survey(a_set(video(5), None), clip_sets.Window(4))
+    other = a_set(video(5), video(5, size=(9, 10)))
+    with pytest.raises(ValueError, match="1 has 9x10 pixels and those before it 8x10: .*--size"):
+        clip_sets.survey(other, clip_sets.Window(4))
+    assert clip_sets.survey(other, clip_sets.Window(4, size=(6, 6))).shape == (6, 6)
+
+
+def test_motion_is_per_second_of_what_is_looked_at():
+    """Levels 0, 51, 0, 51 change luma by 0.2 from frame to frame, 8 frames a second; every other is the same.
+
+    Levels that climb by 25 change by twice as much from every other frame to the next, half as often.
+    """
+    flicker, ramp = (
+        np.uint8(levels)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+        for levels in ([0, 51] * 4, range(0, 200, 25))
+    )
+    climb = 25 / 255 * 8
+    for video, stride, expected in (
+        (flicker, 1, 0.2 * 8),
+        (flicker, 2, 0),
+        (ramp, 1, climb),
+        (ramp, 2, climb),
+    ):
+        found = clip_sets.survey(a_set(video, video), clip_sets.Window(4, stride=stride))
+        np.testing.assert_allclose(found.motion, [expected] * 2, atol=1e-6)
+        assert found.fps == 8
+
+
+def test_the_digest_is_of_what_is_looked_at():
+    def digest(window, *videos):
+        return clip_sets.survey(a_set(*videos), window).digest
+
+    one, other, changed = video(6), video(6, 1), video(6)
+    changed[0, 0, 0, 0] ^= 1  # outside of the middle four
+    window = clip_sets.Window(4)
+    same = digest(window, one, other)
+    assert same == digest(window, changed, other)
+    assert same != digest(window, other, one)
+    assert same != digest(clip_sets.Window(4, repeat=4), one, other)
+    changed[1, 0, 0, 0] ^= 1
+    assert same != digest(window, changed, other)
+
+
+def test_features_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDEOGEN_JAX_CACHE", str(tmp_path))
+    calls = []
+
+    def extract(videos):
+        for each in videos:
+            calls.append(each.shape)
+            yield np.full(3, each.mean(), np.float32)
+
+    sets = a_set(video(6), None, video(7, 1))
+    window = clip_sets.Window(4, repeat=3)
+    made = feature_cache.find_features(sets, window, extract, "a" * 64)
+    assert calls == [(12, 8, 10, 3)] * 2
+    np.testing.assert_allclose(made[0], window.cut(video(6)).mean(), rtol=1e-6)
+    np.testing.assert_array_equal(
+        feature_cache.find_features(sets, window, extract, "a" * 64), made
+    )
+    assert len(calls) == 2
+    feature_cache.find_features(sets, window, extract, "b" * 64)  # other weights, other features
+    assert len(calls) == 4
+
+
+def test_videos_that_are_kept_are_read_back_as_they_were(tmp_path):
+    batches = [np.stack([video(3, i), video(3, i + 1)]) for i in (0, 2)]
+    kept = clip_sets.keep_videos(tmp_path / "kept.npy", iter(batches), 4, fps=8)
+    for _ in range(2):  # as often as one likes
+        for i, clip in enumerate(kept()):
+            np.testing.assert_array_equal(clip.video, video(3, i))
+    seconds = [clip.name for clip in clip_sets.every_other(kept, 1)()]
+    assert seconds == ["0001", "0003"]
+
+
+def test_a_folder_and_the_data_set_packed_of_it_hold_the_same_clips(tmp_path):
+    data, packed = tmp_path / "data", [video(4, i, (16, 16)) for i in range(3)]
+    write_records(data, packed, frames=4)
+    for clip, original in zip(clip_sets.read_data(data, "train")(), packed, strict=True):
+        assert clip.video.shape == original.shape and clip.fps == 8.0
+        assert np.abs(clip.video.astype(int) - original).mean() < 30  # JPEG of noise
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    video_io.write_video(folder / "a.mp4", video(4, size=(16, 16)), 8)
+    (folder / "b.mp4").write_bytes(b"no video")
+    read = list(clip_sets.read_folder(folder)())
+    assert read[0].video.shape == (4, 16, 16, 3) and read[0].fps == pytest.approx(8)
+    assert read[1].video is None and read[1].reason
+    with pytest.raises(ValueError, match="no clips in its split 'test': choose another --split"):
+        clip_sets.read_data(data, "test")
+
+
+def write_report(path, **protocol_lines):
+    score = {"name": "FVD", "value": 123.4, "low": 100.0, "high": 150.0}
+    path.write_text(json.dumps({"scores": [score], "protocol": protocol_lines}))
+    return path
+
+
+def test_reports_are_compared_with_their_differences_first(tmp_path, capsys, monkeypatch):
+    a = write_report(tmp_path / "a.json", frames=16, ddof=1, step=5, workdir="a")
+    b = write_report(tmp_path / "b.json", frames=16, ddof=0, step=9, num_generated=64)
+    text = protocol.compare(a, b).splitlines()
+    assert text[0] == "The protocols differ: these scores do not compare."
+    assert text[1:4] == ["  ddof: 1 | 0", "  num_generated: - | 64", "What is compared:"]
+    assert text[4:6] == ["  step: 5 | 9", "  workdir: a | -"]
+    assert text[-4].split() == ["FVD", *["123.4", "(100", "to", "150)"] * 2]
+    assert protocol.compare(a, a).startswith("Same protocol.")
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"c\.json is no report of videogen_jax\.evaluate"):
+        protocol.compare(a, tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match=r"There is no .*d\.json: run"):
+        protocol.compare(a, tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--size=big", "--size does not understand 'big'"),
+        ("--paired", "--paired needs two folders"),
+        ("--workdir=x", "give one of them"),
+    ],
+)
+def test_flags_that_make_no_sense(flag, message, tmp_path):
+    from absl import flags
+
+    values = flags.FlagValues()
+    evaluate.define_flags(values)
+    values(["evaluate", f"--generated={tmp_path}", flag])
+    with pytest.raises(ValueError, match=message):
+        evaluate.check_flags(values)
+        evaluate.choose_window(values, None)
+
+
+def test_pairs_have_one_name_in_both_folders(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, names in ((one, ("b.mp4", "a.gif")), (other, ("a.mp4", "b.mp4"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    assert video_folders.list_pairs(one, other) == (["a.gif", "b.mp4"], ["a.mp4", "b.mp4"])
+    (one / "a.mp4").touch()
+    with pytest.raises(ValueError, match="one holds a twice"):
+        video_folders.list_pairs(one, other)
+    (one / "a.mp4").rename(one / "c.mp4")
+    with pytest.raises(ValueError, match=r"c is in .*one alone: pairs have one name"):
+        video_folders.list_pairs(one, other)
+
+
+def test_what_is_shown_is_small():
+    assert clip_sets.shrink(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
+    assert clip_sets.shrink(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)

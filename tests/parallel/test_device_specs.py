@@ -1,0 +1,57 @@
+"""Machines by name, and those of a user's own description."""
+
+import jax
+import pytest
+
+from videogen_jax.parallel import device_specs
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "count"),
+    [("rtx3090x2", "rtx3090", 2), ("h200", "h200", 1), ("a100x8", "a100", 8), ("cpux4", "cpu", 4)],
+)
+def test_a_target_is_a_card_and_a_number(text, name, count):
+    card, number = device_specs.parse_target(text)
+    assert (card.name, number) == (name, count)
+
+
+@pytest.mark.parametrize("text", ["rtx5090x2", "", "x2", "rtx3090 x2", "2xrtx3090"])
+def test_an_unknown_target_lists_the_known(text):
+    with pytest.raises(ValueError, match="choose rtx3090, a40, rtx4090, a100, h100, h200, cpu, or"):
+        device_specs.parse_target(text)
+
+
+def test_no_devices_are_refused():
+    with pytest.raises(ValueError, match="write a100x1 or more"):
+        device_specs.parse_target("a100x0")
+
+
+def test_a_description_of_the_users_own_is_a_card(tmp_path):
+    path = tmp_path / "rtx3090ti.textproto"
+    path.write_text(device_specs.CARDS["rtx3090"].description)
+    card, count = device_specs.parse_target(f"{path}x2")
+    assert count == 2 and card.name == "rtx3090ti"
+    assert card.memory == device_specs.CARDS["rtx3090"].memory and card.bandwidth == 936e9
+    assert card.flops is None
+
+
+def test_a_description_without_memory_is_refused(tmp_path):
+    path = tmp_path / "card.txt"
+    path.write_text("gpu_device_info { core_count: 82 }")
+    with pytest.raises(ValueError, match="has no device_memory_size"):
+        device_specs.parse_target(str(path))
+
+
+def test_cpu_devices_are_those_of_this_process():
+    card, _ = device_specs.parse_target("cpu")
+    assert device_specs.find_devices(card, 2) == jax.devices("cpu")[:2]
+    with pytest.raises(ValueError, match="CPU devices, not 99"):
+        device_specs.find_devices(card, 99)
+
+
+@pytest.mark.parametrize("name", [name for name in device_specs.CARDS if name != "cpu"])
+def test_cards_of_24_gb_and_more_with_sane_numbers(name):
+    card = device_specs.CARDS[name]
+    assert 23 * 2**30 < card.memory < 142 * 2**30
+    # No card computes a byte's worth of numbers in the time it reads one.
+    assert 50 < card.flops / card.bandwidth < 500 and card.link >= 32e9

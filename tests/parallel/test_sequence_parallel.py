@@ -1,0 +1,109 @@
+"""Clips over several devices: the exchanges, and one device against many on every axis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.randomise import randomise
+from tests.tiny import tiny_config
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.parallel.sequence_parallel import Tokens, check_tokens
+from videogen_jax.run import model as run_model
+
+MESHES = [
+    {"seq": 2},
+    {"seq": 8},
+    {"tensor": 4},
+    {"fsdp": 8},
+    {"data": 2, "seq": 4},
+    {"fsdp": 2, "seq": 2, "tensor": 2},
+]
+
+
+def config_of(attention, **mesh):
+    """8 frames of 16 tokens and 8 heads: eight devices divide all of them."""
+    config = tiny_config()
+    config.batch_size = 8
+    config.data.update({"frames": 8, "height": 16, "width": 16})
+    config.model.update({"width": 48, "num_heads": 8, "attention": attention})
+    config.model.update({"cross_attention": "gated", "text_depth": 1, "positions": "rope"})
+    config.mesh.update({"data": 1, "fsdp": 1, "seq": 1, "tensor": 1} | mesh)
+    return config
+
+
+def gradient_of(config):
+    """Loss and gradients on fixed clips at random parameters, on the host; and the compiled program."""
+    run = run_model.make_run(config)
+    params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
+    rng = np.random.default_rng(0)
+    batch = meshes.put_batch(
+        run.mesh,
+        {
+            "video": rng.integers(0, 256, (config.batch_size, *run.video_shape), np.uint8),
+            "text": rng.integers(3, 9, (config.batch_size, config.text.length)).astype(np.int32),
+        },
+    )
+    loss = jax.value_and_grad(run_model.make_run_loss(run, drops=False))
+    compiled = jax.jit(loss).lower(params, batch, jax.random.key(0)).compile()
+    value, grads = compiled(params, batch, jax.random.key(0))
+    return float(value), jax.device_get(grads), compiled
+
+
+@pytest.fixture(scope="module", params=["factorized", "joint"])
+def one_device(request):
+    return request.param, gradient_of(config_of(request.param))
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_many_devices_give_the_loss_and_gradients_of_one(mesh, one_device):
+    attention, (value, grads, _) = one_device
+    got_value, got_grads, compiled = gradient_of(config_of(attention, **mesh))
+    assert got_value == pytest.approx(value, rel=2e-6)
+    for got, expected in zip(jax.tree.leaves(got_grads), jax.tree.leaves(grads), strict=True):
+        scale = np.abs(expected).max() + 1e-6
+        np.testing.assert_allclose(got / scale, expected / scale, atol=5e-5)
+    if "seq" in mesh:
+        assert "all-to-all" in compiled.as_text()
+
+
+def test_one_clip_on_two_devices_is_split_between_them():
+    """Each has half of the frames in the blocks, and half of the parameters."""
+    config = config_of("factorized", seq=2)
+    config.batch_size = 1
+    meshes.check_batch(meshes.make_mesh(**config.mesh), config.batch_size)
+    _, _, compiled = gradient_of(config)
+    text = compiled.as_text()
+    assert "f32[1,4,16,48]" in text and "f32[1,8,8,48]" in text  # 4 of 8 frames, 8 of 16 places
+    assert "f32[1,8,16,48]" not in text
+
+
+def test_the_exchanges_turn_frames_into_places_and_back():
+    tokens = Tokens(meshes.make_mesh(fsdp=2, seq=4))
+    x = jnp.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
+    turned = jax.jit(tokens.frames_to_places)(x)
+    np.testing.assert_array_equal(turned, x)  # the same numbers, elsewhere
+    assert turned.sharding.shard_shape(x.shape) == (1, 8, 3, 3)
+    back = jax.jit(tokens.places_to_frames)(turned)
+    np.testing.assert_array_equal(back, x)
+    assert back.sharding.shard_shape(x.shape) == (1, 2, 12, 3)
+
+
+def test_without_a_sequence_axis_nothing_is_done():
+    tokens = Tokens(meshes.make_mesh(fsdp=2))
+    x = jnp.zeros((1, 3, 5, 2))
+    assert tokens.frames_to_places(x) is x and tokens.places_to_frames(x) is x
+
+
+@pytest.mark.parametrize(
+    ("mesh", "attention", "message"),
+    [
+        ({"seq": 4}, "factorized", "6 latent frames do not divide by mesh.seq=4"),
+        ({"seq": 2}, "factorized", "15 tokens of a frame do not divide by mesh.seq=2"),
+        ({"tensor": 4}, "factorized", "6 heads do not divide by mesh.tensor=4"),
+        ({"seq": 2, "tensor": 2}, "joint", "6 heads do not divide by mesh.seq times mesh.tensor=4"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(mesh, attention, message):
+    with pytest.raises(ValueError, match=message):
+        check_tokens(meshes.make_mesh(**mesh), (6, 3, 5), attention, num_heads=6)

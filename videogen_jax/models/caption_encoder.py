@@ -1,0 +1,75 @@
+"""What the model is told: captions of its own vocabulary, or tokens of a text encoder that was trained elsewhere."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.models import layers, positions
+from videogen_jax.parallel.sequence_parallel import Tokens
+
+PADDING_ID = 0  # as in data/vocabulary.py
+
+
+class CaptionEncoder(nn.Module):
+    """Word embeddings, `depth` transformer layers, and their mean over the words.
+
+    `vocabulary_size` counts every id that data/vocabulary.py hands out, the special ones included.
+    """
+
+    vocabulary_size: int
+    width: int
+    depth: int
+    num_heads: int
+    tokens: Tokens | None = None  # how clips lie on a mesh
+    kernel: str = "xla"  # of attention.py
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes captions.
+
+        Args:
+          ids: (B, L) int32, one or more words and then 0 where there is none.
+        Returns:
+          tokens (B, L, D) of type `dtype`, mask (B, L) bool (True where there is a word), pooled (B, D) float32.
+        """
+        mask = ids != PADDING_ID
+        lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+        # float32 of unit variance: words that start nearly equal are learned late.
+        embed_init = nn.initializers.normal(1.0)
+        x = nn.Embed(self.vocabulary_size, self.width, embedding_init=embed_init, name="words")(ids)
+        x = x + positions.sincos_1d(np.arange(ids.shape[1]), self.width)
+        x = x.astype(self.dtype)  # (B, L, D)
+        for i in range(self.depth):
+            attend = layers.Attention(
+                self.num_heads,
+                tokens=self.tokens,
+                kernel=self.kernel,
+                dtype=self.dtype,
+                name=f"attention_{i}",
+            )
+            x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), lengths=lengths)
+            mlp = layers.MLP(dtype=self.dtype, name=f"mlp_{i}")
+            x = x + mlp(layers.RMSNorm(name=f"mlp_norm_{i}")(x))
+        x = layers.RMSNorm(name="norm")(x)
+        weight = mask[..., None].astype(jnp.float32)
+        pooled = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)  # (B, D)
+        return x, mask, pooled
+
+
+class CaptionProjection(nn.Module):
+    """Two linear layers with a GELU (tanh form) between: takes another encoder's tokens to the model's width.
+
+    Source: PixArt-alpha, arXiv:2310.00426, section 2.3.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, E) to (B, L, D) of type `dtype`."""
+        init = layers.EMBED_INIT
+        x = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(tokens)
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.gelu(x))

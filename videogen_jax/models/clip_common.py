@@ -1,0 +1,251 @@
+"""What CLIP's two towers share: the layers, the reading of config.json, and the names of their tensors.
+
+Modules carry the names of their tensors; the layers are stacked under `blocks/`.
+
+Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videogen_jax.models.attention import attend
+from videogen_jax.models.hub import find_file
+from videogen_jax.models.weight_layouts import Source
+from videogen_jax.models.weights import WeightsError, place_tensors, read_tensors
+from videogen_jax.parallel.sharding import path_name
+
+FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+DTYPES = ("float32", "bfloat16")
+# Of neither tower, or no weights: may be in the file, and is not read.
+UNREAD = r"logit_scale|(.*\.)?position_ids"
+
+
+class Sizes(Protocol):
+    """What the layers need to know of a tower's config.json."""
+
+    hidden_size: int  # E
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+
+
+def check_dtype(dtype: str, what: str) -> None:
+    """Refuses a type that a tower does not compute in.
+
+    Args:
+      dtype: its name.
+      what: the tower, for the error.
+    Raises:
+      ValueError: it is none of DTYPES.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r} of {what}: choose {' or '.join(DTYPES)}.")
+
+
+def make_layers(config: Sizes, dtype: Any, causal: bool) -> nn.Module:
+    """Makes all layers of a tower.
+
+    Args:
+      config: their sizes.
+      dtype: in which they compute.
+      causal: each token sees those up to itself alone.
+    Returns:
+      A module: (B, N, E) to the same shape, and None.
+    """
+    blocks = nn.scan(
+        Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=config.num_hidden_layers,
+    )
+    return blocks(config, dtype, causal, name="blocks")
+
+
+class Block(nn.Module):
+    """One layer: attention and an MLP, each behind a norm and beside an identity."""
+
+    config: Sizes
+    dtype: Any
+    causal: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """Computes one layer.
+
+        Args:
+          x: (B, N, E).
+        Returns:
+          The same shape, and None for `nn.scan`.
+        """
+        config = self.config
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        h = make_norm(config, "layer_norm1")(x).astype(self.dtype)
+        heads = (*x.shape[:2], config.num_attention_heads, -1)
+        query, key, value = (
+            dense(config.hidden_size, name=f"self_attn.{name}_proj")(h).reshape(heads)
+            for name in "qkv"
+        )
+        h = attend(query, key, value, causal=self.causal).reshape(x.shape)
+        x = x + dense(config.hidden_size, name="self_attn.out_proj")(h)
+        h = make_norm(config, "layer_norm2")(x).astype(self.dtype)
+        h = dense(config.intermediate_size, name="mlp.fc1")(h)
+        h = h * nn.sigmoid(1.702 * h) if config.hidden_act == "quick_gelu" else _gelu(h)
+        return x + dense(config.hidden_size, name="mlp.fc2")(h), None
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)
+
+
+def make_norm(config: Sizes, name: str) -> nn.Module:
+    """Makes a norm, which computes in float32.
+
+    Args:
+      config: of the tower.
+      name: of the module.
+    Returns:
+      A module: (..., E) to the same shape, float32.
+    """
+    # The fast variance loses digits where a few channels are very large, as CLIP's are.
+    return nn.LayerNorm(
+        config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+def read_fields(path: Path, tower: str, wanted: str) -> dict[str, Any]:
+    """Reads transformers' config.json of a tower, or of a whole CLIP.
+
+    Args:
+      path: the file.
+      tower: text or vision.
+      wanted: what to name instead, where the file is of another network.
+    Returns:
+      The fields of the tower. `projection_dim` is None where it has no projection.
+    Raises:
+      WeightsError: the file is no JSON, or of another network.
+    """
+    own = f"clip_{tower}_model"
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        kind = given.get("model_type", "clip" if f"{tower}_config" in given else own)
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is no JSON of a model ({error}): fetch it again.") from None
+    if kind not in ("clip", own):
+        raise WeightsError(f"{path} is of {kind!r}: name the folder of {wanted}.")
+    if kind == "clip":  # old files have the fields twice, and transformers goes by the second
+        fields = given.get(f"{tower}_config") or {}
+        fields = fields | (given.get(f"{tower}_config_dict") or {})
+        return fields | {"projection_dim": given.get("projection_dim", 512)}
+    projects = f"CLIP{tower.title()}ModelWithProjection" in (given.get("architectures") or ())
+    return given if projects else given | {"projection_dim": None}
+
+
+def check_config(path: Path, config: Any) -> Any:
+    """Refuses a config of another network.
+
+    Args:
+      path: where it was read, for the error.
+      config: a tower's.
+    Returns:
+      The config.
+    Raises:
+      WeightsError: says which field.
+    """
+    if config.hidden_act not in ("quick_gelu", "gelu"):
+        raise WeightsError(
+            f"{path}: hidden_act {config.hidden_act!r}: only quick_gelu and gelu are known."
+        )
+    for name, kind in type(config).__annotations__.items():
+        value = getattr(config, name)
+        if kind is int and (not isinstance(value, int) or value < 1):
+            raise WeightsError(f"{path}: {name} {value!r} is no positive whole number.")
+    if config.hidden_size % config.num_attention_heads:
+        raise WeightsError(
+            f"{path}: hidden_size {config.hidden_size} does not divide by num_attention_heads "
+            f"{config.num_attention_heads}."
+        )
+    return config
+
+
+def find_weights(path: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """Reads the tensors of a model.
+
+    Args:
+      path: see hub.py.
+    Returns:
+      Where they are; name -> array.
+    Raises:
+      FileNotFoundError: there are none.
+      WeightsError: they cannot be read.
+    """
+    here = Path(path)
+    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
+    found = here if here.is_dir() and not (here / FILE).is_file() else find_file(path, FILE)
+    return found, read_tensors(found)
+
+
+def place_tower(
+    found: Path,
+    tensors: Mapping[str, np.ndarray],
+    abstract_params: Any,
+    *,
+    prefix: str,
+    projection: str,
+    unread: str,
+    what: str,
+) -> Any:
+    """Puts tensors into a tower's parameters.
+
+    Args:
+      found: of `find_weights`, for the error.
+      tensors: of the same.
+      abstract_params: tree of shapes.
+      prefix: of all names of tensors but the projection's.
+      projection: module that stands beside the tower.
+      unread: regular expression of tensors that are not of this tower.
+      what: the tower, for the error.
+    Returns:
+      Tree of parameters, float32 NumPy.
+    Raises:
+      WeightsError: they do not fit.
+    """
+    try:
+        return place_tensors(
+            tensors,
+            _name_sources(abstract_params, prefix, projection),
+            abstract_params,
+            what=f"the {what} that config.json describes",
+            way_out=f"Name the {FILE} of a {what} in transformers' layout, with its own {CONFIG_FILE}.",
+            unread=[name for name in tensors if re.fullmatch(f"{unread}|{UNREAD}", name)],
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{found}: {error}") from None
+
+
+def _name_sources(params: Any, prefix: str, projection: str) -> dict[str, Source]:
+    sources = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        tensor = re.sub(r"/(kernel|scale|embedding)$", ".weight", name).replace("/bias", ".bias")
+        tensor = tensor.replace("blocks/", "encoder.layers.{i}.")
+        if not tensor.startswith(f"{projection}."):
+            tensor = prefix + tensor
+        pattern = "o -> o"
+        if name.endswith("/kernel"):
+            pattern = "o i h w -> h w i o" if leaf.ndim == 4 else "o i -> i o"
+        elif name.endswith("/embedding"):
+            pattern = "o i -> o i"
+        sources[name] = Source((tensor,), pattern)
+    return sources

@@ -1,0 +1,295 @@
+"""CLIP's text encoder: captions to tokens for cross-attention and one pooled vector.
+
+| weights                              | width | layers | pooled | activation |
+| ------------------------------------ | ----- | ------ | ------ | ---------- |
+| openai/clip-vit-base-patch32 (or 16) | 512   | 12     | 512    | quick_gelu |
+| openai/clip-vit-large-patch14        | 768   | 12     | 768    | quick_gelu |
+| Stable Diffusion 2's text_encoder    | 1024  | 23     | 1024   | gelu       |
+| SDXL's text_encoder_2                | 1280  | 32     | 1280   | gelu       |
+
+And any other size in the layout of transformers' `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection`, as
+OpenCLIP's models. The other tower is clip_vision.py, and clip_common.py is what both share.
+
+Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from safetensors import SafetensorError, safe_open
+
+from videogen_jax.models.clip_common import (
+    CONFIG_FILE,
+    FILE,
+    check_config,
+    check_dtype,
+    find_weights,
+    make_layers,
+    make_norm,
+    place_tower,
+    read_fields,
+)
+from videogen_jax.models.hub import find_file
+from videogen_jax.models.weights import PICKLES, WeightsError, read_tensors
+
+HEAD_WIDTH = 64  # numbers per head in every published model
+LEGACY_EOS = 2  # what old files of config.json say: end of text is then the largest id
+VISION = r"vision_model\..*|visual_projection\..*"  # of the other tower: is not read
+
+
+class Config(NamedTuple):
+    """Fields of transformers' config.json that shape the network; the defaults are transformers' own (ViT-B/32)."""
+
+    vocab_size: int = 49_408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49_407
+    projection_dim: int | None = (
+        None  # width of `text_projection`; None where the weights have none
+    )
+
+
+BASE = Config(projection_dim=512)
+LARGE = Config(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
+PUBLISHED = {  # what is known of the hub's models without asking it
+    "openai/clip-vit-base-patch32": BASE,
+    "openai/clip-vit-base-patch16": BASE,
+    "openai/clip-vit-large-patch14": LARGE,
+    "stabilityai/stable-diffusion-2-1/text_encoder": Config(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0/text_encoder_2": Config(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+        projection_dim=1280,
+    ),
+}
+# Without config.json the activation is told by the size where one model alone has it: (width, layers).
+ACTIVATIONS = {(1024, 23): "gelu", (1024, 24): "gelu", (1280, 32): "gelu"}
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder without its parameters, which `load` reads."""
+
+    name: str  # the path that it was made from
+    width: int  # E, of the tokens
+    pooled_width: int  # P
+    length: int  # tokens that it takes at most, begin and end among them
+    vocabulary_size: int
+    pad_id: int  # what the model's own tokenizer writes behind the end of text
+    abstract_params: Any  # tree of shapes, float32
+    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
+    # (params, ids (B, L) int32) to tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32
+    encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) -> TextEncoder:
+    """Makes a text encoder; its weights are read when `load` is called.
+
+    `encode` gives the last layer's states behind the final norm; a mask that is True up to the end of text, that one
+    included; and the state at the end of text, through `text_projection` where the weights have it. Attention is
+    causal, so that what stands behind the end of text changes nothing that the mask shows.
+
+    Args:
+      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py), with config.json beside the
+        weights. Without one the sizes are the tensors', if the activation can be told from them. Empty: the network is
+        that of openai/clip-vit-large-patch14, and `load` refuses.
+      dtype: of the computation, one of DTYPES. Parameters, norms and results are float32.
+      fetch: False: a model that is on the hub alone counts as the one of PUBLISHED, or as
+        openai/clip-vit-large-patch14, so that shapes are known without a network.
+    Returns:
+      The text encoder.
+    Raises:
+      ValueError: the dtype is unknown.
+      FileNotFoundError: there is nothing at the path, nor on the hub.
+      WeightsError: config.json is of another network, or is missing and needed.
+    """
+    check_dtype(dtype, "a text encoder")
+    config = _find_config(path, fetch)
+    network = Transformer(config, jnp.dtype(dtype))
+    ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
+    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
+
+    def encode(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return network.apply({"params": params}, ids)
+
+    return TextEncoder(
+        name=path,
+        width=config.hidden_size,
+        pooled_width=config.projection_dim or config.hidden_size,
+        length=config.max_position_embeddings,
+        vocabulary_size=config.vocab_size,
+        # OpenAI's tokenizer pads with the end of text, OpenCLIP's with 0; the activation tells them apart.
+        pad_id=0 if config.hidden_act == "gelu" else config.vocab_size - 1,
+        abstract_params=abstract_params,
+        load=functools.partial(_load, path, abstract_params),
+        encode=encode,
+    )
+
+
+class Transformer(nn.Module):
+    """The network."""
+
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes captions.
+
+        Args:
+          ids: (B, L) int32.
+        Returns:
+          tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32.
+        Raises:
+          ValueError: L is more than the model has positions.
+        """
+        config, length = self.config, ids.shape[1]
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens are more than the {config.max_position_embeddings} that this text encoder takes."
+            )
+        embed = functools.partial(nn.Embed, features=config.hidden_size)
+        x = embed(config.vocab_size, name="embeddings.token_embedding")(ids)
+        positions = embed(config.max_position_embeddings, name="embeddings.position_embedding")
+        x = (x + positions(jnp.arange(length))).astype(self.dtype)  # (B, L, E)
+        x, _ = make_layers(config, self.dtype, causal=True)(x)
+        tokens = make_norm(config, "final_layer_norm")(x.astype(jnp.float32))
+
+        end = find_end(ids, config.eos_token_id)  # (B,)
+        mask = jnp.arange(length) <= end[:, None]
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]  # (B, E)
+        if config.projection_dim:
+            project = nn.Dense(config.projection_dim, use_bias=False, name="text_projection")
+            pooled = project(pooled)
+        return tokens, mask, pooled
+
+
+def find_end(ids: jax.Array, eos_token_id: int) -> jax.Array:
+    """Where captions end.
+
+    Args:
+      ids: (B, L) int32.
+      eos_token_id: of config.json. LEGACY_EOS stands for the largest id, whichever it is.
+    Returns:
+      (B,) int32, place of the first end of text.
+    """
+    found = ids if eos_token_id == LEGACY_EOS else ids == eos_token_id
+    return jnp.argmax(found, axis=1)
+
+
+def read_config(path: Path) -> Config:
+    """Reads transformers' config.json of a text encoder, or of a whole CLIP.
+
+    Args:
+      path: the file.
+    Returns:
+      The fields that matter. What it leaves out is as in transformers.
+    Raises:
+      WeightsError: it is no JSON, or of another network.
+    """
+    fields = read_fields(path, "text", "a CLIP text encoder")
+    return check_config(
+        path, Config(**{name: fields[name] for name in Config._fields if name in fields})
+    )
+
+
+def _find_config(path: str, fetch: bool) -> Config:
+    if not path:
+        return LARGE
+    here = Path(path)
+    if here.exists():
+        file = (here if here.is_dir() else here.parent) / CONFIG_FILE
+        return read_config(file) if file.is_file() else _infer_config(here)
+    if not fetch:
+        return PUBLISHED.get(path, LARGE)
+    return read_config(find_file(path, CONFIG_FILE))
+
+
+def _infer_config(path: Path) -> Config:
+    """The network by its tensors' shapes, where they say enough."""
+    file = path / FILE if path.is_dir() else path
+    if file.suffix.lower() in PICKLES or not file.is_file():
+        read_tensors(path)  # says what is wrong, if that is
+        raise WeightsError(f"{path} holds no {CONFIG_FILE}: place that of the same model there.")
+    try:
+        with safe_open(file, "np") as opened:
+            shapes = {
+                name.removeprefix("text_model."): opened.get_slice(name).get_shape()
+                for name in opened.keys()  # noqa: SIM118 (it is no mapping)
+            }
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is no whole safetensors file ({error}): fetch it again."
+        ) from None
+    layers = [
+        int(found[1])
+        for found in (re.match(r"encoder\.layers\.(\d+)\.layer_norm1\.weight", n) for n in shapes)
+        if found
+    ]
+    try:
+        vocabulary, width = shapes["embeddings.token_embedding.weight"]
+        positions, _ = shapes["embeddings.position_embedding.weight"]
+        hidden, _ = shapes["encoder.layers.0.mlp.fc1.weight"]
+    except (KeyError, ValueError):
+        raise WeightsError(
+            f"{file} holds no CLIP text encoder: name the {FILE} of one, in transformers' layout."
+        ) from None
+    activation = ACTIVATIONS.get((width, len(layers)))
+    if activation is None:
+        raise WeightsError(
+            f"{file} has no {CONFIG_FILE} beside it, and whether a text encoder of {len(layers)} layers and width "
+            f"{width} uses quick_gelu or gelu cannot be told from its tensors: place the {CONFIG_FILE} of the same "
+            "model beside it."
+        )
+    return check_config(
+        file,
+        Config(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=len(layers),
+            num_attention_heads=max(width // HEAD_WIDTH, 1),
+            max_position_embeddings=positions,
+            hidden_act=activation,
+            projection_dim=shapes.get("text_projection.weight", [None])[0],
+        ),
+    )
+
+
+def _load(path: str, abstract_params: Any) -> Any:
+    if not path:
+        raise ValueError(
+            f"The text encoder has no weights: name {FILE} or its folder, or a model on the hub "
+            "(openai/clip-vit-large-patch14), in text.path."
+        )
+    found, tensors = find_weights(path)
+    # The prefix is of most files, not of all.
+    prefix = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
+    return place_tower(
+        found,
+        tensors,
+        abstract_params,
+        prefix=prefix,
+        projection="text_projection",
+        unread=VISION,
+        what="CLIP text encoder",
+    )

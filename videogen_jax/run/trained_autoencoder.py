@@ -1,0 +1,108 @@
+"""The autoencoder of a run: config.json and the newest checkpoint's moving average, for `vae.name=workdir`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from videogen_jax.models.autoencoder import Autoencoder, make_causal
+from videogen_jax.models.causal_vae import Network, check_network
+from videogen_jax.run import ema
+from videogen_jax.run.checkpoint import CheckpointError, restore_average
+
+SECTION = "autoencoder"  # of a config, that makes it one of an autoencoder
+
+
+def read_autoencoder(path: str, dtype: str) -> Autoencoder:
+    """Describes the autoencoder of a run; `load` reads the newest checkpoint.
+
+    Args:
+      path: workdir of a run of a config for autoencoders.
+      dtype: of the convolutions, see `autoencoder.make_causal`.
+    Returns:
+      The autoencoder.
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: the run is of something else.
+    """
+    if not path:
+        raise ValueError(
+            "vae.name is 'workdir', but vae.path is empty: name the folder of a run of configs/vae_*.py."
+        )
+    workdir = Path(path)
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no {file}: name in vae.path the --workdir of a run of configs/vae_*.py."
+        )
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if SECTION not in config:
+        raise ValueError(
+            f"{workdir} is the run of a diffusion model, not of an autoencoder: name in vae.path the --workdir of a "
+            "run of configs/vae_*.py."
+        )
+    network = make_network(config[SECTION])
+    average = next(iter(ema.make_decays(config["ema"]["decays"], config["ema"]["widths"])))
+    autoencoder = make_causal(network, load=lambda: params(), dtype=dtype)
+
+    def params() -> Any:
+        return load_newest(workdir, autoencoder.abstract_params, average)
+
+    return autoencoder
+
+
+def make_network(section: Any) -> Network:
+    """The network of a config's lines.
+
+    Args:
+      section: `config.autoencoder`, or what JSON made of it.
+    Returns:
+      The network.
+    Raises:
+      ValueError: the sizes make none.
+    """
+    lines = dict(section)
+    lines["strides"] = tuple(tuple(stride) for stride in lines["strides"])
+    lines |= {name: tuple(lines[name]) for name in ("patch", "widths")}
+    network = Network(**lines)
+    check_network(network)
+    return network
+
+
+def load_newest(workdir: Path, abstract_params: Any, average: str) -> Any:
+    """Reads a moving average of the newest checkpoint, on this process alone.
+
+    Args:
+      workdir: of the run.
+      abstract_params: shapes.
+      average: its name.
+    Returns:
+      The tree, float32 NumPy.
+    Raises:
+      CheckpointError: there is no checkpoint, it cannot be read, or it is another model's.
+    """
+    folder = workdir.resolve() / "checkpoints"
+    # Orbax gives a step its number when it is whole.
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        raise CheckpointError(
+            f"There is no checkpoint in {folder}: train the autoencoder first, or name another run in vae.path."
+        )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract_params
+    )
+    directory = folder / str(max(steps)) / "ema"
+    try:
+        with jax.transfer_guard("allow"):
+            params = restore_average(directory, placed, average, alone=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises whatever its storage layers raise.
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"Checkpoint {max(steps)} in {folder} is damaged ({reason}): move it away to use the one before."
+        ) from error
+    return jax.tree.map(np.asarray, params)
