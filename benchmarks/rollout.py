@@ -24,9 +24,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from configs import long_bouncing
+from tests.tiny import make_run
 from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.parallel.mesh import BATCH
 from videogen_jax.run import model as run_model
+from videogen_jax.train import training_run
 
 STEPS = 10  # of the sampler
 WINDOW, CHUNK = 33, 8
@@ -103,17 +105,14 @@ def compare_time(repeats: int) -> None:
     once = run_model.with_shape(config, (48, 32, 32))
     once.unlock().model.time_cycle = 48
     mesh = run_sampler.choose_sample_mesh(once, 1, jax.devices())
-    runs = {
-        name: run_model.make_run(one, mesh)
-        for name, one in {"rollout": config, "once": once}.items()
-    }
-    params = jax.jit(runs["once"].init_params, out_shardings=runs["once"].shardings.params)()
+    runs = {name: make_run(one, mesh) for name, one in {"rollout": config, "once": once}.items()}
+    params = jax.jit(runs["once"].model.init_params, out_shardings=runs["once"].shardings.params)()
     seeds = jax.device_put(np.zeros(1, np.uint32), NamedSharding(mesh, BATCH))
-    text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], runs["once"].null_text)
+    text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], runs["once"].model.null_text)
 
-    def at_once(run: run_model.Run) -> float:
+    def at_once(run: training_run.Run) -> float:
         programs = run_sampler.make_run_programs(run, run_sampler.sampler_options(run.config))
-        condition = jax.device_put(run_sampler.make_condition(run.config, text, 0.0), programs.rows)
+        condition = jax.device_put(run_sampler.make_condition(run.model, text, 0.0), programs.rows)
 
         def call() -> jax.Array:
             x_t, keys = programs.init(seeds)

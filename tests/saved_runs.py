@@ -6,10 +6,9 @@ import jax
 import numpy as np
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.data.vocabulary import Vocabulary, split_words
 from videogen_jax.run import checkpoint, saved_config
-from videogen_jax.run import model as run_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 COUNTS = collections.Counter(word for caption in CAPTIONS for word in split_words(caption))
@@ -46,7 +45,7 @@ def joint_config():
 
 def write_run(folder, config, latents=None, scale=0.3):
     """The workdir of a run at step 1, whose words are those of CAPTIONS; returns the folder."""
-    run = run_model.make_run(config)
+    run = make_run(config)
     params = randomise(run.abstract.params, scale)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract.opt_state)
     state = run.abstract.replace(

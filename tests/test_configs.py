@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.tiny import make_run
+from videogen_jax import config as configs
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.run import model as run_model
-from videogen_jax.train import autoencoder_run, checks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -48,14 +48,14 @@ def test_config_is_locked_against_misspelt_keys(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_has_the_keys_and_types_of_the_first_of_its_kind(name):
+def test_config_is_valid_and_complete(name):
     config = load(name).get_config()
-    first = "vae_moving_shapes" if checks.is_autoencoder(config) else "quickstart"
-    assert checks.is_autoencoder(config) == name.startswith("vae_")
-    found, wanted = key_types(config), key_types(load(first).get_config())
+    assert configs.is_autoencoder(config) == name.startswith("vae_")
+    assert configs.validate(config).to_dict() == config.to_dict()
+    found, wanted = key_types(config), configs.options_of(configs.is_autoencoder(config))
     assert set(found) == set(wanted)
     for key in found:
-        assert found[key] is wanted[key] or type(None) in (found[key], wanted[key]), key
+        assert found[key] in (type(wanted[key].default), wanted[key].of), key
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +72,6 @@ def test_config_builds_abstractly(name):
     """Only shapes: no parameter of the 512 x 512 model is allocated."""
     module = load(name)
     config = module.get_config()
-    make_run = autoencoder_run.make_run if checks.is_autoencoder(config) else run_model.make_run
     run = make_run(config)
     assert dict(run.mesh.shape) == config.mesh.to_dict()
     meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)

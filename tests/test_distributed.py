@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.tiny import make_run
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.run import checkpoint, saved_config
-from videogen_jax.run import model as run_model
 
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -110,7 +110,7 @@ def train(data, workdir, count, **changes):
 
 
 def read_state(workdir):
-    run = run_model.make_run(saved_config.read_config(Path(workdir)))
+    run = make_run(saved_config.read_config(Path(workdir)))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

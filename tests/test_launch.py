@@ -14,9 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.run import checkpoint, saved_config
-from videogen_jax.run import model as run_model
 from videogen_jax.train import loop, metrics
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +113,7 @@ def start_and_wait_for_step(data, workdir, step, **changes):
 
 def read_state(workdir):
     """Every array of the newest checkpoint."""
-    run = run_model.make_run(saved_config.read_config(Path(workdir)))
+    run = make_run(saved_config.read_config(Path(workdir)))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

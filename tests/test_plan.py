@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from tests.conftest import ROOT
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax import plan
 from videogen_jax.parallel import device_specs, memory
-from videogen_jax.run import model as run_model
+from videogen_jax.train import training_run
 
 CPU = device_specs.CARDS["cpu"]
 CUDA = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
@@ -41,7 +41,7 @@ def plain():
 
 
 def test_the_peak_is_that_of_the_step_that_training_compiles(plain):
-    compiled = run_model.compile_step(run_model.make_run(small_config()))
+    compiled = training_run.compile_step(make_run(small_config()))
     sizes = compiled.memory_analysis()
     got = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     assert plain["train"].peak == got + sizes.temp_size_in_bytes
@@ -49,7 +49,7 @@ def test_the_peak_is_that_of_the_step_that_training_compiles(plain):
 
 
 def test_parameters_moments_and_average_are_counted_by_their_share(plain):
-    run = run_model.make_run(small_config())
+    run = make_run(small_config())
     shares = 0
     for leaf in jax.tree.leaves(run.abstract.params):
         halved = any(entry and "seq" in entry for entry in leaf.sharding.spec)

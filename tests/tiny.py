@@ -3,6 +3,7 @@
 import ml_collections
 
 from configs import quickstart, vae_moving_shapes
+from videogen_jax.train.run_kinds import find_kind
 
 
 def tiny_config() -> ml_collections.ConfigDict:
@@ -45,3 +46,8 @@ def tiny_vae_config() -> ml_collections.ConfigDict:
     config.checkpoint.every = 2
     config.sample.update({"every": 4, "clips": 2})
     return config
+
+
+def make_run(config, mesh=None, null_text=None):
+    """The run of a config, as the train loop makes it."""
+    return find_kind(config).make_run(config, mesh, null_text)

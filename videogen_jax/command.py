@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from videogen_jax.config import find_config
 from videogen_jax.parallel.host_memory import keep_freed_memory
 
 
@@ -31,7 +32,7 @@ def start(
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            return flags.FLAGS([_find_config(argument) for argument in argv])
         # A config file is read here too: a misspelt line of it is an AttributeError.
         except (flags.Error, AttributeError, OSError, *errors) as error:
             sys.exit(fail(error))
@@ -46,6 +47,12 @@ def start(
     quiet_libraries()
     quiet_tensorflow()
     app.run(main, flags_parser=parse)
+
+
+def _find_config(argument: str) -> str:
+    """--config=dit_512 with the path of that config; other arguments as they are."""
+    match = re.fullmatch(r"--?config=([^:]+)(:.*)?", argument)
+    return f"--config={find_config(match[1])}{match[2] or ''}" if match else argument
 
 
 def quiet_tensorflow() -> None:

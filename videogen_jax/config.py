@@ -310,13 +310,22 @@ def validate(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
       ValueError: names the option and the way out.
     """
-    lines = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    complete = _build(dict(flatten(lines)), is_autoencoder(lines))
-    options = options_of(is_autoencoder(complete))
-    for name, value in flatten(complete.to_dict()):
+    config = complete(config)
+    options = options_of(is_autoencoder(config))
+    for name, value in flatten(config.to_dict()):
         config_rules.check_value(name, options[name], value)
-    config_rules.check_combinations(complete, is_autoencoder(complete))
-    return complete
+    config_rules.check_combinations(config, is_autoencoder(config))
+    return config
+
+
+def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config, locked, with defaults for the options that it lacks and tuples for its sequences.
+
+    Raises:
+      ValueError: an option does not exist, or has another type.
+    """
+    lines = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return _build(dict(flatten(lines)), is_autoencoder(lines))
 
 
 def check_option(name: str, value: Any) -> Any:

@@ -20,6 +20,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from videogen_jax import command
+from videogen_jax import config as configs
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     values = flags.FLAGS
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
-    config = values.config
+    config = configs.validate(values.config)
     share = command.parse_share(values.shard)
     if config.vae.name == "identity":
         raise ValueError(
@@ -50,19 +51,17 @@ def main(arguments: list[str]) -> int:
 
     from videogen_jax.data import bucketed_data
     from videogen_jax.packing import encode_latents  # TensorFlow: only once the flags are right
-    from videogen_jax.run import model as run_model
     from videogen_jax.run import text_conditioning
+    from videogen_jax.run.model import clip_shape, make_latent_space, with_shape
 
-    text_conditioning.check_encoder(config)
     sets = bucketed_data.open_buckets(values.input)
     output = Path(values.output or config.data.path)
-    autoencoder = run_model.describe_autoencoder(config, fetch=True)
+    space = make_latent_space(config)
+    autoencoder = space.describe(fetch=True)
     params = autoencoder.load()
     captions: dict[str, Any] = {}
     if config.text.encoder == "clip":
-        embedder = text_conditioning.load_embedder(
-            config.text.path, run_model.encoder_dtype(config)
-        )
+        embedder = text_conditioning.load_embedder(config.text.path, space.dtype)
         info = text_conditioning.describe_embeddings(embedder, config.text.path, config.vae.stored)
         captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
@@ -72,12 +71,8 @@ def main(arguments: list[str]) -> int:
     reports = []
     try:
         for folder, data in sets.items():
-            shape = (
-                (data.frames, data.height, data.width) if bucketed else run_model.clip_shape(config)
-            )
-            encoder = make_encoder(
-                run_model.with_shape(config, shape), autoencoder, params, data.words
-            )
+            shape = (data.frames, data.height, data.width) if bucketed else clip_shape(config)
+            encoder = make_encoder(with_shape(config, shape), autoencoder, params, data.words)
             encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
             label = Path(folder).name if bucketed else None
@@ -114,12 +109,12 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
     from videogen_jax.models.weights import hash_params
     from videogen_jax.packing import encode_latents
     from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.run import model as run_model
-    from videogen_jax.train import checks
+    from videogen_jax.run.model import clip_shape, make_latent_space
+    from videogen_jax.train import setup
 
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
-    frames, *size = run_model.clip_shape(config)
+    frames, *size = clip_shape(config)
     per_chunk = min(config.vae.chunk_frames * mesh.size, frames)
     program = chunks.make_encoder(autoencoder, mesh, per_chunk, tuple(size))
     placed = program.put_params(params)
@@ -128,11 +123,11 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         name=config.vae.name,
         weights=hash_params(params),
         shape=autoencoder.latent_shape(frames, *size)[1:],
-        precision=run_model.encoder_dtype(config),
+        precision=make_latent_space(config).dtype,
         dtype=config.vae.stored,
-        mirrored=run_model.mirrors(config, words),
+        mirrored=setup.mirrors(config, words),
         time_stride=autoencoder.downsample[0],
-        augmentation=checks.make_augmentation(config),
+        augmentation=setup.make_augmentation(config),
         frames=frames,
         seed=config.seed,
     )

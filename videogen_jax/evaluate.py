@@ -260,9 +260,9 @@ def open_videos(values, window: clip_sets.Window, config: Any, scratch: Path) ->
       OSError: one is not there.
     """
     if config is not None:
-        from videogen_jax.train import checks
+        from videogen_jax.config import is_autoencoder
 
-        make = reconstruct_videos if checks.is_autoencoder(config) else make_videos
+        make = reconstruct_videos if is_autoencoder(config) else make_videos
         return make(values, window, config, scratch)
     folder = Path(values.generated)
     names = reference_names = None
@@ -317,8 +317,10 @@ def make_videos(values, window: clip_sets.Window, config: Any, scratch: Path) ->
     prompts = draw_captions(config.data.path, count, values.seed)
     wanted = ("sampler", "num_inference_steps", "guidance_scale")
     given = {name: getattr(values, name) for name in wanted if getattr(values, name) is not None}
-    options = {"step": values.step, "ema": values.ema, "batch_size": values.batch_size, **given}
-    batches, recipe, _ = from_checkpoint.make_videos(workdir, prompts, seeds, **options)
+    batch_size = min(values.batch_size, count)
+    model = from_checkpoint.load(workdir, step=values.step, ema=values.ema, batch_size=batch_size)
+    batches = model.iterate(prompts, seeds=seeds, **given)
+    recipe = model.describe(model.choose_settings(count, **given))
     recipe |= found | {
         "prompts": "training captions",
         "prompts_and_seeds": protocol.digest(list(zip(prompts, seeds, strict=True))),
@@ -340,7 +342,7 @@ def make_videos(values, window: clip_sets.Window, config: Any, scratch: Path) ->
 
 def reconstruct_videos(values, window: clip_sets.Window, config: Any, scratch: Path) -> Videos:
     """Held-out clips and what a run's autoencoder makes of them."""
-    from videogen_jax.generate import from_checkpoint
+    from videogen_jax.train import held_out
 
     del window
     if values.reference is not None:
@@ -348,7 +350,7 @@ def reconstruct_videos(values, window: clip_sets.Window, config: Any, scratch: P
             "An autoencoder is compared with its own held-out clips: leave --reference out."
         )
     workdir = Path(values.workdir)
-    pairs, recipe, count = from_checkpoint.reconstruct_clips(
+    pairs, recipe, count = held_out.reconstruct_clips(
         workdir,
         values.num_clips or NUM_CLIPS,
         step=values.step,

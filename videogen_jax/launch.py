@@ -1,9 +1,10 @@
-"""Trains a video diffusion transformer.
+"""Trains a run: a video diffusion transformer, or a video autoencoder.
 
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+    videogen train --config=quickstart --workdir=runs/quickstart
 
-The same command again goes on from the newest checkpoint. Any line of the config can be overridden:
---config.train.steps=1000. On a machine without GPU the mesh is made of host devices. Programs once compiled are kept in
+The same command again resumes from the newest checkpoint. Any option can be overridden: --config.train.steps=1000
+(docs/config.md lists them). On a machine without GPU the mesh is made of host devices. Compiled programs are kept in
 the workdir. Several hosts: docs/scaling.md.
 """
 
@@ -16,9 +17,12 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from videogen_jax import command
+from videogen_jax import config as configs
 from videogen_jax.parallel import processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of a run, or a name in configs/.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, dashboard and samples.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where several processes train together."
@@ -33,7 +37,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main(arguments: list[str]) -> int:
     """Runs the training; returns the exit code."""
     command.refuse(arguments)
-    config = _CONFIG.value
+    config = configs.validate(_CONFIG.value)
     # Takes effect only where there is no GPU or TPU; there the mesh needs as many host devices.
     devices = math.prod(config.mesh.values()) // (_NUM_PROCESSES.value or 1)
     if not _DISTRIBUTED.value:  # there each process has one: nobody knows yet how many they are
@@ -60,6 +64,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Runs the verb from the command line."""
     flags.mark_flags_as_required(["config", "workdir"])
     command.start("launch", main)
+
+
+if __name__ == "__main__":
+    start()

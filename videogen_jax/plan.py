@@ -14,20 +14,26 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from videogen_jax import command
+from videogen_jax import config as configs
 from videogen_jax.generate import run_rollout, run_sampler
-from videogen_jax.models.flops import TRAIN_FACTOR
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.parallel import device_specs, memory, offload
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import conditioning
-from videogen_jax.run import model as run_model
-from videogen_jax.run.trained_autoencoder import SECTION
-from videogen_jax.train import autoencoder_run
+from videogen_jax.run.model import (
+    Model,
+    abstract_batch,
+    choose_mesh,
+    make_model,
+    make_sampling_mesh,
+    token_grid,
+)
+from videogen_jax.train import diffusion_run, training_run
+from videogen_jax.train.run_kinds import find_kind
+from videogen_jax.train.training_run import Run
 
 GIB = 2**30
 PIECES = (8, 4, 2)
@@ -53,7 +59,11 @@ Plan = dict[str, Program]  # train, sample, decode
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command's flags; not done on import, so that verbs can import one another."""
     config_flags.DEFINE_config_file(
-        "config", None, "File in configs/.", lock_config=True, flag_values=flag_values
+        "config",
+        None,
+        "File of a run, or a name in configs/.",
+        lock_config=True,
+        flag_values=flag_values,
     )
     text = "Card and number: rtx3090x2, a40x2, rtx4090x2, a100x8, h100x8, h200, cpux2, or FILEx2."
     flags.DEFINE_string("target", None, text, flag_values=flag_values)
@@ -70,7 +80,7 @@ def main(arguments: list[str]) -> int:
     values = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
     card, count = device_specs.parse_target(values.target)
-    config = values.config
+    config = configs.validate(values.config)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
     try:
@@ -81,7 +91,7 @@ def main(arguments: list[str]) -> int:
     plan = make_plan(config, card, devices)
     overrides: dict[str, Any] = {}
     better = plan
-    if not fits(plan, card) and values.levers and SECTION not in config:
+    if not fits(plan, card) and values.levers and not configs.is_autoencoder(config):
         overrides, better = try_levers(config, card, devices)
     if values.json:
         print(json.dumps(to_json(plan, card, overrides, better), indent=2))
@@ -97,7 +107,7 @@ def make_plan(config: ml_collections.ConfigDict, card: device_specs.Card, device
     """Compiles every program of a config for devices.
 
     Args:
-      config: as in configs/.
+      config: complete and valid, as of `config.validate`.
       card: of `device_specs.parse_target`.
       devices: of `device_specs.find_devices`.
     Returns:
@@ -106,32 +116,31 @@ def make_plan(config: ml_collections.ConfigDict, card: device_specs.Card, device
       ValueError: the config, its mesh and the devices do not fit together.
     """
     mesh = meshes.make_mesh(**config.mesh, devices=devices)
-    meshes.check_batch(mesh, config.batch_size, config.train.accumulation)
-    if SECTION in config:
-        return {"train": plan_train(autoencoder_run.make_run(config, mesh), card)}
-    plan = {
-        "train": plan_train(run_model.make_run(config, mesh), card),
-        "sample": plan_sample(config, card, devices),
-    }
+    run = find_kind(config).make_run(config, mesh)
+    plan = {"train": plan_train(run, card)}
+    if configs.is_autoencoder(config):
+        return plan
+    plan["sample"] = plan_sample(run.model, card, devices)
     if config.tasks.prefix:
-        plan["rollout"] = plan_rollout(config, card, devices)
-    if config.vae.name != "identity":  # pixels are not decoded
-        plan["decode"] = plan_decode(config, card, mesh)
+        plan["rollout"] = plan_rollout(run.model, card, devices)
+    if not run.model.latent_space.pixels:  # pixels are not decoded
+        plan["decode"] = plan_decode(run.model, card)
     return plan
 
 
-def plan_train(run: run_model.Run, card: device_specs.Card) -> Program:
+def plan_train(run: Run, card: device_specs.Card) -> Program:
     """The train step."""
     config, state = run.config, run.abstract
     # The CPU's devices are in the host's memory themselves.
-    away = run_model.offloaded(config) if card.description else ()
-    batch = run_model.place_batch(run)
+    away = run.offloaded if card.description else ()
+    batch = training_run.place_batch(run)
     on_host = jax.tree.map(lambda _: False, (state, batch))
     for field in away:
         waits = jax.tree.map(offload.waits, getattr(state, field))
         on_host = (on_host[0].replace(**{field: waits}), on_host[1])
+    traced = training_run.trace_step(run)
     footprint = memory.measure(
-        run_model.trace_step(run), run.mesh.size, bool(card.description), jax.tree.leaves(on_host)
+        traced, run.mesh.size, bool(card.description), jax.tree.leaves(on_host)
     )
 
     def stays(field: str) -> int:
@@ -145,76 +154,73 @@ def plan_train(run: run_model.Run, card: device_specs.Card) -> Program:
         "EMA": stays("ema"),
         "batch": memory.count_shard_bytes(batch),
     }
-    if SECTION in config:
+    if configs.is_autoencoder(config):
         return make_program(card, footprint, parts, flops=None, executed=0)
-    flops = TRAIN_FACTOR * run_model.forward_flops(config) * config.batch_size // run.mesh.size
+    flops = diffusion_run.count_step_flops(run) // run.mesh.size
     return make_program(
         card,
         footprint,
         parts,
         flops,
-        # Recomputing is one more forward pass.
+        # Rematerialization is one more forward pass.
         executed=flops if config.memory.remat == "none" else flops * 4 // 3,
-        least_wire=run_model.least_step_wire(run),
+        least_wire=diffusion_run.least_step_wire(run),
     )
 
 
-def plan_sample(
-    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
-) -> Program:
+def plan_sample(model: Model, card: device_specs.Card, devices: Any) -> Program:
     """All steps of the sampler, for a batch of config.sample, from parameters laid out for it."""
-    count = config.sample.batch_size
-    mesh = run_sampler.choose_sample_mesh(config, count, devices)
-    run = run_model.make_run(config, mesh)
-    programs = run_sampler.make_run_programs(run, run_sampler.sampler_options(config))
-    condition = blank_condition(run, programs.batch_size, run.video_shape)
-    arguments = programs.abstract_args(run.abstract.params, condition)["denoise"]
+    settings = SamplerSettings(**model.sampling)
+    mesh = make_sampling_mesh(model.config, settings.batch_size, devices)
+    model = make_model(model.config, mesh)
+    programs = run_sampler.make_run_programs(model, settings)
+    condition = blank_condition(model, programs.batch_size, model.video_shape)
+    arguments = programs.abstract_args(model.abstract_params, condition)["denoise"]
     footprint = memory.measure(
         programs.denoise.trace(*arguments), mesh.size, bool(card.description)
     )
     parts = {
-        "parameters": memory.count_shard_bytes(run.abstract.params),
+        "parameters": memory.count_shard_bytes(model.abstract_params),
         "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
     }
-    flops = programs.calls * programs.batch_size * run_model.forward_flops(config) // mesh.size
+    forward = diffusion_run.forward_flops(model)
+    flops = programs.calls * programs.batch_size * forward // mesh.size
     return make_program(card, footprint, parts, flops, executed=flops)
 
 
-def plan_rollout(
-    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
-) -> Program:
-    """A chunk of a long video, for a batch of config.sample: all steps, behind a full memory."""
-    count, how = config.sample.batch_size, run_rollout.plan_rollout(config)
-    mesh = run_rollout.choose_rollout_mesh(config, how, count, devices)
-    run = run_model.make_run(config, mesh, grid=run_rollout.chunk_grid(config, how))
-    rollout = run_rollout.make_run_rollout(run, how, run_sampler.sampler_options(config))
-    shape = run_rollout.chunk_shape(config, how)
-    condition = blank_condition(run, rollout.batch_size, shape)
-    arguments = rollout.abstract_args(run.abstract.params, condition)
+def plan_rollout(model: Model, card: device_specs.Card, devices: Any) -> Program:
+    """A chunk of a long video, for a batch of config.sample: all steps, behind a full KV cache."""
+    settings, plan = SamplerSettings(**model.sampling), run_rollout.plan_rollout(model)
+    grid, options = run_rollout.chunk_grid(model, plan), model.config.model
+    mesh = choose_mesh(settings.batch_size, devices, grid, "factorized", options.num_heads)
+    model = make_model(model.config, mesh, grid=grid)
+    rollout = run_rollout.make_run_rollout(model, plan, settings)
+    shape = run_rollout.chunk_shape(model, plan)
+    condition = blank_condition(model, rollout.batch_size, shape)
+    arguments = rollout.abstract_args(model.abstract_params, condition)
     footprint = memory.measure(rollout.extend.trace(*arguments), mesh.size, bool(card.description))
     parts = {
-        "parameters": memory.count_shard_bytes(run.abstract.params),
+        "parameters": memory.count_shard_bytes(model.abstract_params),
         "batch": memory.count_shard_bytes((arguments[0], arguments[3])),
     }
-    # A chunk's share of a clip: it sees about as many frames.
-    chunk = run_model.forward_flops(config) * how.chunk // run_model.token_grid(config)[0]
+    # A chunk's share of a clip: it attends to about as many frames.
+    chunk = diffusion_run.forward_flops(model) * plan.chunk // model.token_grid[0]
     flops = rollout.calls * rollout.batch_size * chunk // mesh.size
     return make_program(card, footprint, parts, flops, executed=flops)
 
 
-def blank_condition(run: run_model.Run, count: int, shape: tuple[int, int, int, int]) -> Any:
-    """What the model is told of `count` videos of a shape, abstract."""
-    batch = run_model.abstract_batch(run.config, count, run.null_text)
-    video = jax.ShapeDtypeStruct((count, *shape), np.float32)
-    told = {name: leaf for name, leaf in batch.items() if name != "video"}
-    return told | conditioning.tell_nothing(run.config, video)
+def blank_condition(model: Model, count: int, shape: tuple[int, int, int, int]) -> Any:
+    """The condition of `count` videos of a shape, abstract."""
+    batch = abstract_batch(model, count)
+    condition = {name: leaf for name, leaf in batch.items() if name != "video"}
+    return condition | model.conditioning.empty((count, *shape))
 
 
-def plan_decode(config: ml_collections.ConfigDict, card: device_specs.Card, mesh: Mesh) -> Program:
+def plan_decode(model: Model, card: device_specs.Card) -> Program:
     """One chunk of frames through the autoencoder."""
-    decoder = run_sampler.make_run_decoder(config, mesh)
+    decoder = model.latent_space.make_decoder(model.mesh)
     traced = decoder.program.trace(*decoder.abstract_args)
-    footprint = memory.measure(traced, mesh.size, bool(card.description))
+    footprint = memory.measure(traced, model.mesh.size, bool(card.description))
     parts = {
         "parameters": memory.count_shard_bytes(decoder.abstract_args[0]),
         "batch": memory.count_shard_bytes(decoder.abstract_args[1:]),
@@ -282,22 +288,22 @@ def try_levers(
     Returns:
       (the overrides by dotted name, the plan with them, which may still not fit).
     """
-    config = config.copy_and_resolve_references().unlock()
     overrides: dict[str, Any] = {}
     plan: Plan = {}
-    for lever in levers(config, devices):
-        changed = {name: value for name, value in lever.items() if read(config, name) != value}
+    for lever in levers(config):
+        lines = dict(configs.flatten(config.to_dict()))
+        changed = {name: value for name, value in lever.items() if lines[name] != value}
         if not changed:
             continue
-        config.update_from_flattened_dict(changed)
         overrides |= changed
+        config = configs.get_config(**configs.nest(lines | changed))
         plan = make_plan(config, card, devices)
         if fits(plan, card):
             break
     return overrides, plan
 
 
-def levers(config: ml_collections.ConfigDict, devices: Any) -> list[dict[str, Any]]:
+def levers(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
     """The levers that a config has, in the order in which to try them; each keeps those before it."""
     chosen: list[dict[str, Any]] = (
         [{"sample.batch_size": 1}] if config.sample.batch_size > 1 else []
@@ -305,7 +311,7 @@ def levers(config: ml_collections.ConfigDict, devices: Any) -> list[dict[str, An
     if config.memory.remat != "block":
         chosen.append({"memory.remat": "block", "memory.saved": ()})
     chosen.append({"memory.offload_activations": True})
-    grid = run_model.token_grid(config)
+    grid = token_grid(config)
     for pieces in PIECES:
         if pieces > config.memory.pieces and grid[0] % pieces == 0 == grid[1] * grid[2] % pieces:
             chosen.append({"memory.pieces": pieces})
@@ -321,14 +327,6 @@ def levers(config: ml_collections.ConfigDict, devices: Any) -> list[dict[str, An
         if per_device % count == 0
     ]
     return chosen
-
-
-def read(config: ml_collections.ConfigDict, name: str) -> Any:
-    """The value of a dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = value[part]
-    return value
 
 
 def to_table(card: device_specs.Card, count: int, plan: Plan) -> str:
@@ -413,9 +411,8 @@ def to_json(
 
 
 def count_parameters(config: ml_collections.ConfigDict) -> int:
-    """Numbers in the model, or in the autoencoder."""
-    make_run = autoencoder_run.make_run if SECTION in config else run_model.make_run
-    run = make_run(config, meshes.make_mesh(devices=jax.devices()[:1]))
+    """Parameters of the model, or of the autoencoder."""
+    run = find_kind(config).make_run(config, meshes.make_mesh(devices=jax.devices()[:1]))
     return sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
 
 

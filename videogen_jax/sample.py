@@ -36,7 +36,6 @@ from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet, from_checkpoint
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.run import saved_config
 from videogen_jax.run.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -111,25 +110,24 @@ def write_samples() -> None:
         if flags.FLAGS[name].value is not None:
             raise ValueError(f"--{name} is of long videos: give --num_frames too, or leave it out.")
     prompts = read_prompts()
-    known = read_known(len(prompts))
+    model = load_model(len(prompts) * _NUM_VIDEOS.value)
+    known = read_known(len(prompts), model.fps)
     if len(known) > 1:
         known = [frames for frames in known for _ in range(_NUM_VIDEOS.value)]
     prompts = [prompt for prompt in prompts for _ in range(_NUM_VIDEOS.value)]
     seeds = [_SEED.value + i for i in range(len(prompts))]
-    batches, recipe, config = from_checkpoint.make_videos(
-        Path(_WORKDIR.value), prompts, seeds, known=known, **choices()
-    )
-    videos = np.concatenate(list(batches))
+    made = model(prompts, seeds=seeds, known_frames=known or None, **options(), **sampler_flags())
     folder = output_folder()
     entries = []
-    for i, (video, prompt, seed) in enumerate(zip(videos, prompts, seeds, strict=True)):
+    for i, (video, prompt, seed) in enumerate(zip(made, prompts, seeds, strict=True)):
         name = file_name(i, prompt)
-        video_io.write_video(folder / name, video, config.data.fps)
+        video_io.write_video(folder / name, video, model.fps)
         entries.append({"file": name, "prompt": prompt, "seed": seed})
-    contact_sheet.contact_sheet(videos, prompts).save(folder / "contact_sheet.png")
-    content = recipe | {"shape": list(videos.shape[1:])} | given_frames()
-    write_recipe(folder, content, config.data.fps, entries)
-    logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(videos), folder)
+    contact_sheet.contact_sheet(made, prompts).save(folder / "contact_sheet.png")
+    settings = model.choose_settings(len(prompts), **sampler_flags())
+    recipe = model.describe(settings, **options()) | {"shape": list(made.shape[1:])}
+    write_recipe(folder, recipe | given_frames(), model.fps, entries)
+    logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(made), folder)
 
 
 def write_long_samples() -> None:
@@ -157,54 +155,88 @@ def write_long_samples() -> None:
         timelines = [[(0, prompt)] for prompt in read_prompts()]
     timelines = [timeline for timeline in timelines for _ in range(_NUM_VIDEOS.value)]
     seeds = [_SEED.value + i for i in range(len(timelines))]
-    batches, recipe, config = from_checkpoint.make_long_videos(
-        Path(_WORKDIR.value),
-        timelines,
-        seeds,
-        _NUM_FRAMES.value,
-        image=image_io.read_image(_IMAGE.value[0]) if _IMAGE.value else None,
-        chunk=_CHUNK.value,
-        prefix=_PREFIX.value,
-        **choices(),
-    )
-    folder = output_folder()
-    entries, fps = [], config.data.fps
-    for batch in batches:
-        with contextlib.ExitStack() as stack:
-            writers = []
-            total = {"total": _NUM_FRAMES.value, "unit": "frame", "disable": None}
-            bar = stack.enter_context(tqdm(desc=f"from video {len(entries)}", **total))
-            for videos in batch:
-                while len(writers) < len(videos):
-                    prompt, seed = timelines[len(entries)][0][1], seeds[len(entries)]
-                    name = file_name(len(entries), prompt)
-                    writers.append(stack.enter_context(video_io.open_writer(folder / name, fps)))
-                    entry = {"file": name, "prompt": prompt, "seed": seed}
-                    if len(timeline := timelines[len(entries)]) > 1:
-                        entry["prompt"] = "; ".join(f"{at}: {text}" for at, text in timeline)
-                    entries.append(entry)
-                for write, video in zip(writers, videos, strict=True):
-                    write(video)
-                bar.update(videos.shape[1])
-    write_recipe(folder, recipe | given_frames(), fps, entries)
+    model = load_model(len(timelines))
+    model.embed(sorted({caption for timeline in timelines for _, caption in timeline}))
+    rollout = {"chunk": _CHUNK.value, "prefix": _PREFIX.value}
+    image = image_io.read_image(_IMAGE.value[0]) if _IMAGE.value else None
+    folder = None
+    entries = []
+    for start in range(0, len(timelines), model.batch_size):
+        part = slice(start, start + model.batch_size)
+        chunks = model.stream(
+            timelines[part],
+            _NUM_FRAMES.value,
+            seeds=seeds[part],
+            first_frame=image,
+            **(rollout | options() | sampler_flags()),
+        )
+        folder = output_folder()
+        for timeline, seed in zip(timelines[part], seeds[part], strict=True):
+            name = file_name(len(entries), timeline[0][1])
+            entry = {"file": name, "prompt": timeline[0][1], "seed": seed}
+            if len(timeline) > 1:
+                entry["prompt"] = "; ".join(f"{at}: {text}" for at, text in timeline)
+            entries.append(entry)
+        write_chunks(chunks, [folder / entry["file"] for entry in entries[part]], model.fps, start)
+    settings = model.choose_settings(len(timelines), **sampler_flags())
+    recipe = model.describe(settings, **options())
+    recipe |= model.describe_rollout(_NUM_FRAMES.value, **rollout) | given_frames()
+    write_recipe(folder, recipe, model.fps, entries)
     logging.info("Wrote %d videos and samples.json to %s.", len(entries), folder)
 
 
-def choices() -> dict[str, Any]:
-    """Arguments of `from_checkpoint.open_model`."""
-    return {
-        "step": _STEP.value,
-        "ema": _EMA.value,
-        "ema_width": _EMA_WIDTH.value,
-        "dtype": _DTYPE.value,
-        "motion": _MOTION.value,
-        "negative_prompt": _NEGATIVE_PROMPT.value,
-        "batch_size": _BATCH_SIZE.value,
-        **sampling_options(),
+def write_chunks(chunks: Iterator[np.ndarray], paths: list[Path], fps: float, start: int) -> None:
+    """Writes a batch of long videos chunk by chunk, under a progress bar.
+
+    Args:
+      chunks: the next frames of all of them, (B, n, H, W, 3) uint8.
+      paths: B files.
+      fps: frames per second.
+      start: number of the first video, for the bar.
+    """
+    with contextlib.ExitStack() as stack:
+        total = {"total": _NUM_FRAMES.value, "unit": "frame", "disable": None}
+        bar = stack.enter_context(tqdm(desc=f"from video {start}", **total))
+        writers = [stack.enter_context(video_io.open_writer(path, fps)) for path in paths]
+        for videos in chunks:
+            for write, video in zip(writers, videos, strict=True):
+                write(video)
+            bar.update(videos.shape[1])
+
+
+def load_model(count: int) -> from_checkpoint.VideoModel:
+    """The model that the flags name, for batches of at most `count` videos."""
+    return from_checkpoint.load(
+        _WORKDIR.value,
+        step=_STEP.value,
+        ema=_EMA.value,
+        ema_width=_EMA_WIDTH.value,
+        dtype=_DTYPE.value,
+        batch_size=min(_BATCH_SIZE.value, count),
+    )
+
+
+def options() -> dict[str, Any]:
+    """The arguments of sampling that are no settings of the sampler."""
+    return {"negative_prompt": _NEGATIVE_PROMPT.value, "motion": _MOTION.value}
+
+
+def sampler_flags() -> dict[str, Any]:
+    """The sampler settings that flags replace."""
+    given = {
+        "num_inference_steps": _NUM_INFERENCE_STEPS.value,
+        "guidance_scale": _GUIDANCE_SCALE.value,
+        "first_frame_guidance_scale": _FIRST_FRAME_GUIDANCE_SCALE.value,
+        "known_guidance_scale": _KNOWN_GUIDANCE_SCALE.value,
+        "guidance_rescale": _GUIDANCE_RESCALE.value,
+        "sampler": _SAMPLER.value,
+        "spacing": _SPACING.value,
+        "eta": _ETA.value,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def read_known(prompts: int) -> list[dict[int, np.ndarray]]:
+def read_known(prompts: int, fps: float) -> list[dict[int, np.ndarray]]:
     """The frames of --image and --known: of each prompt's video, or of all of them if there is one; none of none.
 
     Raises:
@@ -217,7 +249,6 @@ def read_known(prompts: int) -> list[dict[int, np.ndarray]]:
             f"There are {len(images)} pictures for {prompts} captions: give one --image for all, or one for each."
         )
     shared: dict[int, np.ndarray] = {}
-    fps = saved_config.read_config(Path(_WORKDIR.value)).data.fps
     for text in _KNOWN.value:
         for number, frame in read_known_frames(text, fps):
             if number in shared:
@@ -307,21 +338,6 @@ def read_prompts() -> list[str]:
     if not prompts:
         raise ValueError("There is no prompt: give --prompts or --prompts_file.")
     return prompts
-
-
-def sampling_options() -> dict[str, Any]:
-    """The lines of config.sample that flags replace."""
-    flags_given = {
-        "num_inference_steps": _NUM_INFERENCE_STEPS.value,
-        "guidance_scale": _GUIDANCE_SCALE.value,
-        "first_frame_guidance_scale": _FIRST_FRAME_GUIDANCE_SCALE.value,
-        "known_guidance_scale": _KNOWN_GUIDANCE_SCALE.value,
-        "guidance_rescale": _GUIDANCE_RESCALE.value,
-        "sampler": _SAMPLER.value,
-        "spacing": _SPACING.value,
-        "eta": _ETA.value,
-    }
-    return {name: value for name, value in flags_given.items() if value is not None}
 
 
 def output_folder() -> Path:

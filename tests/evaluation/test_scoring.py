@@ -12,7 +12,7 @@ from videogen_jax import evaluate
 from videogen_jax.data import bucketed_data, pipeline
 from videogen_jax.evaluation import frechet, i3d, i3d_weights
 from videogen_jax.generate import from_checkpoint
-from videogen_jax.train import loop, run_report
+from videogen_jax.train import held_out, loop, run_report
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 
@@ -83,9 +83,8 @@ def test_evaluate_makes_videos_and_writes_the_protocol(workdir, capsys):
     report = json.loads((workdir / "evaluation.json").read_text())
     scores = {score["name"]: score for score in report["scores"]}
     prompts = bucketed_data.draw_captions(workdir.parent / "data", 5, 3)
-    options = {"num_inference_steps": 2, "batch_size": 3}  # other company, the same videos
-    batches, _, _ = from_checkpoint.make_videos(workdir, prompts, range(3, 8), **options)
-    made = np.concatenate(list(batches))
+    model = from_checkpoint.load(workdir, batch_size=3)  # other batches, the same videos
+    made = model(prompts, seeds=range(3, 8), num_inference_steps=2)
     held_out = random_videos(6, 4, 8)[:5]
     expected = frechet.distance(*(np.stack(list(map(describe, each))) for each in (made, held_out)))
     assert scores["FVD"]["value"] == pytest.approx(expected, rel=0.02)  # JPEG of the held-out ones
@@ -169,7 +168,7 @@ def test_an_autoencoder_is_scored_by_its_reconstructions(tmp_path):
     run(workdir=tmp_path / "run", repeat=2, frames=5, batch_size=2)
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     scores = {score["name"]: score["value"] for score in report["scores"]}
-    batches, _, count = from_checkpoint.reconstruct_clips(tmp_path / "run", 256, batch_size=3)
+    batches, _, count = held_out.reconstruct_clips(tmp_path / "run", 256, batch_size=3)
     assert count == 3
     pairs = np.concatenate(list(batches)).reshape(3, 2, 5, 16, 16, 3).astype(np.float64)
     clip = next(pipeline.make_validation_clips(str(data), batch_size=3, frames=5, num_batches=1))[

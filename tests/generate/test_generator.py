@@ -7,13 +7,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.generate import run_sampler
 from videogen_jax.generate.generator import make_generator, make_programs
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.run import model as run_model
 
 SHAPE = (2, 4, 4, 3)
 TEXT = np.array([[3, 4], [5, 6], [7, 8], [9, 10], [11, 12]], np.int32)
@@ -36,13 +36,15 @@ def generate(batch_size, devices=1, count=5, **options):
         np.array([2, 0], np.int32),
         mesh,
         whole,
+        SamplerSettings(
+            batch_size=batch_size,
+            guidance_scale=2.0,
+            sampler="ddpm",
+            num_inference_steps=4,
+            **options,
+        ),
         shape=SHAPE,
-        batch_size=batch_size,
-        guidance_scale=2.0,
         prediction="x0",
-        sampler="ddpm",
-        num_inference_steps=4,
-        **options,
     )
     run = make_generator(programs)
     return run(jax.device_put(jnp.float32(0.7), whole), {"text": TEXT[:count]}, SEEDS[:count])
@@ -83,13 +85,13 @@ def test_the_transformer_makes_the_same_videos_on_two_devices():
     config = tiny_config()
     videos = []
     for mesh, batch_size in ((make_mesh(), 1), (make_mesh(fsdp=2), 2)):
-        run = run_model.make_run(config, mesh)
+        run = make_run(config, mesh)
         shapes, places = run.abstract.params, run.shardings.params
         params = jax.device_put(randomise(shapes, 0.3), places)
-        options = {"batch_size": batch_size, "guidance_scale": 2.0, "num_inference_steps": 2}
-        make = make_generator(run_sampler.make_run_programs(run, options))
+        settings = SamplerSettings(batch_size=batch_size, guidance_scale=2.0, num_inference_steps=2)
+        make = make_generator(run_sampler.make_run_programs(run.model, settings))
         text = np.full((3, config.text.length), 4, np.int32)
-        videos.append(make(params, run_sampler.make_condition(config, text, 0.0), SEEDS[:3]))
+        videos.append(make(params, run_sampler.make_condition(run.model, text, 0.0), SEEDS[:3]))
     assert videos[0].std() > 10
     assert_same_pixels(videos[1], videos[0])
 

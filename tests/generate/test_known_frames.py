@@ -12,7 +12,8 @@ from videogen_jax.generate import known_frames
 from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import causal_vae
 from videogen_jax.models.weights import hash_params
-from videogen_jax.run import model as run_model
+from videogen_jax.run.latent_space import LatentSpace
+from videogen_jax.run.model import make_model
 
 NETWORK = causal_vae.Network(
     channels=3, patch=(2, 4, 4), strides=((2, 2, 2),), widths=(6, 8), blocks=1
@@ -25,7 +26,7 @@ def frame(seed, height=16, width=16):
 
 def use(monkeypatch, autoencoder):
     """Makes it that of all configs; returns what a data set of its latents notes."""
-    monkeypatch.setattr(run_model, "describe_autoencoder", lambda config, fetch=False: autoencoder)
+    monkeypatch.setattr(LatentSpace, "describe", lambda self, fetch=False: autoencoder)
     channels = np.arange(autoencoder.channels)
     return LatentInfo(
         autoencoder.name,
@@ -46,30 +47,28 @@ def latent_config(frames):
     config = joint_config()
     config.vae.name = "taef2"
     config.data.update({"frames": frames, "height": 16, "width": 16})
+    config.model.time_cycle = frames
     config.model.patch_size = (1, 1, 1)
     return config
 
 
 def test_known_frames_come_in_order_with_their_places():
-    config = image_config()
-    config.data.frames = 6
     first, last = frame(0, 8, 8), frame(1, 8, 8)
-    video, mask = known_frames.fit_known(config, {4: last, 1: first})
+    video, mask = known_frames.fit_known({4: last, 1: first}, 6, (8, 8))
     assert mask.tolist() == [False, True, False, False, True, False]
     np.testing.assert_array_equal(video, np.stack([first, last]))
 
 
 def test_a_picture_is_made_to_cover_and_cut_in_the_middle(caplog):
     caplog.set_level("INFO")
-    config = image_config()
     halves = np.zeros((24, 16, 3), np.uint8)
     halves[:4], halves[4:20], halves[20:] = 255, 100, 255  # the white edges stick out
-    video, _ = known_frames.fit_known(config, {0: halves})
+    video, _ = known_frames.fit_known({0: halves}, 4, (8, 8))
     assert "Frame 0 of 24x16 pixels has another aspect" in caplog.text
     # Bicubic reaches over the cut by two pixels.
     assert video.shape == (1, 8, 8, 3) and np.all(video[:, 2:-2] == 100)
     caplog.clear()
-    known_frames.fit_known(config, {0: frame(0, 32, 32)})
+    known_frames.fit_known({0: frame(0, 32, 32)}, 4, (8, 8))
     assert not caplog.text  # of the same aspect nothing is cut
 
 
@@ -86,13 +85,13 @@ def test_a_picture_is_made_to_cover_and_cut_in_the_middle(caplog):
 def test_frames_that_the_model_cannot_be_told_of_are_refused(config, numbers, sentence):
     videos = [{}, dict.fromkeys(numbers, frame(0))]
     with pytest.raises(ValueError, match=sentence):
-        known_frames.check_known(config, videos)
+        known_frames.check_known(make_model(config), videos)
 
 
 def test_frames_that_the_model_can_be_told_of_are_accepted():
-    known_frames.check_known(image_config(), [{0: frame(0)}])
-    known_frames.check_known(joint_config(), [{3: frame(0), 1: frame(1)}])
-    known_frames.check_known(long_config(), [{}])
+    known_frames.check_known(make_model(image_config()), [{0: frame(0)}])
+    known_frames.check_known(make_model(joint_config()), [{3: frame(0), 1: frame(1)}])
+    known_frames.check_known(make_model(long_config()), [{}])
 
 
 def test_the_noise_is_of_the_videos_own_seed_and_told():
@@ -101,7 +100,7 @@ def test_the_noise_is_of_the_videos_own_seed_and_told():
     video = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)).astype(np.float32)
     mask = np.zeros((2, 4), bool)
     mask[0, 0] = mask[1, 2] = True
-    told = known_frames.tell_known(config, video, mask, [7, 9])
+    told = known_frames.condition_on_frames(make_model(config), video, mask, [7, 9])
     assert set(told) == {"known", "mask", "augmentation"}
     np.testing.assert_array_equal(told["mask"], mask)
     np.testing.assert_allclose(told["augmentation"], [np.log(0.5) / 4] * 2, rtol=1e-6)
@@ -109,14 +108,18 @@ def test_the_noise_is_of_the_videos_own_seed_and_told():
         noise = np.random.default_rng([seed, 0]).standard_normal((4, 8, 8, 3))
         expected = video[row, place] + 0.5 * noise[place]
         np.testing.assert_allclose(told["known"][row], np.stack([expected] * 4), atol=1e-6)
-        alone = known_frames.tell_known(config, video[row : row + 1], mask[row : row + 1], [seed])
+        alone = known_frames.condition_on_frames(
+            make_model(config), video[row : row + 1], mask[row : row + 1], [seed]
+        )
         np.testing.assert_array_equal(alone["known"][0], told["known"][row])
 
 
 def test_a_causal_model_is_told_nothing_ahead_of_the_first_known_frame():
     config = joint_config()
     video = np.ones((1, 4, 8, 8, 3), np.float32)
-    told = known_frames.tell_known(config, video, np.array([[False, False, True, False]]), [0])
+    told = known_frames.condition_on_frames(
+        make_model(config), video, np.array([[False, False, True, False]]), [0]
+    )
     assert not told["known"][0, :2].any() and told["known"][0, 2:].all()
 
 
@@ -125,7 +128,7 @@ def test_known_frames_become_latents_of_single_frames(monkeypatch):
     autoencoder = autoencoder._replace(load=lambda: params)
     info = use(monkeypatch, autoencoder)
     videos = [{0: frame(0), 3: frame(1)}, {2: frame(2, 32, 32)}]
-    latents, mask = known_frames.encode_known(latent_config(5), info, videos)
+    latents, mask = known_frames.encode_known(make_model(latent_config(5)), info, videos)
     assert mask.tolist() == [
         [True, False, False, True, False],
         [False, False, True, False, False],
@@ -143,7 +146,7 @@ def test_known_frames_become_latents_of_a_causal_autoencoder(monkeypatch):
     info = use(monkeypatch, autoencoder)
     clip = [frame(seed) for seed in range(5)]
     videos = [dict(enumerate(clip)), {0: clip[0]}]
-    latents, mask = known_frames.encode_known(latent_config(9), info, videos)
+    latents, mask = known_frames.encode_known(make_model(latent_config(9)), info, videos)
     assert mask.tolist() == [[True, True, False], [True, False, False]]
     shown = np.stack(clip) / np.float32(127.5) - 1
     raw = jax.jit(autoencoder.encode)(params, shown[None])[0]  # (2, h, w, C)
@@ -152,10 +155,10 @@ def test_known_frames_become_latents_of_a_causal_autoencoder(monkeypatch):
     # What comes later does not change the first latent, which is of the first frame alone.
     np.testing.assert_allclose(latents[1, 0], expected[0], atol=1e-4)
     with pytest.raises(ValueError, match="must be the first 1, 5, 9 and so on"):
-        known_frames.encode_known(latent_config(9), info, [{0: clip[0], 1: clip[1]}])
+        known_frames.encode_known(make_model(latent_config(9)), info, [{0: clip[0], 1: clip[1]}])
     with pytest.raises(ValueError, match="are not those that encoded the data set"):
         other = info._replace(weights="0" * 64)
-        known_frames.encode_known(latent_config(9), other, videos)
+        known_frames.encode_known(make_model(latent_config(9)), other, videos)
 
 
 @pytest.mark.parametrize(

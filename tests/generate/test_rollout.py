@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.generate import rollout as rollouts
 from videogen_jax.generate import run_sampler, sampler
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.blocks import Block
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.run import model as run_model
 
 CHUNK, LENGTHS, SLOTS = 2, (1, 2, 4), 4  # latent frames
 CHUNKS = 8  # 16 frames: the queue is filled, and turned over three times
@@ -71,6 +71,11 @@ def make_config(name):
     return config
 
 
+@functools.cache
+def model_of(name):
+    return make_run(make_config(name)).model
+
+
 def make_case(name, **mesh):
     return build_case(name, tuple(mesh.items()))
 
@@ -79,26 +84,31 @@ def make_case(name, **mesh):
 def build_case(name, mesh):
     """The run, its parameters on the mesh, and its rollout."""
     config = make_config(name)
-    run = run_model.make_run(config, make_mesh(**dict(mesh)))
+    run = make_run(config, make_mesh(**dict(mesh)))
     params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
     model = config.model
     rollout = rollouts.make_rollout(
-        run.apply,
-        run.schedule,
-        run.null_text,
+        run.model.apply,
+        run.model.schedule,
+        run.model.null_text,
         run.mesh,
         run.shardings.params,
-        shape=(CHUNK * model.patch_size[0], *run.video_shape[1:]),
-        memory=(model.depth // 2, 4, model.num_heads, model.width // model.num_heads),
-        dtype=jnp.dtype(config.train.precision),
-        patch_frames=model.patch_size[0],
-        lengths=LENGTHS,
-        prefix_noise=NOISE,
-        batch_size=len(SEEDS),
-        num_inference_steps=STEPS,
-        spacing="trailing",
+        rollouts.Window(
+            shape=(CHUNK * model.patch_size[0], *run.model.video_shape[1:]),
+            cache=(model.depth // 2, 4, model.num_heads, model.width // model.num_heads),
+            dtype=jnp.dtype(config.train.precision),
+            patch_frames=model.patch_size[0],
+            lengths=LENGTHS,
+            prefix_noise=NOISE,
+        ),
+        SamplerSettings(
+            batch_size=len(SEEDS),
+            num_inference_steps=STEPS,
+            spacing="trailing",
+            **{name: value for name, value in CASES[name][2].items() if name != "prediction"},
+        ),
+        prediction=CASES[name][2]["prediction"],
         pixels=False,
-        **CASES[name][2],
     )
     return run, params, rollout
 
@@ -109,7 +119,7 @@ def condition_of(name, chunk, word=5):
     text = np.full((len(SEEDS), config.text.length), 0, np.int32)
     text[:, :2] = [[3, word], [4, word]]
     frames = CHUNK * config.model.patch_size[0]
-    condition = run_sampler.make_condition(config, text, 0.0, shape=(frames, 8, 8, 3))
+    condition = run_sampler.make_condition(model_of(name), text, 0.0, shape=(frames, 8, 8, 3))
     if "known" in condition and chunk == 0:
         condition["known"] += normal(len(SEEDS), 1, 8, 8, 3)
         condition["mask"][:, 0] = 1
@@ -166,8 +176,8 @@ class Whole:
             return seen if block.kind == "temporal" else None
 
         monkeypatch.setattr(Block, "_frame_mask", mask)
-        self.model = jax.jit(lambda *args: self.run.apply(params, *args))
-        self.schedule = self.run.schedule
+        self.model = jax.jit(lambda *args: self.run.model.apply(params, *args))
+        self.schedule = self.run.model.schedule
         self.x = np.zeros((len(SEEDS), self.total * self.pt, 8, 8, 3), np.float32)
         self.mask = np.zeros(self.x.shape[:2], np.float32)
 
@@ -220,7 +230,7 @@ class Whole:
         return x
 
     def guide(self, start, x, time, level, condition):
-        null = np.broadcast_to(self.run.null_text, condition["text"].shape)
+        null = np.broadcast_to(self.run.model.null_text, condition["text"].shape)
         scale, known = self.options["guidance_scale"], self.options.get("known_guidance_scale")
         low, high = self.options.get("guidance_interval", (0, np.inf))
         within = low * level[0] < level[1] and level[1] <= high * max(level[0], 1e-12)

@@ -12,7 +12,9 @@ from videogen_jax.generate import from_checkpoint, run_rollout
 from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import causal_vae
 from videogen_jax.models.weights import hash_params
-from videogen_jax.run import model as run_model
+from videogen_jax.run import latent_space
+from videogen_jax.run.latent_space import LatentSpace
+from videogen_jax.run.model import choose_mesh, make_model
 
 NETWORK = causal_vae.Network(
     channels=3, patch=(2, 4, 4), strides=((2, 2, 2),), widths=(6, 8), blocks=1
@@ -36,30 +38,27 @@ def paper_config():
     ],
 )
 def test_frames_that_no_prefix_reaches_are_told_of(lengths, begun, hidden, caplog):
-    run_rollout.tell_hidden(run_rollout.Plan(8, lengths), begun)
+    run_rollout.warn_of_hidden_frames(run_rollout.Plan(8, lengths), begun)
     assert (hidden in caplog.text) if hidden else not caplog.text
 
 
-def test_the_largest_memory_is_the_default():
-    assert run_rollout.plan_rollout(paper_config()) == (8, (1, 9, 17, 25))
-    assert run_rollout.plan_rollout(paper_config(), prefix=17) == (8, (1, 9, 17))
-    assert run_rollout.plan_rollout(paper_config(), chunk=16) == (16, (1, 9, 17))
-    assert run_rollout.plan_rollout(paper_config(), chunk=32) == (32, (1,))
-    assert run_rollout.chunk_shape(paper_config(), run_rollout.plan_rollout(paper_config())) == (
-        8,
-        8,
-        8,
-        3,
-    )
+def test_the_largest_cache_is_the_default():
+    model = make_model(paper_config())
+    plan = run_rollout.plan_rollout(model)
+    assert plan == (8, (1, 9, 17, 25))
+    assert run_rollout.plan_rollout(model, prefix=17) == (8, (1, 9, 17))
+    assert run_rollout.plan_rollout(model, chunk=16) == (16, (1, 9, 17))
+    assert run_rollout.plan_rollout(model, chunk=32) == (32, (1,))
+    assert run_rollout.chunk_shape(model, plan) == (8, 8, 8, 3)
 
 
 def test_patches_of_several_frames_are_one_latent_frame():
     config = long_config()
     config.data.frames = 12
     config.model.patch_size = (3, 4, 4)
-    plan = run_rollout.plan_rollout(config)
-    assert plan == (2, (1, 2)) and run_rollout.chunk_shape(config, plan) == (6, 8, 8, 3)
-    assert run_rollout.count_chunks(config, plan, 13, 0) == 3
+    plan = run_rollout.plan_rollout(make_model(config))
+    assert plan == (2, (1, 2)) and run_rollout.chunk_shape(make_model(config), plan) == (6, 8, 8, 3)
+    assert run_rollout.count_chunks(make_model(config), plan, 13, 0) == 3
 
 
 @pytest.mark.parametrize(
@@ -73,17 +72,17 @@ def test_patches_of_several_frames_are_one_latent_frame():
 )
 def test_what_the_model_was_not_trained_for_names_what_it_was(options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        run_rollout.plan_rollout(paper_config(), **options)
+        run_rollout.plan_rollout(make_model(paper_config()), **options)
 
 
 def test_a_first_chunk_that_nothing_goes_on_from_is_refused():
     config = paper_config()
     config.prefix.lengths = (8, 16)
-    with pytest.raises(ValueError, match="which go on from 8 at least; choose one of 8 to 25"):
-        run_rollout.plan_rollout(config, chunk=4)
+    with pytest.raises(ValueError, match="with prefixes of 8 at least; choose one of 8 to 25"):
+        run_rollout.plan_rollout(make_model(config), chunk=4)
     config.prefix.lengths = (25,)
     with pytest.raises(ValueError, match="train one with a shorter one among prefix.lengths"):
-        run_rollout.plan_rollout(config)
+        run_rollout.plan_rollout(make_model(config))
 
 
 def test_models_that_go_on_from_nothing_are_refused():
@@ -91,12 +90,13 @@ def test_models_that_go_on_from_nothing_are_refused():
     joint.model.attention = "joint"
     for config in (image_config(), joint):
         with pytest.raises(ValueError, match=r"train one like configs/long_512\.py"):
-            run_rollout.plan_rollout(config)
+            run_rollout.plan_rollout(make_model(config))
 
 
 def test_how_a_long_video_begins():
     def begin(config, pictured):
-        return run_rollout.check_beginning(config, run_rollout.plan_rollout(config), pictured)
+        model = make_model(config)
+        return run_rollout.begins_with_image(model, run_rollout.plan_rollout(model), pictured)
 
     assert begin(long_config(), pictured=False) is False
     assert begin(long_config(), pictured=True) is True  # it goes on from one frame
@@ -110,7 +110,7 @@ def test_how_a_long_video_begins():
         begin(longer, pictured=True)
     patches = long_config()
     patches.data.frames, patches.model.patch_size = 8, (2, 4, 4)
-    with pytest.raises(ValueError, match="patches are of 2 frames"):
+    with pytest.raises(ValueError, match="patches have 2 frames"):
         begin(patches, pictured=True)
     prefixed = long_config()
     prefixed.tasks.update({"text": 0.0, "prefix": 1.0})
@@ -124,27 +124,27 @@ def test_chunks_and_first_frames_are_those_of_the_autoencoder(stride, monkeypatc
     autoencoder = autoencoders.make_autoencoder("identity")
     if stride > 1:
         autoencoder = autoencoders.make_causal(NETWORK, load=dict)
-    monkeypatch.setattr(run_model, "describe_autoencoder", lambda config, fetch=False: autoencoder)
-    config, plan = long_config(), run_rollout.Plan(3, (1,))
+    model, plan = make_model(long_config()), run_rollout.Plan(3, (1,))
+    monkeypatch.setattr(LatentSpace, "describe", lambda self, fetch=False: autoencoder)
     made = [0] + [autoencoder.video_frames(latents) for latents in range(1, 100)]
     for begun in (0, 1):
         for frames in range(1, 30):
             least = next(n for n in range(30) if made[begun + 3 * n] >= frames)
-            assert run_rollout.count_chunks(config, plan, frames, begun) == least
+            assert run_rollout.count_chunks(model, plan, frames, begun) == least
     # A latent's first frame comes behind all frames of the latents before.
-    assert [run_rollout.first_frame(config, latent) for latent in range(9)] == made[:9]
+    assert [run_rollout.first_frame(model, latent) for latent in range(9)] == made[:9]
 
 
 def test_a_chunk_lies_on_devices_that_its_window_would_not():
     config = paper_config()  # 33 frames are no even share of two devices, chunks of 8 are
     config.model.depth = 2
-    plan = run_rollout.plan_rollout(config)
-    mesh = run_rollout.choose_rollout_mesh(config, plan, 1, jax.devices()[:2])
+    model = make_model(config)
+    grid = run_rollout.chunk_grid(model, run_rollout.plan_rollout(model))
+    mesh = choose_mesh(1, jax.devices()[:2], grid, "factorized", config.model.num_heads)
     assert dict(mesh.shape)["seq"] == 2
-    run = run_model.make_run(config, mesh, grid=run_rollout.chunk_grid(config, plan))
-    assert run.mesh.size == 2
+    assert make_model(config, mesh, grid=grid).mesh.size == 2
     with pytest.raises(ValueError, match="33 latent frames do not divide by mesh.seq=2"):
-        run_model.make_run(config, mesh)
+        make_model(config, mesh)
 
 
 def test_the_caption_of_a_frame_is_the_last_that_began():
@@ -168,7 +168,7 @@ def test_a_long_video_of_latents_is_the_decoding_of_all_of_them(
         autoencoder = autoencoders.make_causal(NETWORK, load=lambda: params)
         params = randomise(autoencoder.abstract_params, 0.3)
         window, shape = 13, (2, 2, 3)
-    monkeypatch.setattr(run_model, "describe_autoencoder", lambda config, fetch=False: autoencoder)
+    monkeypatch.setattr(LatentSpace, "describe", lambda self, fetch=False: autoencoder)
     config = long_config()
     config.vae.name = "workdir"
     config.data.update({"frames": window, "height": 16, "width": 16})
@@ -180,19 +180,21 @@ def test_a_long_video_of_latents_is_the_decoding_of_all_of_them(
         deviation=[0.7] * channels,
     )
     workdir = write_run(tmp_path / "run", config, info)
-    seen, open_streams = [], run_rollout.open_streams
+    seen, open_streams = [], latent_space.open_streams
 
     def note(decoder, params, count):
         push, own = open_streams(decoder, params, count), []
         seen.append(own)
         return lambda latents: own.append(latents) or push(latents)
 
-    monkeypatch.setattr(run_rollout, "open_streams", note)
+    monkeypatch.setattr(latent_space, "open_streams", note)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8) if pictured else None
-    batches, _, _ = from_checkpoint.make_long_videos(
-        workdir, [[(0, CAPTIONS[0])]] * 3, [0, 1, 2], 10, image=image, batch_size=2
-    )
-    videos = [np.concatenate(list(batch), axis=1) for batch in batches]
+    model = from_checkpoint.load(workdir, batch_size=2)
+    videos = []
+    for seeds in ([0, 1], [2]):
+        prompts = [CAPTIONS[0]] * len(seeds)
+        chunks = model.stream(prompts, 10, seeds=seeds, first_frame=image)
+        videos.append(np.concatenate(list(chunks), axis=1))
     assert [video.shape for video in videos] == [(2, 10, 16, 16, 3), (1, 10, 16, 16, 3)]
     for video, parts in zip(videos, seen, strict=True):
         latents = np.concatenate(parts, axis=1) * 0.7 + 0.1

@@ -125,7 +125,7 @@ def test_a_trained_run_is_told_of_the_picture(trained_run, told, tmp_path, caplo
     options = {"prompts": [LEFT], "num_videos": 2, "seed": 5, "image": [tmp_path / "wide.png"]}
     recipe = run(trained_run, tmp_path / "out", **options)
     assert "Frame 0 of 8x16 pixels has another aspect" in caplog.text
-    assert "resized to cover 8x8, and cut in the middle" in caplog.text
+    assert "resized to cover 8x8, and cropped to the centre" in caplog.text
     ((condition, seeds),) = told
     assert seeds == [5, 6]
     assert condition["mask"].tolist() == [[1, 0, 0, 0]] * 2
@@ -154,7 +154,9 @@ def test_one_scale_for_text_and_frames_stays_one(tmp_path):
     options = {"prompts": [LEFT], "guidance_scale": 5.0, "image": [tmp_path / "first.png"]}
     recipe = run(workdir, tmp_path / "out", **options)
     assert (recipe["guidance_scale"], recipe["known_guidance_scale"]) == (5.0, 5.0)
-    with pytest.raises(ValueError, match=r"from their text alone .* \(--image\), or --num_frames"):
+    with pytest.raises(
+        ValueError, match=r"from their caption alone .* \(--image\), or --num_frames"
+    ):
         run(workdir, tmp_path / "out", prompts=[LEFT])
 
 
@@ -290,11 +292,15 @@ def test_frames_are_written_as_they_come(long_run, rolled, tmp_path, monkeypatch
     assert [made for _, _, made in writes[::2]] == [2, 3, 4, 5, 5]
 
 
-def make_long(workdir, seeds, timeline=((0, UP),), frames=9, **options):
-    batches, _, _ = from_checkpoint.make_long_videos(
-        workdir, [timeline] * len(seeds), seeds, frames, **options
-    )
-    return np.concatenate([np.concatenate(list(batch), axis=1) for batch in batches])
+def make_long(workdir, seeds, timeline=((0, UP),), frames=9, batch_size=16, **options):
+    rows = min(batch_size, len(seeds))
+    model = from_checkpoint.load(workdir, batch_size=rows)
+    videos = []
+    for start in range(0, len(seeds), rows):
+        part = seeds[start : start + rows]
+        chunks = model.stream([timeline] * len(part), frames, seeds=part, **options)
+        videos.append(np.concatenate(list(chunks), axis=1))
+    return np.concatenate(videos)
 
 
 @pytest.fixture(scope="module")
@@ -372,11 +378,11 @@ def test_a_picture_is_the_first_latent_frame_of_a_model_that_goes_on_from_one(
     for conditions, beginning, _ in rolled:
         assert len(conditions) == 3  # frame 0, and three times two
         np.testing.assert_allclose(beginning, [[pixels / 127.5 - 1]] * 2, atol=1e-6)
-    videos = make_long(long_run, [0, 1], frames=6, image=pixels)
+    videos = make_long(long_run, [0, 1], frames=6, first_frame=pixels)
     np.testing.assert_array_equal(videos[:, 0], [pixels] * 2)
-    alone = make_long(long_run, [0], frames=1, image=pixels)
+    alone = make_long(long_run, [0], frames=1, first_frame=pixels)
     np.testing.assert_array_equal(alone, [[pixels]])
-    other = make_long(long_run, [0, 1], frames=6, image=255 - pixels)
+    other = make_long(long_run, [0, 1], frames=6, first_frame=255 - pixels)
     assert np.abs(videos[:, 1:].astype(int) - other[:, 1:]).max() > 5
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import communication, hlo
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.run import model as run_model
+from videogen_jax.train import training_run
 
 
 def params(mesh):
@@ -52,8 +52,8 @@ def test_a_compiled_step_exchanges_tokens_as_often_as_it_must(attention):
     config.model.update({"attention": attention, "depth": 4, "cross_attention": "gated"})
     config.batch_size = 2
     config.memory.remat = "block"
-    run = run_model.make_run(config)
-    text = run_model.trace_step(run).lower().compile().as_text()
+    run = make_run(config)
+    text = training_run.trace_step(run).lower().compile().as_text()
     tokens = 2 * 4 * 4 // 2  # of two clips, on each of two devices
     x = tokens * 12 * 4 // 2  # bytes of float32 that go to the other
     exchanges = {"factorized": 4 * 2, "joint": 8 * 4}[attention]

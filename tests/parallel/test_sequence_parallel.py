@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sequence_parallel import Tokens, check_tokens
-from videogen_jax.run import model as run_model
+from videogen_jax.train import diffusion_run
 
 MESHES = [
     {"seq": 2},
@@ -34,17 +34,17 @@ def config_of(attention, **mesh):
 
 def gradient_of(config):
     """Loss and gradients on fixed clips at random parameters, on the host; and the compiled program."""
-    run = run_model.make_run(config)
+    run = make_run(config)
     params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
     rng = np.random.default_rng(0)
     batch = meshes.put_batch(
         run.mesh,
         {
-            "video": rng.integers(0, 256, (config.batch_size, *run.video_shape), np.uint8),
+            "video": rng.integers(0, 256, (config.batch_size, *run.model.video_shape), np.uint8),
             "text": rng.integers(3, 9, (config.batch_size, config.text.length)).astype(np.int32),
         },
     )
-    loss = jax.value_and_grad(run_model.make_run_loss(run, drops=False))
+    loss = jax.value_and_grad(diffusion_run.make_run_loss(run.model, dropout=False))
     compiled = jax.jit(loss).lower(params, batch, jax.random.key(0)).compile()
     value, grads = compiled(params, batch, jax.random.key(0))
     return float(value), jax.device_get(grads), compiled

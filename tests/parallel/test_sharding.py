@@ -11,12 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.models.dit import VideoDiT
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
-from videogen_jax.run import model as run_model
-from videogen_jax.train.step import make_loss
+from videogen_jax.train import diffusion_run
 
 MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "lost": "nowhere"}
 TREE = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
@@ -98,7 +97,7 @@ def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
     with pytest.raises(
         ValueError, match=r"/kernel of shape .* does not divide by mesh\.fsdp x mesh\.seq=4"
     ):
-        run_model.make_run(config)
+        make_run(config)
 
 
 @pytest.mark.parametrize("cross_attention", ["none", "gated"])
@@ -108,7 +107,7 @@ def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimize
     config = tiny_config()
     config.model.cross_attention, config.optimizer.name = cross_attention, optimizer
     config.model.text_depth, config.train.precision = 1, precision
-    run = run_model.make_run(config)
+    run = make_run(config)
     specs = {
         sharding.path_name(path): leaf.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(run.shardings.params)
@@ -135,7 +134,7 @@ def test_the_moments_of_adafactor_are_placed():
     """Rows and columns everywhere, matrices as their parameter."""
     config = tiny_config()
     config.model.width, config.optimizer.name = 256, "adafactor"  # it factors from 128 on
-    run = run_model.make_run(config)
+    run = make_run(config)
     seen = set()
     places = jax.tree.leaves(run.shardings.opt_state)
     leaves = jax.tree_util.tree_leaves_with_path(run.abstract.opt_state)
@@ -200,7 +199,7 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
 
 
 def test_two_devices_hold_half_of_every_matrix_each():
-    run = run_model.make_run(tiny_config())
+    run = make_run(tiny_config())
     state = jax.jit(run.init, out_shardings=run.shardings)()
     parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: hasattr(part, "mu"))
     (adam,) = [part for part in parts if hasattr(part, "mu")]
@@ -217,12 +216,12 @@ def test_two_devices_hold_half_of_every_matrix_each():
 def loss_and_gradients(data, fsdp):
     config = tiny_config()
     config.model.cross_attention = "gated"
-    run = run_model.make_run(config, meshes.make_mesh(data=data, fsdp=fsdp))
+    run = make_run(config, meshes.make_mesh(data=data, fsdp=fsdp))
     params = jax.device_put(randomise(run.abstract.params, 0.3), run.shardings.params)
-    loss = make_loss(run.apply, run.schedule, run.null_text, text_dropout=0.1, **config.objective)
+    loss = diffusion_run.make_run_loss(run.model)
     rng = np.random.default_rng(0)
     batch = {
-        "video": rng.integers(0, 256, (4, *run.video_shape), np.uint8),
+        "video": rng.integers(0, 256, (4, *run.model.video_shape), np.uint8),
         "text": rng.integers(3, 20, (4, config.text.length)).astype(np.int32),
     }
     call = jax.jit(jax.value_and_grad(loss), out_shardings=(None, run.shardings.params))

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint
-from videogen_jax.run import model as run_model
 
 
 def make_state(config, step=1):
     """A state of random numbers at a step."""
-    run = run_model.make_run(config)
+    run = make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
     rng = np.random.default_rng(step)
 
@@ -55,7 +54,7 @@ def test_one_ema_alone_restores_on_another_mesh(tmp_path):
     _, state = make_state(config)
     with checkpoint.open_checkpoints(tmp_path) as manager:
         checkpoint.save(manager, state, {})
-    other = run_model.make_run(config, meshes.make_mesh(data=1))
+    other = make_run(config, meshes.make_mesh(data=1))
     with checkpoint.open_checkpoints(tmp_path, read_only=True) as manager:
         for name in ("decay_0.9", "width_0.05"):
             ema, step = checkpoint.restore_ema(manager, other.abstract.params, name)
@@ -94,7 +93,7 @@ def test_another_architecture_is_refused_with_what_differs(tmp_path):
         checkpoint.save(manager, state, {})
     config.model.text_depth += 1
     config.text.vocabulary_size += 2
-    other = run_model.make_run(config)
+    other = make_run(config)
     with checkpoint.open_checkpoints(tmp_path) as manager:
         with pytest.raises(checkpoint.CheckpointError) as caught:
             checkpoint.restore(manager, other.abstract)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
-from videogen_jax.run import conditioning
+from videogen_jax.run.model import make_conditioning
 
 FRAMES = 4
 
@@ -19,13 +19,13 @@ def long_config():
 
 
 def test_text_alone_has_no_tasks():
-    assert conditioning.make_tasks(tiny_config(), FRAMES) is None
+    assert make_conditioning(tiny_config(), FRAMES).tasks is None
 
 
 def test_the_tasks_are_those_of_the_config():
     config = long_config()
     config.model.patch_size = (2, 4, 4)
-    tasks = conditioning.make_tasks(config, FRAMES)
+    tasks = make_conditioning(config, FRAMES).tasks
     assert tasks.shares == {"text": 0.25, "image": 0, "frames": 0, "prefix": 0.75}
     assert tasks.lengths == (1, 2) and tasks.prefix_noise == config.prefix.noise
     assert (tasks.patch_frames, tasks.causal, tasks.time_cycle) == (2, True, FRAMES)
@@ -34,7 +34,7 @@ def test_the_tasks_are_those_of_the_config():
 
 def test_of_a_picture_nothing_is_known():
     """In buckets beside those of videos: it has no other frames, and is learned from its text."""
-    tasks = conditioning.make_tasks(long_config(), 1)
+    tasks = make_conditioning(long_config(), 1).tasks
     assert tasks.shares == {"text": 1.0, "image": 0.0, "frames": 0.0, "prefix": 0.0}
 
 
@@ -53,25 +53,23 @@ def test_tasks_that_the_model_cannot_do_are_refused(lines, message):
     config = long_config()
     config.update_from_flattened_dict(lines)
     with pytest.raises(ValueError, match=message):
-        conditioning.make_tasks(config, FRAMES)
+        make_conditioning(config, FRAMES)
 
 
 def test_rotations_need_no_cycle():
     config = long_config()
     config.model.update({"time_cycle": 0, "positions": "rope"})
-    assert conditioning.make_tasks(config, FRAMES).time_cycle == 0
+    assert make_conditioning(config, FRAMES).tasks.time_cycle == 0
 
 
-def test_the_noise_on_known_frames_is_told_to_models_that_know_frames():
+def test_micro_conditions_come_with_the_batch_or_with_known_frames():
     config = long_config()
     config.model.micro_conditions = ("fps", "augmentation")
-    with pytest.raises(ValueError, match=r"'augmentation', .* is 'prefix': set it to 'frames'"):
-        conditioning.check_micro_conditions(config)
     config.model.conditioning = "frames"
-    conditioning.check_micro_conditions(config)
-    assert conditioning.batch_conditions(config) == ("fps",)
-    told = conditioning.tell_nothing(config, np.zeros((2, 4, 8, 8, 3)))
-    assert {*told, *conditioning.batch_conditions(config)} == {
+    conditioning = make_conditioning(config, FRAMES)
+    assert conditioning.batch_conditions == ("fps",)
+    empty = conditioning.empty((2, 4, 8, 8, 3))
+    assert {*empty, *conditioning.batch_conditions} == {
         *("known", "mask", "start", "fps", "augmentation")
     }
 
@@ -80,13 +78,13 @@ def test_the_noise_on_known_frames_is_told_to_models_that_know_frames():
     ("kind", "names", "channels"),
     [("none", [], 3), ("prefix", ["mask"], 4), ("frames", ["known", "mask"], 7)],
 )
-def test_where_nothing_is_known_the_model_is_told_so(kind, names, channels):
+def test_without_known_frames_the_inputs_are_zeros(kind, names, channels):
     config = tiny_config()
     config.model.conditioning = kind
-    video = np.zeros((2, 4, 8, 8, 3))
-    told = conditioning.tell_nothing(config, video)
-    assert sorted(told) == names
-    assert all(np.all(array == 0) for array in told.values())
-    assert conditioning.input_channels(config, 3) == channels
-    if told:
-        assert told["mask"].shape == (2, 4)
+    conditioning = make_conditioning(config, FRAMES)
+    empty = conditioning.empty((2, 4, 8, 8, 3))
+    assert sorted(empty) == names
+    assert all(np.all(array == 0) for array in empty.values())
+    assert conditioning.input_channels(3) == channels
+    if empty:
+        assert empty["mask"].shape == (2, 4)

@@ -16,14 +16,15 @@ from tests.data.packed import random_clips, write_buckets, write_records
 from tests.models.autoencoders import random_sd
 from tests.models.text_encoders import LENGTH, POOLED, WIDTH, write_clip
 from tests.test_launch import ENVIRONMENT
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.data import clip_tokenizer, pipeline
 from videogen_jax.models import clip_text
 from videogen_jax.packing import merge_parts
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, text_conditioning
 from videogen_jax.run import model as run_model
-from videogen_jax.train import loop
+from videogen_jax.train import diffusion_run, loop
+from videogen_jax.train.run_kinds import DIFFUSION
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red ball", "ein grüner Würfel", "a red ball", "一个红色的球", "word " * 100] * 2
@@ -133,13 +134,13 @@ def test_cached_embeddings_are_the_direct_ones(places):
 
 def test_the_null_text_is_the_empty_caption(places):
     config = clip_config(places)
-    texts_of_run = text_conditioning.open_texts(config, pipeline.open_data(places.encoded))
+    texts_of_run = DIFFUSION.open_texts(config, pipeline.open_data(places.encoded))
     null = texts_of_run.null
     tokens, pooled = direct(places, [""])
     assert null["mask"].tolist() == [True] * 2 + [False] * 14
     np.testing.assert_allclose(null["tokens"][:2], tokens[0], rtol=2**-11, atol=1e-4)
     np.testing.assert_allclose(null["pooled"], pooled[0], rtol=2**-11, atol=1e-4)
-    blank = text_conditioning.blank_text(config)
+    blank = text_conditioning.blank_text(config.text.encoder, config.text.path, config.text.length)
     assert jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), null, blank) == {
         "tokens": True,
         "mask": True,
@@ -151,7 +152,7 @@ def test_prompts_are_embedded_as_captions_are_stored(places):
     """Whatever else is embedded with them."""
     config = clip_config(places)
     data = pipeline.open_data(places.encoded)
-    own = text_conditioning.open_texts(config, data)
+    own = DIFFUSION.open_texts(config, data)
     clips = pipeline.make_clips(
         places.encoded, "train", batch_size=4, frames=4, seed=0, text_length=16
     )
@@ -166,7 +167,7 @@ def test_prompts_are_embedded_as_captions_are_stored(places):
 
 
 def test_an_over_long_prompt_is_told(places, caplog):
-    own = text_conditioning.open_texts(clip_config(places), pipeline.open_data(places.encoded))
+    own = DIFFUSION.open_texts(clip_config(places), pipeline.open_data(places.encoded))
     logging.get_absl_logger().propagate = True
     with caplog.at_level("WARNING"):
         own.embed(["short", "word " * 100])
@@ -177,17 +178,17 @@ def test_an_over_long_prompt_is_told(places, caplog):
 def test_dropped_captions_are_all_the_same(places):
     """All dropped: the loss does not see what they were. None dropped: it does."""
     config = clip_config(places)
-    own = text_conditioning.open_texts(config, pipeline.open_data(places.encoded))
-    run = run_model.make_run(config, None, own.null)
+    own = DIFFUSION.open_texts(config, pipeline.open_data(places.encoded))
+    run = make_run(config, None, own.null)
     state = jax.jit(run.init, out_shardings=run.shardings)()
     # At the start neither gates nor modulations let text through.
     params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
     rng = np.random.default_rng(0)
-    video = rng.standard_normal((4, *run.video_shape)).astype(np.float16)
+    video = rng.standard_normal((4, *run.model.video_shape)).astype(np.float16)
     batches = [{"video": video, "text": own.embed([caption] * 4)} for caption in CAPTIONS[:2]]
     for dropout, equal in ((1.0, True), (0.0, False)):
         config.text.dropout = dropout
-        loss = jax.jit(run_model.make_run_loss(run))
+        loss = jax.jit(diffusion_run.make_run_loss(run.model))
         one, other = (float(loss(params, batch, jax.random.key(0))) for batch in batches)
         assert (one == other) is equal
 
@@ -196,12 +197,12 @@ def test_cached_training_has_the_loss_of_uncached(places):
     """Latents and embeddings computed afresh from the pixels and captions of the same steps."""
     config = clip_config(places)
     data = pipeline.open_data(places.encoded)
-    own = text_conditioning.open_texts(config, data)
-    run = run_model.make_run(config, None, own.null)
-    params = jax.jit(run.init_params)()
+    own = DIFFUSION.open_texts(config, data)
+    run = make_run(config, None, own.null)
+    params = jax.jit(run.model.init_params)()
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)  # so that text is let through
-    loss = jax.jit(run_model.make_run_loss(run))
-    autoencoder = run_model.describe_autoencoder(config, fetch=True)
+    loss = jax.jit(diffusion_run.make_run_loss(run.model))
+    autoencoder = run_model.make_latent_space(config).describe(fetch=True)
     encode, weights = jax.jit(autoencoder.encode), autoencoder.load()
     options = {"batch_size": 4, "frames": 4, "seed": 5}
     cached = pipeline.make_clips(data, "train", **options, text_length=own.stored_length)
@@ -254,7 +255,7 @@ def trained(places, tmp_path_factory):
 
 
 def read_state(workdir, config):
-    run = run_model.make_run(config)
+    run = make_run(config)
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         return jax.device_get(checkpoint.restore(manager, run.abstract).params)
 
@@ -298,7 +299,7 @@ def test_a_set_without_embeddings_is_refused(places, tmp_path):
     data = pipeline.open_data(places.encoded)._replace(texts=None)
     message = "holds no caption embeddings: run videogen_jax.encode .*text.encoder=words"
     with pytest.raises(ValueError, match=message):
-        text_conditioning.open_texts(clip_config(places), data)
+        DIFFUSION.open_texts(clip_config(places), data)
 
 
 def test_embeddings_of_other_weights_are_refused(places, trained, tmp_path):
@@ -310,7 +311,7 @@ def test_embeddings_of_other_weights_are_refused(places, trained, tmp_path):
     refuse(config, message, tmp_path / "run")
     # The same weights elsewhere will do.
     config.text.path = write_clip(tmp_path / "same")
-    own = text_conditioning.open_texts(config, pipeline.open_data(places.encoded))
+    own = DIFFUSION.open_texts(config, pipeline.open_data(places.encoded))
     own.embed(["a"])
     # As they were when the run began, but no longer.
     write_clip(tmp_path / "same", seed=1)
@@ -318,7 +319,7 @@ def test_embeddings_of_other_weights_are_refused(places, trained, tmp_path):
         own.embed(["a"])
     config.text.path = str(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="There is no '.*nothing'"):
-        text_conditioning.open_texts(config, pipeline.open_data(places.encoded))
+        DIFFUSION.open_texts(config, pipeline.open_data(places.encoded))
 
 
 def test_a_run_does_not_go_on_with_other_embeddings(places, trained):
@@ -326,18 +327,16 @@ def test_a_run_does_not_go_on_with_other_embeddings(places, trained):
     with checkpoint.open_checkpoints(trained, read_only=True) as manager:
         metadata = checkpoint.restore_metadata(manager, manager.latest_step())
     config = clip_config(places)
-    assert (
-        text_conditioning.find_difference(text_conditioning.open_texts(config, data), metadata)
-        is None
-    )
+    assert text_conditioning.find_difference(DIFFUSION.open_texts(config, data), metadata) is None
     moved = data.texts._replace(weights="another")
-    other = text_conditioning.open_texts(config, data._replace(texts=moved))
+    other = DIFFUSION.open_texts(config, data._replace(texts=moved))
     assert "embedded by another text encoder" in text_conditioning.find_difference(other, metadata)
     config.text.encoder = "words"
-    words = text_conditioning.open_texts(config, data)
+    words = DIFFUSION.open_texts(config, data)
     assert text_conditioning.find_difference(words, metadata) == "the captions have other words"
-    restored = text_conditioning.restore_texts(clip_config(places), metadata)
-    assert restored.note == {name: metadata[name] for name in ("vocabulary", "text")}
+    text = clip_config(places).text
+    restored = text_conditioning.restore_texts(text.encoder, text.path, text.length, metadata)
+    assert restored.metadata == {name: metadata[name] for name in ("vocabulary", "text")}
 
 
 @pytest.mark.parametrize(
@@ -363,7 +362,7 @@ def test_without_weights_the_shapes_are_those_of_the_published_model(places):
     """As `plan` needs them: no network, no file."""
     config = clip_config(places)
     config.text.update({"path": "openai/clip-vit-large-patch14", "length": 77})
-    blank = text_conditioning.blank_text(config)
+    blank = text_conditioning.blank_text(config.text.encoder, config.text.path, config.text.length)
     assert blank["tokens"].shape == (77, 768) and blank["pooled"].shape == (768,)
     config.text.path = "openai/clip-vit-base-patch32"
-    assert run_model.make_run(config).null_text["tokens"].shape == (77, 512)
+    assert make_run(config).null_text["tokens"].shape == (77, 512)

@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.data.packed import random_clips, write_records
-from tests.tiny import tiny_config, tiny_vae_config
+from tests.tiny import make_run, tiny_config, tiny_vae_config
+from videogen_jax import config as configs
 from videogen_jax.data import pipeline
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.generate import run_sampler
 from videogen_jax.models import perceptual
 from videogen_jax.models.weights import hash_params, name_sources
 from videogen_jax.packing import encode_latents
@@ -20,7 +20,7 @@ from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, saved_config, trained_autoencoder
 from videogen_jax.run import model as run_model
 from videogen_jax.run.checkpoint import CheckpointError
-from videogen_jax.train import autoencoder_run, log_samples, loop
+from videogen_jax.train import autoencoder_run, log_samples, loop, training_run
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def vae_config(path, **mesh):
 
 
 def newest_state(folder, config):
-    run = autoencoder_run.make_run(config)
+    run = make_run(config)
     with checkpoint.open_checkpoints(folder, read_only=True) as manager:
         return checkpoint.restore(manager, run.abstract), manager.all_steps()
 
@@ -65,14 +65,14 @@ def test_the_loop_writes_checkpoints_reconstructions_and_psnr(workdir, data):
 
 def test_psnr_of_validation_is_float64s(data):
     config = vae_config(data)
-    run = autoencoder_run.make_run(config)
-    params = jax.jit(run.init_params)()
+    run = make_run(config)
+    params = jax.jit(run.model.init_params)()
     clips = next(pipeline.make_validation_clips(str(data), batch_size=2, frames=5, num_batches=1))[
         "video"
     ]
     values = jax.jit(autoencoder_run.make_measure(run))(params, {"video": clips}, jax.random.key(0))
     described = trained_autoencoder.make_causal(
-        trained_autoencoder.make_network(config.autoencoder), load=dict
+        trained_autoencoder.make_network(**config.autoencoder), load=dict
     )
     x = clips / np.float32(127.5) - 1
     made = jax.jit(lambda x: described.decode(params, described.encode(params, x)))(x)
@@ -115,11 +115,11 @@ def test_a_run_of_other_sizes_is_refused(workdir, data):
 
 def test_a_step_on_two_devices_is_that_of_one():
     def take_step(**mesh):
-        run = autoencoder_run.make_run(vae_config("no data", **mesh))
+        run = make_run(vae_config("no data", **mesh))
         state = jax.jit(run.init, out_shardings=run.shardings)()
         video = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
         batch = meshes.put_batch(run.mesh, {"video": video})
-        state, values = run_model.compile_step(run)(state, batch)
+        state, values = training_run.compile_step(run)(state, batch)
         return jax.device_get((state.params, values))
 
     alone = jax.tree.leaves(take_step())
@@ -129,12 +129,12 @@ def test_a_step_on_two_devices_is_that_of_one():
 
 
 def test_parameters_lie_apart_on_fsdp():
-    run = autoencoder_run.make_run(vae_config("no data", fsdp=2))
+    run = make_run(vae_config("no data", fsdp=2))
     kernel = run.shardings.params["encoder"]["block_0_0"]["spatial"]["kernel"]
     assert kernel.shard_shape((3, 3, 8, 8)) == (3, 3, 8, 4)
     for axis in ("seq", "tensor"):
         with pytest.raises(ValueError, match=f"mesh.{axis} is 2"):
-            autoencoder_run.make_run(vae_config("no data", **{axis: 2}))
+            configs.validate(vae_config("no data", **{axis: 2}))
 
 
 def dit_config(workdir, path="no data"):
@@ -149,8 +149,8 @@ def dit_config(workdir, path="no data"):
 
 def test_a_run_serves_as_autoencoder(workdir, data):
     config = dit_config(workdir)
-    assert run_model.video_shape(config) == (3, 2, 2, 4)
-    described = run_model.describe_autoencoder(config)
+    assert run_model.make_latent_space(config).latent_shape(9) == (3, 2, 2, 4)
+    described = run_model.make_latent_space(config).describe()
     params = described.load()
     state, _ = newest_state(workdir, vae_config(data))
     ema = jax.device_get(state.ema["decay_0.99"])
@@ -162,7 +162,7 @@ def test_latents_are_encoded_read_whole_and_decoded(workdir, data, tmp_path):
     from videogen_jax import encode
 
     config = dit_config(workdir, tmp_path / "latents")
-    described = run_model.describe_autoencoder(config)
+    described = run_model.make_latent_space(config).describe()
     params = described.load()
     shaped = run_model.with_shape(config, (9, 16, 16))
     encoder = encode.make_encoder(shaped, described, params, ["left"])
@@ -174,7 +174,7 @@ def test_latents_are_encoded_read_whole_and_decoded(workdir, data, tmp_path):
     clips = next(pipeline.make_clips(opened, "train", **options))
     pixels = next(pipeline.make_clips(str(data), "train", **options))
     assert clips["video"].shape == (6, 3, 2, 2, 4)
-    decode = run_sampler.make_decode(config, opened.latents)
+    decode = run_model.make_latent_space(config).make_decode(opened.latents)
     x = pixels["video"] / np.float32(127.5) - 1
     whole = jax.jit(lambda x: described.decode(params, described.encode(params, x)))(x)
     made = decode(clips["video"].astype(np.float32))
@@ -190,7 +190,7 @@ def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(
     from videogen_jax import encode
 
     config = dit_config(workdir, tmp_path / "latents")
-    described = run_model.describe_autoencoder(config)
+    described = run_model.make_latent_space(config).describe()
     encoder = encode.make_encoder(config, described, described.load(), ["left"])
     encode_latents.encode(data, tmp_path / "latents", encoder)
     config.train.update({"steps": 2, "log_every": 1})
@@ -222,10 +222,10 @@ def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(
 
 def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):
     def describe(path):
-        return run_model.describe_autoencoder(dit_config(path))
+        return run_model.make_latent_space(dit_config(path)).describe()
 
     with pytest.raises(ValueError, match=r"vae\.path is empty"):
-        describe("")
+        configs.validate(dit_config(""))
     with pytest.raises(FileNotFoundError, match=r"config\.json: name in vae\.path"):
         describe(tmp_path / "nothing")
     saved_config.write_config(tmp_path, tiny_config())
@@ -238,30 +238,30 @@ def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):
     with pytest.raises(ValueError, match="take 5 or 9 frames"):
         config = dit_config(workdir)
         config.data.frames = 8
-        run_model.make_run(config)
+        make_run(config)
 
 
 def test_a_run_that_went_on_is_not_the_one_that_encoded(workdir):
     info = LatentInfo("workdir", "0" * 64, "float16", [2, 2, 4], False, [0.0] * 4, [1.0] * 4)
     with pytest.raises(ValueError, match="not those that encoded the data set"):
-        run_sampler.make_decode(dit_config(workdir), info)
+        run_model.make_latent_space(dit_config(workdir)).make_decode(info)
 
 
 def test_latents_are_no_clips_to_train_an_autoencoder_on(workdir, data, tmp_path):
     from videogen_jax import encode
 
-    described = run_model.describe_autoencoder(dit_config(workdir))
+    described = run_model.make_latent_space(dit_config(workdir)).describe()
     encoder = encode.make_encoder(dit_config(workdir), described, described.load(), ["left"])
     encode_latents.encode(data, tmp_path / "latents", encoder)
     with pytest.raises(ValueError, match="trained on pixels"):
         loop.train(vae_config(tmp_path / "latents"), tmp_path / "run")
 
 
-def test_config_json_is_read_back(workdir):
+def test_config_json_is_read_back(workdir, data):
     saved = json.loads((workdir / "config.json").read_text())
-    assert trained_autoencoder.make_network(
-        saved["autoencoder"]
-    ) == trained_autoencoder.make_network(tiny_vae_config().autoencoder)
+    assert saved == json.loads(json.dumps(vae_config(data).to_dict()))
+    found = trained_autoencoder.make_network(**saved_config.read_config(workdir).autoencoder)
+    assert found == trained_autoencoder.make_network(**tiny_vae_config().autoencoder)
 
 
 def test_a_perceptual_term_joins_the_step_on_a_mesh(tmp_path):
@@ -276,16 +276,16 @@ def test_a_perceptual_term_joins_the_step_on_a_mesh(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     config = vae_config("no data", fsdp=2)
     config.perceptual.update({"path": str(tmp_path), "weight": 3.0, "frames": 9})
-    run = autoencoder_run.make_run(config)
-    params = jax.jit(run.init_params, out_shardings=run.shardings.params)()
+    run = make_run(config)
+    params = jax.jit(run.model.init_params, out_shardings=run.shardings.params)()
     video = rng.integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
     batch = meshes.put_batch(run.mesh, {"video": video})
-    value = jax.jit(run.loss(run))(params, batch, jax.random.key(0))
-    without = run._replace(config=vae_config("no data", fsdp=2))
-    plain = jax.jit(run.loss(without))(params, batch, jax.random.key(0))
+    value = jax.jit(run.loss)(params, batch, jax.random.key(0))
+    without = make_run(vae_config("no data", fsdp=2))
+    plain = jax.jit(without.loss)(params, batch, jax.random.key(0))
     rng_latents, _ = jax.random.split(jax.random.key(0))
     x = video / np.float32(127.5) - 1
-    made, _, _ = jax.jit(run.apply)(params, x, rng_latents)
+    made, _, _ = jax.jit(run.model.apply)(params, x, rng_latents)
     frames = (np.asarray(a).reshape(-1, 16, 16, 3) for a in (x, made))
     distance = jax.jit(perceptual.distance)(vgg, *frames)
     assert value - plain == pytest.approx(3 * float(distance), rel=1e-3)

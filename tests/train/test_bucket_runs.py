@@ -8,12 +8,11 @@ import pytest
 
 from tests.data.packed import random_clips, write_buckets
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.data import bucketed_data
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint, saved_config
-from videogen_jax.run import model as run_model
-from videogen_jax.train import checks, loop
+from videogen_jax.train import loop, run_kinds, setup, training_run
 
 SHAPES = {"4x16x16": (4, 16, 16), "2x16x24": (2, 16, 24), "1x16x16": (1, 16, 16)}
 
@@ -36,9 +35,9 @@ def bucket_config(path, **mesh):
 
 
 def make_runs(config):
-    run = run_model.make_run(config)
-    shapes = checks.bucket_shapes(config, bucketed_data.open_buckets(config.data.path))
-    runs = run_model.make_bucket_runs(run, shapes)
+    run = make_run(config)
+    shapes = setup.bucket_shapes(config, bucketed_data.open_buckets(config.data.path))
+    runs = setup.make_bucket_runs(run, shapes, run_kinds.DIFFUSION)
     return run, {Path(folder).name: one for folder, one in runs.items()}
 
 
@@ -69,12 +68,14 @@ def test_a_step_on_the_mesh_is_that_of_one_device(data, name):
         state = jax.jit(run.init, out_shardings=run.shardings)(params)
         bucket = runs[name]
         rng = np.random.default_rng(0)
-        shapes = run_model.abstract_batch(bucket.config, 16)
+        shapes = bucket.abstract_batch(16)
         video = rng.integers(0, 256, shapes["video"].shape, np.uint8)
         batch = {"video": video, "text": np.full(shapes["text"].shape, 3, np.int32)}
         with bucket.config.unlocked():
             bucket.config.batch_size = 16
-        state, values = run_model.compile_step(bucket)(state, meshes.put_batch(bucket.mesh, batch))
+        state, values = training_run.compile_step(bucket)(
+            state, meshes.put_batch(bucket.mesh, batch)
+        )
         return jax.device_get((state.params, values))
 
     for a, b in zip(jax.tree.leaves(take_step()), jax.tree.leaves(take_step(seq=2)), strict=True):
@@ -82,7 +83,7 @@ def test_a_step_on_the_mesh_is_that_of_one_device(data, name):
 
 
 def read_state(workdir):
-    run = run_model.make_run(saved_config.read_config(workdir))
+    run = make_run(saved_config.read_config(workdir))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         state = checkpoint.restore(manager, run.abstract)
     return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))

@@ -19,7 +19,7 @@ from tests.data.packed import random_clips, write_records
 from tests.tiny import tiny_config
 from videogen_jax.generate import contact_sheet
 from videogen_jax.parallel import device_specs
-from videogen_jax.train import device_use, loop, metrics, profile, run_kinds
+from videogen_jax.train import device_use, diffusion_run, loop, metrics, profile
 from videogen_jax.train.wandb_writer import WandbWriter
 
 GROUPS = {"loss", "loss_by_noise_level", "optimisation", "speed", "memory", "config"}
@@ -89,7 +89,7 @@ def test_the_config_is_shown_once_and_again_when_it_has_changed(tmp_path):
     config = tiny_config()
     for steps in (10, 10, 20, 20):
         config.train.steps = steps
-        metrics.show_config(writer, 0, tmp_path, config)
+        metrics.show_config(writer, 0, tmp_path, config.to_dict())
     assert shown == [10, 20]
 
 
@@ -98,7 +98,7 @@ def test_the_histogram_stands_on_the_noise_levels_and_is_as_high_as_their_loss(e
     assert set(bars) == {3, 6}
     tags = sorted(tag for tag in events.Tags()["tensors"] if re.match(r"loss_by.*/\d", tag))
     edges = [[float(edge) for edge in tag.split("/")[1].split("-")] for tag in tags]
-    assert len(tags) == run_kinds.NOISE_LEVELS
+    assert len(tags) == diffusion_run.NOISE_LEVELS
     for step, table in bars.items():
         np.testing.assert_allclose(table[:, :2], edges)
         heights = [values(events, tag)[step] for tag in tags]

@@ -7,12 +7,12 @@ import pytest
 
 from tests.data.packed import random_clips, write_records
 from tests.saved_runs import CAPTIONS, image_config, joint_config, long_config, write_run
-from tests.tiny import tiny_config, tiny_vae_config
+from tests.tiny import make_run, tiny_config, tiny_vae_config
 from videogen_jax.data import pipeline
 from videogen_jax.generate import run_sampler
-from videogen_jax.run import checkpoint, saved_config, text_conditioning
-from videogen_jax.run import model as run_model
+from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import init_params, loop
+from videogen_jax.train.run_kinds import DIFFUSION
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +53,32 @@ def starting(config, data, workdir):
 
 
 def begin(config, data):
-    own_texts = text_conditioning.open_texts(config, pipeline.open_data(str(data)))
-    run = run_model.make_run(config)
-    return run, init_params.init_params(run, own_texts)
+    own_texts = DIFFUSION.open_texts(config, pipeline.open_data(str(data)))
+    run = make_run(config)
+    return run, init_params.init_params(run.model, own_texts)
 
 
 def output(run, params, told=()):
     rng = np.random.default_rng(0)
-    x_t = rng.standard_normal((2, *run.video_shape)).astype(np.float32)
+    x_t = rng.standard_normal((2, *run.model.video_shape)).astype(np.float32)
     text = np.full((2, run.config.text.length), 4, np.int32)
-    condition = run_sampler.make_condition(run.config, text, 100.0) | dict(told)
-    return np.asarray(jax.jit(run.apply)(params, x_t, jnp.array([300, 700]), condition))
+    condition = run_sampler.make_condition(run.model, text, 100.0) | dict(told)
+    return np.asarray(jax.jit(run.model.apply)(params, x_t, jnp.array([300, 700]), condition))
 
 
 def some_frames(run):
     """Known frames of any content, and a noise on them."""
     rng = np.random.default_rng(1)
     told = {
-        "known": rng.standard_normal((2, *run.video_shape)),
-        "mask": rng.uniform(size=(2, run.video_shape[0])),
+        "known": rng.standard_normal((2, *run.model.video_shape)),
+        "mask": rng.uniform(size=(2, run.model.video_shape[0])),
         "augmentation": np.array([-2.0, 1.0]),
     }
     return {name: array.astype(np.float32) for name, array in told.items()}
 
 
 def read_average(workdir):
-    run = run_model.make_run(saved_config.read_config(workdir))
+    run = make_run(saved_config.read_config(workdir))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         return run, checkpoint.restore_ema(manager, run.abstract.params, run.ema_name)[0]
 
@@ -95,10 +95,10 @@ def test_image_to_video_starts_as_the_trained_text_to_video(text_run, data):
 
     # And what is new can learn: each of its last layers has a gradient, and so have the known frames' weights.
     def loss(params):
-        x_t = jnp.ones((2, *run.video_shape))
+        x_t = jnp.ones((2, *run.model.video_shape))
         text = np.full((2, config.text.length), 4, np.int32)
-        condition = run_sampler.make_condition(run.config, text, 100.0) | some_frames(run)
-        return jnp.sum(jnp.square(run.apply(params, x_t, jnp.array([300, 700]), condition)))
+        condition = run_sampler.make_condition(run.model, text, 100.0) | some_frames(run)
+        return jnp.sum(jnp.square(run.model.apply(params, x_t, jnp.array([300, 700]), condition)))
 
     gradient = jax.jit(jax.grad(loss))(params)
     for name in config.model.micro_conditions:
@@ -131,8 +131,8 @@ def test_channels_that_are_new_come_behind_the_videos_own():
 def test_the_loop_starts_from_the_run_and_goes_on_from_its_own_checkpoint(text_run, data, tmp_path):
     config = starting(image_config(), data, text_run)
     config.mesh.fsdp = 2  # another mesh than the other run's
-    own_texts = text_conditioning.open_texts(config, pipeline.open_data(str(data)))
-    run = run_model.make_run(config)
+    own_texts = DIFFUSION.open_texts(config, pipeline.open_data(str(data)))
+    run = make_run(config)
     with checkpoint.open_checkpoints(tmp_path / "new", 1) as manager:
         state = loop.restore_or_init(run, manager, own_texts, None)
     _, average = read_average(text_run)
@@ -170,7 +170,9 @@ def test_what_is_no_run_to_start_from_is_refused(text_run, data, tmp_path):
     with pytest.raises(ValueError, match="is the run of an autoencoder"):
         begin(starting(image_config(), data, tmp_path), data)
     told = write_run(tmp_path / "told", image_config())
-    with pytest.raises(ValueError, match="conditioning is 'none', but 'frames' .* and not less"):
+    with pytest.raises(
+        ValueError, match="conditioning is 'none', but 'frames' .*conditioning=frames"
+    ):
         begin(starting(plain_config(data), data, told), data)
     forgetful = starting(image_config(), data, told)
     forgetful.model.micro_conditions = ()
@@ -178,12 +180,12 @@ def test_what_is_no_run_to_start_from_is_refused(text_run, data, tmp_path):
         begin(forgetful, data)
     config = starting(image_config(), data, text_run)
     config.init.layout = "latent"
-    with pytest.raises(ValueError, match="'latent': choose one of dit, latte, run"):
-        begin(config, data)
+    with pytest.raises(ValueError, match="'latent' \\(latte\\?\\): choose one of dit, latte, run"):
+        loop.train(config, tmp_path / "other")
 
 
 def test_another_question_is_told(text_run, data, caplog):
     config = starting(image_config(), data, text_run)
     config.objective.prediction = "v"
     begin(config, data)
-    assert "learned with objective.prediction=x0, and this run has v" in caplog.text
+    assert "was trained with objective.prediction=x0, and this run has v" in caplog.text

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.models.randomise import randomise
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint
-from videogen_jax.run import model as run_model
+from videogen_jax.train import training_run
 
 LEVERS = {
     "block": {"remat": "block"},
@@ -39,11 +39,11 @@ def lever_config(**levers):
 
 def start(config):
     """A run, its state at parameters that are all at work, and a batch."""
-    run = run_model.make_run(config)
+    run = make_run(config)
     params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
     state = jax.jit(run.init, out_shardings=run.shardings)(params)
     rng = np.random.default_rng(0)
-    shapes = run_model.abstract_batch(config, config.batch_size)
+    shapes = run.abstract_batch(config.batch_size)
     batch = {
         "video": rng.integers(0, 256, shapes["video"].shape, np.uint8),
         "text": np.full(shapes["text"].shape, 3, np.int32),
@@ -52,7 +52,7 @@ def start(config):
 
 
 def take_steps(run, state, batch, count=3):
-    step = run_model.compile_step(run)
+    step = training_run.compile_step(run)
     for _ in range(count):
         state, metrics = step(state, batch)
     return state, metrics
@@ -95,7 +95,7 @@ def test_a_state_on_the_host_is_saved_and_restored_there(tmp_path):
         np.testing.assert_array_equal(got, wanted)
         assert got.sharding == wanted.sharding
     # And the step takes it.
-    again, _ = run_model.compile_step(run)(restored, batch)
+    again, _ = training_run.compile_step(run)(restored, batch)
     assert int(again.step) == 2
 
 
@@ -114,4 +114,4 @@ def test_a_state_on_the_host_is_saved_and_restored_there(tmp_path):
 )
 def test_levers_without_meaning_are_refused(levers, message):
     with pytest.raises(ValueError, match=message):
-        run_model.make_run(lever_config(**levers))
+        make_run(lever_config(**levers))

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import model as run_model
-from videogen_jax.train import optimizers
+from videogen_jax.train import optimizers, training_run
 
 
 def test_learning_rate_is_a_line_and_then_a_cosine():
@@ -53,7 +52,7 @@ def test_muon_turns_each_block_matrix_into_a_nearly_orthogonal_update():
     config = tiny_config()
     config.optimizer.name = "muon"
     config.optimizer.weight_decay = 0.0
-    run = run_model.make_run(config)
+    run = make_run(config)
     params = jax.jit(run.init)().params
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params)
@@ -341,10 +340,6 @@ def test_schedule_free_refuses_what_it_cannot_do():
         optimizers.make_optimizer("schedule_free", lambda step: 1e-3, mu_dtype="bfloat16")
     with pytest.raises(ValueError, match="b1 is 0"):
         optimizers.make_optimizer("schedule_free", lambda step: 1e-3, b1=0)
-    with pytest.raises(ValueError, match="final_fraction is 0.1: set it to 1.0"):
-        optimizers.check_rate("schedule_free", 0.1)
-    optimizers.check_rate("schedule_free", 1.0)
-    optimizers.check_rate("adamw", 0.1)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -352,12 +347,12 @@ def test_every_optimizer_trains_the_model_sharded(name):
     config = tiny_config()
     config.optimizer.name = name
     config.learning_rate.final_fraction = 1.0
-    run = run_model.make_run(config)
+    run = make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
-    step = run_model.compile_step(run)
+    step = training_run.compile_step(run)
     rng = np.random.default_rng(0)
     batch = {
-        "video": rng.integers(0, 256, (config.batch_size, *run.video_shape), np.uint8),
+        "video": rng.integers(0, 256, (config.batch_size, *run.model.video_shape), np.uint8),
         "text": np.full((config.batch_size, config.text.length), 4, np.int32),
     }
     losses = []

@@ -1,12 +1,11 @@
 """Augmentation that a run's data or model do not bear out is refused before anything is computed."""
 
 import pytest
-from absl import logging
 
 from tests.tiny import tiny_config
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.pipeline import PackedData
-from videogen_jax.train import checks
+from videogen_jax.train import setup
 
 
 def packed(augment=None, latents=True):
@@ -23,37 +22,21 @@ LINES = {name: value for name, value in NOTED.items() if name != "seed"}
 
 def test_latents_serve_the_augmentation_that_they_were_made_with_alone():
     config = tiny_config()
-    checks.check_augmentation(config, packed())
+    setup.check_augmentation(config, packed())
     for name, value in LINES.items():
         with pytest.raises(ValueError, match=f"augment.{name} is .*: set --config.augment.{name}="):
             config.augment.update(LINES | {name: value + 1})
-            checks.check_augmentation(config, packed(NOTED))
+            setup.check_augmentation(config, packed(NOTED))
     config.augment.update(LINES)
-    checks.check_augmentation(config, packed(NOTED))
+    setup.check_augmentation(config, packed(NOTED))
     with pytest.raises(ValueError, match="the latents in FOLDER were encoded with 0.0: set"):
-        checks.check_augmentation(config, packed())
+        setup.check_augmentation(config, packed())
 
 
 def test_windows_are_cut_out_of_pixels():
     config = tiny_config()
     config.data.update({"height": 4, "width": 8})
-    checks.check_augmentation(config, packed(latents=False))
+    setup.check_augmentation(config, packed(latents=False))
     config.data.width = 9
     with pytest.raises(ValueError, match=r"data\.width is 9, but the clips in FOLDER were packed"):
-        checks.check_augmentation(config, packed(latents=False))
-
-
-def test_speeds_are_told(monkeypatch):
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
-    config = tiny_config()
-    checks.check_told(config)
-    config.augment.update({"fps_min": 2.0, "fps_max": 8.0})
-    with pytest.raises(ValueError, match="the model is not told which: add 'fps' to model.micro"):
-        checks.check_told(config)
-    config.model.micro_conditions = ("fps",)
-    checks.check_told(config)
-    assert not warnings
-    config.augment.fps_max = 6.0
-    checks.check_told(config)
-    assert "at most 6 frames per second" in warnings[0]
+        setup.check_augmentation(config, packed(latents=False))

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_config
+from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import model as run_model
 from videogen_jax.run.state import LossScale, compute_dtype
-from videogen_jax.train import step
+from videogen_jax.train import diffusion_run, loss, step, training_run
 
 
 def make_batch(config, seed=0):
@@ -24,9 +23,9 @@ def make_batch(config, seed=0):
 
 def run_steps(config, count):
     """Trains on random pixels; returns (run, state, losses)."""
-    run = run_model.make_run(config)
+    run = make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
-    train_step = run_model.compile_step(run)
+    train_step = training_run.compile_step(run)
     losses = []
     for i in range(count):
         state, values = train_step(state, meshes.put_batch(run.mesh, make_batch(config, i)))
@@ -36,7 +35,7 @@ def run_steps(config, count):
 
 def test_pixels_to_float_and_back():
     pixels = np.arange(256, dtype=np.uint8)
-    video = step.to_float(jnp.asarray(pixels))
+    video = loss.to_float(jnp.asarray(pixels))
     np.testing.assert_allclose(video, pixels / 255.0 * 2 - 1, atol=1e-6)
 
 
@@ -72,9 +71,9 @@ def test_ema_follows_its_warm_up_decay():
     config = tiny_config()
     config.ema.decays = (0.2,)  # the warm-up gives 1/10, 2/11 and 3/12: the third is bounded
     config.learning_rate.warmup_steps = 1
-    run = run_model.make_run(config)
+    run = make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
-    train_step = run_model.compile_step(run)
+    train_step = training_run.compile_step(run)
     ema = np.asarray(state.ema["decay_0.2"]["unembed"]["bias"], np.float64)
     for i, decay in enumerate((1 / 10, 2 / 11, 0.2)):
         state, _ = train_step(state, meshes.put_batch(run.mesh, make_batch(config, i)))
@@ -87,7 +86,7 @@ def test_ema_follows_its_warm_up_decay():
 
 def test_dropped_captions_are_the_null_caption():
     config = tiny_config()
-    run = run_model.make_run(config)
+    run = make_run(config)
     seen = []
 
     def apply(params, x_t, t, condition):
@@ -96,12 +95,13 @@ def test_dropped_captions_are_the_null_caption():
 
     batch = {name: jnp.asarray(rows) for name, rows in make_batch(config).items()}
     for dropout in (0.0, 1.0):
-        loss = step.make_loss(
-            apply, run.schedule, run.null_text, text_dropout=dropout, **config.objective
-        )
-        loss(None, batch, jax.random.key(0))
+        model = run.model._replace(apply=apply)
+        config.text.dropout = dropout
+        diffusion_run.make_run_loss(model)(None, batch, jax.random.key(0))
     np.testing.assert_array_equal(seen[0], batch["text"])
-    np.testing.assert_array_equal(seen[1], np.broadcast_to(run.null_text, batch["text"].shape))
+    np.testing.assert_array_equal(
+        seen[1], np.broadcast_to(run.model.null_text, batch["text"].shape)
+    )
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -119,12 +119,12 @@ def test_low_precision_trains_like_float32(precision):
 def test_float16_overflow_changes_nothing_but_the_scale():
     config = tiny_config()
     config.train.precision = "float16"
-    run = run_model.make_run(config)
+    run = make_run(config)
     state = jax.jit(run.init, out_shardings=run.shardings)()
     scale = jax.device_put(jnp.float32(np.inf), run.shardings.loss_scale.scale)
     state = state.replace(loss_scale=state.loss_scale.replace(scale=scale))
     before = jax.device_get((state.params, state.ema, state.opt_state))
-    state, values = run_model.compile_step(run)(
+    state, values = training_run.compile_step(run)(
         state, meshes.put_batch(run.mesh, make_batch(config))
     )
     after = jax.device_get((state.params, state.ema, state.opt_state))

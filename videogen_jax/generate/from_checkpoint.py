@@ -1,374 +1,412 @@
-"""A trained model as others use it: captions and seeds in, videos out, with the recipe that made them."""
+"""A trained model that makes videos: captions and seeds in, videos out. The Python API, and what `sample` runs on."""
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding
 
 from videogen_jax import __version__
-from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax import config as configs
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate import known_frames, run_rollout, run_sampler
 from videogen_jax.generate.generator import make_generator
-from videogen_jax.generate.rollout import roll
+from videogen_jax.generate.known_frames import Frames
+from videogen_jax.generate.rollout import Rollout, roll
+from videogen_jax.generate.run_rollout import Plan
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
-from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint, ema_snapshots, saved_config, text_conditioning
-from videogen_jax.run import model as run_model
-from videogen_jax.train import autoencoder_run, checks, log_samples
+from videogen_jax.run.model import Model, choose_mesh, make_model, make_sampling_mesh
+
+ROWS = 16  # videos at a time unless a batch size is given
 
 Timeline = Sequence[tuple[int, str]]  # first frame (from 0, rising) and caption
 
 
-class Model(NamedTuple):
-    """A run's average on a mesh, ready to make videos."""
-
-    config: ml_collections.ConfigDict
-    run: run_model.Run
-    params: Any
-    text: Any  # rows of the captions
-    null_text: Any  # of the negative prompt, without the batch axis
-    latents: LatentInfo | None
-    options: dict[str, Any]  # of `run_sampler.sampler_options`
-    motion: float
-    recipe: dict[str, Any]  # what is needed to make the videos again
-
-
-def make_videos(
-    workdir: Path,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    known: Sequence[known_frames.Frames] = (),
-    **choices: Any,
-) -> tuple[Iterator[np.ndarray], dict[str, Any], ml_collections.ConfigDict]:
-    """Restores a run's EMA and makes videos of it, on all devices; the checkpoint is not touched.
-
-    Args:
-      workdir: of the run.
-      prompts: N captions.
-      seeds: N seeds; each makes the same video in any company.
-      known: frames that the videos are to show, of each of them, or of all of them if there is one; empty for none.
-      **choices: of `open_model`.
-    Returns:
-      (batches of videos (B, T, H, W, 3) uint8 in order, all that is needed to make them again, the run's config).
-    Raises:
-      ValueError: an option, a prompt, a frame or the checkpoint does not fit; the sentence says how.
-      OSError: a file cannot be read.
-    """
-    model = open_model(workdir, prompts, len(prompts), run_sampler.choose_sample_mesh, **choices)
-    config = model.config
-    known_frames.check_known(config, known)
-    if not known and not config.tasks.text:
-        raise ValueError(
-            "This model never learned videos from their text alone (tasks.text=0): give it a first frame (--image), or "
-            "--num_frames where it goes on from one."
-        )
-    decode = run_sampler.make_decode(config, model.latents)
-    programs = run_sampler.make_run_programs(model.run, model.options, model.null_text)
-    generate = make_generator(programs)
-    logging.info(
-        "Sampling %d videos from step %d on %d devices.",
-        *(len(seeds), model.recipe["step"], model.run.mesh.size),
-    )
-    condition = run_sampler.make_condition(config, model.text, model.motion)
-    if known:
-        frames = known_frames.encode_known(config, model.latents, known)
-        frames = (np.repeat(part, len(prompts) // len(known), axis=0) for part in frames)
-        condition |= known_frames.tell_known(config, *frames, seeds)
-
-    def make() -> Iterator[np.ndarray]:
-        for start in range(0, len(prompts), programs.batch_size):
-            part = slice(start, start + programs.batch_size)
-            own = jax.tree.map(lambda column: column[part], condition)  # noqa: B023
-            yield decode(generate(model.params, own, list(seeds[part])))
-
-    return make(), model.recipe, config
-
-
-def make_long_videos(
-    workdir: Path,
-    timelines: Sequence[Timeline],
-    seeds: Sequence[int],
-    num_frames: int,
-    *,
-    image: np.ndarray | None = None,
-    chunk: int | None = None,
-    prefix: int | None = None,
-    **choices: Any,
-) -> tuple[Iterator[Iterator[np.ndarray]], dict[str, Any], ml_collections.ConfigDict]:
-    """Restores a run's EMA and makes videos of any length, which are never whole in memory.
-
-    Args:
-      workdir: of the run.
-      timelines: N, the captions of each video and the frames from which on they hold; a chunk is made by the caption
-        that holds at its first frame.
-      seeds: N seeds.
-      num_frames: of each video.
-      image: (h, w, 3) uint8, the first frame of all videos.
-      chunk: latent frames made at a time; by default the config's.
-      prefix: latent frames that are remembered; by default the most that the model was trained with.
-      **choices: of `open_model`.
-    Returns:
-      (for each batch of videos, in order, an iterator over what comes next of them, (B, n, H, W, 3) uint8; all that is
-      needed to make them again; the run's config).
-    Raises:
-      ValueError: the model makes no long videos, or something does not fit; the sentence says how.
-      OSError: a file cannot be read.
-    """
-    config = saved_config.read_config(workdir)
-    check_diffusion(workdir, config)
-    plan = run_rollout.plan_rollout(config, chunk, prefix)
-    written = run_rollout.check_beginning(config, plan, image is not None)
-    choose = lambda config, *rest: run_rollout.choose_rollout_mesh(config, plan, *rest)  # noqa: E731
-    captions = sorted({caption for timeline in timelines for _, caption in timeline})
-    grid = run_rollout.chunk_grid(config, plan)
-    model = open_model(workdir, captions, len(timelines), choose, grid=grid, **choices)
-    rollout = run_rollout.make_run_rollout(model.run, plan, model.options, model.null_text)
-    shape = run_rollout.chunk_shape(config, plan)
-    beginning = None
-    if image is not None:
-        video, mask = known_frames.encode_known(config, model.latents, [{0: image}])
-        video, mask = video[:, : shape[0]], mask[:, : shape[0]]
-        beginning = video[:, :1] if written else None
-    begun = int(written)
-    run_rollout.tell_hidden(plan, begun)
-    count = run_rollout.count_chunks(config, plan, num_frames, begun)
-    open_decode = run_rollout.make_open_decode(config, model.latents, 1 if written else shape[0])
-    logging.info(
-        "Making %d videos of %d frames from step %d in chunks of %d latent frames, on %d devices.",
-        *(len(seeds), num_frames, model.recipe["step"], plan.chunk, model.run.mesh.size),
-    )
-
-    def condition_of(part: np.ndarray, chunk: int) -> dict[str, Any]:
-        first = run_rollout.first_frame(config, begun + chunk * shape[0])
-        spoken = [find_caption(timelines[i], first) for i in part]
-        index = np.array([captions.index(caption) for caption in spoken])
-        text = jax.tree.map(lambda column: column[index], model.text)
-        condition = run_sampler.make_condition(config, text, model.motion, shape)
-        if image is not None and not written and chunk == 0:
-            told = (np.repeat(array, len(part), axis=0) for array in (video, mask))
-            condition |= known_frames.tell_known(config, *told, [seeds[i] for i in part])
-        return condition
-
-    def make_batch(part: np.ndarray) -> Iterator[np.ndarray]:
-        # The last batch is filled up.
-        filled = np.resize(part, rollout.batch_size)
-        decode = open_decode(len(part))
-        first = None if beginning is None else np.repeat(beginning, rollout.batch_size, axis=0)
-        left = num_frames
-        chunks = roll(
-            rollout,
-            model.params,
-            functools.partial(condition_of, filled),
-            np.array([seeds[i] for i in filled]),
-            count,
-            first,
-        )
-        if first is not None:
-            latent = first if model.latents is not None else np.asarray(to_pixels(first))
-            chunks = itertools.chain([latent], chunks)
-        for video in chunks:
-            frames = decode(video[: len(part)])[:, :left]
-            left -= frames.shape[1]
-            yield frames
-
-    def make() -> Iterator[Iterator[np.ndarray]]:
-        for start in range(0, len(seeds), rollout.batch_size):
-            yield make_batch(np.arange(start, min(start + rollout.batch_size, len(seeds))))
-
-    recipe = model.recipe | {
-        "num_frames": num_frames,
-        "chunk": plan.chunk,
-        "prefix_lengths": list(plan.lengths),
-        "prefix_noise": config.prefix.sampling_noise,
-    }
-    return make(), recipe, config
-
-
-def find_caption(timeline: Timeline, frame: int) -> str:
-    """The caption that holds at a frame: the last one whose own frame is this one or earlier."""
-    return [caption for first, caption in timeline if first <= frame][-1]
-
-
-def open_model(
-    workdir: Path,
-    captions: Sequence[str],
-    count: int,
-    choose_mesh: Callable[..., Mesh],
+def load(
+    workdir: str | Path,
     *,
     step: int | None = None,
     ema: str | None = None,
     ema_width: float | None = None,
     dtype: str | None = None,
-    motion: float | None = None,
-    negative_prompt: str = "",
-    batch_size: int = 16,
-    grid: tuple[int, int, int] | None = None,
-    **options: Any,
-) -> Model:
-    """Restores a run's EMA for sampling.
+    batch_size: int | None = None,
+) -> "VideoModel":
+    """Restores a moving average of a run on all devices; the checkpoint is only read.
 
     Args:
       workdir: of the run.
-      captions: to embed.
-      count: videos that are to be made.
-      choose_mesh: (config, count, devices) to the mesh.
       step: of the checkpoint; by default the newest.
       ema: name of the moving average; by default the first one.
-      ema_width: relative width of a power average to make of the run's snapshots instead.
+      ema_width: relative width of a power-function average to reconstruct from the run's snapshots instead.
       dtype: of the matrix products; by default the config's.
-      motion: bucket of the motion score; by default the config's.
-      negative_prompt: what the videos shall not show.
-      batch_size: videos at a time.
-      grid: (T, H, W) of the tokens that the model sees at a time; by default a clip's.
-      **options: lines of config.sample in the place of the config's.
+      batch_size: videos at a time; by default as many as are asked for, up to 16.
     Returns:
       The model.
     Raises:
-      ValueError: an option or the checkpoint does not fit; the sentence says how.
-      OSError: a file cannot be read.
+      ValueError: the run is one of an autoencoder, or an argument does not fit it; the sentence says how.
+      OSError: there is no run or no checkpoint, or weights that the run needs cannot be read.
     """
+    workdir = Path(workdir)
     if ema is not None and ema_width is not None:
-        raise ValueError("--ema names an average and --ema_width makes one: give one of them.")
+        raise ValueError(
+            "ema names an average and ema_width reconstructs one: give one of --ema and --ema_width."
+        )
     config = saved_config.read_config(workdir)
-    check_diffusion(workdir, config)
-    if dtype is not None:
-        with config.unlocked():
-            config.train.precision = dtype
-    given = run_sampler.sampler_options(config)
-    if given["known_guidance_scale"] == given["guidance_scale"]:
-        # One scale for both in the config, and so where another is chosen.
-        both = options.get("guidance_scale", given["guidance_scale"])
-        given["known_guidance_scale"] = both
-    options = given | options
-    options["batch_size"] = min(batch_size, count)
-    run_sampler.check_known_guidance(config, options["known_guidance_scale"])
-    motion = config.sample.motion if motion is None else motion
-    metadata, step = read_metadata(workdir, step)
-    own_texts = text_conditioning.restore_texts(config, metadata)
-    rows = own_texts.embed([*captions, negative_prompt])
-    text = jax.tree.map(lambda column: column[:-1], rows)
-    null_text = jax.tree.map(lambda column: column[-1], rows)
-    run = run_model.make_run(
-        config, choose_mesh(config, count, jax.devices()), own_texts.null, grid
-    )
-    params = restore(run, workdir, step, ema, ema_width)
-    latents = metadata.get("latents")
-    recipe = {
-        "workdir": str(workdir),
-        "step": step,
-        "weights": ema or run.ema_name if ema_width is None else f"width {ema_width}",
-        "negative_prompt": negative_prompt,
-        "motion": motion,
-        "dtype": config.train.precision,
-        "version": __version__,
-        **{name: value for name, value in options.items() if name != "batch_size"},
-    }
-    latents = latents and LatentInfo(**latents)
-    return Model(config, run, params, text, null_text, latents, options, motion, recipe)
-
-
-def check_diffusion(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses the run of an autoencoder."""
-    if checks.is_autoencoder(config):
+    if configs.is_autoencoder(config):
         raise ValueError(
             f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
             "diffusion model."
         )
-
-
-def read_metadata(workdir: Path, step: int | None) -> tuple[dict[str, Any], int]:
-    """What was saved with a checkpoint, and its step.
-
-    Raises:
-      CheckpointError: it is not there.
-    """
+    if dtype is not None:
+        with config.unlocked():
+            config.train.precision = configs.check_option("train.precision", dtype)
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         step = checkpoint.find_step(manager, step)
-        return checkpoint.restore_metadata(manager, step), step
+        metadata = checkpoint.restore_metadata(manager, step)
+    text = config.text
+    texts = text_conditioning.restore_texts(text.encoder, text.path, text.length, metadata)
+    latents = metadata.get("latents")
+    latents = latents and LatentInfo(**latents)
+    devices = jax.devices()
+    mesh = make_sampling_mesh(config, batch_size or len(devices), devices)
+    model = make_model(config, mesh, texts.null)
+    if latents is not None:
+        model.latent_space.load(latents)  # missing or other weights are an error now
+    params = restore_average(model, workdir, step, ema, ema_width)
+    recipe = {
+        "workdir": str(workdir),
+        "step": step,
+        "weights": ema or model.ema_names[0] if ema_width is None else f"width {ema_width}",
+        "dtype": config.train.precision,
+        "version": __version__,
+    }
+    return VideoModel(model, params, texts, latents, batch_size, recipe)
 
 
-def restore(
-    run: run_model.Run, workdir: Path, step: int, ema: str | None, ema_width: float | None
+def restore_average(
+    model: Model, workdir: Path, step: int, ema: str | None = None, ema_width: float | None = None
 ) -> Any:
-    """A run's average, laid out on its mesh.
+    """A run's moving average, laid out on the model's mesh.
 
     Raises:
       CheckpointError: it is not there, or another model's.
     """
-    abstract = run.abstract.params
+    abstract = model.abstract_params
     if ema_width is not None:
-        params = ema_snapshots.reconstruct(
-            workdir, abstract, run.config.ema.widths, ema_width, step
-        )
-        return jax.device_put(params, run.shardings.params)
+        widths = model.config.ema.widths
+        params = ema_snapshots.reconstruct(workdir, abstract, widths, ema_width, step)
+        return jax.device_put(params, model.param_shardings)
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        return checkpoint.restore_ema(manager, abstract, ema or run.ema_name, step)[0]
+        return checkpoint.restore_ema(manager, abstract, ema or model.ema_names[0], step)[0]
 
 
-def reconstruct_clips(
-    workdir: Path,
-    count: int,
-    *,
-    step: int | None = None,
-    ema: str | None = None,
-    batch_size: int = 16,
-) -> tuple[Iterator[np.ndarray], dict[str, Any], int]:
-    """Held-out clips of an autoencoder's run, each followed by what its EMA makes of it.
+class VideoModel:
+    """A trained model: `model(["a red circle moving left"], seeds=[0])` gives (1, T, H, W, 3) uint8.
 
-    Args:
-      workdir: of the run.
-      count: clips at most.
-      step: of the checkpoint; by default the newest.
-      ema: name of the moving average; by default the first one.
-      batch_size: clips at a time, on each device.
-    Returns:
-      (batches (2 B, T, H, W, 3) uint8, what is needed to make them again, clips).
-    Raises:
-      ValueError: the data set has no held-out clips, or the checkpoint is another model's.
+    A video depends on its prompt, seed and settings only, and not on the others that are made with it.
     """
-    config = saved_config.read_config(workdir)
-    devices = jax.local_devices()
-    mesh = meshes.make_mesh(data=len(devices), devices=devices)
-    run = autoencoder_run.make_run(config, mesh)
-    _, step = read_metadata(workdir, step)
-    params = restore(run, workdir, step, ema, None)
-    data = log_samples.find_held_out(config, bucketed_data.open_buckets(config.data.path))
-    if data is None:
-        raise ValueError(f"{config.data.path} has no held-out clips of the run's shape.")
-    count = min(count, sum(data.lengths["validation"]))
-    rows = min(batch_size, count) * mesh.size
-    batches = pipeline.make_validation_clips(
-        data,
-        batch_size=rows,
-        frames=config.data.frames,
-        num_batches=-(-count // rows),
-        size=checks.make_augmentation(config).size,
-    )
-    recipe = {
-        "workdir": str(workdir),
-        "step": step,
-        "weights": ema or run.ema_name,
-        "version": __version__,
-        "generated": "reconstructions of the validation clips",
-    }
-    place = NamedSharding(mesh, meshes.BATCH)
-    program = jax.jit(functools.partial(autoencoder_run.reconstruct, run))
 
-    def make() -> Iterator[np.ndarray]:
-        left = count
-        for batch in batches:
-            video = batch["video"][: max(left, 0)]
-            made = np.asarray(program(params, jax.device_put(batch["video"], place)))[: len(video)]
-            yield autoencoder_run.pair_up(video, made)
-            left -= len(video)
+    def __init__(
+        self,
+        model: Model,
+        params: Any,
+        texts: text_conditioning.Texts,
+        latents: LatentInfo | None,
+        batch_size: int | None,
+        recipe: dict[str, Any],
+    ):
+        self.model, self.params, self.texts, self.latents = model, params, texts, latents
+        self.batch_size = batch_size
+        self.settings = SamplerSettings(**model.sampling)
+        self._recipe = recipe
+        self._rows: dict[str, Any] = {}  # embedding of each caption so far
+        self._generators: dict[Any, Any] = {}
+        self._rollouts: dict[Any, Any] = {}
 
-    return make(), recipe, count
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of a video."""
+        return (*self.model.clip_shape, 3)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of its videos."""
+        return self.model.fps
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the weights were trained for."""
+        return self._recipe["step"]
+
+    def __call__(self, prompts: Sequence[str], **options: Any) -> np.ndarray:
+        """Makes videos; the arguments are those of `iterate`.
+
+        Returns:
+          (B, T, H, W, 3) uint8.
+        """
+        return np.concatenate(list(self.iterate(prompts, **options)))
+
+    def iterate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int] | None = None,
+        first_frame: np.ndarray | Sequence[np.ndarray] | None = None,
+        known_frames: Frames | Sequence[Frames] | None = None,
+        negative_prompt: str = "",
+        motion: float | None = None,
+        **settings: Any,
+    ) -> Iterator[np.ndarray]:
+        """Makes any number of videos, a batch at a time.
+
+        Args:
+          prompts: N captions.
+          seeds: N seeds; by default 0 to N - 1.
+          first_frame: image (h, w, 3) uint8 that all videos begin with, or N of them.
+          known_frames: number of a frame, from 0, to the image that all videos show there; or N such mappings.
+          negative_prompt: what the videos shall not show.
+          motion: bucket of the motion score, 0 to 255; by default the config's.
+          **settings: fields of `SamplerSettings` in the place of the config's, such as guidance_scale.
+        Returns:
+          An iterator over (B, T, H, W, 3) uint8, in order.
+        Raises:
+          ValueError: a prompt, frame or setting does not fit the model; the sentence says how.
+        """
+        prompts, seeds = _check_prompts(prompts, seeds)
+        known = _merge_frames(first_frame, known_frames, len(prompts))
+        known_frames_of = [known] if isinstance(known, Mapping) else list(known)
+        self._check_known(known_frames_of)
+        chosen = self.choose_settings(len(prompts), **settings)
+        text, null_text = self.embed(prompts, negative_prompt)
+        key = (chosen, negative_prompt)
+        if key not in self._generators:
+            programs = run_sampler.make_run_programs(self.model, chosen, null_text)
+            self._generators[key] = programs.batch_size, make_generator(programs)
+        rows, generate = self._generators[key]
+        condition = run_sampler.make_condition(self.model, text, self._choose_motion(motion))
+        if any(known_frames_of):
+            condition |= self._condition_on(known_frames_of, seeds)
+        logging.info(
+            "Sampling %d videos from step %d on %d devices.",
+            *(len(seeds), self.step, self.model.mesh.size),
+        )
+
+        def make() -> Iterator[np.ndarray]:
+            for start in range(0, len(prompts), rows):
+                part = slice(start, start + rows)
+                batch = jax.tree.map(lambda column: column[part], condition)  # noqa: B023
+                yield self._decode(generate(self.params, batch, list(seeds[part])))
+
+        return make()
+
+    def stream(
+        self,
+        prompts: Sequence[str | Timeline],
+        num_frames: int,
+        *,
+        seeds: Sequence[int] | None = None,
+        first_frame: np.ndarray | None = None,
+        chunk: int | None = None,
+        prefix: int | None = None,
+        negative_prompt: str = "",
+        motion: float | None = None,
+        **settings: Any,
+    ) -> Iterator[np.ndarray]:
+        """Makes a batch of long videos chunk by chunk; memory does not grow with their length.
+
+        Args:
+          prompts: B captions, or for a caption that changes on the way (first frame, caption) pairs from frame 0 on; a
+            chunk follows the caption of its first frame.
+          num_frames: of each video.
+          seeds: B seeds; by default 0 to B - 1.
+          first_frame: image (h, w, 3) uint8 that all videos begin with.
+          chunk: latent frames generated at a time; by default the config's.
+          prefix: latent frames that are cached; by default the most that the model was trained with.
+          negative_prompt: what the videos shall not show.
+          motion: bucket of the motion score, 0 to 255; by default the config's.
+          **settings: fields of `SamplerSettings` in the place of the config's.
+        Returns:
+          An iterator over the next frames of all videos, (B, n, H, W, 3) uint8.
+        Raises:
+          ValueError: the model makes no long videos, or something does not fit it; the sentence says how.
+        """
+        prompts, seeds = _check_prompts(prompts, seeds)
+        timelines = [[(0, entry)] if isinstance(entry, str) else list(entry) for entry in prompts]
+        plan = run_rollout.plan_rollout(self.model, chunk, prefix)
+        continues_image = run_rollout.begins_with_image(self.model, plan, first_frame is not None)
+        chosen = self.choose_settings(len(prompts), **settings)
+        if len(prompts) > chosen.batch_size:
+            raise ValueError(
+                f"{len(prompts)} long videos are more than the batch size of {chosen.batch_size}: make some at a time."
+            )
+        captions = sorted({caption for timeline in timelines for _, caption in timeline})
+        text, null_text = self.embed(captions, negative_prompt)
+        given = int(continues_image)
+        key = (plan, chosen, negative_prompt, given)
+        if key not in self._rollouts:
+            self._rollouts[key] = self._make_rollout(plan, chosen, null_text, given)
+        rollout, params, open_decode = self._rollouts[key]
+        run_rollout.warn_of_hidden_frames(plan, given)
+        count = run_rollout.count_chunks(self.model, plan, num_frames, given)
+        shape = run_rollout.chunk_shape(self.model, plan)
+        motion = self._choose_motion(motion)
+        image, mask = None, None
+        if first_frame is not None:
+            image, mask = known_frames.encode_known(self.model, self.latents, [{0: first_frame}])
+            image, mask = image[:, : shape[0]], mask[:, : shape[0]]
+        # The last batch of several is filled up, so that all run the same program.
+        filled = np.resize(np.arange(len(prompts)), rollout.batch_size)
+        row_seeds = [seeds[i] for i in filled]
+
+        def condition_of(number: int) -> dict[str, Any]:
+            frame = run_rollout.first_frame(self.model, given + number * shape[0])
+            spoken = [find_caption(timelines[i], frame) for i in filled]
+            index = np.array([captions.index(caption) for caption in spoken])
+            rows = jax.tree.map(lambda column: column[index], text)
+            condition = run_sampler.make_condition(self.model, rows, motion, shape)
+            if image is not None and not continues_image and number == 0:
+                frames = (np.repeat(array, len(filled), axis=0) for array in (image, mask))
+                condition |= known_frames.condition_on_frames(self.model, *frames, row_seeds)
+            return condition
+
+        decode = open_decode(len(prompts))
+        beginning = np.repeat(image[:, :1], len(filled), axis=0) if continues_image else None
+
+        def make() -> Iterator[np.ndarray]:
+            left = num_frames
+            chunks = roll(rollout, params, condition_of, np.array(row_seeds), count, beginning)
+            if beginning is not None:
+                pixels = self.latents is None
+                first = np.asarray(to_pixels(beginning)) if pixels else beginning
+                chunks = itertools.chain([first], chunks)
+            for video in chunks:
+                frames = decode(video[: len(prompts)])[:, :left]
+                left -= frames.shape[1]
+                yield frames
+
+        return make()
+
+    def embed(self, captions: Sequence[str], negative_prompt: str = "") -> tuple[Any, Any]:
+        """Embeddings of captions, tree of rows of N, and of the negative prompt, without the batch axis.
+
+        Each caption is embedded once: embed those of many batches ahead, so that CLIP's weights are read once.
+
+        Raises:
+          ValueError: the model cannot read a caption.
+        """
+        wanted = [*captions, negative_prompt]
+        if missing := [one for one in dict.fromkeys(wanted) if one not in self._rows]:
+            rows = self.texts.embed(missing)
+            for i, caption in enumerate(missing):
+                self._rows[caption] = jax.tree.map(lambda column, i=i: column[i], rows)
+        rows = [self._rows[caption] for caption in captions]
+        stacked = jax.tree.map(lambda *columns: np.stack(columns), *rows)
+        return stacked, self._rows[negative_prompt]
+
+    def choose_settings(self, count: int, **changes: Any) -> SamplerSettings:
+        """The config's settings with changes, for `count` videos."""
+        rows = min(ROWS, count) if self.batch_size is None else self.batch_size
+        return self.settings.replace(**{"batch_size": rows} | changes)
+
+    def describe(
+        self, settings: SamplerSettings, negative_prompt: str = "", motion: float | None = None
+    ) -> dict[str, Any]:
+        """All that is needed to make videos again, beside prompts and seeds: JSON values."""
+        chosen = {name: value for name, value in vars(settings).items() if name != "batch_size"}
+        if settings.eta is None:
+            del chosen["eta"]
+        recipe = self._recipe | {"negative_prompt": negative_prompt}
+        return recipe | {"motion": self._choose_motion(motion)} | chosen
+
+    def describe_rollout(self, num_frames: int, chunk: int | None, prefix: int | None) -> dict:
+        """What `describe` lacks of long videos: JSON values."""
+        plan = run_rollout.plan_rollout(self.model, chunk, prefix)
+        return {
+            "num_frames": num_frames,
+            "chunk": plan.chunk,
+            "prefix_lengths": list(plan.lengths),
+            "prefix_noise": self.model.config.prefix.sampling_noise,
+        }
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        return self.model.latent_space.make_decode(self.latents)
+
+    def _make_rollout(
+        self, plan: Plan, settings: SamplerSettings, null_text: Any, given: int
+    ) -> tuple[Rollout, Any, Any]:
+        """The rollout on a mesh that suits its chunks, the parameters there, and the decoder of its chunks."""
+        options, grid = self.model.config.model, run_rollout.chunk_grid(self.model, plan)
+        devices = list(self.model.mesh.devices.flat)
+        mesh = choose_mesh(settings.batch_size, devices, grid, "factorized", options.num_heads)
+        model = make_model(self.model.config, mesh, self.model.null_text, grid)
+        logging.info(
+            "Making long videos from step %d in chunks of %d latent frames, on %d devices.",
+            *(self.step, plan.chunk, mesh.size),
+        )
+        rollout = run_rollout.make_run_rollout(model, plan, settings, null_text)
+        params = jax.device_put(self.params, model.param_shardings)
+        # With a given first latent frame, chunks begin behind it.
+        frames = 1 if given else run_rollout.chunk_shape(model, plan)[0]
+        return rollout, params, model.latent_space.make_open_decode(self.latents, frames)
+
+    def _check_known(self, known: Sequence[Frames]) -> None:
+        known_frames.check_known(self.model, known)
+        if not any(known) and not self.model.config.tasks.text:
+            raise ValueError(
+                "This model never learned videos from their caption alone (tasks.text=0): give it a first frame "
+                "(--image), or --num_frames where it continues one."
+            )
+
+    def _condition_on(self, known: Sequence[Frames], seeds: Sequence[int]) -> dict[str, Any]:
+        frames = known_frames.encode_known(self.model, self.latents, known)
+        frames = (np.repeat(part, len(seeds) // len(known), axis=0) for part in frames)
+        return known_frames.condition_on_frames(self.model, *frames, seeds)
+
+    def _choose_motion(self, motion: float | None) -> float:
+        chosen = self.model.config.sample.motion if motion is None else motion
+        return configs.check_option("sample.motion", chosen)
+
+
+def find_caption(timeline: Timeline, frame: int) -> str:
+    """The caption of a frame: the last one whose own frame is this one or earlier."""
+    return [caption for first, caption in timeline if first <= frame][-1]
+
+
+def _check_prompts(prompts: Sequence[Any], seeds: Sequence[int] | None) -> tuple[list, list[int]]:
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"The prompts are {prompts!r}: give a list of one or more.")
+    seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"There are {len(seeds)} seeds for {len(prompts)} prompts: give one each.")
+    return list(prompts), seeds
+
+
+def _merge_frames(
+    first: np.ndarray | Sequence[np.ndarray] | None,
+    known: Frames | Sequence[Frames] | None,
+    count: int,
+) -> Frames | list[Frames]:
+    """The known frames of all videos, or of each."""
+    firsts = [first] if first is None or getattr(first, "ndim", 0) == 3 else list(first)
+    mappings = [known or {}] if known is None or isinstance(known, Mapping) else list(known)
+    for name, given in (("first_frame", firsts), ("known_frames", mappings)):
+        if len(given) not in (1, count):
+            raise ValueError(
+                f"{name} has {len(given)} entries for {count} prompts: give one for all, or one for each."
+            )
+    if any(0 in mapping for mapping in mappings) and firsts != [None]:
+        raise ValueError("Frame 0 is given by first_frame and by known_frames: leave one out.")
+    each = max(len(firsts), len(mappings))
+    firsts, mappings = firsts * (each // len(firsts)), mappings * (each // len(mappings))
+    merged = [
+        dict(mapping) if image is None else dict(mapping) | {0: image}
+        for image, mapping in zip(firsts, mappings, strict=True)
+    ]
+    return merged if each > 1 else merged[0]

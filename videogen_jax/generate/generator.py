@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.generate import guidance, sampler
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel.mesh import BATCH, batch_parts
 
@@ -56,48 +57,32 @@ def make_programs(
     null_text: Any,
     mesh: Mesh,
     param_shardings: Any,
+    settings: SamplerSettings,
     *,
     shape: tuple[int, int, int, int],
     prediction: str,
-    batch_size: int,
-    guidance_scale: float,
-    first_frame_guidance_scale: float | None = None,
-    known_guidance_scale: float | None = None,
-    guidance_rescale: float = 0.0,
-    guidance_interval: tuple[float, ...] = (),
-    clip_x0: bool = True,
     pixels: bool = True,
-    **options: Any,
 ) -> Programs:
     """Builds the sampler once for a batch size and a mesh.
 
     Args:
       apply: the model, (params, x_t, t, condition) to its output.
       schedule: the noise schedule.
-      null_text: tree of text without the batch axis: no caption, or a negative one.
-      mesh: whose devices share the batch.
+      null_text: embedding of no caption, or of a negative prompt: tree of rows without the batch axis.
+      mesh: whose devices share the batch, and on `seq` and `tensor` each video.
       param_shardings: of the params that will be handed in.
-      shape: (T, H, W, C) of a video.
+      settings: of the sampler; its batch size is rounded up to a multiple of the mesh's parts of a batch.
+      shape: (T, H, W, C) of one video.
       prediction: what the model predicts, one of `objective.PREDICTIONS`.
-      batch_size: videos at a time; rounded up to a multiple of the mesh's parts of a batch.
-      guidance_scale: of classifier-free guidance.
-      first_frame_guidance_scale: see `guidance.guide`, as the next three.
-      known_guidance_scale: of known frames.
-      guidance_rescale: 0 to 1.
-      guidance_interval: noise levels, or empty.
-      clip_x0: clamp x0 to [-1, 1] at every call.
       pixels: videos end as uint8; otherwise as what the model makes, float32.
-      **options: of `sampler.make_steps`.
     Returns:
       The programs.
     Raises:
-      ValueError: an option is unknown or the combination has no meaning.
+      ValueError: the combination of options has no meaning.
     """
-    scales = (guidance_scale, first_frame_guidance_scale, known_guidance_scale)
-    guidance.check_guidance(*scales, guidance_rescale, guidance_interval)
     parts = batch_parts(mesh)
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
-    steps = sampler.make_steps(schedule, prediction, **options)
+    steps = settings.make_steps(schedule, prediction)
 
     def init(seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.vmap(jax.random.key)(seeds)
@@ -107,16 +92,7 @@ def make_programs(
         def predict(x_t: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
             return apply(params, x_t, t, condition)
 
-        guided = guidance.guide(
-            predict,
-            schedule,
-            jax.tree.map(jnp.asarray, null_text),
-            guidance_scale,
-            first_frame_scale=first_frame_guidance_scale,
-            known_scale=known_guidance_scale,
-            rescale=guidance_rescale,
-            interval=guidance_interval,
-        )
+        guided = settings.guide(predict, schedule, jax.tree.map(jnp.asarray, null_text))
         return sampler.sample(
             guided,
             steps,
@@ -125,7 +101,7 @@ def make_programs(
             condition,
             prediction=prediction,
             sigma_data=schedule.sigma_data,
-            clip_x0=clip_x0,
+            clip_x0=settings.clip_x0,
         )
 
     return Programs(
@@ -140,9 +116,9 @@ def make_programs(
         finish=jax.jit(
             to_pixels if pixels else lambda x: x, in_shardings=rows, out_shardings=whole
         ),
-        batch_size=-(-batch_size // parts) * parts,
+        batch_size=-(-settings.batch_size // parts) * parts,
         rows=rows,
-        calls=len(steps.t) * guidance.count_calls(*scales),
+        calls=len(steps.t) * guidance.count_calls(*settings.scales),
     )
 
 

@@ -1,35 +1,28 @@
-"""Frames that a video is to show: from the user's pictures to what the model is told."""
+"""Known frames of videos: from the user's images to the model's condition."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.video_io import fit_frame
 from videogen_jax.diffusion.tasks import spread_known
-from videogen_jax.generate import run_sampler
-from videogen_jax.models.chunks import encode_chunks, make_encoder
-from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import conditioning
-from videogen_jax.run import model as run_model
+from videogen_jax.run.model import Model
 
 Frames = Mapping[int, np.ndarray]  # number of the frame in its video, from 0, to (h, w, 3) uint8
 
 
-def check_known(config: ml_collections.ConfigDict, videos: Sequence[Frames]) -> None:
-    """Refuses frames that the model cannot be told of.
+def check_known(model: Model, videos: Sequence[Frames]) -> None:
+    """Raises ValueError for frames that the model cannot be conditioned on, naming those that it can.
 
     Args:
-      config: of the run.
+      model: of `model.make_model`.
       videos: known frames of each video.
-    Raises:
-      ValueError: says which it can be told of.
     """
+    config = model.config
     numbers = sorted({number for frames in videos for number in frames})
     if not numbers:
         return
@@ -57,17 +50,17 @@ def check_known(config: ml_collections.ConfigDict, videos: Sequence[Frames]) -> 
         )
 
 
-def fit_known(config: ml_collections.ConfigDict, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
-    """Brings known frames to the size of the config's clips, and says so where that cuts something off.
+def fit_known(frames: Frames, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes and crops known frames to the size of the model's videos, and logs where that cuts something off.
 
     Args:
-      config: of the run.
       frames: of one video.
+      count: F, frames of the video.
+      size: (H, W).
     Returns:
-      (n, H, W, 3) uint8 in order, and (F,) bool, which of a video's frames these are.
+      (n, H, W, 3) uint8 in order, and (F,) bool, which of the video's frames these are.
     """
-    size = (config.data.height, config.data.width)
-    mask = np.zeros(config.data.frames, bool)
+    mask = np.zeros(count, bool)
     mask[list(frames)] = True
     fitted = []
     for number in sorted(frames):
@@ -75,7 +68,7 @@ def fit_known(config: ml_collections.ConfigDict, frames: Frames) -> tuple[np.nda
         if height * size[1] != width * size[0]:
             logging.info(
                 "Frame %d of %dx%d pixels has another aspect than the model's videos: resized to cover %dx%d, and "
-                "cut in the middle.",
+                "cropped to the centre.",
                 *(number, height, width, *size),
             )
         fitted.append(fit_frame(frames[number], size))
@@ -83,37 +76,29 @@ def fit_known(config: ml_collections.ConfigDict, frames: Frames) -> tuple[np.nda
 
 
 def encode_known(
-    config: ml_collections.ConfigDict, latents: LatentInfo | None, videos: Sequence[Frames]
+    model: Model, latents: LatentInfo | None, videos: Sequence[Frames]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Known frames as the model sees videos; only these are encoded.
 
     Args:
-      config: of the run.
+      model: of `model.make_model`.
       latents: of its data set; None for pixels.
       videos: known frames of each of N videos.
     Returns:
-      (N, F, H, W, C) float32, in latents where the model has them, zeros at frames that are not known; and (N, F) bool,
-      those that are.
+      (N, F, H, W, C) float32, in latents where the model has them, zeros at unknown frames; and (N, F) bool, the known
+      ones.
     Raises:
-      ValueError: frames are known that a latent frame has only a part of, or the autoencoder's weights are others than
-        those that encoded the data set.
+      ValueError: only a part of a latent's frames is known, or the autoencoder's weights are others than those that
+        encoded the data set.
       FileNotFoundError: they are not there.
     """
-    encode, stride, causal = lambda pixels: pixels.astype(np.float32) / 127.5 - 1, 1, False
-    if latents is not None:
-        autoencoder, params = run_sampler.load_autoencoder(config, latents)
-        stride, causal = autoencoder.downsample[0], autoencoder.causal
-        devices = jax.local_devices()
-        mesh = meshes.make_mesh(data=len(devices), devices=devices)
-        size = (config.data.height, config.data.width)
-        encoder = make_encoder(autoencoder, mesh, config.vae.chunk_frames * mesh.size, size)
-        params = encoder.put_params(params)
-        encode = lambda pixels: np.concatenate(list(encode_chunks(encoder, params, pixels)))  # noqa: E731
+    encode, stride, causal = model.latent_space.make_encode(latents)
+    frames, *size = model.clip_shape
     encoded, masks = [], []
-    for frames in videos:
-        pixels, mask = fit_known(config, frames)
+    for known in videos:
+        pixels, mask = fit_known(known, frames, tuple(size))
         mask = latent_mask(mask, stride) if causal else mask
-        video = np.zeros(run_model.video_shape(config), np.float32)
+        video = np.zeros(model.video_shape, np.float32)
         video[mask] = encode(pixels)
         encoded.append(video)
         masks.append(mask)
@@ -140,22 +125,23 @@ def latent_mask(known: np.ndarray, stride: int) -> np.ndarray:
     return np.concatenate([known[:1], parts.all(1)])
 
 
-def tell_known(
-    config: ml_collections.ConfigDict, video: np.ndarray, mask: np.ndarray, seeds: Sequence[int]
+def condition_on_frames(
+    model: Model, video: np.ndarray, mask: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """What the model is told of known frames: with a little noise, as in training, of each video's own seed.
+    """The condition of known frames: with a little noise, as in training, of each video's own seed.
 
     Args:
-      config: of the run.
-      video: of `encode_known`, as the mask.
+      model: of `model.make_model`.
+      video: (N, F, H, W, C) of `encode_known`.
       mask: (N, F) bool.
       seeds: N.
     Returns:
       Entries of a condition.
     """
-    sigma = config.known.sampling_noise
+    conditioning = model.conditioning
     noise = [np.random.default_rng([seed, 0]).standard_normal(video.shape[1:]) for seed in seeds]
-    noisy = video + np.float32(sigma) * np.stack(noise).astype(np.float32)
-    known = spread_known(jnp.asarray(noisy), mask, config.model.causal)
-    shown = {"known": np.asarray(known), "mask": mask.astype(np.float32)}
-    return conditioning.tell_nothing(config, video) | shown
+    sigma = np.float32(conditioning.sampling_noise)
+    noisy = video + sigma * np.stack(noise).astype(np.float32)
+    known = spread_known(jnp.asarray(noisy), mask, model.config.model.causal)
+    frames = {"known": np.asarray(known), "mask": mask.astype(np.float32)}
+    return conditioning.empty(video.shape) | frames

@@ -17,6 +17,7 @@ once, where the frames of each chunk see from its memory's first frame up to the
 Source: ViD-GPT, arXiv:2406.10981; Ca2-VDM, arXiv:2411.16375, section 3.3.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from videogen_jax.diffusion import objective
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.diffusion.times import place_times
 from videogen_jax.generate import guidance, sampler
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.models.dit import History
 from videogen_jax.parallel.mesh import BATCH, BATCH_AXES, batch_parts
@@ -73,169 +75,206 @@ class Rollout(NamedTuple):
         return state, params, seeds, jax.tree.map(lambda leaf: place(leaf, self.rows), condition)
 
 
-def make_rollout(
-    apply: Callable[..., Any],
-    schedule: Schedule,
-    null_text: Any,
-    mesh: Mesh,
-    param_shardings: Any,
-    *,
-    shape: tuple[int, int, int, int],
-    memory: tuple[int, int, int, int],
-    dtype: jnp.dtype,
-    patch_frames: int,
-    lengths: tuple[int, ...],
-    prefix_noise: float,
-    prediction: str,
-    batch_size: int,
-    guidance_scale: float,
-    known_guidance_scale: float | None = None,
-    guidance_rescale: float = 0.0,
-    guidance_interval: tuple[float, ...] = (),
-    clip_x0: bool = True,
-    pixels: bool = True,
-    **options: Any,
-) -> Rollout:
-    """Builds the rollout once for a batch size and a mesh.
+class Window(NamedTuple):
+    """The sizes of a rollout."""
 
-    Args:
-      apply: the model, (params, x_t, t, condition, history) to (its output, keys and values).
-      schedule: the noise schedule.
-      null_text: tree of text without the batch axis: no caption, or a negative one.
-      mesh: whose devices share the batch, and on `seq` and `tensor` each video.
-      param_shardings: of the params that will be handed in.
-      shape: (F, H, W, C) of a chunk.
-      memory: (G, N, K, Dh): temporal blocks, tokens of a frame, heads, numbers per head.
-      dtype: of the keys and values.
-      patch_frames: pt, frames of a latent frame.
-      lengths: prefixes that the model was trained with, in latent frames; the largest is the memory's size.
-      prefix_noise: on frames that are remembered, as a share of the schedule's clock.
-      prediction: what the model predicts, one of `objective.PREDICTIONS`.
-      batch_size: videos at a time; rounded up to a multiple of the mesh's parts of a batch.
-      guidance_scale: see `guidance.guide`, as the next three. It cannot grow over frames that have no end.
-      known_guidance_scale: of known frames.
-      guidance_rescale: 0 to 1.
-      guidance_interval: noise levels, or empty.
-      clip_x0: clamp x0 to [-1, 1] at every call.
-      pixels: chunks end as uint8; otherwise as what the model makes, float32.
-      **options: of `sampler.make_steps`.
-    Returns:
-      The rollout.
-    Raises:
-      ValueError: an option is unknown or the combination has no meaning.
-    """
-    scales = (guidance_scale, None, known_guidance_scale)
-    guidance.check_guidance(*scales, guidance_rescale, guidance_interval)
-    calls = guidance.count_calls(*scales)
-    steps = sampler.make_steps(schedule, prediction, **options)
-    batch_size = -(-batch_size // batch_parts(mesh)) * batch_parts(mesh)
-    rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
-    groups, places, heads, head_width = memory
-    slots = max(lengths)
-    over = "seq" if places % mesh.shape["seq"] == 0 else None
-    layout = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, over, None, "tensor"))
-    state_layout = State(History(layout, layout, whole), whole)
-    cleanest, noisy = schedule.at(np.float64(0)), place_times(jnp.float32(prefix_noise), schedule)
-    null_text = jax.tree.map(jnp.asarray, null_text)
+    shape: tuple[int, int, int, int]  # (F, H, W, C) of a chunk
+    cache: tuple[
+        int, int, int, int
+    ]  # (G, N, K, Dh): temporal blocks, tokens of a frame, heads, head dimension
+    dtype: jnp.dtype  # of the keys and values
+    patch_frames: int  # pt, frames of a latent frame
+    lengths: tuple[
+        int, ...
+    ]  # prefixes in training, in latent frames; the largest is the size of the cache
+    prefix_noise: float  # on frames that enter the cache, as a share of the schedule's clock
 
-    def start() -> State:
-        empty = jnp.zeros((groups, batch_size * calls, places, slots, heads, head_width), dtype)
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """The functions that `make_rollout` jits."""
+
+    apply: Callable[..., Any]
+    schedule: Schedule
+    null_text: Any
+    window: Window
+    settings: SamplerSettings
+    prediction: str
+    pixels: bool
+    batch_size: int
+    layout: NamedSharding  # of keys and values
+
+    def start(self) -> State:
+        """An empty cache, with rows for every call of guidance."""
+        blocks, tokens, heads, head_dim = self.window.cache
+        rows = self.batch_size * guidance.count_calls(*self._scales)
+        shape = (blocks, rows, tokens, max(self.window.lengths), heads, head_dim)
+        empty = jnp.zeros(shape, self.window.dtype)
         return State(History(empty, empty, jnp.int32(0)), jnp.int32(0))
 
-    def place(state: State, condition: dict[str, Any]) -> dict[str, Any]:
-        if "start" not in condition:
-            return condition
-        return condition | {"start": jnp.full_like(condition["start"], state.frames)}
-
-    def draw_keys(state: State, seeds: jax.Array) -> jax.Array:
-        """One key for each video, of this chunk."""
-        keys = jax.vmap(jax.random.key)(seeds)
-        return jax.vmap(lambda key: jax.random.fold_in(key, state.frames))(keys)
-
-    def remember(
-        state: State, params: Any, keys: jax.Array, condition: dict[str, Any], x0: jax.Array, n: int
-    ) -> State:
-        """The state behind the first n latent frames of x0."""
-        told = {"mask": jnp.ones(x0.shape[:2]), "known": jnp.zeros(x0.shape)}
-        told = {name: array for name, array in told.items() if name in condition}
-        asked = [one | told for one in guidance.ask(condition, null_text, *scales)]
-        noise = sampler.draw_noise(keys, schedule.num_steps + 1, x0.shape[1:])
-        levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.pair(noisy)]
-        x = objective.add_noise(x0, noise, *levels)
-        t = jnp.full(x.shape[0], cleanest)
-        inputs = jax.tree.map(guidance.interleave, *((x, t, one) for one in asked))
-        _, own = apply(params, *inputs, history=state.history)
-
-        def push(old: jax.Array, new: jax.Array) -> jax.Array:
-            queue = jnp.concatenate([old, new[:, :, :, :n].astype(old.dtype)], axis=3)
-            return jax.lax.with_sharding_constraint(queue[:, :, :, n:], layout)
-
-        frames = state.frames + n
-        trained = jnp.array([0, *lengths])
-        length = jnp.max(jnp.where(trained <= frames, trained, 0))
-        keys_and_values = (push(*pair) for pair in zip(state.history[:2], own, strict=True))
-        return State(History(*keys_and_values, length), frames)
-
     def extend(
-        state: State, params: Any, seeds: jax.Array, condition: dict[str, Any]
+        self, state: State, params: Any, seeds: jax.Array, condition: dict[str, Any]
     ) -> tuple[State, jax.Array]:
-        keys, condition = draw_keys(state, seeds), place(state, condition)
+        """Samples the next chunk behind the cached frames, then appends it to the cache."""
+        keys, condition = self._draw_keys(state, seeds), self._set_start(state, condition)
 
         def predict(x_t: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-            # Outside of the guidance's interval only the first of the calls is made.
+            # The cache has a row for each call of guidance; outside of its interval only the first is made.
             every = len(state.history.keys[0]) // len(x_t)
-            own = [array[:, ::every] for array in state.history[:2]]
-            return apply(params, x_t, t, condition, history=History(*own, state.history.length))[0]
+            cached = [array[:, ::every] for array in state.history[:2]]
+            history = History(*cached, state.history.length)
+            return self.apply(params, x_t, t, condition, history=history)[0]
 
-        guided = guidance.guide(
-            predict,
-            schedule,
-            null_text,
-            guidance_scale,
-            known_scale=known_guidance_scale,
-            rescale=guidance_rescale,
-            interval=guidance_interval,
-        )
+        steps = self.settings.make_steps(self.schedule, self.prediction)
         x0 = sampler.sample(
-            guided,
+            self.settings.guide(predict, self.schedule, self.null_text),
             steps,
-            sampler.init_noise(schedule, steps, keys, shape),
+            sampler.init_noise(self.schedule, steps, keys, self.window.shape),
             keys,
             condition,
-            prediction=prediction,
-            sigma_data=schedule.sigma_data,
-            clip_x0=clip_x0,
+            prediction=self.prediction,
+            sigma_data=self.schedule.sigma_data,
+            clip_x0=self.settings.clip_x0,
         )
-        state = remember(state, params, keys, condition, x0, shape[0] // patch_frames)
-        return state, to_pixels(x0) if pixels else x0
+        frames = self.window.shape[0] // self.window.patch_frames
+        state = self._append(state, params, keys, condition, x0, frames)
+        return state, to_pixels(x0) if self.pixels else x0
 
     def write(
+        self,
         state: State,
         params: Any,
         seeds: jax.Array,
         condition: dict[str, Any],
         frames: jax.Array,
     ) -> State:
-        # Behind the frames, which do not see it, stands what fills a chunk up, so that it lies on the mesh as others.
-        fill = jnp.repeat(frames[:, -1:], shape[0] - frames.shape[1], axis=1)
+        """Appends given frames to the cache."""
+        # Padded to a chunk, so that the mesh can share its tokens; causal attention hides the padding from the frames.
+        fill = jnp.repeat(frames[:, -1:], self.window.shape[0] - frames.shape[1], axis=1)
         x0 = jnp.concatenate([frames, fill], axis=1)
-        keys, condition = draw_keys(state, seeds), place(state, condition)
-        return remember(state, params, keys, condition, x0, frames.shape[1] // patch_frames)
+        keys, condition = self._draw_keys(state, seeds), self._set_start(state, condition)
+        count = frames.shape[1] // self.window.patch_frames
+        return self._append(state, params, keys, condition, x0, count)
 
-    inputs = (state_layout, param_shardings, rows, rows)
+    @property
+    def _scales(self) -> tuple[float, None, float | None]:
+        return self.settings.guidance_scale, None, self.settings.known_guidance_scale
+
+    def _set_start(self, state: State, condition: dict[str, Any]) -> dict[str, Any]:
+        """The condition with the number of the chunk's first latent frame, for cyclic positions."""
+        if "start" not in condition:
+            return condition
+        return condition | {"start": jnp.full_like(condition["start"], state.frames)}
+
+    def _draw_keys(self, state: State, seeds: jax.Array) -> jax.Array:
+        """A random key for each video, of this chunk."""
+        keys = jax.vmap(jax.random.key)(seeds)
+        return jax.vmap(lambda key: jax.random.fold_in(key, state.frames))(keys)
+
+    def _append(
+        self,
+        state: State,
+        params: Any,
+        keys: jax.Array,
+        condition: dict[str, Any],
+        x0: jax.Array,
+        n: int,
+    ) -> State:
+        """The state with the first n latent frames of x0 in the cache."""
+        schedule, window = self.schedule, self.window
+        cleanest = schedule.at(np.float64(0))
+        noisy = place_times(jnp.float32(window.prefix_noise), schedule)
+        # As prefixes are in training: known by the mask, nearly clean in x_t, and none beside it.
+        prefix = {"mask": jnp.ones(x0.shape[:2]), "known": jnp.zeros(x0.shape)}
+        prefix = {name: array for name, array in prefix.items() if name in condition}
+        # Each call of guidance attends to a cache of its own condition.
+        conditions = [
+            one | prefix for one in guidance.ask(condition, self.null_text, *self._scales)
+        ]
+        noise = sampler.draw_noise(keys, schedule.num_steps + 1, x0.shape[1:])
+        levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.pair(noisy)]
+        x = objective.add_noise(x0, noise, *levels)
+        t = jnp.full(x.shape[0], cleanest)  # labelled clean in spite of the noise, against drift
+        inputs = jax.tree.map(guidance.interleave, *((x, t, one) for one in conditions))
+        _, keys_values = self.apply(params, *inputs, history=state.history)
+
+        def push(old: jax.Array, new: jax.Array) -> jax.Array:
+            # The oldest n frames leave the queue, so that its shape never changes.
+            queue = jnp.concatenate([old, new[:, :, :, :n].astype(old.dtype)], axis=3)
+            return jax.lax.with_sharding_constraint(queue[:, :, :, n:], self.layout)
+
+        frames = state.frames + n
+        # A chunk attends to as many cached frames as some prefix of training had.
+        trained = jnp.array([0, *window.lengths])
+        length = jnp.max(jnp.where(trained <= frames, trained, 0))
+        cached = (push(*pair) for pair in zip(state.history[:2], keys_values, strict=True))
+        return State(History(*cached, length), frames)
+
+
+def make_rollout(
+    apply: Callable[..., Any],
+    schedule: Schedule,
+    null_text: Any,
+    mesh: Mesh,
+    param_shardings: Any,
+    window: Window,
+    settings: SamplerSettings,
+    *,
+    prediction: str,
+    pixels: bool = True,
+) -> Rollout:
+    """Builds the rollout once for a batch size and a mesh.
+
+    Args:
+      apply: the model, (params, x_t, t, condition, history) to (its output, keys and values).
+      schedule: the noise schedule.
+      null_text: embedding of no caption, or of a negative prompt: tree of rows without the batch axis.
+      mesh: whose devices share the batch, and on `seq` and `tensor` each video.
+      param_shardings: of the params that will be handed in.
+      window: sizes.
+      settings: of the sampler; its batch size is rounded up to a multiple of the mesh's parts of a batch. The guidance
+        scale does not grow over frames: a video has no last one.
+      prediction: what the model predicts, one of `objective.PREDICTIONS`.
+      pixels: chunks end as uint8; otherwise as what the model makes, float32.
+    Returns:
+      The rollout.
+    Raises:
+      ValueError: the combination of options has no meaning.
+    """
+    settings = settings.replace(first_frame_guidance_scale=None)
+    parts = batch_parts(mesh)
+    batch_size = -(-settings.batch_size // parts) * parts
+    rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+    tokens = window.cache[1]
+    over = "seq" if tokens % mesh.shape["seq"] == 0 else None
+    layout = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, over, None, "tensor"))
+    steps = _Steps(
+        apply=apply,
+        schedule=schedule,
+        null_text=jax.tree.map(jnp.asarray, null_text),
+        window=window,
+        settings=settings,
+        prediction=prediction,
+        pixels=pixels,
+        batch_size=batch_size,
+        layout=layout,
+    )
+    state = State(History(layout, layout, whole), whole)
+    inputs = (state, param_shardings, rows, rows)
+    calls = len(settings.make_steps(schedule, prediction).t) + 1
     return Rollout(
-        start=jax.jit(start, out_shardings=state_layout),
+        start=jax.jit(steps.start, out_shardings=state),
         extend=jax.jit(
-            extend, donate_argnums=0, in_shardings=inputs, out_shardings=(state_layout, whole)
+            steps.extend, donate_argnums=0, in_shardings=inputs, out_shardings=(state, whole)
         ),
         write=jax.jit(
-            write, donate_argnums=0, in_shardings=(*inputs, rows), out_shardings=state_layout
+            steps.write, donate_argnums=0, in_shardings=(*inputs, rows), out_shardings=state
         ),
         batch_size=batch_size,
-        frames=shape[0],
+        frames=window.shape[0],
         rows=rows,
-        layout=state_layout,
-        calls=(len(steps.t) + 1) * calls,
+        layout=state,
+        calls=calls * guidance.count_calls(*settings.scales),
     )
 
 

@@ -1,12 +1,11 @@
 """The train state: one pure pytree."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -26,7 +25,7 @@ class TrainState:
     step: jax.Array  # () int32, optimizer steps taken
     params: Any
     ema: dict[str, Any]  # name of a moving average to a tree as params
-    opt_state: optax.OptState
+    opt_state: Any  # of the optax optimizer
     rng: jax.Array  # () typed key, never advanced: steps fold their number into it
     loss_scale: LossScale | None  # None unless float16
 
@@ -48,7 +47,7 @@ def compute_dtype(precision: str) -> jnp.dtype:
 
 def init_state(
     params: Any,
-    optimizer: optax.GradientTransformation,
+    init_moments: Callable[[Any], Any],
     averages: Iterable[str],
     rng: jax.Array,
     precision: str,
@@ -57,7 +56,7 @@ def init_state(
 
     Args:
       params: float32 tree.
-      optimizer: whose moments are to be kept.
+      init_moments: params to the optimizer state, `init` of an optax optimizer.
       averages: names of the moving averages.
       rng: () typed key of the run.
       precision: one of PRECISIONS.
@@ -72,7 +71,7 @@ def init_state(
         params=params,
         # Copies: the step donates them all.
         ema={name: jax.tree.map(jnp.copy, params) for name in averages},
-        opt_state=optimizer.init(params),
+        opt_state=init_moments(params),
         rng=rng,
         loss_scale=loss_scale,
     )

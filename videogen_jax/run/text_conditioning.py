@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 
@@ -36,7 +35,7 @@ class Texts(NamedTuple):
     """The texts of a run."""
 
     null: Any  # tree of rows without the batch axis: no caption
-    note: dict[str, Any]  # saved with checkpoints, JSON values
+    metadata: dict[str, Any]  # saved with checkpoints, JSON values
     stored_length: (
         int  # tokens of the stored embeddings that the pipeline is to read; 0: it reads none
     )
@@ -53,7 +52,7 @@ def _refuse(*_: Any) -> Any:
 # Of a run whose model reads none.
 NONE = Texts(
     null=None,
-    note={"vocabulary": [], "text": None},
+    metadata={"vocabulary": [], "text": None},
     stored_length=0,
     embed=_refuse,
     read=_refuse,
@@ -69,59 +68,34 @@ class Embedder(NamedTuple):
     run: Callable[[Sequence[str]], Embeddings]  # of N captions
 
 
-def check_encoder(config: ml_collections.ConfigDict) -> None:
-    """Refuses a text.encoder that there is not, or that does not go with another line of the config.
-
-    Raises:
-      ValueError: says which.
-    """
-    name = config.text.encoder
-    if name not in ENCODERS:
-        raise ValueError(f"Unknown text.encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
-    if name == "clip" and config.vae.name == "identity":
-        raise ValueError(
-            "text.encoder is 'clip', whose embeddings are stored beside latents, but vae.name is 'identity': choose an "
-            "autoencoder, or set --config.text.encoder=words."
-        )
-
-
-def describe_encoder(config: ml_collections.ConfigDict, fetch: bool = False) -> TextEncoder:
-    """The config's CLIP, its weights not read.
+def blank_text(encoder: str, path: str, length: int) -> Any:
+    """An embedding of no caption of the right shapes, without data or weights; CLIP's is zeros.
 
     Args:
-      config: of the run.
-      fetch: see `clip_text.make_text_encoder`; True where weights are wanted.
-    Returns:
-      The text encoder.
-    """
-    return _make_text_encoder(config.text.path, fetch=fetch)
-
-
-def blank_text(config: ml_collections.ConfigDict) -> Any:
-    """A null text of the right shapes, without data or weights; of clip it is zeros.
-
-    Args:
-      config: of the run.
+      encoder: text.encoder, one of ENCODERS.
+      path: text.path.
+      length: text.length.
     Returns:
       Tree of rows without the batch axis.
     Raises:
-      ValueError: the encoder is unknown, or text.length too large for it.
+      ValueError: the length is too large for the encoder.
     """
-    check_encoder(config)
-    length = config.text.length
-    if config.text.encoder == "words":
+    if encoder == "words":
         return Vocabulary(()).encode([""], length)[0]
-    encoder = describe_encoder(config)
-    _check_length(length, encoder.length)
-    zeros = _make_rows([np.zeros((2, encoder.width))], np.zeros((1, encoder.pooled_width)), length)
+    clip = _make_text_encoder(path, fetch=False)
+    _check_length(length, clip.length)
+    zeros = _make_rows([np.zeros((2, clip.width))], np.zeros((1, clip.pooled_width)), length)
     return jax.tree.map(lambda rows: rows[0], zeros)
 
 
-def open_texts(config: ml_collections.ConfigDict, data: Any) -> Texts:
-    """The texts of a run that trains.
+def open_texts(encoder: str, path: str, length: int, vocabulary_size: int, data: Any) -> Texts:
+    """The captions of a run in training.
 
     Args:
-      config: of the run.
+      encoder: text.encoder, one of ENCODERS.
+      path: text.path.
+      length: text.length.
+      vocabulary_size: text.vocabulary_size.
       data: of `pipeline.open_data`.
     Returns:
       The texts.
@@ -129,9 +103,8 @@ def open_texts(config: ml_collections.ConfigDict, data: Any) -> Texts:
       ValueError: the data set has no caption embeddings, or those of other weights than the config's.
       FileNotFoundError: the config names weights elsewhere than `encode` did, and they are not there.
     """
-    check_encoder(config)
-    if config.text.encoder == "words":
-        vocabulary = Vocabulary.from_counts(data.words, config.text.vocabulary_size)
+    if encoder == "words":
+        vocabulary = Vocabulary.from_counts(data.words, vocabulary_size)
         if len(data.words) > len(vocabulary.words):
             logging.warning(
                 "The captions have %d words, of which the %d rarest are unknown to the model: "
@@ -139,54 +112,61 @@ def open_texts(config: ml_collections.ConfigDict, data: Any) -> Texts:
                 len(data.words),
                 len(data.words) - len(vocabulary.words),
             )
-        return _make_words(config, vocabulary)
-    info, path = data.texts, config.data.path
+        return _make_words(vocabulary, length)
+    info = data.texts
     if info is None:
         raise ValueError(
-            f"text.encoder is 'clip', but {path} holds no caption embeddings: run videogen_jax.encode with this config "
-            "and set --config.data.path to its output, or set --config.text.encoder=words."
+            f"text.encoder is 'clip', but {data.folder} holds no caption embeddings: run videogen_jax.encode with "
+            "this config and set --config.data.path to its output, or set --config.text.encoder=words."
         )
-    if info.path != config.text.path:
-        weights = hash_params(describe_encoder(config, fetch=True).load())
+    if info.path != path:
+        weights = hash_params(_make_text_encoder(path, fetch=True).load())
         if weights != info.weights:
             raise ValueError(
-                f"The caption embeddings in {path} are of the weights {info.weights[:12]} of {info.path!r}, but "
-                f"text.path={config.text.path!r} has the weights {weights[:12]}: set --config.text.path={info.path}, "
+                f"The caption embeddings in {data.folder} are of the weights {info.weights[:12]} of {info.path!r}, "
+                f"but text.path={path!r} has the weights {weights[:12]}: set --config.text.path={info.path}, "
                 "or encode again."
             )
-    return _make_clip(config, info)
+    return _make_clip(path, length, info)
 
 
-def restore_texts(config: ml_collections.ConfigDict, metadata: dict[str, Any]) -> Texts:
-    """The texts of a run that was trained.
+def restore_texts(encoder: str, path: str, length: int, metadata: dict[str, Any]) -> Texts:
+    """The captions of a trained run.
 
     Args:
-      config: of the run.
+      encoder: text.encoder, one of ENCODERS.
+      path: text.path.
+      length: text.length.
       metadata: saved with its checkpoint.
     Returns:
       The texts.
+    Raises:
+      FileNotFoundError: the weights of CLIP are not at `path`.
     """
-    if config.text.encoder == "words":
-        return _make_words(config, Vocabulary.from_list(metadata["vocabulary"]))
-    return _make_clip(config, TextInfo(**metadata["text"]))
+    if encoder == "words":
+        return _make_words(Vocabulary.from_list(metadata["vocabulary"]), length)
+    _make_text_encoder(
+        path, fetch=True
+    )  # missing weights are an error now, and not at the first prompt
+    return _make_clip(path, length, TextInfo(**metadata["text"]))
 
 
 def find_difference(texts: Texts, metadata: dict[str, Any]) -> str | None:
     """What gives the same parameters another meaning: words of a sentence, or None.
 
     Args:
-      texts: of the run that goes on.
+      texts: of the run that resumes.
       metadata: saved with its checkpoint.
     """
-    if texts.note["vocabulary"] != metadata["vocabulary"]:
+    if texts.metadata["vocabulary"] != metadata["vocabulary"]:
         return "the captions have other words"
 
-    def content(note: dict[str, Any] | None) -> dict[str, Any]:
-        # The hash of the weights says what the embedding of no caption is, but for rounding.
+    def content(info: dict[str, Any] | None) -> dict[str, Any]:
+        # The hash of the weights determines the embedding of no caption, but for rounding.
         left_out = ("path", "null_tokens", "null_pooled")
-        return {name: value for name, value in (note or {}).items() if name not in left_out}
+        return {name: value for name, value in (info or {}).items() if name not in left_out}
 
-    ours, theirs = texts.note["text"], metadata.get("text")
+    ours, theirs = texts.metadata["text"], metadata.get("text")
     if content(ours) != content(theirs):
         return "the captions were embedded by another text encoder"
     return None
@@ -251,9 +231,7 @@ def describe_embeddings(embedder: Embedder, path: str, dtype: str) -> TextInfo:
     )
 
 
-def _make_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> Texts:
-    length = config.text.length
-
+def _make_words(vocabulary: Vocabulary, length: int) -> Texts:
     def embed(prompts: Sequence[str]) -> np.ndarray:
         for prompt in prompts:
             vocabulary.check(prompt)
@@ -264,15 +242,14 @@ def _make_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> Te
 
     return Texts(
         null=vocabulary.encode([""], length)[0],
-        note={"vocabulary": vocabulary.to_list(), "text": None},
+        metadata={"vocabulary": vocabulary.to_list(), "text": None},
         stored_length=0,
         embed=embed,
         read=read,
     )
 
 
-def _make_clip(config: ml_collections.ConfigDict, info: TextInfo) -> Texts:
-    length, path = config.text.length, config.text.path
+def _make_clip(path: str, length: int, info: TextInfo) -> Texts:
     _check_length(length, info.length)
 
     def embed(prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -302,7 +279,7 @@ def _make_clip(config: ml_collections.ConfigDict, info: TextInfo) -> Texts:
     null = _make_rows([np.asarray(info.null_tokens)], np.asarray([info.null_pooled]), length)
     return Texts(
         null=jax.tree.map(lambda rows: rows[0], null),
-        note={"vocabulary": [], "text": info._asdict()},
+        metadata={"vocabulary": [], "text": info._asdict()},
         stored_length=length,
         embed=embed,
         read=read,

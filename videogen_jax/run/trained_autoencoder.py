@@ -1,18 +1,16 @@
 """The autoencoder of a run: config.json and the newest checkpoint's moving average, for `vae.name=workdir`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from videogen_jax import config as configs
 from videogen_jax.models.autoencoder import Autoencoder, make_causal
 from videogen_jax.models.causal_vae import Network, check_network
-from videogen_jax.run import ema
+from videogen_jax.run import ema, saved_config
 from videogen_jax.run.checkpoint import CheckpointError, restore_average
-
-SECTION = "autoencoder"  # of a config, that makes it one of an autoencoder
 
 
 def read_autoencoder(path: str, dtype: str) -> Autoencoder:
@@ -27,24 +25,20 @@ def read_autoencoder(path: str, dtype: str) -> Autoencoder:
       FileNotFoundError: there is no run.
       ValueError: the run is of something else.
     """
-    if not path:
-        raise ValueError(
-            "vae.name is 'workdir', but vae.path is empty: name the folder of a run of configs/vae_*.py."
-        )
     workdir = Path(path)
     file = workdir / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"There is no {file}: name in vae.path the --workdir of a run of configs/vae_*.py."
         )
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if SECTION not in config:
+    config = saved_config.read_config(workdir)
+    if not configs.is_autoencoder(config):
         raise ValueError(
             f"{workdir} is the run of a diffusion model, not of an autoencoder: name in vae.path the --workdir of a "
             "run of configs/vae_*.py."
         )
-    network = make_network(config[SECTION])
-    average = next(iter(ema.make_decays(config["ema"]["decays"], config["ema"]["widths"])))
+    network = make_network(**config.autoencoder)
+    average = next(iter(ema.make_decays(config.ema.decays, config.ema.widths)))
     autoencoder = make_causal(network, load=lambda: params(), dtype=dtype)
 
     def params() -> Any:
@@ -53,20 +47,13 @@ def read_autoencoder(path: str, dtype: str) -> Autoencoder:
     return autoencoder
 
 
-def make_network(section: Any) -> Network:
-    """The network of a config's lines.
+def make_network(**sizes: Any) -> Network:
+    """The network of the options of `config.autoencoder`.
 
-    Args:
-      section: `config.autoencoder`, or what JSON made of it.
-    Returns:
-      The network.
     Raises:
       ValueError: the sizes make none.
     """
-    lines = dict(section)
-    lines["strides"] = tuple(tuple(stride) for stride in lines["strides"])
-    lines |= {name: tuple(lines[name]) for name in ("patch", "widths")}
-    network = Network(**lines)
+    network = Network(**sizes)
     check_network(network)
     return network
 

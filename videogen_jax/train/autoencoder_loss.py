@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models import perceptual
-from videogen_jax.train.step import Batch, to_float
+from videogen_jax.train.loss import Batch, to_float
 
 # (params, video, key or None) to reconstruction, mean and log variance of the latents
 Reconstruct = Callable[[Any, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array, jax.Array]]

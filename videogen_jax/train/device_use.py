@@ -1,13 +1,10 @@
 """What a run takes of its machine: memory, and the share of the devices' arithmetic that the model is worth."""
 
 import jax
-import ml_collections
 import psutil
 from jax.sharding import Mesh
 
-from videogen_jax.models.flops import TRAIN_FACTOR
 from videogen_jax.parallel import device_specs
-from videogen_jax.run import model as run_model
 
 GIB = 2**30
 
@@ -31,11 +28,6 @@ def measure_memory() -> dict[str, float]:
         if values := [stats[key] for stats in told if key in stats]:
             measured[name] = max(values) / GIB
     return measured
-
-
-def count_step_flops(config: ml_collections.ConfigDict) -> int:
-    """Operations of the model in a train step of a diffusion model's config, over all devices; see models/flops.py."""
-    return TRAIN_FACTOR * run_model.forward_flops(config) * config.batch_size
 
 
 def find_peak_flops(mesh: Mesh) -> float | None:

@@ -9,11 +9,10 @@ import jax
 from videogen_jax.data import bucketed_data, pipeline, prefetch
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
-from videogen_jax.run import model as run_model
-from videogen_jax.run.model import Run
 from videogen_jax.run.text_conditioning import Texts
-from videogen_jax.train import checks
+from videogen_jax.train import setup
 from videogen_jax.train.run_kinds import Kind, find_kind
+from videogen_jax.train.training_run import Run
 
 
 def make_schedule(
@@ -28,7 +27,7 @@ def make_schedule(
 
 def open_batches(
     runs: Mapping[str, Run],
-    own_texts: Texts,
+    texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
     schedule: bucketed_data.BucketSchedule,
     start_step: int,
@@ -47,10 +46,10 @@ def open_batches(
             frames=config.data.frames,
             seed=config.seed,
             start_step=start_step,
-            flip=run_model.mirrors(config, sets[name].words),
-            augmentation=checks.make_augmentation(config) if sets[name].latents is None else None,
+            flip=setup.mirrors(config, sets[name].words),
+            augmentation=setup.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
-            text_length=own_texts.stored_length,
+            text_length=texts.stored_length,
             process_index=index,
             process_count=count,
             threads=config.data.threads,
@@ -58,14 +57,14 @@ def open_batches(
 
     def put(drawn: tuple[str, pipeline.Clips]) -> tuple[str, dict[str, jax.Array]]:
         name, clips = drawn
-        return name, put_clips(kind, runs[name], own_texts, sets[name], clips)
+        return name, put_clips(kind, runs[name], texts, sets[name], clips)
 
     sources = {name: partial(open_bucket, name) for name in runs}
     return prefetch.prefetch_to_mesh(bucketed_data.mix_clips(sources, schedule, start_step), put)
 
 
 def put_clips(
-    kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
+    kind: Kind, run: Run, texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
 ) -> dict[str, jax.Array]:
     """Host clips to what the step takes, on the mesh."""
-    return meshes.put_batch(run.mesh, kind.read_batch(run, own_texts, data, clips))
+    return meshes.put_batch(run.mesh, kind.read_batch(run, texts, data, clips))

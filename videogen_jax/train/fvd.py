@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 
@@ -12,23 +11,27 @@ from videogen_jax.data import bucketed_data, pipeline
 from videogen_jax.evaluation import clip_sets, frechet, i3d, i3d_weights
 from videogen_jax.evaluation.feature_cache import find_features
 from videogen_jax.generate import run_sampler
-from videogen_jax.generate.generator import make_generator
+from videogen_jax.generate.generator import Generate
 from videogen_jax.parallel import processes
-from videogen_jax.run.model import Run
 from videogen_jax.run.text_conditioning import Texts
+from videogen_jax.train.training_run import Run
 
 
 def make_measure_fvd(
-    run: Run, own_texts: Texts, sets: Mapping[str, pipeline.PackedData]
+    run: Run,
+    texts: Texts,
+    sets: Mapping[str, pipeline.PackedData],
+    generate: Generate | None,
 ) -> Callable[[Any, int, Any], None]:
     """FVD of the EMA's videos for captions drawn from training, the same and with the same seeds each time.
 
     So few clips bias the score upwards: it compares steps of one run, and not with published scores.
 
     Args:
-      run: of a diffusion model.
-      own_texts: of the run.
+      run: of a diffusion model, or of an autoencoder, whose FVD is not measured.
+      texts: of its captions.
       sets: of `bucketed_data.open_buckets`.
+      generate: of `generator.make_generator`.
     Returns:
       (writer, step, EMA) to nothing; does nothing where evaluation.fvd_every is 0.
     Raises:
@@ -36,7 +39,7 @@ def make_measure_fvd(
       FileNotFoundError: I3D's weights are not here.
     """
     config = run.config
-    if not find_interval(config):
+    if not find_interval(run):
         return lambda writer, step, ema: None
     options = config.evaluation
     frames = min(config.data.frames, clip_sets.SEEN // options.fvd_repeat)
@@ -55,16 +58,13 @@ def make_measure_fvd(
                 "evaluation.reference, or set evaluation.fvd_every to 0."
             )
         prompts = bucketed_data.draw_captions(config.data.path, count, config.seed)
-        text = own_texts.embed(prompts)
-    condition = run_sampler.make_condition(config, text, config.sample.motion)
-    generate = make_generator(
-        run_sampler.make_run_programs(run, run_sampler.sampler_options(config))
-    )
+        text = texts.embed(prompts)
+    condition = run_sampler.make_condition(run.model, text, config.sample.motion)
     first = jax.process_index() == 0
     with processes.together():
         if first:
             extract = i3d.make_extractor(i3d_weights.load())
-            decode = run_sampler.make_decode(config, next(iter(sets.values())).latents)
+            decode = run.model.latent_space.make_decode(next(iter(sets.values())).latents)
             size = (config.data.height, config.data.width)
             read = clip_sets.read_data(held_out.folder, "validation", size)
             found = clip_sets.survey(read, window, count)
@@ -87,9 +87,9 @@ def make_measure_fvd(
     return measure
 
 
-def find_interval(config: ml_collections.ConfigDict) -> int:
+def find_interval(run: Run) -> int:
     """Steps between two measurements; 0: never, as for autoencoders."""
-    return config.evaluation.fvd_every if "evaluation" in config else 0
+    return run.config.evaluation.fvd_every if "evaluation" in run.config else 0
 
 
 def open_held_out(run: Run, sets: Mapping[str, pipeline.PackedData]) -> pipeline.PackedData:

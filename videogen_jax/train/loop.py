@@ -17,18 +17,17 @@ import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 
+from videogen_jax import config as configs
 from videogen_jax.data import bucketed_data, pipeline
 from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.generate.generator import Generate
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.run import checkpoint, ema_snapshots, saved_config
-from videogen_jax.run import model as run_model
 from videogen_jax.run.ema import width_name
-from videogen_jax.run.model import Run
 from videogen_jax.run.state import TrainState
 from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train import (
-    checks,
     feed,
     fvd,
     init_params,
@@ -36,9 +35,12 @@ from videogen_jax.train import (
     profile,
     run_kinds,
     run_report,
+    setup,
+    training_run,
     validation,
 )
 from videogen_jax.train.device_use import find_peak_flops, measure_memory
+from videogen_jax.train.training_run import Run
 
 
 class Interrupted(RuntimeError):
@@ -58,24 +60,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """
     workdir = Path(workdir)
     with processes.together():
-        checks.check_numbers(config)
+        config = configs.validate(config)
         kind = run_kinds.find_kind(config)
-        run = kind.make_run(config)
-        kind.check_choices(run)
-        meshes.check_batch(run.mesh, config.batch_size, config.train.accumulation)
+        mesh = meshes.make_mesh(**config.mesh)
         sets = bucketed_data.open_buckets(config.data.path)
-        checks.check_data(config, sets)
+        setup.check_data(config, sets)
+        config = setup.resolve_length(config, mesh, sets, kind)
         data = next(iter(sets.values()))  # for what they all share
-        own_texts = kind.open_texts(config, data)
-        if data.texts is not None:  # embeddings have the widths of the data's
-            run = kind.make_run(config, run.mesh, own_texts.null)
-        shapes = checks.bucket_shapes(config, sets)
-        runs = run_model.make_bucket_runs(run, shapes, kind.make_run, kind.grid)
+        texts = kind.open_texts(config, data)
+        run = kind.make_run(config, mesh, texts.null)
+        generate = kind.make_generate(run)
+        runs = setup.make_bucket_runs(run, setup.bucket_shapes(config, sets), kind)
         for bucket in runs.values():
             processes.find_share(bucket.mesh, bucket.config.batch_size)
     processes.share_folder(workdir)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
-        state = restore_or_init(run, manager, own_texts, data.latents)
+        state = restore_or_init(run, manager, texts, data.latents)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
@@ -84,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 saved_config.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
-            run_steps(run, runs, workdir, manager, state, own_texts, sets)
+            run_steps(run, runs, workdir, manager, state, texts, sets, generate)
         except metrics.TrainingDiverged as error:
             manager.wait_until_finished()
             good = manager.latest_step()
@@ -100,19 +100,21 @@ def run_steps(
     workdir: Path,
     manager: Any,
     state: TrainState,
-    own_texts: Texts,
+    texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
+    generate: Generate | None,
 ) -> None:
     """The loop itself: from the state's step to the last.
 
     Args:
-      run: of `make_run`.
-      runs: of `make_bucket_runs`.
+      run: of the config's shape.
+      runs: of each bucket.
       workdir: for the dashboard and samples.
       manager: of `checkpoint.open_checkpoints`.
       state: is donated.
-      own_texts: of `text_conditioning.open_texts`.
+      texts: of `text_conditioning.open_texts`.
       sets: of `bucketed_data.open_buckets`.
+      generate: makes the samples; None for an autoencoder.
     Raises:
       TrainingDiverged: the loss is not finite.
       Interrupted: SIGTERM came.
@@ -127,22 +129,22 @@ def run_steps(
         with processes.together():
             writer = metrics.make_writer(workdir, **config.wandb)
         stack.callback(writer.close)
-        metrics.show_config(writer, first - 1, workdir, config)
+        metrics.show_config(writer, first - 1, workdir, config.to_dict())
         snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
         kind = run_kinds.find_kind(config)
-        flops = {name: kind.count_flops(one.config) for name, one in runs.items()}
-        evaluate = validation.make_evaluate(kind, runs, own_texts, sets)
-        show_samples = kind.make_show(run, workdir, own_texts, sets)
-        measure_fvd = fvd.make_measure_fvd(run, own_texts, sets)
-        metadata = own_texts.note | {"config": config.to_dict()}
-        metadata["latents"] = checks.note_latents(latents)
+        flops = {name: kind.count_flops(one) for name, one in runs.items()}
+        evaluate = validation.make_evaluate(kind, runs, texts, sets)
+        log_samples = kind.make_log_samples(run, workdir, texts, sets, generate)
+        measure_fvd = fvd.make_measure_fvd(run, texts, sets, generate)
+        metadata = texts.metadata | {"config": config.to_dict()}
+        metadata["latents"] = setup.latents_metadata(latents)
         schedule = feed.make_schedule(runs, sets)
-        batches = stack.enter_context(feed.open_batches(runs, own_texts, sets, schedule, first - 1))
+        batches = stack.enter_context(feed.open_batches(runs, texts, sets, schedule, first - 1))
         stack.enter_context(jax.transfer_guard("disallow"))
         # While the first batches load; those of buckets that come later while the first ones train.
         order = [list(runs)[i] for i in schedule.first_uses(first - 1)]
         train_steps = stack.enter_context(
-            run_model.compile_steps({name: runs[name] for name in order})
+            training_run.compile_steps({name: runs[name] for name in order})
         )
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
@@ -161,9 +163,9 @@ def run_steps(
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()
-                show_samples(writer, step, read_ema(run, state))
+                log_samples(writer, step, read_ema(run, state))
                 window.restart()
-            if due(step, last, fvd.find_interval(config)) and not interrupted:
+            if due(step, last, fvd.find_interval(run)) and not interrupted:
                 window.flush()
                 measure_fvd(writer, step, read_ema(run, state))
                 window.restart()
@@ -200,9 +202,7 @@ def due(step: int, last: int, every: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def restore_or_init(
-    run: Run, manager: Any, own_texts: Texts, latents: LatentInfo | None
-) -> TrainState:
+def restore_or_init(run: Run, manager: Any, texts: Texts, latents: LatentInfo | None) -> TrainState:
     """The newest checkpoint's state, or a new one, laid out on the mesh.
 
     Raises:
@@ -214,11 +214,11 @@ def restore_or_init(
         if "init" not in run.config or not run.config.init.path:
             return init()
         with processes.together():
-            params = init_params.init_params(run, own_texts)
+            params = init_params.init_params(run.model, texts)
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
     with processes.together():
         metadata = checkpoint.restore_metadata(manager, step)
-        checks.check_same_run(metadata, run.config, own_texts, latents)
+        setup.check_same_run(metadata, run.config, texts, latents)
     logging.info("Going on from step %d of %s.", step, manager.directory)
     return state

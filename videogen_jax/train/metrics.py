@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 
+from videogen_jax import config as configs
 from videogen_jax.train.wandb_writer import WandbWriter
 
 
@@ -44,38 +44,33 @@ def make_writer(workdir: str | Path, *, project: str = "", mode: str = "online")
     return metric_writers.AsyncMultiWriter(writers)
 
 
-def show_config(
-    writer: Any, step: int, workdir: str | Path, config: ml_collections.ConfigDict
-) -> None:
+def show_config(writer: Any, step: int, workdir: str | Path, options: dict[str, Any]) -> None:
     """Shows the resolved config, as a table of hyper-parameters and as text, unless it is there already.
 
     Args:
       writer: of `make_writer`.
-      step: at which the run begins or goes on.
-      workdir: of the run; tensorboard/shown_config.json keeps what was shown.
-      config: of the run.
+      step: at which the run starts or resumes.
+      workdir: folder of the run; tensorboard/shown_config.json keeps what was shown.
+      options: the config as nested dicts.
     """
     if jax.process_index() != 0:
         return
-    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
+    text = json.dumps(options, indent=2, ensure_ascii=False)
     shown = Path(workdir) / "tensorboard" / "shown_config.json"
     if shown.is_file() and shown.read_text(encoding="utf-8") == text:
         return
-    writer.write_hparams(flatten_config(config))
+    writer.write_hparams(to_hparams(options))
     writer.write_texts(step, {"config/resolved": f"```json\n{text}\n```"})
     writer.flush()
     shown.write_text(text, encoding="utf-8")
 
 
-def flatten_config(config: ml_collections.ConfigDict) -> dict[str, bool | int | float | str]:
+def to_hparams(options: dict[str, Any]) -> dict[str, bool | int | float | str]:
     """Dotted names to values; what is neither a number nor a text becomes one as Python writes it."""
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            flat |= {f"{key}.{name}": one for name, one in flatten_config(value).items()}
-        else:
-            flat[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in configs.flatten(options)
+    }
 
 
 def write_animation(writer: Any, step: int, tag: str, gif: bytes, size: tuple[int, int]) -> None:

@@ -67,7 +67,7 @@ def make_optimizer(
     its momentum; it does not scale by the size of the parameters. `muon` orthogonalises the updates of the matrices of
     attention and MLPs in the blocks, scaled to the size of Adam's, and leaves all other parameters (also the blocks'
     modulation) to AdamW with Nesterov's momentum at the same rate. `schedule_free` is AdamW whose momentum is an
-    interpolation with an average: see `evaluation_params`, and `check_rate` for its learning rate.
+    interpolation with an average: see `evaluation_params`; its learning rate must not fall.
 
     Args:
       name: one of OPTIMIZERS.
@@ -145,22 +145,6 @@ def _schedule_free(
     )
     # Its count starts at 1; with this the average weighs a step by the rate of that step, as in the paper.
     return optax.contrib.schedule_free(adam, lambda count: learning_rate(count - 1), b1=b1)
-
-
-def check_rate(name: str, final_fraction: float) -> None:
-    """Refuses a falling learning rate for an optimizer that stands in for the fall.
-
-    Args:
-      name: of the optimizer.
-      final_fraction: of `make_learning_rate`.
-    Raises:
-      ValueError: schedule_free with a decay.
-    """
-    if name == "schedule_free" and final_fraction != 1:
-        raise ValueError(
-            f"schedule_free averages instead of lowering the learning rate, but learning_rate.final_fraction is "
-            f"{final_fraction}: set it to 1.0."
-        )
 
 
 def evaluation_params(opt_state: optax.OptState, params: Any) -> Any:

@@ -6,91 +6,91 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
+from videogen_jax import config as configs
 from videogen_jax.data import pipeline
 from videogen_jax.generate import run_rollout, run_sampler
-from videogen_jax.run import conditioning, text_conditioning
-from videogen_jax.run import model as run_model
-from videogen_jax.run.model import Run
+from videogen_jax.generate.generator import Generate, make_generator
+from videogen_jax.generate.sampler_settings import SamplerSettings
+from videogen_jax.run import autoencoder_model, model, text_conditioning
 from videogen_jax.run.text_conditioning import Texts
-from videogen_jax.train import autoencoder_run, checks, device_use, log_samples
-
-NOISE_LEVELS = 8  # at which validation tells the loss of a diffusion model
+from videogen_jax.train import autoencoder_run, diffusion_run, log_samples
+from videogen_jax.train.training_run import Run
 
 
 class Kind(NamedTuple):
-    """What a run of a diffusion model and one of an autoencoder have not in common."""
+    """Where a run of a diffusion model and one of an autoencoder differ."""
 
     make_run: Callable[..., Run]  # (config, mesh, null text), the last two or None
-    check_choices: Callable[[Run], None]
-    grid: Callable[
-        ..., tuple[int, int, int]
-    ]  # config to (T, H, W), by which buckets share the work
+    grid: Callable[..., tuple[int, int, int]]  # config to (T, H, W), by which buckets share work
     open_texts: Callable[..., Texts]  # (config, data)
     read_batch: Callable[..., dict[str, Any]]  # (run, texts, data, clips)
-    make_measure: Callable[[Run], Callable[..., dict[str, jax.Array]]]  # what validation tells
-    count_flops: Callable[..., int | None]  # (config) to a train step's, where they are counted
-    make_show: Callable[..., Callable[[Any, int, Any], None]]  # (run, workdir, texts, sets)
+    make_measure: Callable[[Run], Callable[..., dict[str, jax.Array]]]  # validation metrics
+    count_flops: Callable[[Run], int | None]  # of a train step, where they are counted
+    make_generate: Callable[[Run], Generate | None]  # the sampler of the config
+    # (run, workdir, texts, sets, generate)
+    make_log_samples: Callable[..., Callable[[Any, int, Any], None]]
 
 
 def read_batch(
-    run: Run, own_texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
+    run: Run, texts: Texts, data: pipeline.PackedData, clips: pipeline.Clips
 ) -> dict[str, Any]:
-    """What a diffusion model takes of clips: pixels or latents, texts and micro-conditions."""
+    """A batch of a diffusion model: pixels or latents, captions and micro-conditions."""
     scores = np.searchsorted(data.motion_score_buckets, clips["motion_score"], side="right")
     micro = {"fps": clips["fps"], "motion": scores.astype(np.float32)}
-    micro = {name: micro[name] for name in conditioning.batch_conditions(run.config)}
-    return {"video": clips["video"], "text": own_texts.read(clips)} | micro
+    micro = {name: micro[name] for name in run.model.conditioning.batch_conditions}
+    return {"video": clips["video"], "text": texts.read(clips)} | micro
 
 
-def make_measure(run: Run) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
-    """The loss of a diffusion model on a batch of validation clips: as in training, and at each noise level."""
-    loss = run_model.make_run_loss(run, drops=False)
-    by_noise_level = run_model.make_run_level_losses(run, NOISE_LEVELS)
-    return lambda params, batch, rng: {
-        "loss": loss(params, batch, rng),
-        "loss_by_noise_level": by_noise_level(params, batch, rng),
-    }
+def _open_texts(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> Texts:
+    text = config.text
+    return text_conditioning.open_texts(
+        text.encoder, text.path, text.length, text.vocabulary_size, data
+    )
 
 
-def check_choices(run: Run) -> None:
-    """Refuses an objective, a sampler or a long video that means nothing, before anything is computed.
+def _make_diffusion_run(
+    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: Any = None
+) -> Run:
+    return diffusion_run.make_run(model.make_model(config, mesh, null_text))
 
-    Raises:
-      ValueError: names it.
-    """
-    run_sampler.check_choices(run)
+
+def _make_autoencoder_run(
+    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: None = None
+) -> Run:
+    return autoencoder_run.make_run(autoencoder_model.make_model(config, mesh))
+
+
+def _make_generate(run: Run) -> Generate:
     if run.config.tasks.prefix:
-        run_rollout.plan_rollout(run.config)
-    if run.config.evaluation.fvd_every and not run.config.tasks.text:
-        raise ValueError(
-            "evaluation.fvd_every judges videos made from text alone, which this run never learns (tasks.text=0): set "
-            "it to 0."
-        )
+        run_rollout.plan_rollout(run.model)  # raises where long videos could not be sampled
+    settings = SamplerSettings(**run.model.sampling)
+    return make_generator(run_sampler.make_run_programs(run.model, settings))
 
 
 DIFFUSION = Kind(
-    make_run=run_model.make_run,
-    check_choices=check_choices,
-    grid=run_model.token_grid,
-    open_texts=text_conditioning.open_texts,
+    make_run=_make_diffusion_run,
+    grid=model.token_grid,
+    open_texts=_open_texts,
     read_batch=read_batch,
-    make_measure=make_measure,
-    count_flops=device_use.count_step_flops,
-    make_show=log_samples.make_show_samples,
+    make_measure=diffusion_run.make_measure,
+    count_flops=diffusion_run.count_step_flops,
+    make_generate=_make_generate,
+    make_log_samples=log_samples.make_log_videos,
 )
 AUTOENCODER = Kind(
-    make_run=lambda config, mesh=None, null_text=None: autoencoder_run.make_run(config, mesh),
-    check_choices=autoencoder_run.check_choices,
-    grid=autoencoder_run.latent_grid,
+    make_run=_make_autoencoder_run,
+    grid=autoencoder_model.latent_grid,
     open_texts=lambda config, data: text_conditioning.NONE,
-    read_batch=lambda run, own_texts, data, clips: {"video": clips["video"]},
+    read_batch=lambda run, texts, data, clips: {"video": clips["video"]},
     make_measure=autoencoder_run.make_measure,
-    count_flops=lambda config: None,
-    make_show=log_samples.make_show_reconstructions,
+    count_flops=lambda run: None,
+    make_generate=lambda run: None,
+    make_log_samples=log_samples.make_log_reconstructions,
 )
 
 
 def find_kind(config: ml_collections.ConfigDict) -> Kind:
-    """What a config describes."""
-    return AUTOENCODER if checks.is_autoencoder(config) else DIFFUSION
+    """The kind of run that a config describes."""
+    return AUTOENCODER if configs.is_autoencoder(config) else DIFFUSION

@@ -1,62 +1,43 @@
-"""What is looked at before a run begins: a config, its data set and the checkpoint that it goes on from."""
+"""Config, data set and checkpoint of a run brought together: its length, its buckets, and whether they fit."""
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 
+from videogen_jax import config as configs
 from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import model as run_model
 from videogen_jax.run import text_conditioning
-from videogen_jax.run.saved_config import add_later_lines
-from videogen_jax.run.trained_autoencoder import SECTION
+from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
+from videogen_jax.train.run_kinds import Kind
+from videogen_jax.train.training_run import Run
 
-NUMBERS = (
-    *("batch_size", "data.frames", "data.shuffle_window", "data.threads"),
-    *("train.steps", "train.accumulation", "train.log_every"),
-    *(f"mesh.{axis}" for axis in meshes.AXES),
-    *("checkpoint.every", "checkpoint.keep", "sample.every", "profile.steps"),
-)
-DIFFUSION_NUMBERS = (
-    *("text.length", "memory.pieces", "memory.unroll", "sample.batch_size", "prefix.chunk"),
-    *("evaluation.fvd_clips", "evaluation.fvd_repeat"),
-)
-AUTOENCODER_NUMBERS = ("perceptual.frames",)
-
-Shape = tuple[int, int, int]  # (frames, height, width) in pixels
-
-
-def is_autoencoder(config: ml_collections.ConfigDict) -> bool:
-    """Whether a config describes an autoencoder that is to be trained, and not a diffusion model."""
-    return SECTION in config
+SIDES = {"left", "right"}  # captions with these words would be wrong for a mirrored clip
 
 
 def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]) -> None:
-    """Refuses clips of another size or rate than the config's.
+    """Raises ValueError for clips of another size or rate than the config's.
 
     Args:
       config: of the run.
       sets: of `bucketed_data.open_buckets`.
-    Raises:
-      ValueError: names the line of the config and the packed value.
     """
     bucketed = bucketed_data.is_bucketed(config.data.path)
     shapes = bucket_shapes(config, sets)
-    own = run_model.clip_shape(config)
-    if own not in shapes.values():
+    wanted_shape = clip_shape(config)
+    if wanted_shape not in shapes.values():
         raise ValueError(
-            f"data.frames, height and width are {shape_name(own)}, but the buckets in {config.data.path} are "
+            f"data.frames, height and width are {shape_name(wanted_shape)}, but the buckets in {config.data.path} are "
             f"{', '.join(map(shape_name, shapes.values()))}: set them to one of these, which samples then have."
         )
-    if not is_autoencoder(config):
-        check_told(config)
     for folder, data in sets.items():
-        # Windows may be cut out of pixels: check_augmentation looks at their size.
+        # Pixels may be cropped: check_augmentation looks at their size.
         for name in ("height", "width", "fps") if data.latents and not bucketed else ("fps",):
             wanted, packed = config.data[name], getattr(data, name)
             if wanted != packed:
@@ -64,7 +45,7 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
                     f"data.{name} is {wanted}, but the clips in {folder} were packed with {packed}: "
                     f"set --config.data.{name}={packed}, or pack again."
                 )
-        bucket = run_model.with_shape(config, shapes[folder])
+        bucket = with_shape(config, shapes[folder])
         check_latents(bucket, data.latents, folder)
         check_augmentation(bucket, data)
 
@@ -72,17 +53,102 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
 def bucket_shapes(
     config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]
 ) -> dict[str, Shape]:
-    """The clips' shape in each bucket; the config's own where the data set is a plain one.
+    """Folder of each bucket to the shape of its clips; the config's shape where the data set has no buckets."""
+    if not bucketed_data.is_bucketed(config.data.path):
+        return dict.fromkeys(sets, clip_shape(config))
+    return {folder: (data.frames, data.height, data.width) for folder, data in sets.items()}
+
+
+def bucket_config(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    shape: Shape,
+    grid_of: Callable[[ml_collections.ConfigDict], Grid],
+) -> tuple[ml_collections.ConfigDict, Mesh]:
+    """The config and the mesh for clips of a bucket.
+
+    As many clips make a batch as have about the tokens of a batch of the config's own shape. Images cannot be split
+    among the devices of `seq`: there these are more of `fsdp`, which lays the state out in the same way.
 
     Args:
       config: of the run.
-      sets: of `bucketed_data.open_buckets`.
+      mesh: of the run.
+      shape: (frames, height, width) of the bucket's clips in pixels.
+      grid_of: config to (T, H, W) of a clip's tokens.
     Returns:
-      Folder of the bucket to the shape.
+      (config with the bucket's shape and batch size, mesh).
     """
-    if not bucketed_data.is_bucketed(config.data.path):
-        return dict.fromkeys(sets, run_model.clip_shape(config))
-    return {folder: (data.frames, data.height, data.width) for folder, data in sets.items()}
+    if shape == clip_shape(config):
+        return config, mesh
+    tokens = config.batch_size * math.prod(grid_of(config))
+    config = with_shape(config, shape)
+    grid = grid_of(config)
+    if grid[0] == 1:
+        sizes = dict(mesh.shape)
+        sizes |= {"fsdp": sizes["fsdp"] * sizes["seq"], "seq": 1}
+        mesh = meshes.make_mesh(**sizes, devices=list(mesh.devices.flat))
+    step = meshes.batch_parts(mesh) * config.train.accumulation
+    with config.unlocked():
+        config.batch_size = max(step, tokens // math.prod(grid) // step * step)
+    return config, mesh
+
+
+def make_bucket_runs(run: Run, shapes: Mapping[str, Shape], kind: Kind) -> dict[str, Run]:
+    """A run for each bucket of a data set: the same state and model, clips of the bucket's shape.
+
+    Args:
+      run: of the config's shape.
+      shapes: bucket to (frames, height, width) of its clips in pixels.
+      kind: of the run.
+    Returns:
+      Bucket to its run.
+    Raises:
+      ValueError: a bucket's clips do not fit the model or the mesh; the sentence names the bucket.
+    """
+    if set(shapes.values()) == {run.model.clip_shape}:
+        return dict.fromkeys(shapes, run)
+    runs = {}
+    for bucket, shape in shapes.items():
+        try:
+            config, mesh = bucket_config(run.config, run.mesh, shape, kind.grid)
+            # The state stays where the config's own mesh places it.
+            runs[bucket] = kind.make_run(config, mesh, run.model.null_text)._replace(
+                abstract=run.abstract, shardings=run.shardings
+            )
+        except ValueError as error:
+            raise ValueError(f"Bucket {bucket}: {error}") from error
+    return runs
+
+
+def resolve_length(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    sets: Mapping[str, pipeline.PackedData],
+    kind: Kind,
+) -> ml_collections.ConfigDict:
+    """The config with train.steps as many as train.epochs are, where these are given.
+
+    An epoch has as many steps as batches, of each bucket's size, hold all training clips once.
+
+    Args:
+      config: of the run.
+      mesh: of the run.
+      sets: of `bucketed_data.open_buckets`.
+      kind: of the run.
+    Returns:
+      The config, validated with the new length.
+    """
+    if not config.train.epochs:
+        return config
+    batches = 0.0
+    for folder, shape in bucket_shapes(config, sets).items():
+        bucket, _ = bucket_config(config, mesh, shape, kind.grid)
+        batches += sum(sets[folder].lengths["train"]) / bucket.batch_size
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.steps = math.ceil(config.train.epochs * batches)
+    logging.info("%g epochs are %d steps.", config.train.epochs, config.train.steps)
+    return configs.validate(config)
 
 
 def shape_name(shape: Shape) -> str:
@@ -91,39 +157,21 @@ def shape_name(shape: Shape) -> str:
 
 
 def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
-    """What the config does to training clips of its shape."""
+    """The config's augmentation of training clips."""
     return Augmentation(size=(config.data.height, config.data.width), **config.augment)
 
 
-def check_told(config: ml_collections.ConfigDict) -> None:
-    """Refuses speeds that the model is not told of; warns of a speed that it is asked for but never shown.
-
-    Raises:
-      ValueError: the micro-condition is missing.
-    """
-    low, high = config.augment.fps_min, config.augment.fps_max
-    if low < high and "fps" not in config.model.micro_conditions:
-        raise ValueError(
-            f"augment.fps_min and fps_max take clips at {low} to {high} frames per second, but the model is not told "
-            "which: add 'fps' to model.micro_conditions, or make them equal."
-        )
-    if 0 < high < config.data.fps:
-        logging.warning(
-            "Training sees at most %g frames per second, but validation and samples have data.fps of %g: "
-            "raise --config.augment.fps_max.",
-            high,
-            config.data.fps,
-        )
+def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
+    """Whether clips may be mirrored: data.flip is on, and no caption that a model reads names a side."""
+    return config.data.flip and (configs.is_autoencoder(config) or not SIDES & set(words))
 
 
 def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> None:
-    """Refuses an augmentation that pixels cannot serve, or with which latents were not encoded.
+    """Raises ValueError for an augmentation that the clips are too small, slow or short for, or that latents lack.
 
     Args:
       config: of the run, with the shape of the clips.
       data: of `pipeline.open_data`.
-    Raises:
-      ValueError: names the line of the config.
     """
     augmentation = make_augmentation(config)
     if data.latents is None:
@@ -139,16 +187,14 @@ def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedD
 
 
 def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None, path: str) -> None:
-    """Refuses a data set of pixels where the config wants latents, of latents where it wants pixels, or of others.
+    """Raises ValueError for pixels where the config wants latents, latents where it wants pixels, or other latents.
 
     Args:
       config: of the run, with the shape of the clips.
       latents: of the data set.
       path: its folder.
-    Raises:
-      ValueError: says which it is.
     """
-    if is_autoencoder(config):
+    if configs.is_autoencoder(config):
         if latents is not None:
             raise ValueError(
                 f"{path} holds latents, but an autoencoder is trained on pixels: set --config.data.path to what "
@@ -166,7 +212,7 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
             f"vae.name is {name!r}, but {path} holds latents of {latents.autoencoder!r}: "
             f"set --config.vae.name={latents.autoencoder}."
         )
-    shape = list(run_model.video_shape(config)[1:])
+    shape = list(make_latent_space(config).latent_shape(config.data.frames)[1:])
     if latents is not None and shape != latents.shape:
         raise ValueError(
             f"The latent frames in {path} have the shape {latents.shape}, but the autoencoder of "
@@ -175,64 +221,31 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
         )
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Refuses counts below 1.
-
-    Raises:
-      ValueError: names the line of the config.
-    """
-    names = AUTOENCODER_NUMBERS if is_autoencoder(config) else DIFFUSION_NUMBERS
-    flat = config.to_dict()
-    for name in NUMBERS + names:
-        value: Any = flat
-        for part in name.split("."):
-            value = value[part]
-        if value < 1:
-            raise ValueError(f"{name} is {value}: give at least 1.")
-
-
 def check_same_run(
     metadata: dict[str, Any],
     config: ml_collections.ConfigDict,
-    own_texts: text_conditioning.Texts,
+    texts: text_conditioning.Texts,
     latents: LatentInfo | None,
 ) -> None:
-    """Refuses to go on with words or a setup that give the same parameters another meaning.
+    """Raises ValueError, listing what differs, where a checkpoint's parameters would mean something else.
 
     Args:
       metadata: saved with the checkpoint.
-      config: of the run that goes on.
-      own_texts: of `text_conditioning.open_texts`.
+      config: of the run that resumes.
+      texts: of `text_conditioning.open_texts`.
       latents: of its data.
-    Raises:
-      ValueError: lists what differs.
     """
-
-    def meaning(config: dict[str, Any]) -> dict[str, Any]:
-        if SECTION in config:
-            return {f"{SECTION}.{key}": value for key, value in config[SECTION].items()}
-        model = {f"model.{key}": value for key, value in config["model"].items()}
-        schedule = {f"schedule.{key}": value for key, value in config["schedule"].items()}
-        rest = {"objective.prediction": config["objective"]["prediction"]}
-        if config["tasks"]["prefix"]:
-            rest["prefix.lengths"] = config["prefix"]["lengths"]
-        return model | schedule | rest | {"text.length": config["text"]["length"]}
-
-    ours = json.loads(json.dumps(meaning(config.to_dict())))  # tuples become lists, as there
-    before = metadata["config"]
-    if SECTION not in before:
-        add_later_lines(before)
-    theirs = meaning(before)
+    ours, theirs = _meaning(config), _meaning(configs.complete(metadata["config"]))
     differences = [
         f"{name} is {ours[name]} instead of {theirs.get(name)}"
         for name in ours
         if ours[name] != theirs.get(name)
     ]
-    theirs_latents = metadata.get("latents")
-    if difference := text_conditioning.find_difference(own_texts, metadata):
+    if difference := text_conditioning.find_difference(texts, metadata):
         differences.append(difference)
+    saved = metadata.get("latents")
     # Through LatentInfo: fields that came later have defaults.
-    if latents != (theirs_latents and LatentInfo(**theirs_latents)):
+    if latents != (saved and LatentInfo(**saved)):
         differences.append("the latents were encoded or measured otherwise")
     if differences:
         raise ValueError(
@@ -241,6 +254,17 @@ def check_same_run(
         )
 
 
-def note_latents(latents: LatentInfo | None) -> dict[str, Any] | None:
-    """As it is saved with checkpoints, for sampling."""
+def _meaning(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options that give the parameters their meaning."""
+    if configs.is_autoencoder(config):
+        return {f"autoencoder.{key}": value for key, value in config.autoencoder.items()}
+    sections = {name: config[name].to_dict() for name in ("model", "schedule")}
+    rest = {"objective.prediction": config.objective.prediction}
+    if config.tasks.prefix:
+        rest["prefix.lengths"] = config.prefix.lengths
+    return dict(configs.flatten(sections)) | rest | {"text.length": config.text.length}
+
+
+def latents_metadata(latents: LatentInfo | None) -> dict[str, Any] | None:
+    """What checkpoints keep of a data set's latents, for sampling."""
     return None if latents is None else latents._asdict()

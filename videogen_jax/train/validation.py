@@ -11,17 +11,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import pipeline
 from videogen_jax.parallel import processes
-from videogen_jax.run.model import Run
 from videogen_jax.run.text_conditioning import Texts
-from videogen_jax.train import checks, metrics
+from videogen_jax.train import metrics, setup
 from videogen_jax.train.feed import put_clips
 from videogen_jax.train.run_kinds import Kind
+from videogen_jax.train.training_run import Run
 
 
 def make_evaluate(
     kind: Kind,
     runs: Mapping[str, Run],
-    own_texts: Texts,
+    texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
 ) -> Callable[[Any, int, Any], float | None]:
     """Validation loss of the EMA on the same clips and random numbers whenever it is called: the mean over the buckets.
@@ -34,9 +34,7 @@ def make_evaluate(
     held_out = [name for name in runs if sum(sets[name].lengths.get("validation", []))]
     if not held_out or not config.train.validation_batches:
         return lambda writer, step, ema: None
-    measures = {
-        name: make_bucket_measure(kind, runs[name], own_texts, sets[name]) for name in held_out
-    }
+    measures = {name: make_bucket_measure(kind, runs[name], texts, sets[name]) for name in held_out}
 
     def evaluate(writer: Any, step: int, ema: Any) -> float:
         values = {name: measure(ema) for name, measure in measures.items()}
@@ -73,21 +71,21 @@ def write_levels(writer: Any, step: int, quantity: str, values: np.ndarray) -> N
 
 
 def make_bucket_measure(
-    kind: Kind, run: Run, own_texts: Texts, data: pipeline.PackedData
+    kind: Kind, run: Run, texts: Texts, data: pipeline.PackedData
 ) -> Callable[[Any], dict[str, np.ndarray]]:
     """Means over the first validation clips of a bucket."""
     config = run.config
     measure = jax.jit(kind.make_measure(run))
     index, count = processes.find_share(run.mesh, config.batch_size)
     batches = [
-        put_clips(kind, run, own_texts, data, clips)
+        put_clips(kind, run, texts, data, clips)
         for clips in pipeline.make_validation_clips(
             data,
             batch_size=config.batch_size,
             frames=config.data.frames,
             num_batches=config.train.validation_batches,
-            text_length=own_texts.stored_length,
-            size=checks.make_augmentation(config).size if data.latents is None else None,
+            text_length=texts.stored_length,
+            size=setup.make_augmentation(config).size if data.latents is None else None,
             process_index=index,
             process_count=count,
         )
