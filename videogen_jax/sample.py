@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 from absl import flags, logging
 from tqdm import tqdm
@@ -123,7 +124,8 @@ def write_samples() -> None:
         name = file_name(i, prompt)
         video_io.write_video(folder / name, video, model.fps)
         entries.append({"file": name, "prompt": prompt, "seed": seed})
-    contact_sheet.contact_sheet(made, prompts).save(folder / "contact_sheet.png")
+    sheet = contact_sheet.contact_sheet(made, prompts)
+    iio.imwrite(folder / "contact_sheet.png", sheet, plugin="pillow")
     settings = model.choose_settings(len(prompts), **sampler_flags())
     recipe = model.describe(settings, **options()) | {"shape": list(made.shape[1:])}
     write_recipe(folder, recipe | given_frames(), model.fps, entries)

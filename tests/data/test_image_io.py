@@ -48,6 +48,15 @@ def test_the_orientation_is_applied(tmp_path, orientation, suffix):
     assert probe_image(path) == expected.shape[:2]
 
 
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_the_orientation_of_grey_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(gradient()[..., 1]).save(tmp_path / "a.png", exif=exif)
+    expected = SHOWN[orientation](np.repeat(gradient()[..., 1:2], 3, axis=2))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+
+
 def test_transparent_pixels_are_white(tmp_path):
     rgba = np.zeros((4, 3, 4), np.uint8)
     rgba[..., 0], rgba[..., 3] = 200, np.uint8([0, 51, 255, 255])[:, None]
@@ -89,6 +98,16 @@ def test_the_pictures_behind_a_telephones_jpeg_are_left_alone(tmp_path):
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.n_frames == 2
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - gradient()).mean() < 3
+
+
+def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # Pillow warns from here, as it may
+    assert read_image(tmp_path / "a.png").shape == (20, 30, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # and refuses twice as many
+    for read in (read_image, probe_image):
+        with pytest.raises(ImageError, match=r"a\.png has too many pixels: scale it down"):
+            read(tmp_path / "a.png")
 
 
 def test_what_is_no_image_says_so(tmp_path):

@@ -19,9 +19,7 @@ def grey_videos(count, frames, height=8, width=8):
 
 
 def test_sheet_has_a_row_per_video_and_first_and_last_frames():
-    sheet = np.asarray(
-        contact_sheet.contact_sheet(grey_videos(3, 10), ["a", "b", "c"], frames=4, tile=16)
-    )
+    sheet = contact_sheet.contact_sheet(grey_videos(3, 10), ["a", "b", "c"], frames=4, tile=16)
     assert sheet.shape == (GAP + 3 * (LINE + 16 + GAP), GAP + 4 * (16 + GAP), 3)
     for i in range(3):
         top = GAP + i * (LINE + 16 + GAP) + LINE
@@ -33,7 +31,7 @@ def test_sheet_has_a_row_per_video_and_first_and_last_frames():
 
 def test_sheet_shows_all_frames_of_a_short_video_and_no_frame_twice():
     sheet = contact_sheet.contact_sheet(grey_videos(1, 3, 64, 48), ["a"], frames=8)
-    assert sheet.size == (GAP + 3 * (48 + GAP), GAP + LINE + 64 + GAP)
+    assert sheet.shape == (GAP + LINE + 64 + GAP, GAP + 3 * (48 + GAP), 3)
 
 
 @pytest.mark.parametrize("prompt", ["x" * 10_000, "ein grüner Kreis", "赤い円が左へ", ""])

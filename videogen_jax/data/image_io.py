@@ -1,4 +1,4 @@
-"""Image files in: one upright RGB frame, whatever the file.
+"""Image files in and out, through imageio: one upright RGB frame, whatever the file.
 
 What a file leaves open is decided here, once: the EXIF orientation is applied, transparent pixels are white, 16 bits
 become 8, and an animated WebP or PNG is refused, because its caption tells of more than its first frame shows. (A JPEG
@@ -10,15 +10,16 @@ import errno
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from imageio.plugins.pillow import PillowPlugin
+from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FORMATS = ("JPEG", "PNG", "WEBP")
-_ANIMATED_FORMATS = ("PNG", "WEBP")
-_TURNED = range(5, 9)  # EXIF orientations that swap height and width
+_JPEG = b"\xff\xd8\xff"
+_SIGNATURES = (_JPEG, b"\x89PNG\r\n", b"RIFF")  # the last is WebP's, once Pillow has opened it
 
 
 class ImageError(ValueError):
@@ -40,16 +41,25 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
       ImageError: the file is empty, broken off, damaged, animated or no image.
     """
-    with _open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
-            grey = np.asarray(upright).astype(np.int64)
-            upright = Image.fromarray(np.uint8(np.clip((grey + 128) // 257, 0, 255)))
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            upright = Image.alpha_composite(white, rgba)
-        return np.array(upright.convert("RGB"))
+    with _open(path) as file:
+        metadata = file.metadata(index=0, exclude_applied=False)
+        mode = metadata["mode"]
+        if mode.startswith("I"):  # 16 bits of grey, which a mode of 8 bits would clip at 255
+            grey = (file.read(index=0).astype(np.int64) + 128) // 257
+            image = np.repeat(np.uint8(np.clip(grey, 0, 255))[..., None], 3, axis=2)
+        elif mode in ("1", "L", "RGB", "CMYK") and "transparency" not in metadata:
+            image = file.read(index=0, mode="RGB", writeable_output=False)
+        else:
+            image = over_white(file.read(index=0, mode="RGBA", writeable_output=False))
+    # Not imageio's `rotate`, which mirrors the channels of grey images instead of their columns.
+    orientation = metadata.get("Orientation")
+    if _is_turned(orientation):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.array(image, order="C")
 
 
 def probe_image(path: str | os.PathLike) -> tuple[int, int]:
@@ -62,14 +72,19 @@ def probe_image(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
       ImageError: as `read_image`, as far as a header tells.
     """
-    with _open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return (width, height) if turned else (height, width)
+    with _open(path) as file:
+        height, width = file.properties(index=0).shape[:2]
+        orientation = file.metadata(index=0, exclude_applied=False).get("Orientation")
+    return (width, height) if _is_turned(orientation) else (height, width)
+
+
+def _is_turned(orientation):
+    """Says whether an EXIF orientation swaps height and width."""
+    return orientation in (5, 6, 7, 8)
 
 
 @contextlib.contextmanager
-def _open(path) -> Iterator[Image.Image]:
+def _open(path) -> Iterator[PillowPlugin]:
     """Opens an image and turns Pillow's errors, also those within the block, into ours."""
     path = pathlib.Path(path)
     if path.stat().st_size == 0:
@@ -78,14 +93,14 @@ def _open(path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Large is not wrong: Pillow warns from 89 megapixels and refuses twice as many.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format in _ANIMATED_FORMATS:
+            with open_pictures(path, _SIGNATURES) as (signature, file):
+                frames = file.properties(index=...).n_images
+                if frames > 1 and signature != _JPEG:
                     raise ImageError(
                         f"{path} is an animation of {frames} frames: save it as GIF or MP4 to train on "
                         "it as a video, or save the frame that its caption describes."
                     )
-                yield image
+                yield file
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has too many pixels: scale it down.") from error
     except (OSError, EOFError, SyntaxError, ValueError) as error:
@@ -97,3 +112,69 @@ def _open(path) -> Iterator[Image.Image]:
         raise ImageError(
             f"{path} cannot be read as an image: it is broken off, damaged or of another format; copy it again."
         ) from error
+
+
+@contextlib.contextmanager
+def open_pictures(
+    path: str | os.PathLike, signatures: Sequence[bytes]
+) -> Iterator[tuple[bytes, PillowPlugin]]:
+    """Opens a file of one or several pictures with imageio's pillow plugin.
+
+    Args:
+      path: the file.
+      signatures: the first bytes of the formats allowed; imageio itself opens any that Pillow knows.
+    Yields:
+      (signature, file): the one that the file begins with, and what `imageio.v3.imopen` returns.
+    Raises:
+      OSError: the file is of another format, damaged, or cannot be read.
+      PIL.Image.DecompressionBombError: it has too many pixels.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(max(map(len, signatures)))
+        signature = next(filter(start.startswith, signatures), None)
+        if signature is None:
+            raise OSError(f"{path} is of another format.")
+        stream.seek(0)
+        try:
+            file = iio.imopen(stream, "r", plugin="pillow")
+        except OSError as error:
+            cause = error.__cause__  # Pillow's error, which imageio wraps in one without a number
+            if isinstance(cause, OSError | Image.DecompressionBombError):
+                raise cause from None
+            raise
+        with file:
+            yield signature, file
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """Composites an image over white.
+
+    Args:
+      rgba: (H, W, 4) uint8, alpha not premultiplied.
+    Returns:
+      (H, W, 3) uint8, read-only.
+    """
+    image = Image.fromarray(rgba)
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def encode_gif(video: np.ndarray, durations: int | list[int]) -> bytes:
+    """Encodes a GIF that loops forever, with 256 colours per frame.
+
+    Args:
+      video: (T, H, W, 3) uint8 RGB, T >= 1. Equal neighbouring frames become one longer one.
+      durations: milliseconds of each frame, or of every frame; a GIF counts in tens of them.
+    Returns:
+      The file's bytes.
+    """
+    return iio.imwrite(
+        "<bytes>",
+        video,
+        plugin="pillow",
+        extension=".gif",
+        is_batch=True,
+        save_all=True,  # a list of durations needs it also for a single frame
+        duration=durations,
+        loop=0,
+    )

@@ -12,8 +12,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import Image
 
 FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
@@ -78,10 +78,9 @@ def encode_strips(video: np.ndarray) -> list[bytes]:
         strip = video[first : first + per_strip]  # (per_strip, H, W, 3), the last may be shorter
         if len(strip) < per_strip:
             strip = np.concatenate([strip, np.repeat(video[-1:], missing, axis=0)])
-        buffer = io.BytesIO()
         stacked = np.ascontiguousarray(strip).reshape(per_strip * height, width, 3)
-        Image.fromarray(stacked).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        strips.append(buffer.getvalue())
+        options = {"plugin": "pillow", "extension": ".jpg", "quality": JPEG_QUALITY}
+        strips.append(iio.imwrite("<bytes>", stacked, subsampling=0, **options))
     return strips
 
 

@@ -1,10 +1,10 @@
 """Many small videos at a glance: a PNG of frames, and one animation that plays them side by side."""
 
-import io
-
 import einops
 import numpy as np
 from PIL import Image, ImageDraw
+
+from videogen_jax.data import image_io
 
 GAP = 4  # pixels between tiles
 LINE = 14  # pixels of a caption line
@@ -12,7 +12,7 @@ LINE = 14  # pixels of a caption line
 
 def contact_sheet(
     videos: np.ndarray, prompts: list[str], frames: int = 8, tile: int = 64
-) -> Image.Image:
+) -> np.ndarray:
     """One row per video: its prompt above up to `frames` of its frames, evenly chosen.
 
     Args:
@@ -21,7 +21,7 @@ def contact_sheet(
       frames: most frames shown per video.
       tile: least height of a frame in pixels; smaller ones are enlarged by whole factors.
     Returns:
-      The picture.
+      (H, W, 3) uint8 RGB: the picture.
     """
     videos = enlarge(videos, tile)
     count, length, height, width, _ = videos.shape
@@ -34,7 +34,7 @@ def contact_sheet(
         draw.text((GAP, top), prompt, fill="black")
         for j, frame in enumerate(video[chosen]):
             sheet.paste(Image.fromarray(frame), (GAP + j * (width + GAP), top + LINE))
-    return sheet
+    return np.asarray(sheet)
 
 
 def animation(
@@ -55,17 +55,8 @@ def animation(
     missing = -len(videos) % columns
     videos = np.pad(videos, ((0, missing), (0, 0), (0, GAP), (0, GAP), (0, 0)))
     grid = einops.rearrange(videos, "(y x) t h w c -> t (y h) (x w) c", x=columns)
-    pictures = [Image.fromarray(frame) for frame in grid]
-    out = io.BytesIO()
-    pictures[0].save(
-        out,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=round(1000 / fps),
-        loop=0,
-    )
-    return out.getvalue(), pictures[0].size
+    height, width = grid.shape[1:3]
+    return image_io.encode_gif(grid, round(1000 / fps)), (width, height)
 
 
 def enlarge(videos: np.ndarray, tile: int) -> np.ndarray:
