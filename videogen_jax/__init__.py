@@ -42,6 +42,6 @@ def save_video(path: Any, video: Any, fps: float) -> None:
       ValueError: the ending is unknown.
       OSError: the file cannot be written.
     """
-    from videogen_jax.data import video_io
+    from videogen_jax.data import video_writer
 
-    video_io.write_video(path, video, fps)
+    video_writer.write_video(path, video, fps)

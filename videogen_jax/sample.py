@@ -32,7 +32,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from videogen_jax import command
-from videogen_jax.data import image_io, video_io
+from videogen_jax.data import image_io, video_io, video_writer
 from videogen_jax.data.records import write_json
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet, from_checkpoint
@@ -122,7 +122,7 @@ def write_samples() -> None:
     entries = []
     for i, (video, prompt, seed) in enumerate(zip(made, prompts, seeds, strict=True)):
         name = file_name(i, prompt)
-        video_io.write_video(folder / name, video, model.fps)
+        video_writer.write_video(folder / name, video, model.fps)
         entries.append({"file": name, "prompt": prompt, "seed": seed})
     sheet = contact_sheet.contact_sheet(made, prompts)
     iio.imwrite(folder / "contact_sheet.png", sheet, plugin="pillow")
@@ -199,7 +199,7 @@ def write_chunks(chunks: Iterator[np.ndarray], paths: list[Path], fps: float, st
     with contextlib.ExitStack() as stack:
         total = {"total": _NUM_FRAMES.value, "unit": "frame", "disable": None}
         bar = stack.enter_context(tqdm(desc=f"from video {start}", **total))
-        writers = [stack.enter_context(video_io.open_writer(path, fps)) for path in paths]
+        writers = [stack.enter_context(video_writer.open_writer(path, fps)) for path in paths]
         for videos in chunks:
             for write, video in zip(writers, videos, strict=True):
                 write(video)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.packed import write_records
-from videogen_jax.data import pipeline, prefetch, video_io
+from videogen_jax.data import pipeline, prefetch, video_writer
 from videogen_jax.packing import pack_folder
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
         video = np.zeros((PACKED_FRAMES, SIZE, SIZE, 3), np.uint8)
         video += (60 + 8 * np.arange(PACKED_FRAMES, dtype=np.uint8))[:, None, None, None]
         video[:, :, : SIZE // 3] -= 40
-        video_io.write_video(folder / f"{c:02d}.mp4", video, fps=8)
+        video_writer.write_video(folder / f"{c:02d}.mp4", video, fps=8)
         (folder / f"{c:02d}.txt").write_text(f"clip{c}")
     settings = pack_folder.Settings(
         size=(SIZE, SIZE),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.packed import write_records
 from videogen_jax import evaluate
-from videogen_jax.data import video_io
+from videogen_jax.data import video_writer
 from videogen_jax.evaluation import clip_sets, feature_cache, protocol, video_folders
 
 
@@ -131,7 +131,7 @@ def test_a_folder_and_the_data_set_packed_of_it_hold_the_same_clips(tmp_path):
         assert np.abs(clip.video.astype(int) - original).mean() < 30  # JPEG of noise
     folder = tmp_path / "folder"
     folder.mkdir()
-    video_io.write_video(folder / "a.mp4", video(4, size=(16, 16)), 8)
+    video_writer.write_video(folder / "a.mp4", video(4, size=(16, 16)), 8)
     (folder / "b.mp4").write_bytes(b"no video")
     read = list(clip_sets.read_folder(folder)())
     assert read[0].video.shape == (4, 16, 16, 3) and read[0].fps == pytest.approx(8)

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from videogen_jax import evaluate
-from videogen_jax.data import synthetic, video_io
+from videogen_jax.data import synthetic, video_writer
 from videogen_jax.evaluation import prompt_accuracy, video_folders
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def write_clip(path, index=0, video=None):
     """Writes clip `index` (or a video in its place) and returns its prompt."""
     names, clip = synthetic.make_clip(index, seed=0, size=32, frames=8)
-    video_io.write_video(path, clip if video is None else video, fps=8)
+    video_writer.write_video(path, clip if video is None else video, fps=8)
     return synthetic.make_caption(*names)
 
 
@@ -120,7 +120,7 @@ def test_a_halt_in_the_motion_is_seen_in_every_format(tmp_path, suffix):
     """A GIF joins equal frames: counted one by one they would look like steady motion."""
     _, clip = synthetic.make_clip(0, seed=0, size=32, frames=8)
     order = [0] * 12 + [1, 2, 3, 4, 5, 6, 7]
-    video_io.write_video(tmp_path / f"halting{suffix}", clip[order], fps=8)
+    video_writer.write_video(tmp_path / f"halting{suffix}", clip[order], fps=8)
     video, fps = video_folders.read_evenly(tmp_path / f"halting{suffix}")
     assert fps == pytest.approx(8, rel=0.05)
     assert len(video) == len(order)

@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 
 from videogen_jax import evaluate
-from videogen_jax.data import synthetic, video_io
+from videogen_jax.data import synthetic, video_writer
 from videogen_jax.evaluation import long_video_consistency
 from videogen_jax.evaluation.long_video_consistency import kept_rates
 from videogen_jax.evaluation.moving_shapes import wilson_interval
@@ -93,7 +93,7 @@ def test_short_videos_are_not_judged_by_windows(videos):
 
 def test_evaluate_reports_it_for_a_folder(videos, tmp_path, capsys):
     for index, video in enumerate(videos[:2]):
-        video_io.write_video(tmp_path / f"{index}.mp4", video, fps=8)
+        video_writer.write_video(tmp_path / f"{index}.mp4", video, fps=8)
         (tmp_path / f"{index}.txt").write_text(CAPTION)
     values = flags.FlagValues()
     evaluate.define_flags(values)

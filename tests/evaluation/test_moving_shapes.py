@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from videogen_jax.data import synthetic, video_io
+from videogen_jax.data import synthetic, video_io, video_writer
 from videogen_jax.evaluation import moving_shapes
 from videogen_jax.evaluation.moving_shapes import NOTHING, Verdict, caption_rates, judge
 
@@ -39,7 +39,7 @@ def noisy(video, sigma=8.0):
 
 
 def compressed(video, folder):
-    video_io.write_video(folder / "clip.mp4", video, fps=8)
+    video_writer.write_video(folder / "clip.mp4", video, fps=8)
     return video_io.read_video(folder / "clip.mp4")
 
 

@@ -181,12 +181,12 @@ def test_an_autoencoder_is_scored_by_its_reconstructions(tmp_path):
 
 
 def test_pairs_of_folders_are_matched_by_name(tmp_path):
-    from videogen_jax.data import video_io
+    from videogen_jax.data import video_writer
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i, video in enumerate(random_videos(3, 12, 16, seed=ord(name))):
-            video_io.write_video(tmp_path / name / f"{i}.mp4", video, 8)
+            video_writer.write_video(tmp_path / name / f"{i}.mp4", video, 8)
     places = {"generated": tmp_path / "a", "reference": tmp_path / "b", "paired": True}
     run(**places, frames=12)
     scores = json.loads((tmp_path / "a" / "evaluation.json").read_text())["scores"]
@@ -197,10 +197,10 @@ def test_pairs_of_folders_are_matched_by_name(tmp_path):
 
 
 def test_a_broken_video_is_counted_out_of_n(tmp_path, capsys):
-    from videogen_jax.data import video_io
+    from videogen_jax.data import video_writer
 
     for i, video in enumerate(random_videos(3, 12, 16)):
-        video_io.write_video(tmp_path / f"{i}.mp4", video, 8)
+        video_writer.write_video(tmp_path / f"{i}.mp4", video, 8)
     (tmp_path / "3.mp4").write_bytes(b"broken")
     run(generated=tmp_path, reference=tmp_path, frames=12, output=tmp_path / "made" / "e.json")
     report = json.loads((tmp_path / "made" / "e.json").read_text())
@@ -211,12 +211,12 @@ def test_a_broken_video_is_counted_out_of_n(tmp_path, capsys):
 
 
 def test_unequal_lengths_and_rates_are_told(tmp_path, caplog):
-    from videogen_jax.data import video_io
+    from videogen_jax.data import video_writer
 
     for name, frames, fps in (("a", 12, 8), ("b", 14, 24)):
         (tmp_path / name).mkdir()
         for i, video in enumerate(random_videos(3, frames, 16, seed=ord(name))):
-            video_io.write_video(tmp_path / name / f"{i}.mp4", video, fps)
+            video_writer.write_video(tmp_path / name / f"{i}.mp4", video, fps)
     places = {"generated": tmp_path / "a", "reference": tmp_path / "b", "frames": 12}
     run(**places)
     assert "run at 8 frames/s and the reference at 24" in caplog.text

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.data.packed import random_clips, write_records
 from tests.saved_runs import CAPTIONS, image_config, joint_config, long_config, write_run
 from videogen_jax import sample
-from videogen_jax.data import video_io
+from videogen_jax.data import video_io, video_writer
 from videogen_jax.generate import from_checkpoint
 from videogen_jax.train import loop
 
@@ -199,7 +199,7 @@ def test_a_picture_changes_the_video_and_no_picture_is_no_mask(image_run, told, 
 def test_any_frames_may_be_known(joint_run, told, tmp_path):
     clip = np.repeat(np.uint8([[[[10]]], [[[90]]], [[[200]]]]), 3, axis=3)
     clip = clip.repeat(8, axis=1).repeat(8, axis=2)
-    video_io.write_video(tmp_path / "clip.mp4", clip, 8)
+    video_writer.write_video(tmp_path / "clip.mp4", clip, 8)
     last = picture(tmp_path / "last.png", 8, 8)
     known = [f"0-1:{tmp_path / 'clip.mp4'}", f"3:{tmp_path / 'last.png'}"]
     recipe = run(joint_run, tmp_path, prompts=[LEFT], known=known, num_inference_steps=1)
@@ -217,7 +217,7 @@ def test_any_frames_may_be_known(joint_run, told, tmp_path):
 
 def test_known_frames_of_a_video_come_at_the_rate_of_the_model(tmp_path):
     clip = np.full((6, 8, 8, 3), np.uint8([10, 50, 90, 130, 170, 210])[:, None, None, None])
-    video_io.write_video(tmp_path / "clip.mp4", clip, 16)
+    video_writer.write_video(tmp_path / "clip.mp4", clip, 16)
     found = dict(sample.read_known_frames(f"1-2:{tmp_path / 'clip.mp4'}", 8.0))
     assert sorted(found) == [1, 2]
     for number, level in ((1, 10), (2, 90)):  # every second frame
@@ -227,7 +227,7 @@ def test_known_frames_of_a_video_come_at_the_rate_of_the_model(tmp_path):
 def test_known_frames_that_make_no_sense_are_refused(image_run, long_run, tmp_path):
     path = tmp_path / "a.png"
     picture(path, 8, 8)
-    video_io.write_video(tmp_path / "clip.mp4", np.zeros((3, 8, 8, 3), np.uint8), 8)
+    video_writer.write_video(tmp_path / "clip.mp4", np.zeros((3, 8, 8, 3), np.uint8), 8)
 
     def refuse(sentence, workdir=image_run, **options):
         with pytest.raises(ValueError, match=sentence):
@@ -283,7 +283,7 @@ def test_frames_are_written_as_they_come(long_run, rolled, tmp_path, monkeypatch
     def open_writer(path, fps):
         yield lambda frames: writes.append((path.name, frames.shape, len(rolled[-1][2])))
 
-    monkeypatch.setattr(video_io, "open_writer", open_writer)
+    monkeypatch.setattr(video_writer, "open_writer", open_writer)
     run(long_run, tmp_path, prompts=[UP], num_frames=9, num_videos=2)
     names = [name for name, _, _ in writes]
     assert len(writes) == 10 and len(set(names)) == 2 and names[0] != names[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from videogen_jax.data import pipeline, video_io
+from videogen_jax.data import pipeline, video_writer
 from videogen_jax.packing import encode_latents, pack_folder
 
 CLIPS, FRAMES, SIZE = 11, 20, 16
@@ -43,7 +43,7 @@ def packed(tmp_path_factory):
         video = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
         video += rng.integers(40, 200, (FRAMES, 1, 1, 3), np.uint8)
         video[:, :, : SIZE // 2] -= 30
-        video_io.write_video(folder / f"{c:02d}.mp4", video, fps=8)
+        video_writer.write_video(folder / f"{c:02d}.mp4", video, fps=8)
         (folder / f"{c:02d}.txt").write_text(f"clip{c}")
     settings = pack_folder.Settings(
         size=(SIZE, SIZE),

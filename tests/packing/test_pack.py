@@ -16,7 +16,7 @@ from absl import flags
 
 from videogen_jax import pack
 from videogen_jax.data import synthetic
-from videogen_jax.data.video_io import write_video
+from videogen_jax.data.video_writer import write_video
 from videogen_jax.data.vocabulary import split_words
 from videogen_jax.data.workers import WorkerDied, make_pool
 from videogen_jax.packing import pack_folder, sources

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from videogen_jax.data import video_io
+from videogen_jax.data import video_writer
 from videogen_jax.data.workers import make_pool
 
 SHAPES = ("circle", "square", "triangle")
@@ -370,7 +370,7 @@ def _write_clips(indices, folder, kind, seed, size, frames, fps):
         if caption.exists():  # it is written after the video, so both are whole
             continue
         _, video = make_clip(index, seed, size=size, frames=frames, kind=kind)
-        video_io.write_video(folder / f"{stem}.mp4", video, fps)
+        video_writer.write_video(folder / f"{stem}.mp4", video, fps)
         unfinished = folder / f".{stem}.txt"
         unfinished.write_text(make_caption(*names) + "\n")
         os.replace(unfinished, caption)

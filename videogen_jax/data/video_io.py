@@ -1,7 +1,9 @@
-"""Video files in and out: frames with their times, whatever the container.
+"""Video files in: frames with their times, whatever the container.
 
-Decoding and encoding run inside this process (PyAV; Pillow for GIF), frame by frame, so that a
-video of any length fits into memory. What a file does not say itself is decided here, once:
+GIFs are read with imageio. Other videos are read with PyAV itself: imageio's reader yields pixels
+without their times and rotation (side data), which would have to be decoded for a second time, and
+it reaches neither packets nor decoder flags. Both work inside this process, frame by frame, so that
+a video of any length fits into memory. What a file does not say itself is decided here, once:
 
 - times start at 0 with the first frame; the last frame lasts as long as the average one;
 - rotation metadata and non-square pixels are applied, so a frame is what a player shows;
@@ -11,31 +13,29 @@ video of any length fits into memory. What a file does not say itself is decided
 
 import contextlib
 import errno
-import fractions
+import functools
 import itertools
 import os
 import pathlib
+import struct
 from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageSequence
+from PIL import Image
+
+from videogen_jax.data import image_io
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
-WRITABLE_SUFFIXES = (".mp4", ".webm", ".gif")
 TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
-MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down frames of 1/100 s
 
-_ENCODERS = {
-    # Near lossless; "veryfast" halves the time against the default and costs only file size.
-    # Without "mbtree", whose vector code gives other bytes on every tenth run for small frames.
-    ".mp4": ("mp4", "libx264", {"crf": "12", "preset": "veryfast", "x264-params": "mbtree=0"}),
-    ".webm": ("webm", "libvpx-vp9", {"crf": "15", "b:v": "0", "cpu-used": "5"}),
-}
-_BT601 = 6  # colour space "SMPTE 170M" in ITU-T H.273: what swscale computes unless told otherwise
-_LIMITED_RANGE = 1
+# What Pillow raises for damaged GIFs.
+_GIF_ERRORS = (
+    *(OSError, EOFError, SyntaxError, IndexError, ValueError, struct.error),
+    Image.DecompressionBombError,
+)
 
 
 class VideoError(ValueError):
@@ -195,148 +195,6 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
 
 
-def write_video(path, video: np.ndarray, fps: float) -> None:
-    """Writes mp4 (H.264), webm (VP9) or gif, by the suffix; never leaves half a file behind.
-
-    mp4 and webm as `open_writer` writes them. A GIF keeps the pixels' places but has 256 colours
-    per frame, and shows equal neighbouring frames as one longer one.
-
-    Args:
-      path: file to write or replace; its folder exists.
-      video: (T, H, W, 3) uint8 RGB, T >= 1.
-      fps: frames per second.
-    Raises:
-      ValueError: the array is no such video, or the suffix is another.
-      OSError: the disk is full, or the folder is missing.
-    """
-    path = pathlib.Path(path)
-    video = _check_frames(video)
-    suffix = path.suffix.lower()
-    if suffix not in WRITABLE_SUFFIXES:
-        raise ValueError(
-            f"cannot write {path.name}: name it with one of {', '.join(WRITABLE_SUFFIXES)}."
-        )
-    _check_rate(path, fps)
-    if suffix != ".gif":
-        with open_writer(path, fps) as write:
-            write(video)
-        return
-    with _finish(path) as unfinished:
-        _write_gif(unfinished, video, fps)
-
-
-@contextlib.contextmanager
-def open_writer(path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Opens mp4 (H.264) or webm (VP9), by the suffix, to write a video of any length bit by bit.
-
-    yuv420p; an odd side is padded to even by repeating its last row or column. The file appears
-    when the context is left, and only if it is left without an exception.
-
-    >>> with open_writer("long.mp4", fps=8) as write:
-    ...     for frames in chunks:
-    ...         write(frames)
-
-    Args:
-      path: file to write or replace; its folder exists.
-      fps: frames per second.
-    Yields:
-      write(frames): frames (N, H, W, 3) uint8 RGB, N >= 1, of one size in all calls. They are
-      encoded at once but for the few dozen that the codec looks ahead.
-    Raises:
-      ValueError: the suffix is another, the frames are no such frames or of another size than
-        those before, or none was written.
-      OSError: the disk is full, or the folder is missing.
-    """
-    path = pathlib.Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".gif":
-        raise ValueError(f"cannot write {path.name} frame by frame: write mp4 or webm.")
-    if suffix not in _ENCODERS:
-        raise ValueError(f"cannot write {path.name}: name it with one of {', '.join(_ENCODERS)}.")
-    _check_rate(path, fps)
-    with _finish(path) as unfinished, _encoder(unfinished, path, fps, *_ENCODERS[suffix]) as write:
-        yield write
-
-
-def _check_frames(frames) -> np.ndarray:
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(
-            f"a video to write has shape (T, H, W, 3) and dtype uint8, not {frames.shape} "
-            f"{frames.dtype}: convert it first."
-        )
-    return frames
-
-
-def _check_rate(path, fps):
-    if not fps > 0 or (path.suffix.lower() == ".gif" and fps > MAX_GIF_FPS):
-        raise ValueError(
-            f"cannot write {path.name} at {fps} frames per second: give more than 0, and at most "
-            f"{MAX_GIF_FPS} for a GIF."
-        )
-
-
-@contextlib.contextmanager
-def _finish(path):
-    """Yields the name to write under until the file is whole; after an exception nothing is left."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except av.FFmpegError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _encoder(unfinished, path, fps, container_format, codec, options):
-    """Encodes with PyAV; odd sides must not reach libx264, which aborts the process."""
-    to_yuv = VideoReformatter()  # one for all frames: setting it up takes longer than its work
-    size = None  # of the frames
-
-    with av.open(os.fspath(unfinished), "w", format=container_format) as container:
-        rate = fractions.Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream(codec, rate=rate, options=options)
-
-        def write(frames):
-            nonlocal size
-            frames = _check_frames(frames)
-            height, width = frames.shape[1:3]
-            if size is None:
-                size = height, width
-                stream.height, stream.width = height + height % 2, width + width % 2
-            elif size != (height, width):
-                raise ValueError(
-                    f"cannot add frames of {height}x{width} to {path.name}, which began with "
-                    f"{size[0]}x{size[1]}: write frames of one size."
-                )
-            padding = ((0, height % 2), (0, width % 2), (0, 0))
-            for image in frames:
-                image = np.pad(image, padding, mode="edge") if any(map(any, padding)) else image
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                container.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p")))
-
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.thread_count = 1  # the same bytes whatever the machine; callers run many at once
-        # Said in the file, because players guess BT.709 for large frames.
-        context.colorspace = context.color_primaries = context.color_trc = _BT601
-        context.color_range = _LIMITED_RANGE
-        yield write
-        if size is None:
-            raise ValueError(f"no frame was written to {path}: write at least one.")
-        container.mux(stream.encode())
-
-
-def _write_gif(path, video, fps):
-    """Writes a GIF; the hundredths of a second are shared out so that the times do not drift."""
-    times = np.round(np.arange(len(video) + 1) * 100 / fps).astype(int)
-    first, *others = (Image.fromarray(image) for image in video)
-    durations = [int(10 * gap) for gap in np.diff(times)]
-    first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
-
-
 def _decode(path, threads) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
     """Yields (seconds, function that makes the RGB frame) of a file that PyAV opens."""
     count, first, seconds, largest_gap, end = 0, 0.0, 0.0, 0.0, 0.0
@@ -427,15 +285,14 @@ def _decode_gif(path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
     """Yields (seconds, function that makes the RGB frame) of a GIF, by its frames' durations."""
     count, seconds = 0, 0.0
     try:
-        with Image.open(path, formats=["GIF"]) as image:
-            for page in ImageSequence.Iterator(image):
-                rgba = page.convert("RGBA")
-                yield seconds, lambda rgba=rgba: _over_white(rgba)
-                count += 1
+        with image_io.open_pictures(path, (b"GIF87a", b"GIF89a")) as (_, file):
+            for rgba in file.iter(mode="RGBA", writeable_output=False):
+                yield seconds, functools.partial(image_io.over_white, rgba)
                 # Browsers show frames of 0 and 1/100 s for 1/10 s.
-                duration = page.info.get("duration", 0)
+                duration = file.metadata(index=count).get("duration", 0)
+                count += 1
                 seconds += duration / 1000 if duration > 10 else 0.1
-    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+    except _GIF_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO):
             raise
         if count:
@@ -446,9 +303,3 @@ def _decode_gif(path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         file.seek(max(0, path.stat().st_size - 64))
         if not file.read().rstrip(b"\0\r\n").endswith(b";"):
             raise VideoError(_breaks_off(path, count, seconds))
-
-
-def _over_white(rgba):
-    """Composites a Pillow RGBA image over white; returns (H, W, 3) uint8."""
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))

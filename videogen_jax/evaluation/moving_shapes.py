@@ -22,7 +22,7 @@ Its own errors on rendered clips, on seeds that were not looked at while the thr
 (576 clips of 8 x 32 x 32, seeds 100-103, and 288 of 16 x 64 x 64, seeds 100-101, every combination
 equally often). None in colour, shape or direction (below 0.5 % with 95 % confidence over the 864)
 for each of: clean; Gaussian noise of 8/255 and of 16/255; blur of 1 pixel; H.264 as
-`video_io.write_video` makes it, and at crf 28; a reversed ghost of 20 %; half brightness; blur 0.7,
+`video_writer.write_video` makes it, and at crf 28; a reversed ghost of 20 %; half brightness; blur 0.7,
 noise 6/255 and crf 12 together. Blur of 1.5 pixels: 2 of the 576 at 32 x 32 get no shape.
 What it forgives: of objects smeared over their whole path 6 to 7 % still pass as the right shape,
 over half of it 83 %; an ellipse of up to about 1 : 1.3, an octagon and a diamond pass as circles.

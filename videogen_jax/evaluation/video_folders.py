@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from videogen_jax.data.video_io import WRITABLE_SUFFIXES, read_frames
+from videogen_jax.data.video_io import read_frames
+from videogen_jax.data.video_writer import WRITABLE_SUFFIXES
 
 LISTING = "samples.json"
 MAX_REPEATS = 16  # of one frame; a longer halt is judged no differently
