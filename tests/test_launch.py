@@ -148,7 +148,7 @@ def test_sigkill_at_a_random_step_and_resume_end_bit_identical(data, finished, t
     process.wait()
     result = launch(data, workdir)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "Going on from step" in result.stderr
+    assert "Resuming from step" in result.stderr
     assert_same_to_the_bit(read_state(workdir), read_state(finished))
 
 

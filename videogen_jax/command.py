@@ -1,4 +1,4 @@
-"""How every verb starts and ends: flags in, an exit code out, one sentence for what the user can mend."""
+"""How every verb starts and ends: flags in, an exit code out, user errors as one sentence."""
 
 import logging as python_logging
 import os
@@ -58,12 +58,12 @@ def _find_config(argument: str) -> str:
 def quiet_tensorflow() -> None:
     """Keeps TensorFlow, which only reads records here, from greeting on stderr when it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Of oneDNN it tells on some CPUs whatever the level; nothing that it would speed up is asked of it.
+    # On some CPUs it reports oneDNN whatever the level; nothing here would run faster with it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def quiet_libraries() -> None:
-    """Keeps what Orbax and TFDS tell of each file they open out of the log; their warnings stay."""
+    """Keeps the messages of Orbax and TFDS on each file they open out of the log, but not their warnings."""
     names = ("orbax", "tensorflow_datasets")
 
     def keep(record: python_logging.LogRecord) -> bool:

@@ -27,10 +27,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, dashboa
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where several processes train together."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+)
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Let SLURM, Open MPI or Kubernetes tell the three flags above."
+    "distributed", False, "Take the three flags above from SLURM, Open MPI or Kubernetes."
 )
 
 
@@ -40,11 +42,13 @@ def main(arguments: list[str]) -> int:
     config = configs.validate(_CONFIG.value)
     # Takes effect only where there is no GPU or TPU; there the mesh needs as many host devices.
     devices = math.prod(config.mesh.values()) // (_NUM_PROCESSES.value or 1)
-    if not _DISTRIBUTED.value:  # there each process has one: nobody knows yet how many they are
+    if (
+        not _DISTRIBUTED.value
+    ):  # there each process has one device, and their number is not known yet
         jax.config.update("jax_num_cpu_devices", max(devices, 1))
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value) / "compiled"))
-    # JAX takes three quarters of a GPU unless told otherwise.
+    # By default JAX takes three quarters of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
     if jax.process_index() == 0:

@@ -6,18 +6,18 @@ Reads the EMA weights of an Orbax checkpoint without touching it, on however man
 are. Writes to --output_dir each video, `contact_sheet.png` (not of long ones), and `samples.json` with
 all that is needed to make them again.
 
-From a picture, or from any frames that are known, by a model that was trained with these:
+From an image, or from any known frames, by a model that was trained with them:
 
     python -m videogen_jax.sample --workdir=... --image=first.png --prompts "it moves left"
     python -m videogen_jax.sample --workdir=... --known=0-7:begin.mp4 --known=15:end.png --prompts "..."
 
-As long as you like, by a model that was trained to go on; the video is never whole in memory:
+Of any length, by a model that was trained to continue videos; the video is never whole in memory:
 
     python -m videogen_jax.sample --workdir=... --num_frames=480 --prompts "a red circle moving left"
     python -m videogen_jax.sample --workdir=... --num_frames=480 --prompts_schedule=lines.txt
 
-where each line of the schedule names a frame and the prompt from there on: `240: a blue circle`. A chunk is made by the
-prompt that holds at its first frame.
+where each line of the schedule names a frame and the prompt from there on: `240: a blue circle`. A chunk follows the
+prompt of its first frame.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ _FIRST_FRAME_GUIDANCE_SCALE = flags.DEFINE_float(
     "first_frame_guidance_scale", None, "Guidance grows from here to --guidance_scale."
 )
 _KNOWN_GUIDANCE_SCALE = flags.DEFINE_float(
-    "known_guidance_scale", None, "Of known frames; not given: they are told in both halves."
+    "known_guidance_scale", None, "Of known frames; by default they condition both branches."
 )
 _GUIDANCE_RESCALE = flags.DEFINE_float("guidance_rescale", None, "0 to 1. Default: the config's.")
-_NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", "", "What the videos shall not show.")
+_NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", "", "What the videos should not show.")
 _MOTION = flags.DEFINE_float(
     "motion", None, "Bucket of the motion score.", lower_bound=0, upper_bound=255
 )
@@ -81,8 +81,10 @@ _KNOWN = flags.DEFINE_multi_string(
 _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", None, "Frames of a long video, made chunk by chunk.", lower_bound=1
 )
-_CHUNK = flags.DEFINE_integer("chunk", None, "Latent frames at a time. Default: the config's.")
-_PREFIX = flags.DEFINE_integer("prefix", None, "Latent frames remembered. Default: the most.")
+_CHUNK = flags.DEFINE_integer(
+    "chunk", None, "Latent frames generated at a time. Default: the config's."
+)
+_PREFIX = flags.DEFINE_integer("prefix", None, "Latent frames in the KV cache. Default: the most.")
 _PROMPTS_SCHEDULE = flags.DEFINE_string(
     "prompts_schedule", None, "Text file, `FRAME: caption` a line: one long video for each seed."
 )
@@ -343,7 +345,7 @@ def read_prompts() -> list[str]:
 
 
 def output_folder() -> Path:
-    """The folder that the videos go to, made if missing; files of the same names are replaced."""
+    """The folder of the videos, created if missing; files of the same names are replaced."""
     folder = Path(_OUTPUT_DIR.value or Path(_WORKDIR.value) / "generated")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

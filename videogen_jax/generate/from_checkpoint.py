@@ -45,7 +45,7 @@ def load(
       ema: name of the moving average; by default the first one.
       ema_width: relative width of a power-function average to reconstruct from the run's snapshots instead.
       dtype: of the matrix products; by default the config's.
-      batch_size: videos at a time; by default as many as are asked for, up to 16.
+      batch_size: videos at a time; by default the number of prompts, up to 16.
     Returns:
       The model.
     Raises:
@@ -266,8 +266,7 @@ class VideoModel:
 
         def condition_of(number: int) -> dict[str, Any]:
             frame = run_rollout.first_frame(self.model, given + number * shape[0])
-            spoken = [find_caption(timelines[i], frame) for i in filled]
-            index = np.array([captions.index(caption) for caption in spoken])
+            index = np.array([captions.index(find_caption(timelines[i], frame)) for i in filled])
             rows = jax.tree.map(lambda column: column[index], text)
             condition = run_sampler.make_condition(self.model, rows, motion, shape)
             if image is not None and not continues_image and number == 0:
@@ -317,7 +316,7 @@ class VideoModel:
     def describe(
         self, settings: SamplerSettings, negative_prompt: str = "", motion: float | None = None
     ) -> dict[str, Any]:
-        """All that is needed to make videos again, beside prompts and seeds: JSON values."""
+        """What is needed to make videos again, besides prompts and seeds: JSON values."""
         chosen = {name: value for name, value in vars(settings).items() if name != "batch_size"}
         if settings.eta is None:
             del chosen["eta"]

@@ -24,11 +24,11 @@ class Programs(NamedTuple):
     denoise: Callable[..., jax.Array]  # (x_T, which is donated, params, keys, condition) to x_0
     finish: Callable[..., jax.Array]  # (x_0) to uint8
     batch_size: int  # B
-    rows: NamedSharding  # of all that has a row for each video
-    calls: int  # of the model for each video, both halves of guidance counted
+    rows: NamedSharding  # of arrays with a row for each video
+    calls: int  # of the model for each video, all branches of guidance counted
 
     def abstract_args(self, params: Any, condition: Any) -> dict[str, tuple[Any, ...]]:
-        """What each program takes, without a number in it.
+        """The arguments of each program, abstract.
 
         Args:
           params: tree of jax.ShapeDtypeStruct.

@@ -1,6 +1,6 @@
-"""Classifier-free guidance: one call of the model for all that it is told, and for less.
+"""Classifier-free guidance: conditional and unconditional branches in one batch.
 
-With w of the text and w_k of known frames (image to video), and u the model that is told nothing:
+With guidance scale w of the caption and w_k of known frames (image to video), and u the unconditional output:
 
 | w_k   | calls                             | output                                                    |
 | ----- | --------------------------------- | --------------------------------------------------------- |
@@ -32,10 +32,10 @@ def guide(
     rescale: float = 0.0,
     interval: tuple[float, ...] = (),
 ) -> Predict:
-    """Turns a model into its guided self, with all that it is asked in one batch.
+    """Adds guidance to a model; all branches are computed in one batch.
 
-    Guidance of 1 is the model itself, at half the cost; 0 is the model without a prompt. `null_text` may say what the
-    video shall not show: a negative prompt.
+    A scale of 1 is the conditional model, at half the cost; 0 is the unconditional one. `null_text` may be of a negative
+    prompt.
 
     Args:
       predict: of `sampler.Predict`, whose condition is a dict with a "text".
@@ -48,7 +48,7 @@ def guide(
       interval: noise levels sigma / alpha (above the first, up to the second) at which to guide; elsewhere w = 1,
         at half the cost. Empty: everywhere.
     Returns:
-      A function of the same signature.
+      The guided model, with the signature of `predict`.
     Raises:
       ValueError: a scale is no number, or rescale or interval is out of range.
     Source: this file's head; rescale, arXiv:2305.08891, eq. 15 and 16; interval, arXiv:2404.07724; scale per frame,
@@ -60,9 +60,9 @@ def guide(
         return predict
 
     def guided(x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
-        asked = ask(condition, null_text, *scales)
-        output = predict(*jax.tree.map(interleave, *((x_t, t, one) for one in asked)))
-        conditional, *others = (output[i :: len(asked)] for i in range(len(asked)))
+        branches = guidance_conditions(condition, null_text, *scales)
+        output = predict(*jax.tree.map(interleave, *((x_t, t, one) for one in branches)))
+        conditional, *others = (output[i :: len(branches)] for i in range(len(branches)))
         scale = guidance_scale
         if first_frame_scale is not None:
             frames = jnp.linspace(first_frame_scale, guidance_scale, output.shape[1])
@@ -94,20 +94,20 @@ def guide(
 def count_calls(
     guidance_scale: float, first_frame_scale: float | None, known_scale: float | None
 ) -> int:
-    """How often the model is asked at each step, for arguments of `guide`; 1 for the model itself."""
+    """Branches of guidance, for arguments of `guide`: 1 without guidance, 2, or 3."""
     if guidance_scale == 1 and first_frame_scale in (None, 1) and known_scale in (None, 1):
         return 1
     return 2 if known_scale in (None, 1, guidance_scale) else 3
 
 
-def ask(
+def guidance_conditions(
     condition: dict[str, Any],
     null_text: Any,
     guidance_scale: float,
     first_frame_scale: float | None,
     known_scale: float | None,
 ) -> list[dict[str, Any]]:
-    """The conditions that the model is asked with: all that there is, then less (this file's head).
+    """The conditions of the branches, the fully conditional one first (this file's head).
 
     Args:
       condition: dict with a "text", and for known frames "known" and "mask".

@@ -1,18 +1,17 @@
-"""Videos of any length: chunk after chunk of latent frames, each denoised ahead of a memory of constant size.
+"""Videos of any length, chunk by chunk of latent frames, with a sliding-window KV cache.
 
-    memory: keys and values of the last P latent frames, of every temporal block (a KV cache: History of models/dit.py)
+    cache: keys and values of the last P latent frames, of every temporal block (models/dit.py)
 
-    noise --all steps, seeing the memory--> chunk --one pass, labelled clean--> its keys and values --> memory
-                                              |                                 (the oldest ones fall out)
-                                              v
-                                            frames
+    noise --sampling steps, attending to the cache--> chunk --one pass, labelled clean--> keys and values --> cache
+                                                        |                                 (the oldest leave it)
+                                                        v
+                                                      frames
 
-A chunk sees as many frames as training has a prefix for: the largest one that there are frames for. The pass that
-writes adds a little noise, as training did, against drift. All of this is one jitted function, whose shapes never
-change.
+A chunk attends to as many cached frames as the longest prefix of training that is filled. The pass that fills the cache
+adds a little noise, as training did, against drift. All of it is one jitted function with constant shapes.
 
-What a chunk remembers was computed when it was written. So a video equals what the model makes of the whole of it at
-once, where the frames of each chunk see from its memory's first frame up to themselves.
+Cached keys and values are computed once. So a video equals the output of the model on all of it at once under a banded
+mask: the frames of a chunk attend to those from the first cached frame up to themselves.
 
 Source: ViD-GPT, arXiv:2406.10981; Ca2-VDM, arXiv:2411.16375, section 3.3.
 """
@@ -37,7 +36,7 @@ from videogen_jax.parallel.mesh import BATCH, BATCH_AXES, batch_parts
 
 
 class State(NamedTuple):
-    """Where a rollout stands. Its size does not depend on the length of the video."""
+    """The state of a rollout; its size does not depend on the length of the video."""
 
     history: History  # rows of B times the calls of guidance
     frames: jax.Array  # () int32, latent frames made so far
@@ -49,16 +48,16 @@ class Rollout(NamedTuple):
     start: Callable[[], State]
     # (state, which is donated, params, seeds (B,), condition) to (state, (B, F, H, W, C): the next chunk)
     extend: Callable[..., tuple[State, jax.Array]]
-    # (state, which is donated, params, seeds, condition, (B, n pt, H, W, C): frames to begin with) to state
+    # (state, which is donated, params, seeds, condition, given frames (B, n pt, H, W, C)) to state
     write: Callable[..., State]
     batch_size: int  # B
     frames: int  # F, of a chunk
-    rows: NamedSharding  # of all that has a row for each video
+    rows: NamedSharding  # of arrays with a row for each video
     layout: State  # of NamedSharding
     calls: int  # of the model for each chunk
 
     def abstract_args(self, params: Any, condition: Any) -> tuple[Any, ...]:
-        """What `extend` takes, without a number in it.
+        """The arguments of `extend`, abstract.
 
         Args:
           params: tree of jax.ShapeDtypeStruct with shardings.
@@ -189,7 +188,8 @@ class _Steps:
         prefix = {name: array for name, array in prefix.items() if name in condition}
         # Each call of guidance attends to a cache of its own condition.
         conditions = [
-            one | prefix for one in guidance.ask(condition, self.null_text, *self._scales)
+            one | prefix
+            for one in guidance.guidance_conditions(condition, self.null_text, *self._scales)
         ]
         noise = sampler.draw_noise(keys, schedule.num_steps + 1, x0.shape[1:])
         levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.pair(noisy)]
@@ -286,15 +286,15 @@ def roll(
     chunks: int,
     beginning: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Makes a batch of long videos, a chunk at a time: the next one is under way while this one is looked at.
+    """Makes a batch of long videos, a chunk at a time; the next one is computed while the caller has this one.
 
     Args:
       rollout: of `make_rollout`.
       params: laid out on its mesh.
-      condition_of: number of the chunk to what the model is told of it, rows of B: the prompt may change on the way.
+      condition_of: number of a chunk to its condition, rows of B; the prompt may change from chunk to chunk.
       seeds: (B,) uint32.
       chunks: how many.
-      beginning: (B, n pt, H, W, C) float32, frames to go on from, at most a chunk; they are not yielded.
+      beginning: (B, n pt, H, W, C) float32, frames that the video continues, at most a chunk; they are not yielded.
     Yields:
       (B, F, H, W, C) of a chunk, uint8 where the rollout ends in pixels.
     """

@@ -31,7 +31,7 @@ def open_checkpoints(
 
     Args:
       workdir: of the run.
-      keep: how many of the newest steps stay, beside the best one.
+      keep: number of newest steps that are kept, in addition to the best one.
       read_only: never write, delete or clean up anything.
     Returns:
       The manager; close it (it waits for the write under way).
@@ -200,13 +200,13 @@ def restore_average(directory: Path, abstract_params: Any, name: str, alone: boo
 
 
 def restore_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Reads the JSON that was saved beside a step."""
+    """Reads the JSON metadata of a step."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
     return manager.restore(step, args=args)["metadata"]
 
 
 def find_step(manager: ocp.CheckpointManager, step: int | None) -> int:
-    """The step asked for, or the newest.
+    """The requested step, or the newest.
 
     Raises:
       CheckpointError: it is not there.

@@ -16,10 +16,10 @@ from videogen_jax.run.checkpoint import CheckpointError, restore_average, to_dic
 def save_snapshot(
     checkpointer: ocp.StandardCheckpointer, workdir: str | Path, step: int, averages: dict[str, Any]
 ) -> None:
-    """Starts writing `workdir`/snapshots/`step`; one that is there already is of the same bits.
+    """Starts writing `workdir`/snapshots/`step`; an existing one has the same bits and stays.
 
     Args:
-      checkpointer: writes behind the training's back; close it to wait for the last.
+      checkpointer: writes asynchronously; close it to wait for the last.
       workdir: of the run.
       step: optimizer steps taken.
       averages: name to tree, those of ema.widths.

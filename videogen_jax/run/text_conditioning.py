@@ -1,4 +1,4 @@
-"""The texts of a run: what a caption is to the model, and what makes it mean the same when the run goes on.
+"""Caption conditioning of a run: from captions to model inputs, and what must not change when the run resumes.
 
 | text.encoder | rows of a batch                                              | no caption       | known by       |
 | ------------ | ------------------------------------------------------------ | ---------------- | -------------- |
@@ -32,16 +32,14 @@ _make_text_encoder = functools.cache(make_text_encoder)  # its shapes take a sec
 
 
 class Texts(NamedTuple):
-    """The texts of a run."""
+    """The caption conditioning of a run."""
 
     null: Any  # tree of rows without the batch axis: no caption
     metadata: dict[str, Any]  # saved with checkpoints, JSON values
-    stored_length: (
-        int  # tokens of the stored embeddings that the pipeline is to read; 0: it reads none
-    )
-    embed: Callable[
-        [Sequence[str]], Any
-    ]  # prompts to rows; refuses those that the model cannot read
+    # tokens of the stored embeddings that the pipeline reads; 0: none are stored
+    stored_length: int
+    # prompts to rows; raises ValueError for those that the model cannot read
+    embed: Callable[[Sequence[str]], Any]
     read: Callable[[dict[str, np.ndarray]], Any]  # a batch of the pipeline to rows
 
 
@@ -49,7 +47,7 @@ def _refuse(*_: Any) -> Any:
     raise AssertionError("unreachable: a run without texts reads no captions")
 
 
-# Of a run whose model reads none.
+# Of a run without captions.
 NONE = Texts(
     null=None,
     metadata={"vocabulary": [], "text": None},

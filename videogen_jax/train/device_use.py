@@ -1,4 +1,4 @@
-"""What a run takes of its machine: memory, and the share of the devices' arithmetic that the model is worth."""
+"""What a run uses of its machine: memory, and the peak FLOP/s that utilisation is measured against."""
 
 import jax
 import psutil
@@ -13,19 +13,19 @@ def measure_memory() -> dict[str, float]:
     """Memory of this process, in GiB.
 
     Returns:
-      `memory/host_gib`, what the process has of the host's; and, where the devices tell it (GPUs do, CPUs do not), of
-      the fullest one of this process `memory/device_gib`, in use, `memory/device_peak_gib`, the most since the start,
+      `memory/host_gib`, resident memory of the process; and on devices that report it (GPUs, not CPUs), of the fullest
+      one of this process `memory/device_gib`, in use, `memory/device_peak_gib`, the most since the start,
       and `memory/device_limit_gib`, the most that JAX may take.
     """
     measured = {"memory/host_gib": psutil.Process().memory_info().rss / GIB}
-    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {
         "memory/device_gib": "bytes_in_use",
         "memory/device_peak_gib": "peak_bytes_in_use",
         "memory/device_limit_gib": "bytes_limit",
     }
     for name, key in names.items():
-        if values := [stats[key] for stats in told if key in stats]:
+        if values := [stats[key] for stats in reported if key in stats]:
             measured[name] = max(values) / GIB
     return measured
 

@@ -2,7 +2,7 @@
 
     restore or init; for each step: dispatch N, read back N-1; log; sample; evaluate, then save on the same step
 
-Batches and random numbers are functions of (seed, step), so a run that was killed goes on as if it had not been.
+Batches and random numbers are functions of (seed, step), so a run that was killed resumes to the same bits.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     Raises:
       ValueError: config, data, checkpoint and mesh do not fit together; the sentence says how.
       TrainingDiverged: the loss is not finite.
-      Interrupted: SIGTERM; the same command again goes on.
+      Interrupted: SIGTERM; the same command again resumes.
     """
     workdir = Path(workdir)
     with processes.together():
@@ -66,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         sets = bucketed_data.open_buckets(config.data.path)
         setup.check_data(config, sets)
         config = setup.resolve_length(config, mesh, sets, kind)
-        data = next(iter(sets.values()))  # for what they all share
+        data = next(iter(sets.values()))  # for what all buckets share
         texts = kind.open_texts(config, data)
         run = kind.make_run(config, mesh, texts.null)
         generate = kind.make_generate(run)
@@ -156,7 +156,7 @@ def run_steps(
             if step == first:
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
-            interrupted = stop()  # asked once: a signal in mid-step is for the next one
+            interrupted = stop()  # read once: a signal within a step counts for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
                 writer.write_scalars(step, window.summary() | measure_memory())
@@ -187,7 +187,7 @@ def run_steps(
                 break
     manager.wait_until_finished()
     if interrupted:
-        raise Interrupted(f"SIGTERM: saved step {step}; the same command again goes on from there.")
+        raise Interrupted(f"SIGTERM: saved step {step}; the same command again resumes from there.")
     if jax.process_index() == 0:
         run_report.write_run_report(workdir)
 
@@ -220,5 +220,5 @@ def restore_or_init(run: Run, manager: Any, texts: Texts, latents: LatentInfo | 
     with processes.together():
         metadata = checkpoint.restore_metadata(manager, step)
         setup.check_same_run(metadata, run.config, texts, latents)
-    logging.info("Going on from step %d of %s.", step, manager.directory)
+    logging.info("Resuming from step %d of %s.", step, manager.directory)
     return state

@@ -1,4 +1,4 @@
-"""The report of a run: what lies in its folder, gathered for `evaluation.report`."""
+"""The report of a run: curves, samples and config of its folder, for `evaluation.report`."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
 
     found: dict[str, dict[int, tuple[float, float]]] = {}  # to step to (time written, value)
     for path in sorted(Path(logdir).rglob("*.tfevents.*")):
-        plugins: dict[str, str] = {}  # of tags; only a tag's first entry in a file must tell it
+        plugins: dict[str, str] = {}  # of tags; only a tag's first entry in a file has it
         for event in EventFileLoader(str(path)).Load():
             for entry in event.summary.value:
                 plugins.setdefault(entry.tag, entry.metadata.plugin_data.plugin_name)
@@ -54,7 +54,7 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
     Returns:
       {"title", "gif": bytes} of each; those that would make the page too large are named in the log.
     """
-    kinds: dict[str, list[tuple[int, Path]]] = {}  # to steps, -1 where the name tells none
+    kinds: dict[str, list[tuple[int, Path]]] = {}  # to steps, -1 where the name has none
     for path in Path(folder).rglob("*.gif"):
         kind = path.relative_to(folder).with_suffix("").as_posix()
         step = re.search(r"\d+$", kind)

@@ -1,4 +1,4 @@
-"""What is measured on clips that are held out, while a run trains."""
+"""Validation metrics on held-out clips, while a run trains."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ def make_evaluate(
 ) -> Callable[[Any, int, Any], float | None]:
     """Validation loss of the EMA on the same clips and random numbers whenever it is called: the mean over the buckets.
 
-    What else the kind of run measures is written beside it: numbers under evaluation/, those of several noise levels
-    under a group of their own and as a histogram, whose horizontal axis is the share of the schedule's clock.
+    Other metrics of the kind of run: scalars under evaluation/; those of several noise levels in a group of their own
+    and as a histogram over the schedule's clock.
     None where the data set has no validation clips, or train.validation_batches is 0.
     """
     config = next(iter(runs.values())).config

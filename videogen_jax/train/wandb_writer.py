@@ -1,4 +1,4 @@
-"""A run's dashboard on Weights & Biases: what CLU's writers are told, told to wandb."""
+"""A CLU `MetricWriter` for Weights & Biases."""
 
 import html
 import io
@@ -20,7 +20,7 @@ class WandbWriter:
     """
 
     def __init__(self, workdir: str | Path, project: str, mode: str) -> None:
-        """Starts the workdir's run on W&B, or goes on with it.
+        """Starts the workdir's run on W&B, or resumes it.
 
         Args:
           workdir: of the run; keeps the name of its W&B run in wandb_run_id.txt, and wandb's files in wandb/.
