@@ -1,7 +1,7 @@
 """Video files out: mp4 and webm of any length, frame by frame, and GIF, all through imageio.
 
 imageio has no arguments for an encoder's options, its threads and the colours that a file names:
-these are set on the PyAV stream behind imageio's writer.
+these are set on the PyAV stream that imageio's writer holds.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from typing import BinaryIO
 import av
 import imageio.v3 as iio
 import numpy as np
+from imageio.plugins.pyav import PyAVPlugin
 
 from videogen_jax.data import image_io
 
@@ -146,15 +147,10 @@ def _disk_errors(path):
 def _encoder(file, path, fps, container, codec, options):
     """Encodes with imageio; odd sides must not reach libx264, which aborts the process."""
     size = None  # of the frames
-    video = iio.imopen(file, "w", plugin="pyav", extension=path.suffix, container=container)
+    video = iio.imopen(file, "w", plugin=_Writer, extension=path.suffix, container=container)
     rate = fractions.Fraction(fps).limit_denominator(1001)
     video.init_video_stream(codec, fps=float(rate), pixel_format="yuv420p")
-    context = video._video_stream.codec_context
-    context.options.update(options)
-    context.thread_count = 1  # the same bytes whatever the machine; callers run many at once
-    # Said in the file, because players guess BT.709 for large frames.
-    context.colorspace = context.color_primaries = context.color_trc = _BT601
-    context.color_range = _LIMITED_RANGE
+    video.set_up_encoder(options)
 
     def write(frames):
         nonlocal size
@@ -171,13 +167,33 @@ def _encoder(file, path, fps, container, codec, options):
             for image in frames:
                 video.write_frame(np.pad(image, padding, mode="edge"))
 
-    try:
-        yield write
-        if size is None:
-            raise ValueError(f"no frame was written to {path}: write at least one.")
-        with _disk_errors(path):
-            video.close()
-    except BaseException:
-        # imageio's destructor would encode what is left, into a file that is given up.
-        video._video_stream = None
-        raise
+    yield write
+    if size is None:
+        raise ValueError(f"no frame was written to {path}: write at least one.")
+    with _disk_errors(path):
+        video.close()
+
+
+class _Writer(PyAVPlugin):
+    """imageio's pyav plugin with the encoder's options, and closed only where a video is whole.
+
+    The plugin closes its file from the destructor too, where it would go on encoding after an
+    error, and each time it collects the garbage of the whole process (0.2 s beside TensorFlow) for
+    the sake of filters, which are not used here.
+    """
+
+    def set_up_encoder(self, options):
+        context = self._video_stream.codec_context
+        context.options.update(options)
+        context.thread_count = 1  # the same bytes whatever the machine; callers run many at once
+        # Said in the file, because players guess BT.709 for large frames.
+        context.colorspace = context.color_primaries = context.color_trc = _BT601
+        context.color_range = _LIMITED_RANGE
+
+    def close(self):
+        self._flush_writer()
+        self._container.close()
+        self.request.finish()
+
+    def __del__(self):
+        pass
