@@ -1,17 +1,26 @@
 """Settings that JAX must have before it makes its devices: eight CPU devices, one shared cache, quick compiling."""
 
+import ctypes
+import gc
 import os
+import platform
 import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 8
 
-# Most of a test's time goes into compiling what runs once: LLVM need not optimize it. Of the commands that tests start,
-# too.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Most of a test's time goes into compiling what runs once: LLVM need not optimize it, and the emitters of fusions by
+# way of MLIR take three times as long as those of LLVM's own code. Of the commands that tests start, too.
+QUICK_COMPILING = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILING])
 
 sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest was started
 
@@ -23,3 +32,13 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_memory_back():
+    """What a file compiled goes with it: the programs of them all would be gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
