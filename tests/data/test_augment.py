@@ -237,7 +237,7 @@ def test_augmented_batches_depend_on_seed_and_step_alone(coded, augmentation):
     whole = batches(coded, 8, **options)
     for step in (1, 5, 7):
         assert_same(batches(coded, 1, start_step=step, **options)[0], whole[step])
-    parts = [batches(coded, 8, process_index=i, process_count=2, **options) for i in range(2)]
+    parts = [batches(coded, 8, share=(i, 2), **options) for i in range(2)]
     for step in range(8):
         joined = {name: np.concatenate([p[step][name] for p in parts]) for name in whole[step]}
         assert_same(joined, whole[step])

@@ -73,7 +73,7 @@ def test_seeds_give_other_orders():
     assert len(orders) == 5
 
 
-def draw(data, start, count, process=(0, 1)):
+def draw(data, start, count, share=(0, 1)):
     sets = bucketed_data.open_buckets(data)
     sizes = dict(zip(sets, BATCH_SIZES, strict=True))
     schedule = bucketed_data.make_schedule(
@@ -84,13 +84,12 @@ def draw(data, start, count, process=(0, 1)):
         return lambda start_step: pipeline.make_clips(
             sets[name],
             "train",
-            batch_size=sizes[name] * process[1],
+            batch_size=sizes[name] * share[1],
             frames=sets[name].frames,
             seed=5,
             start_step=start_step,
             shuffle_window=4,
-            process_index=process[0],
-            process_count=process[1],
+            share=share,
         )
 
     mixed = bucketed_data.mix_clips({name: source(name) for name in sets}, schedule, start)

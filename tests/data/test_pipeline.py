@@ -88,7 +88,7 @@ def test_both_shards_and_windows_are_shuffled_anew_in_every_epoch(tmp_path, per_
 
 def test_processes_share_one_global_batch(data):
     whole = batches(data, 8, flip=True)
-    parts = [batches(data, 8, flip=True, process_index=i, process_count=2) for i in range(2)]
+    parts = [batches(data, 8, flip=True, share=(i, 2)) for i in range(2)]
     for step in range(8):
         joined = {
             name: np.concatenate([part[step][name] for part in parts]) for name in whole[step]
@@ -125,9 +125,7 @@ def test_validation_is_in_order_from_the_middle_and_starts_over(data):
     assert order == (order[:total] * 10)[:10] and len(set(order)) == min(total, 10)
     first = (clips[0]["video"][0, 0, :, SIZE // 2 :].mean() - 60) / 8
     assert round(first) == (PACKED_FRAMES - 6) // 2
-    part = pipeline.make_validation_clips(
-        data, batch_size=2, frames=6, num_batches=1, process_index=1, process_count=2
-    )
+    part = pipeline.make_validation_clips(data, batch_size=2, frames=6, num_batches=1, share=(1, 2))
     np.testing.assert_array_equal(next(part)["video"][0], clips[0]["video"][1])
 
 
@@ -225,7 +223,7 @@ def test_what_the_data_cannot_serve_is_refused(data, tmp_path):
     with pytest.raises(
         pipeline.DataError, match="batch_size of 4 does not divide over 3 processes"
     ):
-        batches(data, 1, process_count=3)
+        batches(data, 1, share=(0, 3))
     with pytest.raises(pipeline.DataError, match="no data set in .*nowhere: run videogen_jax.pack"):
         pipeline.open_data(tmp_path / "nowhere")
     with pytest.raises(pipeline.DataError, match="is not finished: run videogen_jax.pack again"):

@@ -42,8 +42,7 @@ def make_clips(
     augmentation: Augmentation | None = None,
     shuffle_window: int = 2048,
     text_length: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> Iterator[Clips]:
     """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
@@ -60,8 +59,7 @@ def make_clips(
         encoded.
       shuffle_window: records shuffled together; so many undecoded ones are held in memory.
       text_length: L, of the caption embeddings, where latents have them; 0: none are read.
-      process_index: whose rows, of
-      process_count: P.
+      share: (i, P): this process reads the i-th of P equal parts of each batch's rows, as of `processes.find_share`.
       threads: of decoding.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
@@ -72,7 +70,7 @@ def make_clips(
       DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
     """
     data = data if isinstance(data, PackedData) else open_data(data)
-    rows = _check(data, split, batch_size, frames, process_index, process_count)
+    rows = _check(data, split, batch_size, frames, share)
     if flip and data.latents is not None and not data.latents.mirrored:
         raise DataError(
             f"data.flip is on, but {data.folder} was encoded without mirrored latents: "
@@ -88,7 +86,7 @@ def make_clips(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
     numbered = records.enumerate(position)
-    if process_count > 1:
+    if share[1] > 1:
         numbered = numbered.filter(
             lambda p, _: (p % batch_size >= rows.start) & (p % batch_size < rows.stop)
         )
@@ -150,8 +148,7 @@ def make_validation_clips(
     num_batches: int,
     size: tuple[int, int] | None = None,
     text_length: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Clips]:
     """The first clips of the validation split in order, each cut to its middle frames; never mirrored or augmented.
 
@@ -162,8 +159,7 @@ def make_validation_clips(
       num_batches: how many batches; a split of fewer clips starts over.
       size: (height, width) in pixels that is cut out of the middle; None: all of it.
       text_length: as of `make_clips`.
-      process_index: whose rows, of
-      process_count: P.
+      share: (i, P): this process reads the i-th of P equal parts of each batch's rows, as of `processes.find_share`.
     Returns:
       Batches as of `make_clips`.
     Raises:
@@ -171,7 +167,7 @@ def make_validation_clips(
     """
     data = data if isinstance(data, PackedData) else open_data(data)
     split, length = "validation", _count_frames(data, frames)
-    rows = _check(data, split, batch_size, frames, process_index, process_count)
+    rows = _check(data, split, batch_size, frames, share)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = record_decoding.parse(record, data, text_length=text_length)
@@ -317,12 +313,7 @@ def _count_frames(data: PackedData, frames: int) -> int:
 
 
 def _check(
-    data: PackedData,
-    split: str,
-    batch_size: int,
-    frames: int,
-    process_index: int,
-    process_count: int,
+    data: PackedData, split: str, batch_size: int, frames: int, share: tuple[int, int]
 ) -> range:
     """The rows of this process in the global batch."""
     for name, value in (("batch_size", batch_size), ("data.frames", frames)):
@@ -340,13 +331,14 @@ def _check(
         )
     if data.latents is not None and data.latents.time_stride > 1:
         _check_whole(data, frames)
-    if batch_size % process_count:
+    index, count = share
+    if batch_size % count:
         raise DataError(
-            f"batch_size of {batch_size} does not divide over {process_count} processes: "
-            f"make it a multiple of {process_count}."
+            f"batch_size of {batch_size} does not divide over {count} processes: "
+            f"make it a multiple of {count}."
         )
-    rows = batch_size // process_count
-    return range(process_index * rows, (process_index + 1) * rows)
+    rows = batch_size // count
+    return range(index * rows, (index + 1) * rows)
 
 
 def _check_whole(data: PackedData, frames: int) -> None:

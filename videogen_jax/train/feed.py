@@ -38,7 +38,6 @@ def open_batches(
     def open_bucket(name: str, start_step: int) -> Iterator[pipeline.Clips]:
         run = runs[name]
         config = run.config
-        index, count = processes.find_share(run.mesh, config.batch_size)
         return pipeline.make_clips(
             sets[name],
             "train",
@@ -50,8 +49,7 @@ def open_batches(
             augmentation=setup.make_augmentation(config) if sets[name].latents is None else None,
             shuffle_window=config.data.shuffle_window,
             text_length=texts.stored_length,
-            process_index=index,
-            process_count=count,
+            share=processes.find_share(run.mesh, config.batch_size),
             threads=config.data.threads,
         )
 

@@ -76,7 +76,6 @@ def make_bucket_measure(
     """Means over the first validation clips of a bucket."""
     config = run.config
     measure = jax.jit(kind.make_measure(run))
-    index, count = processes.find_share(run.mesh, config.batch_size)
     batches = [
         put_clips(kind, run, texts, data, clips)
         for clips in pipeline.make_validation_clips(
@@ -86,8 +85,7 @@ def make_bucket_measure(
             num_batches=config.train.validation_batches,
             text_length=texts.stored_length,
             size=setup.make_augmentation(config).size if data.latents is None else None,
-            process_index=index,
-            process_count=count,
+            share=processes.find_share(run.mesh, config.batch_size),
         )
     ]
     whole = NamedSharding(run.mesh, PartitionSpec())
