@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videogen_jax.data import latent_records, pipeline, records, synthetic
+from videogen_jax.data import atomic_files, latent_records, pipeline, records, synthetic
 from videogen_jax.packing import pack_folder
 
 CLIPS_PER_SHARD = 256
@@ -131,7 +131,7 @@ def write_latents(folder: Path, options: argparse.Namespace) -> None:
     described = {"words": {"circle": options.clips}, "motion_score_buckets": [1.0] * 255}
     described |= {"frames": options.frames, "min_frames": options.frames, "fps": 8.0}
     described |= {"height": options.size, "width": options.size, "latents": info._asdict()}
-    records.write_text(data / "statistics.json", json.dumps(described))
+    atomic_files.write_text(data / "statistics.json", json.dumps(described))
     with tempfile.TemporaryDirectory(dir=folder) as work:
         records.write_dataset_info(data, {"train": sizes}, work, features)
 

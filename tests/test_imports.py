@@ -43,6 +43,13 @@ RESTRICTED = {
 }
 
 NEED_NO_TENSORFLOW = (
+    "videogen_jax.data.atomic_files",
+    "videogen_jax.data.clip_tokenizer",
+    "videogen_jax.data.image_io",
+    "videogen_jax.data.latent_records",
+    "videogen_jax.data.records",
+    "videogen_jax.data.video_io",
+    "videogen_jax.data.vocabulary",
     "videogen_jax.generate.contact_sheet",
     "videogen_jax.generate.from_checkpoint",
     "videogen_jax.models.weights",

@@ -36,7 +36,7 @@ import numpy as np
 from absl import flags
 
 from videogen_jax import __version__, command
-from videogen_jax.data.records import write_json
+from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import (
     clip_sets,
     frechet,

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from videogen_jax import command
 from videogen_jax.data import image_io, video_io, video_writer
-from videogen_jax.data.records import write_json
+from videogen_jax.data.atomic_files import write_json
 from videogen_jax.diffusion.times import SPACINGS
 from videogen_jax.generate import contact_sheet, from_checkpoint
 from videogen_jax.generate.sampler import SAMPLERS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videogen_jax.data import records
+from videogen_jax.data import atomic_files, records
 from videogen_jax.data.records import encode_clip, encode_strips, motion_score
 
 
@@ -130,7 +130,7 @@ def test_an_error_among_the_records_leaves_no_shard(tmp_path):
 
 
 def test_text_is_replaced_as_a_whole(tmp_path):
-    records.write_text(tmp_path / "a.json", json.dumps({"a": 1}))
-    records.write_text(tmp_path / "a.json", "猫")
+    atomic_files.write_text(tmp_path / "a.json", json.dumps({"a": 1}))
+    atomic_files.write_text(tmp_path / "a.json", "猫")
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "猫"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -36,7 +36,7 @@ class Augmentation(NamedTuple):
         """Whether clips of this size (height, width) and so many frames come out otherwise than they were packed."""
         return self.size != tuple(packed) or self.changes_rate(frames) or self.jitter > 0
 
-    def note(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All but the size, by the names of the config's lines: JSON values."""
         return {name: getattr(self, name) for name in self._fields[1:]}
 

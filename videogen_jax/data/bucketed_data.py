@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videogen_jax.data import latent_statistics, pipeline, records
+from videogen_jax.data import atomic_files, latent_statistics, pipeline, records
 from videogen_jax.data.latent_records import TextInfo
 from videogen_jax.data.pipeline import Clips, DataError, PackedData
 
@@ -53,7 +53,7 @@ def write_index(output: str | Path, names: Sequence[str]) -> None:
       output: its folder.
       names: of the buckets' folders, all finished.
     """
-    records.write_text(Path(output) / INDEX, json.dumps({"buckets": list(names)}, indent=1))
+    atomic_files.write_text(Path(output) / INDEX, json.dumps({"buckets": list(names)}, indent=1))
 
 
 def open_buckets(data_dir: str | Path) -> dict[str, PackedData]:

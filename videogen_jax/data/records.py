@@ -4,16 +4,16 @@ TensorFlow is imported inside the functions that need it: the workers of `packin
 without it, and importing it takes ten seconds.
 """
 
-import contextlib
 import errno
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import imageio.v3 as iio
 import numpy as np
+
+from videogen_jax.data import atomic_files
 
 FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
@@ -242,37 +242,10 @@ def write_shard(path, examples: Iterable[bytes]) -> tuple[int, int]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
         except tf.errors.OpError as error:
             raise OSError(errno.EIO, error.message, os.fspath(path)) from error
-        publish(unfinished, path)
+        atomic_files.publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return count, size
-
-
-def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a finished file its name, once its bytes are on the disk."""
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    with contextlib.suppress(PermissionError):  # Windows cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-def write_text(path, text: str) -> None:
-    """Writes a small UTF-8 file that is whole and on the disk, or not there at all."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        publish(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_json(path, content) -> None:
-    """Writes JSON that people read, too, as `write_text` does."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_dataset_info(
@@ -307,4 +280,4 @@ def write_dataset_info(
         description="Captioned video clips, packed by videogen_jax.",
     )
     for name in ("features.json", "dataset_info.json"):
-        publish(work / name, folder / name)
+        atomic_files.publish(work / name, folder / name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videogen_jax.data.records import publish
+from videogen_jax.data.atomic_files import publish
 from videogen_jax.evaluation.clip_sets import Clips, Survey, Window, cut_clips, survey
 
 Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # of `i3d.make_extractor`

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from videogen_jax.data.records import publish
+from videogen_jax.data.atomic_files import publish
 from videogen_jax.evaluation.feature_cache import cache_folder
 from videogen_jax.models.weights import WeightsError, hash_params, read_tensors
 

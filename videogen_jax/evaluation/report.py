@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from videogen_jax.data.records import write_text
+from videogen_jax.data.atomic_files import write_text
 
 WIDTH, HEIGHT = 300, 170  # of a curve's picture; the rest in its units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins, for the numbers on the axes

@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from videogen_jax.data import augment, latent_records, latent_statistics, pipeline, records
+from videogen_jax.data import (
+    atomic_files,
+    augment,
+    latent_records,
+    latent_statistics,
+    pipeline,
+    records,
+)
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
@@ -162,7 +169,7 @@ def augments(encoder: Encoder, data: pipeline.PackedData) -> bool:
 def note_augmentation(encoder: Encoder) -> dict[str, Any]:
     """What the augmented clips of an encoder depend on: JSON values by the names of the config's lines."""
     augmentation = encoder.augmentation
-    noted = augmentation.note() | {"seed": encoder.seed}
+    noted = augmentation.to_json() | {"seed": encoder.seed}
     noted |= dict(zip(("height", "width"), augmentation.size, strict=True))
     return noted | ({"frames": encoder.frames} if augmentation.changes_rate(encoder.frames) else {})
 
@@ -220,7 +227,7 @@ def _claim(output: Path, work: Path, noted: dict[str, Any]) -> None:
         _compare(output, json.loads(path.read_text(encoding="utf-8")), noted)
         return
     work.mkdir(parents=True, exist_ok=True)
-    records.write_text(path, json.dumps(noted, indent=1))
+    atomic_files.write_text(path, json.dumps(noted, indent=1))
 
 
 def _is_done(output: Path, work: Path, path: str) -> bool:
@@ -262,7 +269,7 @@ def _encode_shard(
     clips, size = records.write_shard(output / path.name, serialize())
     note = {"clips": clips, "bytes": size, "count": seen.count}
     note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist(), "cut_captions": cut}
-    records.write_text(work / f"{path.name}.json", json.dumps(note))
+    atomic_files.write_text(work / f"{path.name}.json", json.dumps(note))
     return cut
 
 
@@ -334,7 +341,7 @@ def _finish(
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
     if "augment" in report["settings"]:
-        info = info._replace(augment=encoder.augmentation.note() | {"seed": encoder.seed})
+        info = info._replace(augment=encoder.augmentation.to_json() | {"seed": encoder.seed})
         size = dict(zip(("height", "width"), encoder.augmentation.size, strict=True))
         statistics |= size
         if encoder.augmentation.changes_rate(encoder.frames):
@@ -346,7 +353,7 @@ def _finish(
     if (source / records.MOTION_SCORES).exists():  # sets packed by earlier versions have none
         shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)
     for name, content in {"statistics.json": statistics, REPORT: report}.items():
-        records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+        atomic_files.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
     with tempfile.TemporaryDirectory(dir=output) as metadata:
         records.write_dataset_info(output, sizes, metadata, features)

@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from videogen_jax.data import image_io, records, video_io
+from videogen_jax.data import atomic_files, image_io, video_io
 from videogen_jax.data.workers import WorkerDied, make_pool
 from videogen_jax.packing import bucket_assignment, pack_folder, sources
 from videogen_jax.packing import settings as pack_settings
@@ -202,10 +202,10 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
     }
     for name in report["left_out"]:
         counts.pop(name, None)
-    records.write_text(
+    atomic_files.write_text(
         output / pack_settings.REPORT, json.dumps(report, indent=1, ensure_ascii=False)
     )
-    records.write_text(output / pack_settings.BUCKETS_MARK, json.dumps({"buckets": names}))
+    atomic_files.write_text(output / pack_settings.BUCKETS_MARK, json.dumps({"buckets": names}))
     for name in report["left_out"]:
         shutil.rmtree(output / name, ignore_errors=True)
     shutil.rmtree(output / "unfinished", ignore_errors=True)
@@ -258,7 +258,7 @@ def _read_probes(path) -> dict[str, list | str]:
         whole = text[: text.rfind("\n") + 1]
         known = dict(json.loads(line) for line in whole.splitlines())
         if whole != text:
-            records.write_text(path, whole)
+            atomic_files.write_text(path, whole)
     return known
 
 

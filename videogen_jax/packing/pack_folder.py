@@ -27,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from videogen_jax.data import records
+from videogen_jax.data import atomic_files, records
 from videogen_jax.data import vocabulary as vocabularies
 from videogen_jax.data.workers import WorkerDied, make_pool
 from videogen_jax.packing import settings as pack_settings
@@ -217,7 +217,7 @@ def _read_journal(output, work):
         if not any(p.exists() and p.stat().st_size == shard["file_bytes"] for p in places):
             shards = shards[:index]
             break
-    records.write_text(path, "".join(json.dumps(shard) + "\n" for shard in shards))
+    atomic_files.write_text(path, "".join(json.dumps(shard) + "\n" for shard in shards))
     return shards
 
 
@@ -364,7 +364,7 @@ def _finish(output, work, journal, found, settings, report):
             os.replace(work / _work_name(shard), output / name)
     words, scores = _count_words(journal, found), _scores(journal)
     if "shard" in report["settings"]:  # `merging` wants to know
-        records.write_text(output / SOURCES_FILE, json.dumps(_count_clips(journal, found)))
+        atomic_files.write_text(output / SOURCES_FILE, json.dumps(_count_clips(journal, found)))
     write_descriptions(output, settings, words, scores, report)
     sizes = collections.defaultdict(list)
     for shard in journal:
@@ -382,7 +382,7 @@ def finish_plain(output, work, sizes: dict[str, list[tuple[int, int]]]) -> None:
       sizes: split -> (clips, bytes of their records) of each shard.
     """
     if not sizes:
-        records.write_text(pathlib.Path(output) / pack_settings.EMPTY_MARK, "{}")
+        atomic_files.write_text(pathlib.Path(output) / pack_settings.EMPTY_MARK, "{}")
         return
     metadata = pathlib.Path(work) / "metadata"
     shutil.rmtree(metadata, ignore_errors=True)
@@ -432,10 +432,10 @@ def write_descriptions(
     unfinished = output / f"{records.MOTION_SCORES}.unfinished"
     with open(unfinished, "wb") as file:
         np.save(file, scores)
-    records.publish(unfinished, output / records.MOTION_SCORES)
+    atomic_files.publish(unfinished, output / records.MOTION_SCORES)
     statistics = make_statistics(settings, words, scores)
     for name, content in {"statistics.json": statistics, pack_settings.REPORT: report}.items():
-        records.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+        atomic_files.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def make_statistics(settings: Settings, words: dict[str, int], scores: np.ndarray) -> dict:

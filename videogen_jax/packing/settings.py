@@ -10,7 +10,7 @@ import json
 import pathlib
 import shutil
 
-from videogen_jax.data import records
+from videogen_jax.data import atomic_files
 
 PLAIN_MARK, EMPTY_MARK = "dataset_info.json", "no_clips.json"
 BUCKETS_MARK = "buckets.json"
@@ -101,5 +101,5 @@ def claim_output(output, noted: dict) -> pathlib.Path:
         compare(output, json.loads(path.read_text(encoding="utf-8")), noted)
     else:
         work.mkdir(parents=True, exist_ok=True)
-        records.write_text(path, json.dumps(noted, indent=1))
+        atomic_files.write_text(path, json.dumps(noted, indent=1))
     return work

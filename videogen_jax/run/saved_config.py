@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 
 from videogen_jax import config as configs
-from videogen_jax.data.records import write_json
+from videogen_jax.data.atomic_files import write_json
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:

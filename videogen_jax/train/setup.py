@@ -177,8 +177,8 @@ def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedD
     if data.latents is None:
         augment.check_augmentation(augmentation, data, config.data.frames)
         return
-    found = data.latents.augment or Augmentation(augmentation.size).note()
-    for name, wanted in augmentation.note().items():
+    found = data.latents.augment or Augmentation(augmentation.size).to_json()
+    for name, wanted in augmentation.to_json().items():
         if wanted != found[name]:
             raise ValueError(
                 f"augment.{name} is {wanted}, but the latents in {data.folder} were encoded with {found[name]}: "
