@@ -1,4 +1,4 @@
-"""Captions in many scripts to test tokens with: the same at each call."""
+"""Deterministic captions in many scripts for tests of the tokenizer."""
 
 import numpy as np
 
@@ -44,7 +44,7 @@ CONTROLS = (
 
 
 def captions(count=2000):
-    """Captions of one script, of two, or of characters drawn from all of them."""
+    """Makes captions in one script, in two, or of random characters of all scripts."""
     rng = np.random.default_rng(0)
     names = list(WORDS)
     letters = sorted(set("".join(WORDS.values())))
@@ -52,7 +52,7 @@ def captions(count=2000):
     while len(made) < count:
         words = [w for name in rng.choice(names, rng.integers(1, 3)) for w in WORDS[name].split()]
         kind = len(made) % 10
-        if kind == 0:  # characters as they come
+        if kind == 0:  # random characters
             made.append("".join(rng.choice(letters, rng.integers(1, 40))))
             continue
         chosen = [str(word) for word in rng.choice(words, rng.integers(1, 40 if kind == 1 else 12))]

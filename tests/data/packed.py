@@ -1,4 +1,4 @@
-"""Packed data sets without a lossy video file in between, plain and in buckets."""
+"""Plain and bucketed packed data sets, written directly without lossy video files."""
 
 import collections
 import json
@@ -9,7 +9,7 @@ from videogen_jax.data import bucketed_data, records
 
 
 def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1):
-    """A plain data set of these clips, (T, H, W, 3) uint8 each; the first ones are its validation split too."""
+    """Writes a plain data set of clips (T, H, W, 3) uint8; the first `held_out` are also its validation split."""
     (folder / "work").mkdir(parents=True)
     captions = captions or [str(i) for i in range(len(train))]
     scores = [records.motion_score(video, 8.0) for video in train]
@@ -43,7 +43,7 @@ def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1)
 
 
 def write_buckets(folder, clips, per_shard=4):
-    """A data set in buckets: {"4x16x16": clips, ...}; every caption is "shape NAME"."""
+    """Writes a bucketed data set from {"4x16x16": clips, ...}; every caption is "shape NAME"."""
     for name, train in clips.items():
         captions = [f"shape {name}"] * len(train)
         write_records(folder / name, train, len(train[0]), per_shard, captions)
@@ -52,7 +52,7 @@ def write_buckets(folder, clips, per_shard=4):
 
 
 def random_clips(shape, count, seed=0):
-    """Clips of smooth noise, which JPEG keeps; their brightness differs."""
+    """Makes clips of blockwise noise, which survives JPEG compression."""
     rng = np.random.default_rng(seed)
     frames, height, width = shape
     small = rng.integers(20, 230, (count, frames, height // 8, width // 8, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Augmentation: all frames of a clip alike, a pure function of the clip's key, and off where it is off."""
+"""Augmentation: identical for all frames of a clip, a pure function of its key, and no change when disabled."""
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ def key(number, seed=0):
 
 
 def in_graph(function, *arguments):
-    """What a function gives for each number inside a tf.data graph."""
+    """Evaluates a function of an index inside a tf.data graph."""
     numbers = tf.data.Dataset.range(*arguments)
     return list(numbers.map(function).as_numpy_iterator())
 
 
 def coded_clip(frames, height=HEIGHT, width=WIDTH):
-    """Rows, columns and frames can be told from the pixels: red, green and blue."""
+    """Makes a clip whose red, green and blue values encode row, column and frame."""
     video = np.zeros((frames, height, width, 3), np.uint8)
     video[..., 0] = 10 * np.arange(height)[:, None]
     video[..., 1] = 10 * np.arange(width)
@@ -39,12 +39,12 @@ def coded_clip(frames, height=HEIGHT, width=WIDTH):
     return video
 
 
-# Windows
+# Spatial crops
 
 
-def test_every_place_of_the_window_is_as_likely_as_every_other():
+def test_crop_offsets_are_uniform():
     packed, size = (6, 6), (3, 3)
-    draw = lambda n: augment.draw_corner(key(n), packed, size)  # noqa: E731
+    draw = lambda n: augment.draw_crop_offset(key(n), packed, size)  # noqa: E731
     corners = np.array(in_graph(draw, 3000))
     counts = np.zeros((4, 4))
     np.add.at(counts, tuple(corners.T), 1)
@@ -53,20 +53,20 @@ def test_every_place_of_the_window_is_as_likely_as_every_other():
     np.testing.assert_array_equal(corners[:20], [draw(n) for n in range(20)])
 
 
-def test_frames_share_the_window():
+def test_crop_is_the_same_for_all_frames():
     video = coded_clip(7)
-    corner = augment.draw_corner(key(3), (HEIGHT, WIDTH), (6, 8))
+    corner = augment.draw_crop_offset(key(3), (HEIGHT, WIDTH), (6, 8))
     row, column = corner.numpy()
-    window = augment.cut_window(tf.constant(video), corner, (6, 8)).numpy()
+    window = augment.crop_frames(tf.constant(video), corner, (6, 8)).numpy()
     np.testing.assert_array_equal(window, video[:, row : row + 6, column : column + 8])
-    np.testing.assert_array_equal(augment.centre_corner((HEIGHT, WIDTH), (6, 8)), [3, 5])
+    np.testing.assert_array_equal(augment.centre_crop_offset((HEIGHT, WIDTH), (6, 8)), [3, 5])
 
 
-# Speed
+# Frame rate
 
 
 def resampled(num_frames, rate):
-    """The packed frames that `video_io.resample` chooses, without those it shows behind the last one."""
+    """The packed frames that `video_io.resample` chooses, up to the time of the last packed frame."""
     frames = ((i / FPS, i) for i in range(num_frames))
     return [
         i
@@ -77,7 +77,7 @@ def resampled(num_frames, rate):
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 40, 500])
 @pytest.mark.parametrize("rate", [8.0, 7.9, 5.3, 4.0, 8 / 3, 1.7, 0.6])
-def test_speed_shows_the_frames_of_a_resampled_video(num_frames, rate):
+def test_chosen_frames_match_a_resampled_video(num_frames, rate):
     rate = np.float32(rate)
     count = augment.count_frames(FPS, num_frames, rate)
     chosen = augment.choose_frames(FPS, num_frames, rate, 0, count)
@@ -99,14 +99,14 @@ def test_rates_are_log_uniform_in_the_range():
 
 @pytest.mark.parametrize("num_frames", [5, 6, 9, 20, 1000])
 @pytest.mark.parametrize("bounds", [(1.0, 8.0), (2.0, 3.0), (0.01, 0.02)])
-def test_short_clips_are_not_taken_slower_than_their_frames_last(num_frames, bounds):
+def test_rates_of_short_clips_leave_enough_frames(num_frames, bounds):
     frames = 5
     augmentation = Augmentation((HEIGHT, WIDTH), *bounds)
     draw = lambda n: augment.draw_rate(key(n), FPS, num_frames, frames, augmentation)  # noqa: E731
     rates = np.array(in_graph(draw, 100))
-    least = FPS * (frames - 1) / (num_frames - 1)
-    assert np.all(rates >= max(least, bounds[0]) * (1 - 1e-6))
-    assert np.all(rates <= max(least, bounds[1]) * (1 + 1e-6))
+    lowest = FPS * (frames - 1) / (num_frames - 1)
+    assert np.all(rates >= max(lowest, bounds[0]) * (1 - 1e-6))
+    assert np.all(rates <= max(lowest, bounds[1]) * (1 + 1e-6))
     counts = [augment.count_frames(FPS, num_frames, rate).numpy() for rate in rates]
     assert min(counts) >= frames
 
@@ -115,7 +115,7 @@ def test_short_clips_are_not_taken_slower_than_their_frames_last(num_frames, bou
 
 
 def numpy_colours(video, brightness, contrast, saturation):
-    """torchvision's formulas in float64, the mean taken over the clip."""
+    """torchvision's formulas in float64, with the mean over the clip."""
     gray = lambda x: x @ np.array([0.2989, 0.587, 0.114])  # noqa: E731
     clip = lambda x: np.clip(x, 0, 255)  # noqa: E731
     x = clip(brightness * video.astype(np.float64))
@@ -126,27 +126,27 @@ def numpy_colours(video, brightness, contrast, saturation):
 @pytest.mark.parametrize(
     "factors", [(1.3, 0.6, 1.4), (0.5, 1.5, 0.2), (1.0, 1.0, 1.7), (1.9, 1.0, 1.0), (1, 1.8, 1)]
 )
-def test_colours_are_those_of_float64(factors):
+def test_colour_jitter_matches_float64(factors):
     video = np.random.default_rng(0).integers(0, 256, (3, 9, 11, 3), np.uint8)
-    changed = augment.change_colours(tf.constant(video), tf.constant(factors, tf.float32)).numpy()
+    changed = augment.jitter_colours(tf.constant(video), tf.constant(factors, tf.float32)).numpy()
     expected = numpy_colours(video, *factors)
     assert changed.dtype == np.uint8
     assert np.abs(changed - expected).max() < 0.501  # rounded to the nearest
     assert np.abs(changed.astype(int) - video).max() > 20
-    same = augment.change_colours(tf.constant(video), tf.ones(3)).numpy()
+    same = augment.jitter_colours(tf.constant(video), tf.ones(3)).numpy()
     np.testing.assert_array_equal(same, video)
 
 
-def test_a_colour_becomes_the_same_colour_in_every_frame():
+def test_colour_jitter_maps_a_colour_alike_in_every_frame():
     video = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    video[1] //= 3  # a frame with a mean of its own
+    video[1] //= 3  # a frame with a different mean
     video[:, 0, 0] = (200, 90, 30)
-    changed = augment.change_colours(tf.constant(video), tf.constant([0.9, 0.5, 1.5])).numpy()
+    changed = augment.jitter_colours(tf.constant(video), tf.constant([0.9, 0.5, 1.5])).numpy()
     assert len(np.unique(changed[:, 0, 0], axis=0)) == 1
 
 
-def test_factors_are_uniform_around_1_and_independent():
-    draw = lambda n: augment.draw_colours(key(n), 0.4)  # noqa: E731
+def test_colour_factors_are_uniform_around_1_and_independent():
+    draw = lambda n: augment.draw_colour_factors(key(n), 0.4)  # noqa: E731
     factors = np.array(in_graph(draw, 2000))
     assert factors.min() >= 0.6 and factors.max() < 1.4
     np.testing.assert_allclose(factors.mean(0), 1, atol=0.02)
@@ -157,10 +157,10 @@ def test_factors_are_uniform_around_1_and_independent():
 # Whole clips
 
 
-def test_a_clip_is_the_same_in_a_graph_and_eagerly_and_follows_from_its_key():
+def test_augmented_clip_is_a_function_of_its_key_in_graph_and_eager_mode():
     video = np.random.default_rng(0).integers(0, 256, (30, HEIGHT, WIDTH, 3), np.uint8)
     augmentation = Augmentation((8, 8), 2.0, 6.0, 0.3)
-    vary = lambda n: augment.vary_clip(key(n), tf.constant(video), FPS, 5, augmentation)  # noqa: E731
+    vary = lambda n: augment.augment_clip(key(n), tf.constant(video), FPS, 5, augmentation)  # noqa: E731
     graph = in_graph(vary, 5)
     for n, (clip, rate) in enumerate(graph):
         eager, eager_rate = vary(n)
@@ -170,7 +170,7 @@ def test_a_clip_is_the_same_in_a_graph_and_eagerly_and_follows_from_its_key():
     assert not np.array_equal(graph[0][0][:5], graph[1][0][:5])
 
 
-def test_the_key_of_a_variant_follows_from_seed_name_number_and_variant():
+def test_variant_keys_depend_on_seed_name_number_and_variant():
     names = [
         (s, n, i, v) for s in (0, 1) for n in (b"a.mp4", b"b.mp4") for i in (0, 1) for v in (0, 1)
     ]
@@ -184,7 +184,7 @@ def test_the_key_of_a_variant_follows_from_seed_name_number_and_variant():
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory):
-    """Clips of 40 frames: pixels tell row, column and frame; blocks of 8x8 survive JPEG."""
+    """A data set of 40-frame clips whose pixels encode row, column and frame."""
     clips = [coded_clip(40, 16, 24) * np.uint8([1, 1, 6])] * 6
     folder = write_records(tmp_path_factory.mktemp("coded") / "data", clips, 40, per_shard=4)
     report = {"settings": {}, "clips": {"train": 6, "validation": 1}}
@@ -193,7 +193,7 @@ def coded(tmp_path_factory):
 
 
 def read_code(video):
-    """First row, first column and the frames of (T, h, w, 3), and whether it is mirrored."""
+    """Reads first row, first column, frames and mirroring from the pixels of (T, h, w, 3)."""
     red, green, blue = np.moveaxis(video.astype(float), -1, 0)
     slope = np.diff(green.mean(1), axis=1).mean(1)  # of every frame
     edge = green[:, :, -1] if slope[0] < 0 else green[:, :, 0]
@@ -201,7 +201,7 @@ def read_code(video):
     return rows, columns, blue.mean((1, 2)) / 6, slope < 0
 
 
-def test_with_nothing_on_batches_are_those_without_augmentation(coded):
+def test_disabled_augmentation_does_not_change_batches(coded):
     whole = batches(coded, 6, flip=True)
     for off, plain in zip(
         batches(coded, 6, flip=True, augmentation=Augmentation((16, 24))), whole, strict=True
@@ -209,7 +209,7 @@ def test_with_nothing_on_batches_are_those_without_augmentation(coded):
         assert_same(off, plain)
 
 
-def test_frames_of_a_clip_share_window_flip_and_speed(coded):
+def test_frames_of_a_clip_share_crop_flip_and_rate(coded):
     augmentation = Augmentation((6, 10), 2.0, 8.0)
     corners, mirrors, rates = set(), [], []
     for batch in batches(coded, 40, flip=True, augmentation=augmentation):
@@ -220,7 +220,7 @@ def test_frames_of_a_clip_share_window_flip_and_speed(coded):
             corners.add((round(rows.mean()), round(columns.mean())))
             mirrors.append(mirrored[0])
             rates.append(fps)
-            # The frames are neighbours in the clip taken at the rate that is told.
+            # The frames are consecutive in the clip resampled to the batch's fps.
             neighbours = resampled(40, float(fps))
             places = [neighbours[i : i + 6] for i in range(len(neighbours) - 5)]
             assert min(np.abs(np.array(place) - shown).max() for place in places) < 0.5
@@ -242,11 +242,11 @@ def test_augmented_batches_depend_on_seed_and_step_alone(coded, augmentation):
         joined = {name: np.concatenate([p[step][name] for p in parts]) for name in whole[step]}
         assert_same(joined, whole[step])
     assert not np.array_equal(batches(coded, 1, seed=2, **options)[0]["fps"], whole[0]["fps"])
-    # No epoch repeats another: what is augmented is not kept.
+    # No epoch repeats another, because augmented clips are not cached.
     assert len({fps for batch in whole for fps in batch["fps"]}) == 32
 
 
-def test_jitter_reaches_batches_and_leaves_order_fps_and_motion(coded):
+def test_jitter_changes_pixels_but_not_order_fps_or_motion_score(coded):
     plain = batches(coded, 10)
     changed = batches(coded, 10, augmentation=Augmentation((16, 24), jitter=0.5))
     ratios = []
@@ -258,7 +258,7 @@ def test_jitter_reaches_batches_and_leaves_order_fps_and_motion(coded):
     assert min(ratios) < 0.7 and max(ratios) > 1.3
 
 
-def test_speed_of_clips_of_a_single_strip(tmp_path):
+def test_rate_of_clips_of_a_single_strip(tmp_path):
     folder = write_records(tmp_path / "data", [coded_clip(14, 16, 24) * np.uint8([1, 1, 6])], 14)
     augmentation = Augmentation((16, 24), 4.0, 4.0)
     for batch in batches(folder, 3, batch_size=2, augmentation=augmentation):
@@ -267,7 +267,7 @@ def test_speed_of_clips_of_a_single_strip(tmp_path):
             np.testing.assert_array_equal(np.diff(shown), 2)
 
 
-def test_validation_is_cut_in_the_centre_and_else_as_packed(coded):
+def test_validation_clips_are_centre_cropped_and_not_augmented(coded):
     options = {"batch_size": 1, "frames": 6, "num_batches": 1}
     whole = next(pipeline.make_validation_clips(coded, **options))
     cut = next(pipeline.make_validation_clips(coded, size=(6, 10), **options))
@@ -280,33 +280,33 @@ def test_validation_is_cut_in_the_centre_and_else_as_packed(coded):
     [
         (Augmentation((17, 24)), r"data\.height is 17, but the clips in .* were packed with 16"),
         (Augmentation((16, 0)), r"data\.width is 0, but"),
-        (Augmentation((16, 24), 4.0, 2.0), r"fps_min is 4.0 and augment.fps_max is 2.0: give two"),
-        (Augmentation((16, 24), 0.0, 2.0), "give two rates above 0"),
-        (Augmentation((16, 24), -1.0, 2.0), "give two rates above 0"),
-        (Augmentation((16, 24), 2.0, float("nan")), "give two rates above 0"),
+        (Augmentation((16, 24), 4.0, 2.0), r"fps_min is 4.0 and augment.fps_max is 2.0: set both"),
+        (Augmentation((16, 24), 0.0, 2.0), "set both above 0"),
+        (Augmentation((16, 24), -1.0, 2.0), "set both above 0"),
+        (Augmentation((16, 24), 2.0, float("nan")), "set both above 0"),
         (Augmentation((16, 24), 2.0, 9.0), r"fps_max is 9.0, but .* packed at 8.0 frames per sec"),
-        (Augmentation((16, 24), 0.5, 0.9), r"6 frames of the longest clips, 40 .* least 1.026"),
-        (Augmentation((16, 24), jitter=1.0), r"augment\.jitter is 1.0: give a strength of at leas"),
+        (Augmentation((16, 24), 0.5, 0.9), r"longest clips \(40 frames .* 6 frames only at 1.026"),
+        (Augmentation((16, 24), jitter=1.0), r"augment\.jitter is 1.0: set it to at least 0"),
         (Augmentation((16, 24), jitter=-0.1), r"augment\.jitter is -0.1"),
-        (Augmentation((16, 24), variants=0), r"augment\.variants is 0: give at least 1"),
+        (Augmentation((16, 24), variants=0), r"augment\.variants is 0: set it to at least 1"),
         (
             Augmentation((16, 24), jitter=0.1, variants=2),
             "augmented anew in every epoch: set it to 1",
         ),
     ],
 )
-def test_what_cannot_be_served_is_refused(coded, augmentation, sentence):
+def test_unsupported_augmentation_is_refused(coded, augmentation, sentence):
     with pytest.raises(ValueError, match=sentence):
         batches(coded, 1, augmentation=augmentation)
 
 
-def test_clips_without_a_frame_to_spare_have_no_range_of_speeds(tmp_path):
+def test_a_rate_range_needs_clips_longer_than_the_crop(tmp_path):
     folder = write_records(tmp_path / "data", [coded_clip(6, 16, 24)], 6)
-    with pytest.raises(ValueError, match="6 frames of the longest clips, 6 frames .* least 8"):
+    with pytest.raises(ValueError, match=r"longest clips \(6 frames .* 6 frames only at 8 "):
         batches(folder, 1, augmentation=Augmentation((16, 24), 4.0, 8.0))
 
 
-def test_pictures_have_no_speed(coded, tmp_path):
+def test_images_and_single_frames_keep_the_packed_rate(coded, tmp_path):
     pictures = write_records(tmp_path / "data", [coded_clip(1, 16, 24)], 1)
     for batch in batches(pictures, 1, frames=1, augmentation=Augmentation((8, 8), 4.0, 8.0)):
         assert np.all(batch["fps"] == FPS) and batch["video"].shape == (4, 1, 8, 8, 3)
@@ -319,9 +319,8 @@ def test_pictures_have_no_speed(coded, tmp_path):
 
 
 ENCODER = encode_latents.Encoder(
-    run=lambda video: video.astype(
-        np.float32
-    ),  # float16 holds bytes exactly: the latents are the pixels
+    # float16 represents uint8 exactly, so the latents equal the pixels.
+    run=lambda video: video.astype(np.float32),
     name="taef2",
     weights="abc",
     shape=(6, 10, 3),
@@ -346,7 +345,7 @@ def encoded(coded, tmp_path_factory):
     return output
 
 
-def test_variants_are_encoded_with_draws_of_their_own(encoded):
+def test_variants_are_augmented_independently(encoded):
     clips = read_latents(encoded)
     assert len(clips) == 6 * 3
     seen = set()
@@ -365,7 +364,7 @@ def test_variants_are_encoded_with_draws_of_their_own(encoded):
     assert validation["fps"] == FPS and len(shown) == 40
 
 
-def test_a_window_of_the_packed_size_changes_no_validation_clip(coded, tmp_path):
+def test_validation_latents_are_not_augmented(coded, tmp_path):
     whole = Augmentation((16, 24), jitter=0.2, variants=2)
     encoder = dataclasses.replace(ENCODER, shape=(16, 24, 3), augmentation=whole)
     encode_latents.encode(coded, tmp_path / "jittered", encoder, progress=False)
@@ -379,11 +378,11 @@ def test_a_window_of_the_packed_size_changes_no_validation_clip(coded, tmp_path)
     assert clips == 2 * merge_parts.check(tmp_path / "plain")[""]["train"]
 
 
-def test_the_latents_tell_their_size_and_train(encoded):
+def test_augmented_latents_record_their_settings_and_train(encoded):
     data = pipeline.open_data(encoded)
     assert (data.height, data.width, data.fps, data.min_frames) == (6, 10, FPS, 6)
-    noted = {"fps_min": 2.0, "fps_max": 8.0, "jitter": 0.0, "variants": 3, "seed": 5}
-    assert data.latents.augment == noted
+    expected = {"fps_min": 2.0, "fps_max": 8.0, "jitter": 0.0, "variants": 3, "seed": 5}
+    assert data.latents.augment == expected
     fps = set()
     for batch in batches(encoded, 5, flip=True):
         assert batch["video"].shape == (4, 6, 6, 10, 3)
@@ -393,7 +392,7 @@ def test_the_latents_tell_their_size_and_train(encoded):
         batches(encoded, 1, augmentation=ENCODER.augmentation)
 
 
-def test_parts_make_the_same_latents(coded, encoded, tmp_path):
+def test_sharded_encoding_makes_the_same_latents(coded, encoded, tmp_path):
     for i in (1, 0):
         encode_latents.encode(coded, tmp_path / "parts", ENCODER, share=(i, 2), progress=False)
     for path in encoded.glob("clips-*"):
@@ -410,7 +409,7 @@ def test_parts_make_the_same_latents(coded, encoded, tmp_path):
         ({"variants": 2}, "augment.variants was 3 and is now 2"),
     ],
 )
-def test_latents_of_another_augmentation_are_refused(coded, encoded, change, sentence):
+def test_latents_with_another_augmentation_are_refused(coded, encoded, change, sentence):
     other = ENCODER.augmentation._replace(**change)
     with pytest.raises(ValueError, match=sentence):
         encoder = dataclasses.replace(ENCODER, augmentation=other)
@@ -418,13 +417,13 @@ def test_latents_of_another_augmentation_are_refused(coded, encoded, change, sen
 
 
 @pytest.mark.parametrize("field, value", [("seed", 6), ("frames", 7)])
-def test_latents_of_other_draws_are_refused(coded, encoded, field, value):
+def test_latents_with_another_seed_or_length_are_refused(coded, encoded, field, value):
     with pytest.raises(ValueError, match=f"augment.{field} was . and is now {value}"):
         encoder = dataclasses.replace(ENCODER, **{field: value})
         encode_latents.encode(coded, encoded, encoder, progress=False)
 
 
-def test_with_nothing_on_latents_are_those_that_were_not_augmented(coded, tmp_path):
+def test_disabled_augmentation_does_not_change_latents(coded, tmp_path):
     plain = dataclasses.replace(ENCODER, shape=(16, 24, 3), augmentation=None)
     encode_latents.encode(coded, tmp_path / "plain", plain, progress=False)
     off = dataclasses.replace(plain, augmentation=Augmentation((16, 24)), seed=7, frames=9)

@@ -1,4 +1,4 @@
-"""Buckets: whole batches of one shape, in proportion, a function of (seed, step); numbers joined over all."""
+"""Buckets: batches of one shape in proportion, a function of (seed, step); statistics over all buckets."""
 
 import collections
 import itertools
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_every_period_draws_each_bucket_as_often_as_it_has_batches(seed):
+def test_each_period_draws_all_batches_of_each_bucket(seed):
     schedule = bucketed_data.make_schedule([120, 60, 31], [4, 4, 16], seed)
     # In 30, 15 and 1.94 batches an epoch has; a period has at least 8 of each.
     a, b, c = schedule.counts
@@ -40,14 +40,14 @@ def test_every_period_draws_each_bucket_as_often_as_it_has_batches(seed):
     assert walked[:length] != sorted(walked[:length])
 
 
-def test_clips_of_a_bucket_smaller_than_its_batch_are_not_seen_more_often():
-    """10 images in batches of 960 beside 10,000 videos in batches of 2: one batch in 96 epochs."""
+def test_clips_of_a_bucket_smaller_than_its_batch_are_not_oversampled():
+    """10 images in batches of 960 next to 10,000 videos in batches of 2: one batch in 96 epochs."""
     a, b = bucketed_data.make_schedule([10_000, 10], [2, 960], seed=0).counts
     seen = a * 2 / 10_000, b * 960 / 10
     assert seen[1] <= 1.1 * seen[0] or b == 1
 
 
-def test_a_step_knows_its_bucket_and_what_came_before():
+def test_schedule_is_a_function_of_the_step():
     schedule = bucketed_data.make_schedule([50, 20, 10], [4, 4, 4], seed=3)
     seen = collections.Counter()
     for step, bucket in enumerate(itertools.islice(schedule.walk(0), 90)):
@@ -58,14 +58,14 @@ def test_a_step_knows_its_bucket_and_what_came_before():
     assert schedule.first_uses(5) == firsts
 
 
-def test_large_and_tiny_buckets_keep_their_place():
+def test_every_bucket_is_used_in_a_bounded_period():
     schedule = bucketed_data.make_schedule([80_000_000, 20_000_000, 1], [1, 1, 1], seed=0)
-    assert sum(schedule.counts) <= bucketed_data.LONGEST_PERIOD + 2
+    assert sum(schedule.counts) <= bucketed_data.MAX_PERIOD + 2
     assert schedule.counts[0] / schedule.counts[1] == pytest.approx(4, rel=1e-3)
     assert schedule.counts[2] == 1
 
 
-def test_seeds_give_other_orders():
+def test_order_depends_on_the_seed():
     orders = {
         tuple(itertools.islice(bucketed_data.make_schedule([9, 9], [1, 1], seed).walk(0), 18))
         for seed in range(5)
@@ -96,7 +96,7 @@ def draw(data, start, count, share=(0, 1)):
     return list(itertools.islice(mixed, count))
 
 
-def test_a_run_goes_on_at_any_step_and_batches_are_of_one_shape(data):
+def test_batches_resume_at_any_step_and_have_one_shape(data):
     whole = draw(data, 0, 20)
     for name, clips in whole:
         name = name.rsplit("/", 1)[-1]
@@ -111,8 +111,8 @@ def test_a_run_goes_on_at_any_step_and_batches_are_of_one_shape(data):
             np.testing.assert_array_equal(clips["video"], expected["video"])
 
 
-def test_every_clip_of_every_bucket_is_seen_once_an_epoch(data):
-    """12 clips in batches of 2 and 10 in batches of 3: after each bucket's epoch every clip came once."""
+def test_each_clip_of_each_bucket_is_drawn_once_per_epoch(data):
+    """12 clips in batches of 2 and 10 in batches of 3: each clip is drawn once in an epoch of its bucket."""
     seen = collections.defaultdict(list)
     for name, clips in draw(data, 0, 40):
         seen[name] += [video.tobytes() for video in clips["video"]]
@@ -127,7 +127,7 @@ def test_processes_draw_from_the_same_bucket(data):
         assert not np.array_equal(a["video"], b["video"])
 
 
-def test_words_and_motion_are_those_of_all_buckets(data):
+def test_words_and_motion_buckets_are_computed_over_all_buckets(data):
     sets = list(bucketed_data.open_buckets(data).values())
     assert sets[0].words == {"shape": 31, "4x16x16": 12, "2x16x24": 10, "1x16x16": 9}
     scores = np.concatenate([bucketed_data.read_scores(one.folder) for one in sets])
@@ -139,7 +139,7 @@ def test_words_and_motion_are_those_of_all_buckets(data):
     videos = scores[:-9]
     share = np.array([(videos < score).mean() for score in videos])
     assert np.abs(ranks[0][:-9] / 256 - share).max() < 2 / len(videos)
-    assert set(ranks[0][-9:]) == {0}  # images, which leave the videos all buckets
+    assert set(ranks[0][-9:]) == {0}  # images, which take none of the videos' quantile buckets
 
 
 def make_latents(data, output):
@@ -175,8 +175,8 @@ def test_latents_are_normalised_over_all_buckets(data, tmp_path):
         np.testing.assert_allclose(one.latents.deviation, rows.std(0), rtol=1e-6)
     first = next(iter(sets.values()))
     clips = next(pipeline.make_clips(first, "train", batch_size=12, frames=4, seed=0))
-    own = values[:12]
-    expected = (np.concatenate(own) - rows.mean(0)) / rows.std(0)
+    clip_rows = values[:12]
+    expected = (np.concatenate(clip_rows) - rows.mean(0)) / rows.std(0)
     np.testing.assert_allclose(
         np.sort(clips["video"].reshape(-1, 3).astype(float), axis=0),
         np.sort(expected, axis=0),
@@ -184,33 +184,33 @@ def test_latents_are_normalised_over_all_buckets(data, tmp_path):
     )
 
 
-def test_buckets_encoded_by_different_weights_do_not_mix(data, tmp_path):
+def test_buckets_encoded_with_different_weights_are_refused(data, tmp_path):
     output = make_latents(data, tmp_path / "latents")
     path = output / "2x16x24" / "statistics.json"
     content = json.loads(path.read_text())
     content["latents"]["weights"] = "def"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="not encoded alike"):
+    with pytest.raises(DataError, match="encoded with different settings"):
         bucketed_data.open_buckets(output)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"buckets": []}', '{"buckets": [3]}'])
-def test_a_damaged_index_is_named(tmp_path, text):
+def test_damaged_index_is_refused(tmp_path, text):
     (tmp_path / bucketed_data.INDEX).write_text(text)
     with pytest.raises(DataError, match=r"buckets\.json is damaged"):
         bucketed_data.open_buckets(tmp_path)
 
 
-def test_a_bucket_that_is_missing_is_named(tmp_path):
+def test_missing_bucket_is_refused(tmp_path):
     bucketed_data.write_index(tmp_path, ["4x8x8"])
     with pytest.raises(DataError, match="no data set in .*4x8x8"):
         bucketed_data.open_buckets(tmp_path)
 
 
-def test_plain_sets_and_buckets_do_not_overwrite_each_other(data, tmp_path):
-    with pytest.raises(ValueError, match="holds a plain data set, but this one is in buckets"):
+def test_plain_and_bucketed_sets_do_not_overwrite_each_other(data, tmp_path):
+    with pytest.raises(ValueError, match="holds a plain data set, but this one is bucketed"):
         bucketed_data.check_kind(data / "4x16x16", bucketed=True)
-    with pytest.raises(ValueError, match="holds buckets, but this one is plain"):
+    with pytest.raises(ValueError, match="holds a bucketed data set, but this one is plain"):
         bucketed_data.check_kind(data, bucketed=False)
     bucketed_data.check_kind(data, bucketed=True)
     bucketed_data.check_kind(tmp_path, bucketed=False)

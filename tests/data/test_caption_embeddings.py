@@ -1,4 +1,4 @@
-"""Caption embeddings beside latents: each caption once per shard, stored up to its end, read back padded."""
+"""Caption embeddings of latent data sets: computed once per shard, stored unpadded, read back padded."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ WIDTH, POOLED, LONGEST = 6, 3, 5
 
 
 def embed(captions):
-    """Numbers that know the caption; captions of clips 7 and more are over-long."""
+    """Makes embeddings that identify the caption; captions of clips above 5 exceed the maximum length."""
     numbers = [int(caption.removeprefix("clip")) for caption in captions]
     counts = np.array([n + 2 if n < 4 else n for n in numbers], np.int32)
     tokens = [
@@ -56,7 +56,7 @@ def read(folder, length, **options):
 
 
 @pytest.mark.parametrize("length", [3, LONGEST, 8])
-def test_batches_hold_the_embeddings_of_their_captions(encoded, length):
+def test_batches_contain_the_embeddings_of_their_captions(encoded, length):
     for step in range(3):
         batch = read(encoded, length, start_step=step)
         direct = embed([caption.decode() for caption in batch["caption"]])
@@ -75,7 +75,7 @@ def test_batches_hold_the_embeddings_of_their_captions(encoded, length):
     assert next(validation)["text_tokens"].shape == (1, length, WIDTH)
 
 
-def test_bfloat16_is_read_back(packed, tmp_path):  # noqa: F811
+def test_bfloat16_embeddings_are_read_back(packed, tmp_path):  # noqa: F811
     half = dataclasses.replace(WITH_TEXT, texts=INFO._replace(dtype="bfloat16"), dtype="bfloat16")
     encode_latents.encode(packed, tmp_path / "data", half, progress=False)
     batch = read(tmp_path / "data", LONGEST)
@@ -83,7 +83,7 @@ def test_bfloat16_is_read_back(packed, tmp_path):  # noqa: F811
     np.testing.assert_allclose(batch["text_pooled"], direct.pooled, rtol=2**-8)
 
 
-def test_the_set_knows_its_text_encoder_and_tfds_opens_it(encoded):
+def test_data_set_records_its_text_encoder_and_tfds_opens_it(encoded):
     assert pipeline.open_data(encoded).texts == INFO
     builder = tfds.builder_from_directory(encoded)
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train"))))
@@ -92,37 +92,37 @@ def test_the_set_knows_its_text_encoder_and_tfds_opens_it(encoded):
     assert example["text_pooled"].shape == (POOLED,)
 
 
-def test_each_caption_is_embedded_once_in_a_shard(packed, tmp_path):  # noqa: F811
+def test_each_caption_is_embedded_once_per_shard(packed, tmp_path):  # noqa: F811
     data = pipeline.open_data(packed)
     calls = []
 
-    def note(captions):
+    def record(captions):
         calls.append(list(captions))
         return embed(captions)
 
-    encoder = dataclasses.replace(WITH_TEXT, embed=note)
+    encoder = dataclasses.replace(WITH_TEXT, embed=record)
     encode_latents.encode(packed, tmp_path / "data", encoder, progress=False)
     assert len(calls) == sum(len(files) for files in data.files.values())
     shards = [pipeline.read_captions(path) for files in data.files.values() for path in files]
     assert calls == [[caption.decode() for caption in shard] for shard in shards]
 
 
-def test_a_caption_of_several_clips_is_embedded_once(packed, tmp_path, monkeypatch):  # noqa: F811
+def test_caption_shared_by_several_clips_is_embedded_once(packed, tmp_path, monkeypatch):  # noqa: F811
     calls = []
 
-    def note(captions):
+    def record(captions):
         calls.append(list(captions))
         return embed(captions)
 
     monkeypatch.setattr(pipeline, "read_captions", lambda path: [b"clip9", b"clip1", b"clip9"])
     fields, cut = encode_latents._embed_captions(
-        tmp_path, dataclasses.replace(WITH_TEXT, embed=note)
+        tmp_path, dataclasses.replace(WITH_TEXT, embed=record)
     )
     assert calls == [["clip9", "clip1"]] and cut == 2
     assert set(fields) == {b"clip9", b"clip1"}
 
 
-def test_what_is_done_is_not_done_again(packed, encoded):  # noqa: F811
+def test_finished_embeddings_are_not_recomputed(packed, encoded):  # noqa: F811
     def refuse(captions):
         raise AssertionError("embedded again")
 
@@ -130,7 +130,7 @@ def test_what_is_done_is_not_done_again(packed, encoded):  # noqa: F811
     report = encode_latents.encode(packed, encoded, encoder, progress=False)
     assert report["finished"] and report["new"] == 0
     assert report["cut_captions"] == sum(n > LONGEST for n in range(CLIPS))
-    # The same weights under another name are the same.
+    # The same weights at another path are accepted.
     encoder = dataclasses.replace(encoder, texts=INFO._replace(path="/elsewhere"))
     assert encode_latents.encode(packed, encoded, encoder, progress=False)["new"] == 0
 
@@ -143,14 +143,14 @@ def test_what_is_done_is_not_done_again(packed, encoded):  # noqa: F811
         (None, "text.encoder was clip and is now None; .*text.weights was abc and is now None"),
     ],
 )
-def test_a_stale_cache_is_refused(packed, encoded, change, sentence):  # noqa: F811
+def test_embeddings_of_another_encoder_are_refused(packed, encoded, change, sentence):  # noqa: F811
     texts = None if change is None else INFO._replace(**change)
     with pytest.raises(ValueError, match=sentence):
         encoder = dataclasses.replace(ENCODER, texts=texts, embed=embed)
         encode_latents.encode(packed, encoded, encoder, progress=False)
 
 
-def test_a_cache_without_embeddings_is_refused(packed, tmp_path):  # noqa: F811
+def test_latents_without_embeddings_are_refused_with_a_text_encoder(packed, tmp_path):  # noqa: F811
     encode_latents.encode(packed, tmp_path / "data", ENCODER, progress=False)
     assert pipeline.open_data(tmp_path / "data").texts is None
     assert "cut_captions" not in json.loads((tmp_path / "data" / encode_latents.REPORT).read_text())

@@ -1,4 +1,4 @@
-"""CLIP's tokens: those of the reference tokenizers, in many scripts, cut and padded."""
+"""The CLIP tokenizer against reference implementations, in many scripts; truncation and padding."""
 
 import gzip
 import html
@@ -16,11 +16,11 @@ CAT = [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def published_merges():
-    """OpenAI's file, from the package open_clip_torch, which is not imported (it wants torchvision and more)."""
+    """Reads OpenAI's merges from the package open_clip_torch without importing it, as it needs torchvision."""
     found = importlib.util.find_spec("open_clip")
     if found is None:
         pytest.skip(
-            "open_clip_torch is not installed: it brings OpenAI's bpe_simple_vocab_16e6.txt.gz"
+            "open_clip_torch is not installed: it provides OpenAI's bpe_simple_vocab_16e6.txt.gz"
         )
     file = Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
@@ -28,7 +28,7 @@ def published_merges():
 
 
 def make_vocabulary(merges):
-    """The published order: the bytes, the bytes that end a word, the merges, begin and end."""
+    """Builds the vocabulary in OpenAI's order: bytes, word-final bytes, merges, begin and end tokens."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = sorted(set(range(256)) - set(visible))
     byte_of = {byte: chr(byte) for byte in visible}
@@ -41,7 +41,7 @@ def make_vocabulary(merges):
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers' tokenizer, of the published merges."""
+    """transformers' tokenizer with the published merges."""
     transformers = pytest.importorskip("transformers")
     merges = published_merges()
     vocabulary, _ = make_vocabulary(merges)
@@ -49,10 +49,10 @@ def reference():
 
 
 class PlainTokenizer:
-    """Byte pair encoding as OpenAI's tokenizer does it, in plain Python: the slow loop over the best pair."""
+    """OpenAI's byte pair encoding in plain Python: repeatedly merges the best pair."""
 
     def __init__(self, merges):
-        import regex  # of transformers
+        import regex  # a dependency of transformers
 
         self.ids, self.byte_of = make_vocabulary(merges)
         self.ranks = {merge: i for i, merge in enumerate(merges)}
@@ -87,26 +87,26 @@ class PlainTokenizer:
         return self.known[piece]
 
 
-def test_a_photo_of_a_cat():
+def test_known_ids_of_a_caption():
     ids, counts = clip_tokenizer.tokenize(["a photo of a cat", "A  photo\nof a CAT "], 9, 0)
     np.testing.assert_array_equal(ids, [[*CAT, 0, 0]] * 2)
     assert ids.dtype == np.int32 and counts.tolist() == [7, 7]
 
 
-def test_an_empty_caption_is_begin_and_end():
+def test_empty_caption_is_begin_and_end_token():
     for caption in ("", "  \n"):
         ids, counts = clip_tokenizer.tokenize([caption], 4, clip_tokenizer.END_ID)
         np.testing.assert_array_equal(ids, [[49406, 49407, 49407, 49407]])
         assert counts.tolist() == [2]
 
 
-def test_what_is_cut_keeps_its_end():
+def test_truncated_captions_keep_the_end_token():
     ids, counts = clip_tokenizer.tokenize(["cat " * 75, "cat " * 76], 77, 0)
     assert counts.tolist() == [77, 78]
     np.testing.assert_array_equal(ids, [[49406, *[2368] * 75, 49407]] * 2)
 
 
-def test_the_merges_are_openais():
+def test_merges_are_openais():
     lines = gzip.decompress(clip_tokenizer.MERGES.read_bytes()).decode("utf-8").split("\n")
     assert [tuple(line.split()) for line in lines[:-1]] == published_merges()
     vocabulary, _ = make_vocabulary(published_merges())
@@ -114,8 +114,8 @@ def test_the_merges_are_openais():
     assert len(vocabulary) == clip_tokenizer.VOCABULARY_SIZE
 
 
-def test_2000_captions_are_transformers_tokens(reference):
-    """Entities apart, which OpenAI's tokenizer resolves and transformers' does not."""
+def test_2000_captions_match_transformers(reference):
+    """After unescaping HTML entities, which OpenAI's tokenizer does and transformers' does not."""
     texts = captions(2000)
     assert len(set(texts)) > 1900
     ids, counts = clip_tokenizer.tokenize(texts, 77, clip_tokenizer.END_ID)
@@ -127,8 +127,8 @@ def test_2000_captions_are_transformers_tokens(reference):
     assert (counts > 77).sum() > 50 and (counts < 20).sum() > 200
 
 
-def test_2000_captions_are_openais_tokens():
-    """Against plain Python that shares no code, with NFC where OpenAI's tokenizer calls ftfy."""
+def test_2000_captions_match_openai():
+    """Against an independent implementation, with NFC in place of OpenAI's call of ftfy."""
     pytest.importorskip("regex")
     plain = PlainTokenizer(published_merges())
     texts = [text.replace("<|E", "<|e").replace("<|S", "<|s") for text in captions(2000)]
@@ -141,21 +141,21 @@ def test_2000_captions_are_openais_tokens():
 
 
 @pytest.mark.parametrize("text", ["ΟΔΟΣ", "a\x1cb", "<|Endoftext|>"])
-def test_where_the_two_disagree_it_is_transformers(reference, text):
-    """As docs/text.md says: a last capital sigma, separators U+001C to U+001F, and capitals in the special words."""
+def test_transformers_is_followed_where_the_references_disagree(reference, text):
+    """The cases of docs/text.md: final capital sigma, separators U+001C to U+001F, capitals in special tokens."""
     plain = PlainTokenizer(published_merges())
     ids = reference([text])["input_ids"][0]
     assert clip_tokenizer.tokenize([text], len(ids), 0)[0][0].tolist() == ids
     assert ids != [49406, *plain.encode(text), 49407]
 
 
-def test_halves_of_characters_are_no_error():
+def test_lone_surrogates_are_replaced():
     ids, _ = clip_tokenizer.tokenize(["\ud83d cat"], 6, 0)
     expected, _ = clip_tokenizer.tokenize(["? cat"], 6, 0)
     np.testing.assert_array_equal(ids, expected)
 
 
-def test_misuse_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"list of captions: write \[caption\]"):
         clip_tokenizer.tokenize("a cat", 77, 0)
     with pytest.raises(ValueError, match="1 tokens have no room .*: give 2 or more"):

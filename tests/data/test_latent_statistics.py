@@ -1,11 +1,11 @@
-"""Statistics of latents: NumPy's over all at once, in whatever parts they come."""
+"""Streaming statistics of latents against NumPy over all latents at once."""
 
 import numpy as np
 import pytest
 
 from videogen_jax.data.latent_statistics import (
     add_latents,
-    check_spread,
+    check_deviation,
     empty_statistics,
     merge_statistics,
 )
@@ -13,7 +13,7 @@ from videogen_jax.data.latent_statistics import (
 
 def latents(seed=0, clips=7):
     rng = np.random.default_rng(seed)
-    # Far from 0, where a mean of squares in float32 would lose the deviation.
+    # A large mean, with which E[x^2] - E[x]^2 in float32 would lose the deviation.
     return (rng.standard_normal((clips, 3, 4, 5, 2)) * [0.01, 3] + [100, -5]).astype(np.float32)
 
 
@@ -25,7 +25,7 @@ def check(statistics, rows):
     assert statistics.mean.dtype == statistics.squares.dtype == np.float64
 
 
-def test_batches_give_what_the_whole_gives():
+def test_streamed_batches_match_the_whole():
     rows = latents()
     statistics = empty_statistics(2)
     for part in np.split(rows, [1, 1, 4]):  # one of them empty
@@ -42,13 +42,15 @@ def test_parts_merge_in_any_order():
     assert merge_statistics(empty_statistics(2), empty_statistics(2)).count == 0
 
 
-def test_half_precision_is_measured_in_double():
+def test_float16_latents_are_accumulated_in_float64():
     rows = latents().astype(np.float16)
     check(add_latents(empty_statistics(2), rows), rows)
 
 
-def test_latents_that_do_not_belong_are_refused():
-    with pytest.raises(ValueError, match="Latents of 2 channels cannot join statistics of 4"):
+def test_other_channels_and_nonfinite_latents_are_refused():
+    with pytest.raises(
+        ValueError, match="Latents of 2 channels cannot be added to statistics of 4"
+    ):
         add_latents(empty_statistics(4), latents())
     rows = latents()
     rows[0, 0, 0, 0, 0] = np.nan
@@ -56,10 +58,10 @@ def test_latents_that_do_not_belong_are_refused():
         add_latents(empty_statistics(2), rows)
 
 
-def test_channels_that_cannot_be_normalised_are_named():
+def test_constant_channels_are_refused():
     rows = np.random.default_rng(0).standard_normal((4, 3))
     rows[:, 1] = 0.5
-    with pytest.raises(ValueError, match="Channel 1 of the latents never changes over 4 places"):
-        check_spread(add_latents(empty_statistics(3), rows))
-    with pytest.raises(ValueError, match="Channel 0 .* over 0 places"):
-        check_spread(empty_statistics(3))
+    with pytest.raises(ValueError, match="Channel 1 of the latents is constant over 4 positions"):
+        check_deviation(add_latents(empty_statistics(3), rows))
+    with pytest.raises(ValueError, match="Channel 0 .* over 0 positions"):
+        check_deviation(empty_statistics(3))

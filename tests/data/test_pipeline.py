@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), each record once an epoch, cut and mirrored as wholes."""
+"""Batches: a pure function of (seed, step) with each record once per epoch, cropped and flipped clip by clip."""
 
 import gc
 import itertools
@@ -20,9 +20,9 @@ CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Clips of 20 frames in two strips and several shards: frame f has brightness 60 + 8 f.
+    """20-frame clips in two strips and several shards: frame f has brightness 60 + 8 f.
 
-    Their left third is darker, so that a mirrored clip shows.
+    The left third is darker, so that flips are visible.
     """
     folder = tmp_path_factory.mktemp("clips")
     for c in range(CLIPS):
@@ -59,14 +59,14 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("window", [1, 3, 7, 1000])
-def test_a_batch_depends_on_seed_and_step_alone(data, window):
+def test_batches_are_a_function_of_seed_and_step(data, window):
     whole = batches(data, 24, shuffle_window=window, flip=True)
     for step in (1, 2, 4, 5, 6, 11, 17, 23):  # within a window, across windows, across epochs
         again = batches(data, 1, shuffle_window=window, flip=True, start_step=step)[0]
         assert_same(again, whole[step])
 
 
-def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(data):
+def test_each_epoch_has_each_clip_once_in_a_new_order(data):
     total = sum(pipeline.open_data(data).lengths["train"])
     order = captions(batches(data, 3 * total, batch_size=1))
     epochs = [order[i * total : (i + 1) * total] for i in range(3)]
@@ -77,9 +77,9 @@ def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(data):
 
 @pytest.mark.parametrize(
     "per_shard, window",
-    [(12, 12), (1, 1)],  # one shard: its window alone can differ; windows of one: the shards alone
+    [(12, 12), (1, 1)],  # a single shard: only its window is shuffled; windows of 1: only shards
 )
-def test_both_shards_and_windows_are_shuffled_anew_in_every_epoch(tmp_path, per_shard, window):
+def test_shards_and_windows_are_reshuffled_in_every_epoch(tmp_path, per_shard, window):
     clips = [np.zeros((1, 16, 16, 3), np.uint8)] * 12
     folder = write_records(tmp_path / "data", clips, 1, per_shard)
     order = captions(batches(folder, 3, batch_size=12, frames=1, shuffle_window=window))
@@ -96,7 +96,7 @@ def test_processes_share_one_global_batch(data):
         assert_same(joined, whole[step])
 
 
-def test_crops_are_neighbouring_frames_from_everywhere(data):
+def test_crops_are_consecutive_frames_from_all_starts(data):
     starts = set()
     for batch in batches(data, 40):
         frames = (batch["video"][:, :, :, SIZE // 2 :].mean((2, 3, 4)) - 60) / 8  # (B, T)
@@ -105,7 +105,7 @@ def test_crops_are_neighbouring_frames_from_everywhere(data):
     assert starts == set(range(PACKED_FRAMES - 6 + 1))
 
 
-def test_a_mirrored_clip_is_mirrored_as_a_whole(data):
+def test_flips_apply_to_whole_clips(data):
     mirrored = []
     for batch in batches(data, 40, flip=True):
         left, right = batch["video"][..., :4, :], batch["video"][..., -4:, :]
@@ -117,7 +117,7 @@ def test_a_mirrored_clip_is_mirrored_as_a_whole(data):
         assert np.all(batch["video"][..., :4, :].mean() < batch["video"][..., -4:, :].mean())
 
 
-def test_validation_is_in_order_from_the_middle_and_starts_over(data):
+def test_validation_is_in_order_centre_cropped_and_repeats(data):
     clips = list(pipeline.make_validation_clips(data, batch_size=2, frames=6, num_batches=5))
     assert len(clips) == 5
     total = sum(pipeline.open_data(data).lengths["validation"])
@@ -129,14 +129,14 @@ def test_validation_is_in_order_from_the_middle_and_starts_over(data):
     np.testing.assert_array_equal(next(part)["video"][0], clips[0]["video"][1])
 
 
-def test_a_late_start_opens_the_shard_of_its_window():
+def test_locate_window_finds_the_shard_and_record():
     lengths, order = [5, 5, 3], np.array([2, 0, 1])
     found = [pipeline.locate_window(lengths, order, record) for record in range(13)]
     expected = [(0, i) for i in range(3)] + [(1, i) for i in range(5)] + [(2, i) for i in range(5)]
     assert found == expected
 
 
-def test_a_late_start_reads_no_shard_but_those_of_its_window(data, tmp_path):
+def test_resuming_reads_only_the_shards_of_its_window(data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     shards = sorted(copy.glob("*train*"))
@@ -161,8 +161,8 @@ def test_a_late_start_reads_no_shard_but_those_of_its_window(data, tmp_path):
             path.write_bytes(whole[path])
 
 
-@pytest.mark.parametrize("frames", [12, 40])  # one strip; three, the last one filled up
-def test_pixels_are_those_of_the_source(tmp_path, frames):
+@pytest.mark.parametrize("frames", [12, 40])  # one strip; three strips, the last one padded
+def test_pixels_match_the_source(tmp_path, frames):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (3, frames, 2, 3, 3), np.uint8)
     source = coarse.repeat(8, axis=2).repeat(8, axis=3)  # (3, frames, 16, 24, 3)
@@ -183,7 +183,7 @@ def test_pixels_are_those_of_the_source(tmp_path, frames):
                 for view in (clip, clip[:, :, ::-1])
             ]
             error = [np.abs(video - candidate).mean() for candidate in candidates]
-            assert min(error) < 3  # and of another crop, 60 or more
+            assert min(error) < 3  # other crops: 60 or more
             assert np.sort(error)[1] > 30
             assert fps == 8
 
@@ -197,7 +197,7 @@ def test_clips_shorter_than_the_crop_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "length", "truncate", "between records", "empty"])
-def test_a_damaged_record_file_is_named(data, tmp_path, damage):
+def test_damaged_record_file_is_refused(data, tmp_path, damage):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     victim = sorted(copy.glob("*train*"))[2]
@@ -217,7 +217,7 @@ def test_a_damaged_record_file_is_named(data, tmp_path, damage):
         batches(copy, 20)
 
 
-def test_what_the_data_cannot_serve_is_refused(data, tmp_path):
+def test_unsupported_arguments_are_refused(data, tmp_path):
     with pytest.raises(pipeline.DataError, match=r"data\.frames is 99, .* have 20 frames"):
         batches(data, 1, frames=99)
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_damaged_descriptions_are_refused(data, tmp_path, name, content):
         pipeline.open_data(copy)
 
 
-def test_records_of_another_writer_need_not_tell_their_bytes(data, tmp_path):
+def test_a_wrong_byte_count_is_accepted_if_records_are_complete(data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     info = json.loads((copy / "dataset_info.json").read_text())
@@ -255,7 +255,7 @@ def test_records_of_another_writer_need_not_tell_their_bytes(data, tmp_path):
     assert pipeline.open_data(copy).lengths == pipeline.open_data(data).lengths
 
 
-def test_prefetching_keeps_ahead_and_counts_the_wait():
+def test_prefetching_runs_ahead_and_measures_the_wait():
     def slow():
         for i in range(3):
             time.sleep(0.1)
@@ -263,12 +263,12 @@ def test_prefetching_keeps_ahead_and_counts_the_wait():
 
     with prefetch.prefetch_to_mesh(slow(), lambda batch: batch["x"] + 1) as ready:
         assert int(next(ready)[0]) == 1
-        assert ready.wait_seconds > 0.05  # it had to be made
+        assert ready.wait_seconds > 0.05  # the batch was not ready
         ready.wait_seconds = 0.0
         time.sleep(0.35)
         assert [int(next(ready)[0]) for _ in range(2)] == [2, 3]
-        assert ready.wait_seconds < 0.09  # they were there already
-        for _ in range(2):  # and it stays at its end
+        assert ready.wait_seconds < 0.09  # both were ready
+        for _ in range(2):  # stays exhausted
             with pytest.raises(StopIteration):
                 next(ready)
 
@@ -294,7 +294,7 @@ def test_closing_ends_the_thread_of_an_endless_source():
     ready.close()
 
 
-def test_the_thread_ends_with_its_iterator():
+def test_the_thread_ends_when_the_iterator_is_collected():
     before = threading.active_count()
     ready = prefetch.prefetch_to_mesh(itertools.repeat({}), lambda batch: batch)
     next(ready)

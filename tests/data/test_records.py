@@ -11,7 +11,7 @@ from videogen_jax.data.records import encode_clip, encode_strips, motion_score
 
 
 def smooth_video(frames, height, width):
-    """A coloured pattern that drifts, as smooth as a natural video."""
+    """Makes a drifting coloured pattern, as smooth as natural video."""
     t, y, x = np.mgrid[:frames, :height, :width]
     waves = [np.sin(x / 5 + t / 3), np.cos(y / 7 - t / 4), np.sin((x + y) / 9 + t / 5)]
     return np.uint8(127.5 + 120 * np.stack(waves, axis=-1))
@@ -23,7 +23,7 @@ def decode(strips, height):
 
 
 @pytest.mark.parametrize("frames", [1, 7, 16, 17, 32, 40])
-def test_strips_hold_sixteen_frames_each_above_35_decibels(frames):
+def test_strips_hold_16_frames_at_more_than_35_db(frames):
     video = smooth_video(frames, 36, 50)
     strips = decode(encode_strips(video), 36)
     assert len(strips) == -(-frames // 16)
@@ -31,7 +31,7 @@ def test_strips_hold_sixteen_frames_each_above_35_decibels(frames):
     decoded = np.concatenate(strips)
     error = decoded[:frames].astype(float) - video
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 35
-    # What fills up the last strip is the last frame, so that nothing strange can be sampled.
+    # The last strip is padded with the last frame.
     filled = decoded[frames:].astype(float) - video[-1]
     assert not len(filled) or np.abs(filled).mean() < 5
 
@@ -63,10 +63,10 @@ def test_motion_score_closed_forms():
     assert motion_score(tiny, 8) == pytest.approx(8)
 
 
-def test_motion_score_counts_blocks_and_not_pixels():
+def test_motion_score_averages_over_blocks():
     video = np.zeros((2, 16, 19, 3), np.uint8)
     video[1, :8, :8] = 255  # one of the 2 x 2 whole blocks
-    video[1, :, 16:] = 255  # a rest that fills no block
+    video[1, :, 16:] = 255  # an incomplete block
     assert motion_score(video, 4) == pytest.approx(4 * 0.25)
     checks = np.indices((16, 16)).sum(0) % 2 * 255
     swap = np.stack([checks, 255 - checks]).astype(np.uint8)[..., None].repeat(3, -1)
@@ -79,7 +79,7 @@ def test_motion_score_per_second_does_not_depend_on_the_frame_rate():
     assert motion_score(ramp[::2], 8) == pytest.approx(motion_score(ramp, 16), rel=1e-4)
 
 
-def test_tfds_reads_what_was_written(tmp_path):
+def test_tfds_reads_the_records(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     videos = [smooth_video(frames, 20, 30) + np.uint8(frames) for frames in (16, 40, 5)]
     captions = ["a red circle", "猫が走る", "x" * 10_000]
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_among_the_records_leaves_no_shard(tmp_path):
+def test_an_error_while_serializing_leaves_no_shard(tmp_path):
     def broken():
         yield b"x"
         raise RuntimeError("stop")
@@ -129,7 +129,7 @@ def test_an_error_among_the_records_leaves_no_shard(tmp_path):
     assert (tmp_path / "shard").read_text() == "older"
 
 
-def test_text_is_replaced_as_a_whole(tmp_path):
+def test_text_files_are_replaced_atomically(tmp_path):
     atomic_files.write_text(tmp_path / "a.json", json.dumps({"a": 1}))
     atomic_files.write_text(tmp_path / "a.json", "猫")
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "猫"

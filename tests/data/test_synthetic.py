@@ -23,19 +23,19 @@ from videogen_jax.evaluation.moving_shapes import judge
 
 
 def coverage(video, colour):
-    """Returns (T, H, W) in [0, 1]: how much of each pixel the shape covers, on black."""
+    """Returns the coverage (T, H, W) in [0, 1] of each pixel by the shape, on black."""
     channel = int(np.argmax(COLOURS[colour]))
     return video[..., channel] / 255.0
 
 
 def centroids(cover):
-    """Returns (T, 2) centres of mass (x, y), the first pixel's centre being (0.5, 0.5)."""
+    """Returns the centroids (T, 2) as (x, y); the centre of the first pixel is (0.5, 0.5)."""
     y, x = np.mgrid[: cover.shape[1], : cover.shape[2]] + 0.5
     mass = cover.sum((1, 2))
     return np.stack([(cover * x).sum((1, 2)) / mass, (cover * y).sum((1, 2)) / mass], axis=1)
 
 
-def test_the_grammar_has_144_captions_and_all_are_read_back():
+def test_all_144_captions_are_parsed_back():
     assert len(set(COMBINATIONS)) == 144
     for colour, shape, direction in COMBINATIONS:
         assert parse_caption(make_caption(colour, shape, direction)) == (colour, shape, direction)
@@ -46,7 +46,7 @@ def test_the_grammar_has_144_captions_and_all_are_read_back():
     "caption",
     ["", "a cat", "a red circle moving", "a red circle moving north", "a pink circle moving up"],
 )
-def test_other_captions_are_refused_with_the_grammar(caption):
+def test_other_captions_are_refused(caption):
     with pytest.raises(ValueError, match="like .a red circle moving up left.*magenta.*triangle"):
         parse_caption(caption)
 
@@ -68,19 +68,19 @@ def test_the_centroid_moves_by_direction_times_speed(shape, direction):
     ("shape", "area"),
     [("circle", math.pi), ("square", math.pi), ("triangle", math.sqrt(3) * 1.25**2)],
 )
-def test_areas_are_the_documented_ones(shape, area):
+def test_areas_match_the_documentation(shape, area):
     video = render_clip(
         "red", shape, "up", frames=1, size=128, radius=24.0, speed=0.0, centre=(64.3, 63.8)
     )
     assert coverage(video, "red").sum() == pytest.approx(area * 24.0**2, rel=0.01)
 
 
-def test_shapes_look_like_their_names():
+def test_shapes_have_the_right_outline():
     settings = dict(frames=1, size=64, radius=16.0, speed=0.0, centre=(32.0, 32.0))
     masks = {shape: coverage(render_clip("red", shape, "up", **settings), "red")[0] > 0.5
              for shape in SHAPES}  # fmt: skip
     rows = {shape: masks[shape].sum(axis=1)[masks[shape].any(axis=1)] for shape in SHAPES}
-    assert len(set(rows["square"])) == 1  # all rows as long
+    assert len(set(rows["square"])) == 1  # rows of equal length
     assert (np.diff(rows["triangle"]) >= 0).all() and rows["triangle"][
         0
     ] <= 2  # point up, base down
@@ -90,12 +90,12 @@ def test_shapes_look_like_their_names():
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
-def test_no_clip_touches_the_edge_and_paths_have_the_documented_length(size):
+def test_clips_keep_the_margin_and_the_documented_displacement(size):
     for index in range(288):
         (colour, shape, direction), video = make_clip(index, 7, size=size, frames=5)
         cover = coverage(video, colour)
         ring = np.concatenate([cover[:, 0], cover[:, -1], cover[:, :, 0], cover[:, :, -1]], 1)
-        assert ring.max() <= 0.55  # half a pixel stays free
+        assert ring.max() <= 0.55  # half a pixel of margin
         path = centroids(cover)
         length = np.hypot(*(path[-1] - path[0])) / size
         assert 0.29 <= length <= 0.46
@@ -111,7 +111,7 @@ def test_every_combination_occurs_equally_often():
     assert picks[:20] != [synthetic.pick_combination(index, 4) for index in range(20)]
 
 
-def test_a_clip_depends_on_seed_and_index_only():
+def test_clips_are_a_function_of_seed_and_index():
     _, first = make_clip(5, 1, size=32, frames=4)
     _, again = make_clip(5, 1, size=32, frames=4)
     np.testing.assert_array_equal(first, again)
@@ -120,7 +120,7 @@ def test_a_clip_depends_on_seed_and_index_only():
     assert all((video != first).any() for _, video in others)
 
 
-def test_files_are_the_same_bytes_whatever_the_workers_and_interruptions(tmp_path):
+def test_files_do_not_depend_on_workers_or_interruptions(tmp_path):
     settings = dict(clips=40, seed=3, size=32, frames=6, fps=8)
     done = []
     write_shapes(tmp_path / "one", "moving_shapes", **settings, workers=1, on_progress=done.append)
@@ -141,7 +141,7 @@ def test_files_are_the_same_bytes_whatever_the_workers_and_interruptions(tmp_pat
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_files_show_what_their_captions_say(tmp_path):
+def test_files_match_their_captions(tmp_path):
     write_shapes(tmp_path, "moving_shapes", clips=3, seed=0, size=64, frames=8, fps=8)
     for path in sorted(tmp_path.glob("*.mp4")):
         colour, shape, direction = parse_caption(path.with_suffix(".txt").read_text())
@@ -151,7 +151,7 @@ def test_files_show_what_their_captions_say(tmp_path):
         assert 10 * np.log10(255**2 / np.mean(error**2)) > 24  # 4:2:0 colour blurs the outline
 
 
-def test_another_folder_or_other_settings_are_refused(tmp_path):
+def test_other_files_or_settings_are_refused(tmp_path):
     write_shapes(tmp_path / "a", "moving_shapes", clips=1, seed=0, size=16, frames=2)
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
         write_shapes(tmp_path / "a", "moving_shapes", clips=1, seed=1, size=16, frames=2)
@@ -165,45 +165,47 @@ def test_another_folder_or_other_settings_are_refused(tmp_path):
         write_shapes(tmp_path / "c", "moving_shapes", clips=1, seed=0, size=33)
 
 
-def test_a_folder_of_the_other_kind_is_refused_and_old_ones_are_of_moving_shapes(tmp_path):
+def test_a_folder_of_the_other_kind_is_refused_even_with_an_old_manifest(tmp_path):
     settings = dict(clips=1, seed=0, size=16, frames=2)
     write_shapes(tmp_path / "a", "moving_shapes", **settings)
     manifest = tmp_path / "a" / synthetic.MANIFEST
-    noted = json.loads(manifest.read_text())
-    assert noted.pop("kind") == "moving_shapes"
-    for _ in range(2):  # as it is noted now, and as it was when there was one kind
+    settings_of_old = json.loads(manifest.read_text())
+    assert settings_of_old.pop("kind") == "moving_shapes"
+    for _ in range(2):  # the current manifest, then one from before there were two kinds
         with pytest.raises(ValueError, match="kind moving_shapes instead of bouncing_shapes"):
             write_shapes(tmp_path / "a", "bouncing_shapes", **settings)
         write_shapes(tmp_path / "a", "moving_shapes", **settings)
-        manifest.write_text(json.dumps(noted))
+        manifest.write_text(json.dumps(settings_of_old))
     write_shapes(tmp_path / "b", "bouncing_shapes", **settings)
     with pytest.raises(ValueError, match="kind bouncing_shapes instead of moving_shapes"):
         write_shapes(tmp_path / "b", "moving_shapes", **settings)
 
 
-def bounce(place, velocity, room, frames):
-    """From wall to wall, one event after the other."""
-    places = [place]
+def bounce(position, velocity, room, frames):
+    """Simulates a ball between walls, event by event."""
+    positions = [position]
     for _ in range(frames - 1):
         left = 1.0
-        while velocity and place + left * velocity != np.clip(place + left * velocity, 0, room):
+        while velocity and position + left * velocity != np.clip(
+            position + left * velocity, 0, room
+        ):
             wall = room if velocity > 0 else 0.0
-            left -= (wall - place) / velocity
-            place, velocity = wall, -velocity
-        place += left * velocity
-        places.append(place)
-    return places
+            left -= (wall - position) / velocity
+            position, velocity = wall, -velocity
+        position += left * velocity
+        positions.append(position)
+    return positions
 
 
-@pytest.mark.parametrize("speed", [0.0, 0.37, -1.1, 5.3, -17.0])  # up to several bounces a frame
-def test_reflection_is_that_of_a_ball_between_walls(speed):
+@pytest.mark.parametrize("speed", [0.0, 0.37, -1.1, 5.3, -17.0])  # up to several bounces per frame
+def test_reflection_matches_a_simulated_ball(speed):
     room, start = 4.7, 1.9
     folded = synthetic.reflect(start + speed * np.arange(60), room)
     np.testing.assert_allclose(folded, bounce(start, speed, room, 60), atol=1e-10)
     assert folded.min() >= 0.0 and folded.max() <= room
 
 
-def test_bouncing_paths_stay_inside_at_one_speed_and_begin_as_the_caption_says():
+def test_bouncing_paths_stay_inside_at_constant_speed_in_the_captioned_direction():
     turns = walls = 0
     for index, (shape, direction) in enumerate(list(itertools.product(SHAPES, DIRECTIONS)) * 8):
         rng = np.random.default_rng(index)
@@ -217,13 +219,13 @@ def test_bouncing_paths_stay_inside_at_one_speed_and_begin_as_the_caption_says()
         along = np.abs(DIRECTIONS[direction])
         speed = np.abs(steps).max() / along.max()
         assert 0.03 * 24 <= speed <= 0.045 * 24
-        # A step is the velocity, but for that in which a wall is met.
+        # A step equals the velocity, except where a wall is met.
         meets = np.abs(np.abs(steps) - speed * along) > 1e-9
         near = (centres - low < speed) | (high - centres < speed)
         assert (near[:-1] | ~meets).all() and (near[1:] | ~meets).all()
         assert (meets[1:] | meets[:-1] | (np.abs(np.diff(steps, axis=0)) < 1e-9)).all()
         turns += meets.sum()
-        # The direction of the first frame, where no wall is met in the first step.
+        # The first step has the captioned direction, unless a wall is met in it.
         begun = ~meets[0]
         expected = speed * np.array(DIRECTIONS[direction])
         np.testing.assert_allclose(steps[0, begun], expected[begun], atol=1e-9)
@@ -231,7 +233,7 @@ def test_bouncing_paths_stay_inside_at_one_speed_and_begin_as_the_caption_says()
     assert turns > 1000 and walls < 0.25 * 192
 
 
-def test_bouncing_speed_and_start_do_not_depend_on_the_number_of_frames():
+def test_bouncing_paths_do_not_depend_on_the_number_of_frames():
     short, long = (
         draw_bounces("square", "up left", np.random.default_rng(3), frames=frames, size=32)
         for frames in (16, 480)
@@ -239,7 +241,7 @@ def test_bouncing_speed_and_start_do_not_depend_on_the_number_of_frames():
     np.testing.assert_array_equal(short["centres"], long["centres"][:16])
 
 
-def test_colour_and_shape_are_seen_in_all_windows_of_a_bouncing_clip():
+def test_colour_and_shape_are_recognized_in_all_windows_of_a_bouncing_clip():
     for index in range(0, 144, 3):
         names, video = make_clip(index, 5, size=24, frames=48, kind="bouncing_shapes")
         assert (

@@ -402,7 +402,7 @@ def test_long_videos_that_cannot_be_are_refused(long_run, image_run, tmp_path):
     refuse("begins with one --image, or with none", image=[path, path])
     refuse("begins with one --image, or with none", known=[f"0:{path}"])
     refuse("--prompts_schedule says it all", prompts_schedule=tmp_path / "lines.txt")
-    refuse("words that the model never saw: 'purpel'", prompts=["a purpel circle"])
+    refuse("words outside the vocabulary: 'purpel'", prompts=["a purpel circle"])
     assert not list(tmp_path.glob("*.mp4"))
 
 

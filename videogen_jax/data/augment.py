@@ -1,9 +1,9 @@
-"""Augmentation of clips as wholes, in pixels: a window, a speed and a change of colours for all frames of a clip.
+"""Clip-level augmentation in pixel space: one spatial crop, frame rate and colour jitter for all frames of a clip.
 
-    packed frames --rate--> frames at times 0, 1 / rate, 2 / rate ... --window--> (T, h, w, 3) --colours-->
+    packed frames --rate--> frames at times 0, 1 / rate, 2 / rate ... --crop--> (T, h, w, 3) --colour jitter-->
 
-Everything that is drawn for a clip follows from one key, so frames cannot differ in it, and a clip is the same whenever
-it is drawn again. The functions run in the graphs of tf.data and eagerly alike. Mirroring (data.flip) comes behind.
+All random draws for a clip derive from one key, so they are shared by its frames and reproducible. The functions run
+in tf.data graphs and eagerly. Horizontal flips (data.flip) are applied afterwards, in the pipeline.
 """
 
 import hashlib
@@ -13,43 +13,43 @@ import tensorflow as tf
 
 from videogen_jax.data.video_io import TIME_TOLERANCE
 
-# Purposes, folded into a clip's key so that its numbers do not depend on each other.
+# Folded into a clip's key, so that its draws are independent.
 RATE, ROW, COLUMN, COLOURS = range(4)
 
-GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue, torchvision's
+GRAY = (0.2989, 0.587, 0.114)  # RGB weights of torchvision
 
 
 class Augmentation(NamedTuple):
-    """What is done to training clips; with nothing but a size that is the packed one, nothing."""
+    """Augmentation of training clips. With the packed size and default values it does nothing."""
 
-    size: tuple[int, int]  # (height, width) of the window in pixels
-    fps_min: float = 0.0  # frames per second, slowest rate that clips are taken at; 0: as packed
-    fps_max: float = 0.0  # frames per second, fastest
-    jitter: float = 0.0  # strength of brightness, contrast and saturation
-    variants: int = 1  # of each clip, where it is encoded
+    size: tuple[int, int]  # (height, width) of the crop in pixels
+    fps_min: float = 0.0  # lowest frame rate that clips are resampled to; 0: the packed rate
+    fps_max: float = 0.0  # highest frame rate
+    jitter: float = 0.0  # strength of brightness, contrast and saturation jitter
+    variants: int = 1  # augmented copies of each clip in a latent data set
 
     def changes_rate(self, frames: int) -> bool:
-        """Whether clips of so many frames get a rate of their own; pictures have none."""
+        """Whether training clips of `frames` frames are resampled to a random rate; images never are."""
         return self.fps_max > 0 and frames > 1
 
     def changes(self, packed: tuple[int, int], frames: int) -> bool:
-        """Whether clips of this size (height, width) and so many frames come out otherwise than they were packed."""
+        """Whether anything is done to clips packed at (height, width) of which `frames` frames are used."""
         return self.size != tuple(packed) or self.changes_rate(frames) or self.jitter > 0
 
     def to_json(self) -> dict[str, Any]:
-        """All but the size, by the names of the config's lines: JSON values."""
+        """Returns all fields but the size as JSON values, keyed by config option."""
         return {name: getattr(self, name) for name in self._fields[1:]}
 
 
 def check_augmentation(augmentation: Augmentation, data: Any, frames: int) -> None:
-    """Refuses an augmentation that means nothing, or that a packed data set cannot serve.
+    """Validates an augmentation and its fit to a packed data set.
 
     Args:
-      augmentation: of a run.
-      data: of `pipeline.open_data`, of pixels.
-      frames: T, of the clips that training takes.
+      augmentation: from the config.
+      data: pixel data set, as returned by `pipeline.open_data`.
+      frames: T, frames of a training clip.
     Raises:
-      ValueError: names the line of the config.
+      ValueError: names the config option to change.
     """
     low, high = augmentation.fps_min, augmentation.fps_max
     for name, wanted in zip(("height", "width"), augmentation.size, strict=True):
@@ -57,20 +57,20 @@ def check_augmentation(augmentation: Augmentation, data: Any, frames: int) -> No
         if not 1 <= wanted <= packed:
             raise ValueError(
                 f"data.{name} is {wanted}, but the clips in {data.folder} were packed with {packed}: "
-                f"set --config.data.{name}={packed}, or less to cut windows out of them, or pack again."
+                f"set --config.data.{name}={packed}, or less for random crops, or pack again."
             )
     if not 0 <= augmentation.jitter < 1:
         raise ValueError(
-            f"augment.jitter is {augmentation.jitter}: give a strength of at least 0 and below 1."
+            f"augment.jitter is {augmentation.jitter}: set it to at least 0 and less than 1."
         )
     if augmentation.variants < 1:
-        raise ValueError(f"augment.variants is {augmentation.variants}: give at least 1.")
+        raise ValueError(f"augment.variants is {augmentation.variants}: set it to at least 1.")
     if low == high == 0:
         return
     if not 0 < low <= high:
         raise ValueError(
-            f"augment.fps_min is {low} and augment.fps_max is {high}: give two rates above 0, the lower one first, or "
-            "0 and 0 to take clips as they were packed."
+            f"augment.fps_min is {low} and augment.fps_max is {high}: set both above 0 with fps_min <= fps_max, or "
+            "both to 0 to keep the packed frame rate."
         )
     if high > data.fps:
         raise ValueError(
@@ -84,35 +84,34 @@ def check_augmentation(augmentation: Augmentation, data: Any, frames: int) -> No
             f"data.frames is {frames}, but the shortest clips have {data.min_frames} frames: "
             f"set --config.data.frames={data.min_frames} or less, or pack again."
         )
-    needed = least_rate(data.fps, data.frames, frames)
+    needed = min_rate(data.fps, data.frames, frames)
     if needed > high or low < high == needed:
         raise ValueError(
-            f"augment.fps_max is {high}, but {frames} frames of the longest clips, {data.frames} frames at {data.fps} "
-            f"per second, take at least {needed:.4g}: raise it, lower data.frames, or pack longer clips."
+            f"augment.fps_max is {high}, but the longest clips ({data.frames} frames at {data.fps} per second) provide "
+            f"{frames} frames only at {needed:.4g} per second or more: raise it, lower data.frames, or pack longer "
+            "clips."
         )
 
 
-def least_rate(fps: Any, num_frames: Any, frames: int) -> Any:
-    """The slowest rate at which a clip has enough frames: its last packed one is shown as the last.
+def min_rate(fps: Any, num_frames: Any, frames: int) -> Any:
+    """Returns the lowest rate, in frames per second, at which a clip still has enough frames.
 
     Args:
-      fps: at which it was packed.
-      num_frames: N, that it has.
-      frames: T, at least 2, that are wanted.
-    Returns:
-      Frames per second.
+      fps: packed frame rate.
+      num_frames: N, packed frames.
+      frames: T >= 2, frames required.
     """
     return fps * (frames - 1) / (num_frames - 1)
 
 
 def make_variant_key(seed: int, source: bytes, number: int, variant: int) -> tf.Tensor:
-    """The key of a clip that is encoded.
+    """Makes the random key of one variant of a clip that is encoded to latents.
 
     Args:
-      seed: of the run.
+      seed: config.seed.
       source: name of the video.
-      number: of the clip in its split.
-      variant: counted from 0.
+      number: index of the clip in its split.
+      variant: index of the variant.
     Returns:
       (2,) int64.
     """
@@ -124,43 +123,43 @@ def make_variant_key(seed: int, source: bytes, number: int, variant: int) -> tf.
 def draw_rate(
     key: tf.Tensor, fps: tf.Tensor, num_frames: tf.Tensor, frames: int, augmentation: Augmentation
 ) -> tf.Tensor:
-    """The rate that a clip is taken at: log-uniform, so that halving and doubling are equally near.
+    """Draws a clip's frame rate log-uniformly from [fps_min, fps_max].
 
-    A short clip cannot be taken slowly: its range begins at `least_rate`. Where that lies above the whole range, it is
-    the rate, so that no clip is lost.
+    For a short clip the lower bound is raised to `min_rate`; if that exceeds fps_max, it is the rate, so that no clip
+    is dropped.
 
-    The motion score stays as it was packed. It is the change of luma per second, not per frame: where things move
-    evenly, frames twice as far apart differ twice as much, half as often. It tells of the scene; how it was taken is
-    told by the fps beside it. (Fast motion saturates, so a score measured anew would be lower at low rates: the same
-    scene would be called calmer, by edges of buckets that were measured at the packed rate.)
+    The motion score keeps its packed value. It is the change of luma per second, not per frame: with uniform motion,
+    frames twice as far apart differ twice as much, half as often. So it describes the scene, while fps describes the
+    sampling. (Fast motion saturates, so a score recomputed at a low rate would be lower, and would be compared with
+    quantiles that were measured at the packed rate.)
 
     Args:
-      key: of the clip.
-      fps: () at which it was packed.
-      num_frames: () int32, that it has.
-      frames: T, at least 2, that are wanted.
-      augmentation: of the run.
+      key: random key of the clip.
+      fps: (), packed frame rate.
+      num_frames: () int32, packed frames.
+      frames: T >= 2, frames required.
+      augmentation: gives the range.
     Returns:
-      () float32 frames per second, what the model is told.
+      () float32 frames per second, the value on which the model is conditioned.
     """
     fps, num_frames = tf.cast(fps, tf.float64), tf.cast(num_frames, tf.float64)
     low = tf.maximum(
-        tf.constant(augmentation.fps_min, tf.float64), least_rate(fps, num_frames, frames)
+        tf.constant(augmentation.fps_min, tf.float64), min_rate(fps, num_frames, frames)
     )
     high = tf.maximum(low, tf.constant(augmentation.fps_max, tf.float64))
-    place = tf.random.stateless_uniform([], _fold(key, RATE), dtype=tf.float64)
-    return tf.cast(low * (high / low) ** place, tf.float32)
+    u = tf.random.stateless_uniform([], _fold(key, RATE), dtype=tf.float64)
+    return tf.cast(low * (high / low) ** u, tf.float32)
 
 
 def count_frames(fps: tf.Tensor, num_frames: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-    """How many frames a whole clip has at another rate: those at or before its last packed one.
+    """Counts the frames of a clip resampled to another rate.
 
     Args:
-      fps: () at which it was packed.
-      num_frames: () int32, that it has.
-      rate: of `draw_rate`.
+      fps: (), packed frame rate.
+      num_frames: () int32, packed frames.
+      rate: (), from `draw_rate`.
     Returns:
-      () int32.
+      () int32, frames whose time is at most that of the last packed frame.
     """
     fps, rate = tf.cast(fps, tf.float64), tf.cast(rate, tf.float64)
     last = tf.cast(num_frames - 1, tf.float64) * rate / fps
@@ -170,18 +169,18 @@ def count_frames(fps: tf.Tensor, num_frames: tf.Tensor, rate: tf.Tensor) -> tf.T
 def choose_frames(
     fps: tf.Tensor, num_frames: tf.Tensor, rate: tf.Tensor, start: tf.Tensor, frames: Any
 ) -> tf.Tensor:
-    """The packed frames that are shown at the times start / rate, (start + 1) / rate ...: the latest at or before.
+    """Chooses the latest packed frame at or before each of the times start / rate, (start + 1) / rate, ...
 
-    The same choice as `video_io.resample` makes.
+    This is the rule of `video_io.resample`.
 
     Args:
-      fps: () at which the clip was packed.
-      num_frames: () int32, that it has.
-      rate: of `draw_rate`.
-      start: () int32, of `count_frames`.
-      frames: how many.
+      fps: (), packed frame rate.
+      num_frames: () int32, packed frames.
+      rate: (), from `draw_rate`.
+      start: () int32, index of the first frame at the new rate, below `count_frames`.
+      frames: number of frames.
     Returns:
-      (frames,) int32, rising.
+      (frames,) int32 indices of packed frames, non-decreasing.
     """
     fps, rate = tf.cast(fps, tf.float64), tf.cast(rate, tf.float64)
     times = tf.cast(start + tf.range(frames), tf.float64) / rate  # seconds
@@ -189,36 +188,36 @@ def choose_frames(
     return tf.minimum(chosen, num_frames - 1)
 
 
-def draw_corner(key: tf.Tensor, packed: tuple[int, int], size: tuple[int, int]) -> tf.Tensor:
-    """Where the window lies, every place equally often.
+def draw_crop_offset(key: tf.Tensor, packed: tuple[int, int], size: tuple[int, int]) -> tf.Tensor:
+    """Draws the position of a spatial crop uniformly.
 
     Args:
-      key: of the clip.
+      key: random key of the clip.
       packed: (height, width) of its frames.
-      size: (height, width) of the window.
+      size: (height, width) of the crop.
     Returns:
-      (2,) int32: row and column of its first pixel.
+      (2,) int32: row and column of the crop's first pixel.
     """
-    spare = [have - want for have, want in zip(packed, size, strict=True)]
+    margins = [have - want for have, want in zip(packed, size, strict=True)]
     return tf.stack(
         [
-            tf.random.stateless_uniform([], _fold(key, purpose), maxval=room + 1, dtype=tf.int32)
-            for purpose, room in zip((ROW, COLUMN), spare, strict=True)
+            tf.random.stateless_uniform([], _fold(key, axis), maxval=margin + 1, dtype=tf.int32)
+            for axis, margin in zip((ROW, COLUMN), margins, strict=True)
         ]
     )
 
 
-def centre_corner(packed: tuple[int, int], size: tuple[int, int]) -> tf.Tensor:
-    """Where the window of a validation clip lies; as `draw_corner`."""
+def centre_crop_offset(packed: tuple[int, int], size: tuple[int, int]) -> tf.Tensor:
+    """Returns (2,) int32: row and column of the first pixel of a centre crop."""
     return tf.constant([(have - want) // 2 for have, want in zip(packed, size, strict=True)])
 
 
-def cut_window(video: tf.Tensor, corner: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Cuts the same window out of all frames.
+def crop_frames(video: tf.Tensor, offset: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Applies the same spatial crop to all frames.
 
     Args:
       video: (T, H, W, 3).
-      corner: of `draw_corner`.
+      offset: (2,) int32, row and column of the crop's first pixel.
       size: (height, width).
     Returns:
       (T, height, width, 3).
@@ -226,15 +225,15 @@ def cut_window(video: tf.Tensor, corner: tf.Tensor, size: tuple[int, int]) -> tf
     if tuple(video.shape[1:3]) == tuple(size):
         return video
     height, width = size
-    rows = video[:, corner[0] : corner[0] + height, corner[1] : corner[1] + width]
-    return tf.ensure_shape(rows, [video.shape[0], height, width, 3])
+    cropped = video[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width]
+    return tf.ensure_shape(cropped, [video.shape[0], height, width, 3])
 
 
-def draw_colours(key: tf.Tensor, jitter: float) -> tf.Tensor:
-    """Factors of brightness, contrast and saturation, each uniform in [1 - jitter, 1 + jitter].
+def draw_colour_factors(key: tf.Tensor, jitter: float) -> tf.Tensor:
+    """Draws factors of brightness, contrast and saturation, each uniform in [1 - jitter, 1 + jitter].
 
     Args:
-      key: of the clip.
+      key: random key of the clip.
       jitter: in [0, 1).
     Returns:
       (3,) float32.
@@ -242,19 +241,19 @@ def draw_colours(key: tf.Tensor, jitter: float) -> tf.Tensor:
     return tf.random.stateless_uniform([3], _fold(key, COLOURS), 1 - jitter, 1 + jitter)
 
 
-def change_colours(video: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Changes brightness, then contrast, then saturation: of a clip, not of its frames.
+def jitter_colours(video: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """Scales brightness, then contrast, then saturation of a whole clip.
 
-    With values clipped to [0, 255] behind each, x the clip and g(x) its gray picture:
+    With x the clip and g(x) its grayscale, values clipped to [0, 255] after each step:
       x <- brightness x;   x <- m + contrast (x - m), m the mean of g(x);   x <- g(x) + saturation (x - g(x)).
 
-    Differs from torchvision's ColorJitter in that m is the mean over all frames, so that a colour becomes the same
-    colour in each; that the order is this one; that values are rounded once, at the end; and that the hue is left
-    alone: captions name colours.
+    Differs from torchvision's ColorJitter: m is the mean over all frames, so that a colour maps to the same colour in
+    every frame; the order is fixed; values are rounded once, at the end; the hue is unchanged, because captions name
+    colours.
 
     Args:
       video: (T, H, W, 3) uint8.
-      factors: of `draw_colours`.
+      factors: (3,) float32, from `draw_colour_factors`.
     Returns:
       (T, H, W, 3) uint8.
     Source: torchvision.transforms.ColorJitter.
@@ -270,34 +269,34 @@ def change_colours(video: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     def brighten(frame: tf.Tensor) -> tf.Tensor:
         return clip(tf.cast(frame, tf.float32) * brightness)
 
-    def change(frame: tf.Tensor) -> tf.Tensor:
+    def jitter(frame: tf.Tensor) -> tf.Tensor:
         frame = brighten(frame)
-        frame = clip(middle + contrast * (frame - middle))
+        frame = clip(mean + contrast * (frame - mean))
         frame = clip(gray(frame) + saturation * (frame - gray(frame)))
         return tf.cast(tf.round(frame), tf.uint8)
 
-    # A frame at a time: a long clip in float32 would not fit into memory.
+    # One frame at a time: a long clip in float32 would not fit into memory.
     means = tf.map_fn(
         lambda frame: tf.reduce_mean(gray(brighten(frame))), video, fn_output_signature=tf.float32
     )
-    middle = tf.reduce_mean(means)
-    changed = tf.map_fn(change, video, fn_output_signature=tf.uint8)
-    return tf.ensure_shape(changed, video.shape)
+    mean = tf.reduce_mean(means)
+    jittered = tf.map_fn(jitter, video, fn_output_signature=tf.uint8)
+    return tf.ensure_shape(jittered, video.shape)
 
 
-def vary_clip(
+def augment_clip(
     key: tf.Tensor, video: Any, fps: Any, frames: int, augmentation: Augmentation
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A whole clip, augmented, to be encoded.
+    """Augments a whole clip before it is encoded to latents.
 
     Args:
-      key: of the clip and variant.
+      key: random key, from `make_variant_key`.
       video: (N, H, W, 3) uint8.
-      fps: at which it was packed.
-      frames: T, that training will cut out of it: the clip keeps so many at least.
-      augmentation: of the run.
+      fps: packed frame rate.
+      frames: T, frames of a training clip; the result has at least as many.
+      augmentation: applied to the clip.
     Returns:
-      (N or fewer, height, width, 3) uint8, and the rate that it was taken at.
+      (N or fewer, height, width, 3) uint8, and its frame rate.
     """
     video, rate = tf.convert_to_tensor(video), tf.cast(fps, tf.float32)
     if augmentation.changes_rate(frames):
@@ -305,10 +304,10 @@ def vary_clip(
         rate = draw_rate(key, fps, num_frames, frames, augmentation)
         count = count_frames(fps, num_frames, rate)
         video = tf.gather(video, choose_frames(fps, num_frames, rate, tf.constant(0), count))
-    corner = draw_corner(key, tuple(video.shape[1:3]), augmentation.size)
-    video = cut_window(video, corner, augmentation.size)
+    offset = draw_crop_offset(key, tuple(video.shape[1:3]), augmentation.size)
+    video = crop_frames(video, offset, augmentation.size)
     if augmentation.jitter:
-        video = change_colours(video, draw_colours(key, augmentation.jitter))
+        video = jitter_colours(video, draw_colour_factors(key, augmentation.jitter))
     return video, rate
 
 

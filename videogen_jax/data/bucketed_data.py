@@ -1,10 +1,10 @@
-"""Data sets in buckets: clips of one shape each, drawn batch by batch in proportion to their number.
+"""Bucketed data sets: each bucket holds clips of one shape, and each batch comes from one bucket.
 
     FOLDER/buckets.json         {"buckets": ["480x512x512", ...]}: frames x height x width; written last
     FOLDER/480x512x512/         a plain data set, as `pack` or `encode` writes it
 
-Which bucket a step draws from, and how many batches of it came before, follow from (seed, step) alone, as the clips of
-each bucket do: a run goes on at any step, and all processes agree. A plain data set is one bucket.
+The bucket of a step, and the number of earlier batches from it, are functions of (seed, step), as are the clips within
+a bucket. So training resumes at any step, and all processes agree. A plain data set is a single bucket.
 """
 
 import json
@@ -20,53 +20,53 @@ from videogen_jax.data.latent_records import TextInfo
 from videogen_jax.data.pipeline import Clips, DataError, PackedData
 
 INDEX = "buckets.json"
-LEAST_BATCHES = 8  # of a bucket in a period
-LONGEST_PERIOD = 2**16  # steps
+MIN_BATCHES = 8  # of each bucket in a period
+MAX_PERIOD = 2**16  # steps
 
 
 def is_bucketed(data_dir: str | Path) -> bool:
-    """Whether a folder holds a finished data set in buckets."""
+    """Whether a folder holds a finished bucketed data set."""
     return (Path(data_dir) / INDEX).is_file()
 
 
 def check_kind(output: str | Path, bucketed: bool) -> None:
-    """Refuses to write a set in buckets where a plain one is, or the other way round.
+    """Refuses to write a bucketed data set over a plain one, or a plain one over a bucketed one.
 
     Args:
       output: folder to write to.
-      bucketed: what is to be written.
+      bucketed: whether the data set to write is bucketed.
     Raises:
-      ValueError: says what is there.
+      ValueError: the folder holds a data set of the other kind.
     """
     plain = (Path(output) / "dataset_info.json").exists()
     if plain if bucketed else is_bucketed(output):
-        there, here = ("a plain data set", "in buckets") if bucketed else ("buckets", "plain")
+        found, wanted = ("plain", "bucketed") if bucketed else ("bucketed", "plain")
         raise ValueError(
-            f"{output} holds {there}, but this one is {here}: choose another --output, or delete {output}."
+            f"{output} holds a {found} data set, but this one is {wanted}: choose another --output, or delete {output}."
         )
 
 
 def write_index(output: str | Path, names: Sequence[str]) -> None:
-    """Makes a set in buckets whole.
+    """Writes buckets.json, which marks a bucketed data set as finished.
 
     Args:
-      output: its folder.
-      names: of the buckets' folders, all finished.
+      output: folder of the data set.
+      names: folder names of the finished buckets.
     """
     atomic_files.write_text(Path(output) / INDEX, json.dumps({"buckets": list(names)}, indent=1))
 
 
 def open_buckets(data_dir: str | Path) -> dict[str, PackedData]:
-    """Reads what is written about a data set, in buckets or plain.
+    """Opens a data set, bucketed or plain.
 
-    Words, motion scores and the spread of latents are joined, so that they mean the same in every bucket.
+    Word counts, motion-score buckets and latent statistics are computed over all buckets and shared by them.
 
     Args:
       data_dir: output folder of `videogen_jax.pack` or `videogen_jax.encode`.
     Returns:
-      Folder of each bucket, in the order of the index, to its description. Of a plain set there is one.
+      Folder -> description of each bucket, in the order of the index; a single entry for a plain data set.
     Raises:
-      DataError: as `pipeline.open_data`, the index is damaged, or the buckets were not made alike.
+      DataError: as `pipeline.open_data`, the index is damaged, or the buckets were encoded with different settings.
     """
     if not is_bucketed(data_dir):
         return {str(data_dir): pipeline.open_data(data_dir)}
@@ -84,14 +84,12 @@ def open_buckets(data_dir: str | Path) -> dict[str, PackedData]:
 
 
 def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
-    """Captions as training meets them: of clips drawn uniformly, without putting them back while there are enough.
+    """Draws captions of training clips uniformly, without replacement until all clips are used.
 
     Args:
-      data_dir: of a data set, plain or in buckets.
-      count: captions.
-      seed: of the draw.
-    Returns:
-      The captions.
+      data_dir: folder of a data set, bucketed or plain.
+      count: number of captions.
+      seed: seed of the draw.
     Raises:
       DataError: the data set is missing or damaged.
     """
@@ -105,77 +103,74 @@ def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(ends[-1]) for _ in range(-(-count // int(ends[-1])))]
     chosen = np.concatenate(rounds)[:count]
-    places = np.searchsorted(ends, chosen, side="right")
-    read = {place: pipeline.read_captions(shards[place][0]) for place in set(places.tolist())}
+    shard_of = np.searchsorted(ends, chosen, side="right")
+    read = {shard: pipeline.read_captions(shards[shard][0]) for shard in set(shard_of.tolist())}
     return [
-        read[place][number - ends[place]].decode()  # counted from the shard's end
-        for place, number in zip(places.tolist(), chosen.tolist(), strict=True)
+        read[shard][number - ends[shard]].decode()  # a negative index, from the shard's end
+        for shard, number in zip(shard_of.tolist(), chosen.tolist(), strict=True)
     ]
 
 
 def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
-    """The same sets with the numbers that have to agree taken over all of them."""
+    """Replaces words, motion-score buckets, text info and latent statistics by those over all buckets."""
     words: Counter[str] = Counter()
     for data in sets.values():
         words.update(data.words)
     ranked = dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
-    # Images stand still: their zeros would leave the videos fewer buckets.
+    # Images have a motion score of 0, which would leave fewer quantile buckets for videos.
     moving = [path for path, data in sets.items() if data.frames > 1] or list(sets)
     edges = records.motion_edges([read_scores(path) for path in moving])
     joined = {
         path: data._replace(words=ranked, motion_score_buckets=edges) for path, data in sets.items()
     }
     first = next(iter(sets.values())).texts
-    if any(not _embedded_alike(first, data.texts) for data in sets.values()):
+    if any(not _same_embedding(first, data.texts) for data in sets.values()):
         raise DataError(
-            f"The captions of the buckets {', '.join(Path(path).name for path in sets)} were not embedded alike: "
-            "encode them again."
+            f"The captions of the buckets {', '.join(Path(path).name for path in sets)} were embedded with different "
+            "settings: encode them again."
         )
     joined = {path: data._replace(texts=first) for path, data in joined.items()}
     infos = [data.latents for data in sets.values()]
     if all(info is None for info in infos):
         return joined
-    alike = {
-        None if info is None else json.dumps(info._replace(shape=[], **_unmeasured)._asdict())
+    settings = {
+        None if info is None else json.dumps(info._replace(shape=[], **_NO_STATISTICS)._asdict())
         for info in infos
     }
-    if len(alike) > 1:
+    if len(settings) > 1:
         raise DataError(
-            f"The buckets {', '.join(Path(path).name for path in sets)} were not encoded alike: encode them again."
+            f"The buckets {', '.join(Path(path).name for path in sets)} were encoded with different settings: encode "
+            "them again."
         )
     parts = [
-        latent_statistics.from_spread(info.places, info.mean, info.deviation)
+        latent_statistics.from_deviation(info.places, info.mean, info.deviation)
         for info in infos
         if info is not None
     ]
-    whole = parts[0]
+    total = parts[0]
     for part in parts[1:]:
-        whole = latent_statistics.merge_statistics(whole, part)
-    spread = {"mean": whole.mean.tolist(), "deviation": whole.deviation.tolist()}
+        total = latent_statistics.merge_statistics(total, part)
+    moments = {"mean": total.mean.tolist(), "deviation": total.deviation.tolist()}
     return {
-        path: data._replace(latents=data.latents._replace(places=whole.count, **spread))
+        path: data._replace(latents=data.latents._replace(places=total.count, **moments))
         for path, data in joined.items()
     }
 
 
-def _embedded_alike(one: TextInfo | None, other: TextInfo | None) -> bool:
-    """Whether caption embeddings are of the same weights; those of no caption may differ by rounding."""
+def _same_embedding(one: TextInfo | None, other: TextInfo | None) -> bool:
+    """Whether two text encoders are the same; the null embeddings may differ by rounding."""
     if one is None or other is None:
         return one is other
     rest = {"path": "", "null_tokens": [], "null_pooled": []}
     return one._replace(**rest) == other._replace(**rest)
 
 
-_unmeasured = {"mean": [], "deviation": [], "places": 0}
+_NO_STATISTICS = {"mean": [], "deviation": [], "places": 0}
 
 
 def read_scores(folder: str | Path) -> np.ndarray:
-    """The motion scores of a plain set's train clips.
+    """Reads the motion scores (N,) float32 of the training clips of a plain data set.
 
-    Args:
-      folder: of the set.
-    Returns:
-      (N,) float32.
     Raises:
       DataError: the file is missing or damaged.
     """
@@ -183,50 +178,38 @@ def read_scores(folder: str | Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): pack the set again.") from error
+        raise DataError(f"{path} cannot be read ({error}): pack the data set again.") from error
 
 
 class BucketSchedule(NamedTuple):
-    """Which bucket each step draws from: in every period each as often as it has batches, in an order of its own."""
+    """Maps steps to buckets: every period is a random permutation of a fixed number of batches per bucket."""
 
-    counts: tuple[int, ...]  # batches of each bucket in a period
+    counts: tuple[int, ...]  # batches per bucket in a period
     seed: int
 
     def pick(self, step: int) -> tuple[int, int]:
-        """The bucket of a step.
-
-        Args:
-          step: counted from 0.
-        Returns:
-          (number of the bucket, batches that earlier steps have drawn from it).
-        """
-        period, place = divmod(step, sum(self.counts))
+        """Returns (index of the bucket of a step, number of batches drawn from it by earlier steps)."""
+        period, offset = divmod(step, sum(self.counts))
         order = self._order(period)
-        bucket = int(order[place])
-        before = int(np.count_nonzero(order[:place] == bucket))
+        bucket = int(order[offset])
+        before = int(np.count_nonzero(order[:offset] == bucket))
         return bucket, period * self.counts[bucket] + before
 
     def first_uses(self, step: int) -> list[int]:
-        """All buckets, in the order in which they are first drawn from.
-
-        Args:
-          step: from which on.
-        Returns:
-          Their numbers.
-        """
+        """Returns the indices of all buckets in the order of their first use from `step` on."""
         found: dict[int, None] = {}
         for bucket in self.walk(step):
             found[bucket] = None
             if len(found) == len(self.counts):
                 return list(found)
-        raise AssertionError("unreachable: every period has every bucket")
+        raise AssertionError("unreachable: every period uses every bucket")
 
     def walk(self, step: int) -> Iterator[int]:
-        """The buckets of this step and all that follow."""
-        period, place = divmod(step, sum(self.counts))
+        """Yields the bucket indices of `step` and all later steps."""
+        period, offset = divmod(step, sum(self.counts))
         while True:
-            yield from map(int, self._order(period)[place:])
-            period, place = period + 1, 0
+            yield from map(int, self._order(period)[offset:])
+            period, offset = period + 1, 0
 
     def _order(self, period: int) -> np.ndarray:
         order = np.repeat(np.arange(len(self.counts)), self.counts)
@@ -234,20 +217,19 @@ class BucketSchedule(NamedTuple):
 
 
 def make_schedule(clips: Sequence[int], batch_sizes: Sequence[int], seed: int) -> BucketSchedule:
-    """A schedule by which every bucket's clips are seen about equally often.
+    """Makes a schedule in which all clips are seen about equally often, whatever their bucket.
+
+    A period is one epoch, or several if the smallest bucket has fewer than MIN_BATCHES batches, so that rounding
+    changes its share by at most 1/16. For very large data sets it is part of an epoch, with each bucket at least once.
 
     Args:
-      clips: of each bucket.
-      batch_sizes: of each bucket.
-      seed: of the order.
-    Returns:
-      The schedule. A period is an epoch, or several, so that the smallest bucket has at least LEAST_BATCHES in it and
-      rounding changes its share by 1 in 16 at most; of very large sets it is a part of one, with each bucket at least
-      once.
+      clips: number of clips per bucket.
+      batch_sizes: batch size per bucket.
+      seed: seed of the order.
     """
     batches = np.asarray(clips) / np.asarray(batch_sizes)
-    batches = batches * max(1.0, LEAST_BATCHES / batches.min())
-    batches = batches * min(1.0, LONGEST_PERIOD / batches.sum())
+    batches = batches * max(1.0, MIN_BATCHES / batches.min())
+    batches = batches * min(1.0, MAX_PERIOD / batches.sum())
     return BucketSchedule(tuple(np.maximum(1, np.round(batches)).astype(int).tolist()), seed)
 
 
@@ -256,13 +238,13 @@ def mix_clips(
     schedule: BucketSchedule,
     start_step: int,
 ) -> Iterator[tuple[str, Clips]]:
-    """Batches of all buckets as the schedule has them.
+    """Interleaves the batches of all buckets according to a schedule.
 
     Args:
-      sources: bucket -> (batches of it that the run has had) to the ones that follow, endless; called once, when the
-        bucket's first batch is due.
-      schedule: of `make_schedule`, in the order of the sources.
-      start_step: batches of any bucket that the run has had.
+      sources: bucket -> function from the number of its batches already consumed to an endless iterator over the
+        following ones; called once, when the bucket is first needed.
+      schedule: from `make_schedule`, with buckets in the order of `sources`.
+      start_step: number of batches already consumed over all buckets.
     Yields:
       (bucket, batch).
     """

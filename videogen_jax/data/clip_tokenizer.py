@@ -1,9 +1,9 @@
-"""Captions as the ids of CLIP's tokenizer, by the package `tokenizers`; no file is fetched.
+"""The CLIP tokenizer, on top of the package `tokenizers`; downloads nothing.
 
-The ids are those of transformers' `CLIPTokenizer`, after HTML entities were resolved twice, as OpenAI's own tokenizer
-does. docs/text.md tells on which rare texts OpenAI's differs.
+The ids equal those of transformers' `CLIPTokenizer` after HTML entities are unescaped twice, as in OpenAI's tokenizer.
+docs/text.md lists the rare texts for which OpenAI's ids differ.
 
-The merges in clip_merges.txt.gz are OpenAI's (MIT, clip_merges.LICENSE). All models of CLIP and OpenCLIP use them.
+The merges in clip_merges.txt.gz are OpenAI's (MIT, clip_merges.LICENSE). All CLIP and OpenCLIP models use them.
 
 Source: openai/CLIP `simple_tokenizer.py`; transformers `models/clip/tokenization_clip.py`.
 """
@@ -21,19 +21,19 @@ MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 BEGIN_ID, END_ID = 49_406, 49_407
 VOCABULARY_SIZE = 49_408
-# Contractions, runs of letters, single digits, runs of anything else that is no space.
+# Contractions, runs of letters, single digits, runs of other non-space characters.
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(captions: Sequence[str], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turns captions into ids, cut or padded to one length.
+    """Tokenizes captions, truncated or padded to one length.
 
     Args:
-      captions: B captions; an empty one is begin and end of text alone, which is the null text.
-      length: L >= 2. What is cut keeps its begin and its end of text.
-      pad_id: behind the end of text, of `TextEncoder.pad_id`.
+      captions: B captions; an empty one becomes the begin and end tokens alone, which is the null text.
+      length: L >= 2; truncated captions keep their begin and end tokens.
+      pad_id: padding id, `TextEncoder.pad_id`.
     Returns:
-      ids (B, L) int32, counts (B,) int32 of the ids before any cut, begin and end among them.
+      ids (B, L) int32; counts (B,) int32, number of tokens before truncation including begin and end.
     Raises:
       ValueError: length leaves no room, or captions is a single string.
     """
@@ -50,7 +50,7 @@ def tokenize(captions: Sequence[str], length: int, pad_id: int) -> tuple[np.ndar
 
 
 def _clean(caption: str) -> str:
-    # Half of a surrogate pair, as JSON files may bring, is no text.
+    # JSON files may contain lone surrogates, which are not valid text.
     caption = caption.encode("utf-8", "replace").decode("utf-8")
     return html.unescape(html.unescape(caption))
 
@@ -86,7 +86,7 @@ def _tokenizer() -> Any:
 
 
 def _byte_characters() -> list[str]:
-    """A visible character for each byte, in the order of their ids: the visible bytes, then the others."""
+    """Returns a printable character for each byte in the order of their ids: printable bytes first, then the others."""
     ranges = ((0x21, 0x7E), (0xA1, 0xAC), (0xAE, 0xFF))
     visible = [byte for first, last in ranges for byte in range(first, last + 1)]
     others = [byte for byte in range(256) if byte not in visible]

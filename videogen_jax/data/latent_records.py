@@ -1,6 +1,6 @@
-"""The record of an encoded clip, and what a set of them knows of itself.
+"""Records of clips encoded to latents, and the metadata of a latent data set.
 
-A record holds latents as they are, caption and numbers, and where there is a text encoder the caption's embedding.
+A record holds unnormalized latents, the caption, scalars and, with a text encoder, the caption's embedding.
 
 TensorFlow is imported inside the functions that need it, as in records.py.
 """
@@ -14,64 +14,64 @@ DTYPES = ("float16", "bfloat16")
 
 
 class LatentInfo(NamedTuple):
-    """What made a set of latents, and how they spread; JSON values, stored in its statistics.json."""
+    """How latents were made, and their statistics: JSON values, stored in statistics.json."""
 
     autoencoder: str  # vae.name
     weights: str  # hash of the autoencoder's parameters
-    dtype: str  # of the stored numbers, one of DTYPES
+    dtype: str  # of the stored latents, one of DTYPES
     shape: list[int]  # [h, w, C] of a latent frame
-    mirrored: bool  # each clip is there a second time, mirrored before it was encoded
-    mean: list[float]  # of each channel over the train split
-    deviation: list[float]  # the same
-    places: int = 0  # over how many they were measured; 0: not noted
-    augment: dict[str, Any] | None = None  # lines of config.augment and the seed; None: as packed
-    # Frames of each latent. Above 1 the first latent is of the first frame alone, so that clips cannot begin elsewhere.
+    mirrored: bool  # a second copy of each clip was mirrored before encoding
+    mean: list[float]  # per channel, over the train split
+    deviation: list[float]  # standard deviation per channel, over the train split
+    places: int = 0  # number of latent positions measured; 0: unknown
+    augment: dict[str, Any] | None = None  # config.augment and the seed; None: not augmented
+    # Video frames per latent frame. Above 1 the autoencoder is causal: the first latent encodes the first frame alone,
+    # so latents cannot be cropped in time.
     time_stride: int = 1
 
     def count_frames(self, frames: int) -> int:
-        """Latent frames of so many frames of the video."""
+        """Number of latent frames of `frames` video frames."""
         return 1 + (frames - 1) // self.time_stride
 
 
 class TextInfo(NamedTuple):
-    """What made a set's caption embeddings; JSON values, stored in its statistics.json."""
+    """How caption embeddings were made: JSON values, stored in statistics.json."""
 
     encoder: str  # text.encoder
     path: str  # text.path, of its weights
     weights: str  # hash of its parameters
-    precision: str  # in which it computed
-    dtype: str  # of the stored numbers, one of DTYPES
-    width: int  # E, of the tokens
+    precision: str  # dtype of the encoder's computation
+    dtype: str  # of the stored embeddings, one of DTYPES
+    width: int  # E, of the token embeddings
     pooled_width: int  # P
-    length: int  # tokens of a caption at most; longer ones were cut
-    null_tokens: list[list[float]]  # (n, E), of no caption
-    null_pooled: list[float]  # (P,), of no caption
+    length: int  # maximum number of tokens; longer captions were truncated
+    null_tokens: list[list[float]]  # (n, E), of the empty caption
+    null_pooled: list[float]  # (P,), of the empty caption
 
 
 class Embeddings(NamedTuple):
-    """Captions as a text encoder has them."""
+    """Embeddings of N captions."""
 
-    tokens: Sequence[np.ndarray]  # for each (n, E) float32, up to the end of text
+    tokens: Sequence[np.ndarray]  # (n, E) float32 per caption, up to the end-of-text token
     pooled: np.ndarray  # (N, P) float32
-    counts: np.ndarray  # (N,) int32, tokens before any cut
+    counts: np.ndarray  # (N,) int32, tokens before truncation
 
 
 def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | None = None):
-    """Makes the TFDS features of a record; the one list of its fields.
+    """Makes the TFDS features of a record: the single definition of its fields.
 
     Args:
       shape: (h, w, C) of a latent frame.
       dtype: one of DTYPES.
-      texts: of the caption embeddings, where the set has them.
+      texts: metadata of the caption embeddings; None: the set has none.
     Returns:
       tfds.features.FeaturesDict of
-        latents: (T, h, w, C), as the autoencoder gives them: the data set's own mean and deviation are taken off when
-          they are read.
-        mirrored_latents: the same of the mirrored clip; T = 0 where the set has none.
-        caption, motion_score, source: of the packed record.
-        fps: of the packed record, or the rate that augmentation took the clip at.
-        num_frames: T, of the latents.
-        text_tokens, text_pooled: (n, E) and (P,), the caption's embedding up to its end of text; with `texts` alone.
+        latents: (T, h, w, C), as the autoencoder returns them; they are normalized when they are read.
+        mirrored_latents: latents of the mirrored clip; T = 0 if the set has none.
+        caption, motion_score, source: as in the packed record.
+        fps: as in the packed record, or the frame rate after augmentation.
+        num_frames: T, number of latent frames.
+        text_tokens, text_pooled: (n, E) and (P,), the caption's embedding up to its end of text; only with `texts`.
     """
     import tensorflow_datasets as tfds
 
@@ -105,15 +105,15 @@ def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | Non
 def serialize_latents(
     features, latents: np.ndarray, mirrored: np.ndarray | None, **fields
 ) -> bytes:
-    """Serializes a record that `features` (of `make_features`) reads.
+    """Serializes a record.
 
     Args:
-      features: of `make_features`.
+      features: from `make_features`.
       latents: (T, h, w, C) float32.
-      mirrored: the same of the mirrored clip, or None.
-      **fields: caption, fps, motion_score and source; text_tokens and text_pooled where `features` have them, float32.
+      mirrored: (T, h, w, C) float32, latents of the mirrored clip, or None.
+      **fields: caption, fps, motion_score and source; text_tokens and text_pooled, float32, if `features` has them.
     Returns:
-      A tf.train.Example in wire format, the same bytes for the same clip.
+      A serialized tf.train.Example; the bytes are deterministic.
     """
     import tensorflow as tf
 
@@ -129,20 +129,20 @@ def serialize_latents(
             **fields,
         }
     )
-    # TFDS writes the fields in an order that differs from process to process.
+    # The field order of TFDS differs between processes.
     return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
 
 
 def find_dtype(name: str) -> np.dtype:
-    """The NumPy type of stored latents.
+    """Returns the NumPy dtype for a name in DTYPES.
 
     Raises:
-      ValueError: the name is none of DTYPES.
+      ValueError: the name is not in DTYPES.
     """
     if name not in DTYPES:
         raise ValueError(f"Unknown vae.stored {name!r}: choose one of {', '.join(DTYPES)}.")
     if name == "float16":
         return np.dtype(np.float16)
-    import ml_dtypes  # of JAX
+    import ml_dtypes  # a dependency of JAX
 
     return np.dtype(ml_dtypes.bfloat16)

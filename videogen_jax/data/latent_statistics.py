@@ -1,4 +1,4 @@
-"""Mean and deviation of each latent channel over a data set: streamed, in float64, mergeable between processes."""
+"""Streaming mean and standard deviation of each latent channel over a data set, in float64 and mergeable."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,63 +7,49 @@ import numpy as np
 
 
 class LatentStatistics(NamedTuple):
-    """What has been seen of a data set's latents."""
+    """Running moments of latents."""
 
-    count: int  # of places: clips x frames x height x width
+    count: int  # positions: clips x frames x height x width
     mean: np.ndarray  # (C,) float64
-    squares: np.ndarray  # (C,) float64, sum of squared distances from the mean
+    squares: np.ndarray  # (C,) float64, sum of squared deviations from the mean
 
     @property
     def deviation(self) -> np.ndarray:
-        """(C,) float64, standard deviation of the population."""
+        """(C,) float64, population standard deviation."""
         return np.sqrt(self.squares / max(self.count, 1))
 
 
 def empty_statistics(channels: int) -> LatentStatistics:
-    """Statistics of nothing, to add to.
-
-    Args:
-      channels: of the latents.
-    Returns:
-      Those of 0 places.
-    """
+    """Returns the statistics of 0 positions."""
     return LatentStatistics(0, np.zeros(channels), np.zeros(channels))
 
 
-def from_spread(count: int, mean: Sequence[float], deviation: Sequence[float]) -> LatentStatistics:
-    """Statistics whose mean and deviation are known.
-
-    Args:
-      count: of places.
-      mean: (C,).
-      deviation: (C,), of the population.
-    Returns:
-      The statistics.
-    """
+def from_deviation(
+    count: int, mean: Sequence[float], deviation: Sequence[float]
+) -> LatentStatistics:
+    """Makes statistics from a known mean (C,) and population standard deviation (C,) of `count` positions."""
     squares = count * np.square(np.asarray(deviation, np.float64))
     return LatentStatistics(count, np.asarray(mean, np.float64), squares)
 
 
 def add_latents(statistics: LatentStatistics, latents: Any) -> LatentStatistics:
-    """Adds a batch.
+    """Adds a batch of latents.
 
     Args:
-      statistics: of what came before.
-      latents: (..., C), any float type, as `Autoencoder.encode` gives them.
-    Returns:
-      Statistics of both.
+      statistics: of the previous batches.
+      latents: (..., C), any float dtype, from `Autoencoder.encode`.
     Raises:
-      ValueError: the latents have another number of channels, or are not finite.
+      ValueError: the number of channels differs, or the latents are not finite.
     """
-    rows = np.asarray(latents, np.float64).reshape(-1, np.shape(latents)[-1])  # (places, C)
+    rows = np.asarray(latents, np.float64).reshape(-1, np.shape(latents)[-1])  # (N, C)
     if rows.shape[1] != len(statistics.mean):
         raise ValueError(
-            f"Latents of {rows.shape[1]} channels cannot join statistics of {len(statistics.mean)}: "
+            f"Latents of {rows.shape[1]} channels cannot be added to statistics of {len(statistics.mean)}: "
             "encode the whole data set with one autoencoder."
         )
     if not np.isfinite(rows).all():
         raise ValueError(
-            "Latents that are not finite cannot be measured: encode with vae.dtype float32, and check the weights."
+            "The latents are not finite: encode with vae.dtype float32, and check the weights."
         )
     if not len(rows):
         return statistics
@@ -73,13 +59,8 @@ def add_latents(statistics: LatentStatistics, latents: Any) -> LatentStatistics:
 
 
 def merge_statistics(a: LatentStatistics, b: LatentStatistics) -> LatentStatistics:
-    """Statistics of two disjoint parts of a data set together.
+    """Merges the statistics of two disjoint parts of a data set.
 
-    Args:
-      a: of one part.
-      b: of the other.
-    Returns:
-      Of both.
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979),
       eq. 2.1.
     """
@@ -92,16 +73,14 @@ def merge_statistics(a: LatentStatistics, b: LatentStatistics) -> LatentStatisti
     return LatentStatistics(count, mean, squares)
 
 
-def check_spread(statistics: LatentStatistics) -> None:
-    """Refuses statistics by which nothing can be divided.
+def check_deviation(statistics: LatentStatistics) -> None:
+    """Checks that latents can be normalized by their standard deviation.
 
-    Args:
-      statistics: of a data set.
     Raises:
-      ValueError: nothing was measured, or a channel never changes.
+      ValueError: nothing was measured, or a channel is constant.
     """
     dead = np.flatnonzero(~(statistics.deviation > 0))
     if dead.size:
         raise ValueError(
-            f"Channel {dead[0]} of the latents never changes over {statistics.count} places: measure more clips."
+            f"Channel {dead[0]} of the latents is constant over {statistics.count} positions: encode more clips."
         )

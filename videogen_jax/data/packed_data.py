@@ -1,4 +1,4 @@
-"""What is written about a data set of `pack` or `encode`, read and checked before training starts."""
+"""Opens a data set written by `pack` or `encode`: reads its description and checks its files."""
 
 import json
 from pathlib import Path
@@ -10,41 +10,39 @@ from google.protobuf import json_format
 
 from videogen_jax.data.latent_records import LatentInfo, TextInfo
 
-tf.config.set_visible_devices([], "GPU")  # they are JAX's
+tf.config.set_visible_devices([], "GPU")  # leaves GPU memory to JAX
 
-FRAMING = 16  # bytes that TFRecord puts around each record: its length and two checksums
+FRAMING = 16  # bytes that TFRecord adds to each record: its length and two checksums
 
 
 class DataError(ValueError):
-    """A data set that is missing, unfinished or damaged, or cannot serve what is asked of it."""
+    """A data set is missing, unfinished or damaged, or does not support the request."""
 
 
 class PackedData(NamedTuple):
-    """What training wants to know of a data set."""
+    """Description of a data set."""
 
     files: dict[str, list[str]]  # split -> shards
-    lengths: dict[str, list[int]]  # split -> clips in each shard
-    words: dict[str, int]  # how often each word occurs in the training captions
+    lengths: dict[str, list[int]]  # split -> number of clips of each shard
+    words: dict[str, int]  # word counts of the training captions
     frames: int  # of the longest clip
-    min_frames: int  # of the shortest clip that packing let through
+    min_frames: int  # lower bound on the frames of a clip
     height: int  # pixels
     width: int  # pixels
     fps: float
-    motion_score_buckets: list[float]  # 255 edges between 256 equally full buckets
+    motion_score_buckets: list[float]  # 255 inner edges of 256 quantile buckets
     latents: LatentInfo | None = None  # None: pixels
-    texts: TextInfo | None = None  # None: captions alone
+    texts: TextInfo | None = None  # None: no caption embeddings
     folder: str = ""
 
 
 def open_data(data_dir: str | Path) -> PackedData:
-    """Reads what `videogen_jax.pack` or `videogen_jax.encode` wrote about a data set.
+    """Opens a data set without reading its records.
 
     Args:
-      data_dir: its output folder.
-    Returns:
-      The description; no record is read.
+      data_dir: output folder of `videogen_jax.pack` or `videogen_jax.encode`.
     Raises:
-      DataError: the folder is missing or unfinished, a file is missing, or has not the size it was packed with.
+      DataError: the folder is missing or unfinished, or a file is missing or of the wrong size.
     """
     folder = Path(data_dir)
     if not folder.is_dir():
@@ -64,15 +62,15 @@ def open_data(data_dir: str | Path) -> PackedData:
         texts = TextInfo(**statistics["texts"]) if "texts" in statistics else None
     except (OSError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise DataError(
-            f"The folder {folder} is no data set of this videogen_jax.pack, or its JSON files are damaged: "
-            "name the --output of pack, or delete the folder and pack again."
+            f"{folder} is not a data set of videogen_jax.pack, or its JSON files are damaged: give the --output folder "
+            "of pack, or delete it and pack again."
         ) from error
     files = {name: [str(path) for path in split.filepaths] for name, split in splits.items()}
     lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     for path in (path for paths in files.values() for path in paths):
         if not Path(path).is_file():
             raise DataError(
-                f"The record file {path} is missing: delete {folder} and pack (or encode) again."
+                f"The TFRecord file {path} is missing: delete {folder} and pack (or encode) again."
             )
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
@@ -80,7 +78,7 @@ def open_data(data_dir: str | Path) -> PackedData:
 
 
 def find_damaged(files: list[str]) -> str | None:
-    """The first record file that cannot be read to its end, or None."""
+    """Returns the first TFRecord file that cannot be read to its end, or None."""
     for path in files:
         try:
             for _ in tf.data.TFRecordDataset(path, buffer_size=1 << 20).batch(64):
@@ -91,12 +89,10 @@ def find_damaged(files: list[str]) -> str | None:
 
 
 def count_records(path: str | Path) -> int | None:
-    """Counts the records of a TFRecord file by the lengths before them, without reading them.
+    """Counts the records of a TFRecord file from their length fields, without reading them.
 
-    Args:
-      path: of the file.
     Returns:
-      Their number, or None where the file ends within a record.
+      The number of records, or None if the file ends within a record.
     """
     size = Path(path).stat().st_size
     count = position = 0
@@ -109,14 +105,14 @@ def count_records(path: str | Path) -> int | None:
 
 
 def _check_sizes(files: list[str], lengths: list[int], num_bytes: int) -> None:
-    """Refuses files cut off between two records: TensorFlow takes such an end for the right one."""
+    """Refuses files truncated between two records, which TensorFlow reads without an error."""
     if sum(Path(path).stat().st_size for path in files) == num_bytes + FRAMING * sum(lengths):
         return
     for path, length in zip(files, lengths, strict=True):
         if count_records(path) != length:
-            raise DataError(damaged(path))
+            raise DataError(damaged_message(path))
 
 
-def damaged(path: str) -> str:
-    """The sentence about a record file that cannot be read."""
-    return f"The record file {path} is damaged: delete its folder and run videogen_jax.pack (or encode) again."
+def damaged_message(path: str) -> str:
+    """Returns the error message for a TFRecord file that cannot be read."""
+    return f"The TFRecord file {path} is damaged: delete its folder and run videogen_jax.pack (or encode) again."

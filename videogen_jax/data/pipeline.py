@@ -1,14 +1,14 @@
-"""Batches from packed clips: tf.data over TFRecords, a pure function of (seed, step).
+"""Batches of packed clips: tf.data over TFRecords, a pure function of (seed, step).
 
-    epoch e: the shards in an order of their own -> records -> windows, each shuffled -> the rows of this process
-             -> decode the strips that the crop needs -> random crop, window, speed, colours, flip -> batch -> the mesh
-             -> or, of latents: batch -> random crop, flip, decode the batch as a whole -> the mesh
+    epoch e: shards in a random order -> records -> shuffled window by window -> the rows of this process
+             pixels:  decode the strips of a random temporal crop -> augment, flip -> batch
+             latents: batch -> random temporal crop, flip -> decode the batch at once
 
-Position p = step * batch_size + row counts through all epochs. From p follow the epoch, the window
-and the place in it, so a run can start at any step without reading what came before: it opens the
-shard where the window starts and costs at most the rest of that shard (256 clips or 256 MiB) and one
-window. Every process reads all records of a window but decodes only its own rows: a global batch is
-the same for any number of processes, at the price of reading (not decoding) the others' bytes.
+Position p = step * batch_size + row counts clips over all epochs. It determines the epoch, the shuffle window and the
+index in it, so training resumes at any step without reading earlier batches: it opens the shard in which the window
+starts, and reads at most the rest of that shard (256 clips or 256 MiB) and one window. Every process reads all records
+of a window but decodes only its own rows. So the global batch does not depend on the number of processes, at the price
+of reading (not decoding) the other processes' bytes.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from videogen_jax.data.packed_data import DataError, PackedData, open_data
 Clips = dict[str, np.ndarray]
 
 
-# Purposes of random numbers, folded into the seed so that they do not depend on each other.
+# Folded into the seed, so that the draws for different purposes are independent.
 SHARDS, WINDOWS, CROP, FLIP, AUGMENT = range(5)
 
 
@@ -45,29 +45,30 @@ def make_clips(
     share: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> Iterator[Clips]:
-    """Endless shuffled batches with random crops in time; latents whose first is of one frame alone are taken whole.
+    """Yields shuffled batches endlessly, each clip randomly cropped in time.
+
+    Latents of a causal autoencoder are not cropped, because their first frame encodes a single video frame.
 
     Args:
-      data: of `open_data` or `bucketed_data.open_buckets`, or the folder.
+      data: from `open_data` or `bucketed_data.open_buckets`, or the folder.
       split: "train" or "validation".
       batch_size: B, over all processes.
-      frames: T, consecutive frames cut out of each clip.
-      seed: of order, crops and flips.
-      start_step: batches that the run has had before; they are not read.
-      flip: mirror half of the clips, each as a whole. Latents have to have been encoded with it.
-      augmentation: of pixels, which gives them their size; None: as packed. Latents were augmented before they were
-        encoded.
-      shuffle_window: records shuffled together; so many undecoded ones are held in memory.
-      text_length: L, of the caption embeddings, where latents have them; 0: none are read.
-      share: (i, P): this process reads the i-th of P equal parts of each batch's rows, as of `processes.find_share`.
-      threads: of decoding.
+      frames: T, consecutive frames of each clip.
+      seed: of order, crops, flips and augmentation.
+      start_step: number of batches already consumed; they are not read.
+      flip: mirror half of the clips horizontally. Latents must have been encoded with mirrored copies.
+      augmentation: of pixels, including their size; None: as packed. Latents are augmented before encoding.
+      shuffle_window: records shuffled together, held in memory undecoded.
+      text_length: L, tokens of the caption embeddings of latents; 0: embeddings are not read.
+      share: (i, P): this process reads the i-th of P equal parts of each batch, as `processes.find_share` returns.
+      threads: decoding threads.
     Returns:
       Batches of video (B/P, T, H, W, 3) uint8, or (B/P, T, h, w, C) float16 latents of mean 0 and deviation 1; caption
-      (B/P,) bytes; fps, the rate that the frames were taken at, and motion_score (B/P,) float32. With `text_length`
-      also text_tokens (B/P, L, E) float16, zeros behind the end of text; text_count (B/P,) int32, how many count;
-      text_pooled (B/P, P) float16.
+      (B/P,) bytes; fps, the frame rate of the clip as cropped, and motion_score (B/P,) float32. With `text_length` also
+      text_tokens (B/P, L, E) float16, zero-padded; text_count (B/P,) int32, tokens before padding; text_pooled
+      (B/P, P) float16.
     Raises:
-      DataError: the data set does not serve this, or, while iterating, a record is damaged (names the file).
+      DataError: the data set does not support the arguments or, while iterating, a record is damaged (names the file).
     """
     data = data if isinstance(data, PackedData) else open_data(data)
     rows = _check(data, split, batch_size, frames, share)
@@ -81,7 +82,6 @@ def make_clips(
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
-    length = _count_frames(data, frames)
     records = _shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
@@ -90,54 +90,79 @@ def make_clips(
         numbered = numbered.filter(
             lambda p, _: (p % batch_size >= rows.start) & (p % batch_size < rows.stop)
         )
+    common = {"batch_size": len(rows), "frames": frames, "seed": seed, "flip": flip}
     if data.latents is not None:
-        drawn = frames < data.frames or flip
-        if drawn:
-            numbered = numbered.map(
-                lambda p, record: (_bits(seed, CROP, p), _bits(seed, FLIP, p), record),
-                num_parallel_calls=threads,
-                deterministic=True,
-            )
-        groups = numbered.batch(len(rows), drop_remainder=True)
+        clips = _batch_latents(numbered, data, text_length=text_length, threads=threads, **common)
+    else:
+        clips = _batch_pixels(numbered, data, augmentation=augmentation, threads=threads, **common)
+    return _iterate(clips.prefetch(2), data.files[split], threads)
 
-        def decode_batch(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
-            clips = record_decoding.parse(batch[-1], data, text_length=text_length)
-            embeddings = record_decoding.decode_texts(clips, data, text_length)
-            if not drawn:
-                return (
-                    record_decoding.output(
-                        clips, record_decoding.cut_latents(clips, None, length, data)
-                    )
-                    | embeddings
-                )
-            start = _within(batch[0], clips["num_frames"] - length + 1)
-            mirrored = _within(batch[1], tf.fill([len(rows)], 2)) == 1 if flip else None
-            return (
-                record_decoding.output(
-                    clips, record_decoding.cut_latents(clips, start, length, data, mirrored)
-                )
-                | embeddings
-            )
 
-        clips = groups.map(decode_batch, num_parallel_calls=threads, deterministic=True)
-        return _iterate(clips.prefetch(2), data.files[split], threads)
+def _batch_pixels(
+    numbered: tf.data.Dataset,
+    data: PackedData,
+    *,
+    batch_size: int,
+    frames: int,
+    seed: int,
+    flip: bool,
+    augmentation: Augmentation | None,
+    threads: int,
+) -> tf.data.Dataset:
+    """Batches pixel clips, drawing crop, augmentation and flip of each from its position."""
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = record_decoding.parse(record, data)
         mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        place = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
+        draw_start = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
         if augmentation is None:
-            return record_decoding.output(
-                clip,
-                record_decoding.cut_pixels(clip, place(clip["num_frames"]), frames, data, mirrored),
-            )
+            start = draw_start(clip["num_frames"])
+            video = record_decoding.cut_pixels(clip, start, frames, data, mirrored)
+            return record_decoding.select_fields(clip, video)
         key = _key(seed, AUGMENT, p)
-        video, rate = record_decoding.augment_clip(clip, place, frames, data, augmentation, key)
-        return record_decoding.output(clip | {"fps": rate}, record_decoding.mirror(video, mirrored))
+        video, rate = record_decoding.decode_augmented(
+            clip, draw_start, frames, data, augmentation, key
+        )
+        video = record_decoding.mirror(video, mirrored)
+        return record_decoding.select_fields(clip | {"fps": rate}, video)
 
     clips = numbered.map(decode, num_parallel_calls=threads, deterministic=True)
-    clips = clips.batch(len(rows), drop_remainder=True).prefetch(2)
-    return _iterate(clips, data.files[split], threads)
+    return clips.batch(batch_size, drop_remainder=True)
+
+
+def _batch_latents(
+    numbered: tf.data.Dataset,
+    data: PackedData,
+    *,
+    batch_size: int,
+    frames: int,
+    seed: int,
+    flip: bool,
+    text_length: int,
+    threads: int,
+) -> tf.data.Dataset:
+    """Batches latent clips, drawing crop and flip of each from its position; decodes a batch at once."""
+    length = _stored_length(data, frames)
+    random = frames < data.frames or flip
+    if random:  # drawn before batching, because stateless random operations take a single key
+        numbered = numbered.map(
+            lambda p, record: (_bits(seed, CROP, p), _bits(seed, FLIP, p), record),
+            num_parallel_calls=threads,
+            deterministic=True,
+        )
+
+    def decode(*batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        clips = record_decoding.parse(batch[-1], data, text_length=text_length)
+        start = mirrored = None
+        if random:
+            start = _within(batch[0], clips["num_frames"] - length + 1)
+            mirrored = _within(batch[1], tf.fill([batch_size], 2)) == 1 if flip else None
+        video = record_decoding.cut_latents(clips, start, length, data, mirrored)
+        embeddings = record_decoding.decode_text_embeddings(clips, data, text_length)
+        return record_decoding.select_fields(clips, video) | embeddings
+
+    groups = numbered.batch(batch_size, drop_remainder=True)
+    return groups.map(decode, num_parallel_calls=threads, deterministic=True)
 
 
 def make_validation_clips(
@@ -150,65 +175,62 @@ def make_validation_clips(
     text_length: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Clips]:
-    """The first clips of the validation split in order, each cut to its middle frames; never mirrored or augmented.
+    """Yields the first clips of the validation split in order, centre-cropped in time, without augmentation.
 
     Args:
-      data: of `open_data` or `bucketed_data.open_buckets`, or the folder.
+      data: from `open_data` or `bucketed_data.open_buckets`, or the folder.
       batch_size: B, over all processes.
       frames: T.
-      num_batches: how many batches; a split of fewer clips starts over.
-      size: (height, width) in pixels that is cut out of the middle; None: all of it.
-      text_length: as of `make_clips`.
-      share: (i, P): this process reads the i-th of P equal parts of each batch's rows, as of `processes.find_share`.
+      num_batches: number of batches; a split with fewer clips is repeated.
+      size: (height, width) of a spatial centre crop in pixels; None: whole frames.
+      text_length: as for `make_clips`.
+      share: as for `make_clips`.
     Returns:
-      Batches as of `make_clips`.
+      Batches as from `make_clips`.
     Raises:
       DataError: as `make_clips`.
     """
     data = data if isinstance(data, PackedData) else open_data(data)
-    split, length = "validation", _count_frames(data, frames)
+    split, length = "validation", _stored_length(data, frames)
     rows = _check(data, split, batch_size, frames, share)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = record_decoding.parse(record, data, text_length=text_length)
         start = (clip["num_frames"] - length) // 2
         if data.latents is not None:
-            embeddings = record_decoding.decode_texts(clip, data, text_length)
-            return (
-                record_decoding.output(clip, record_decoding.cut_latents(clip, start, length, data))
-                | embeddings
-            )
-        window = size and (augment.centre_corner((data.height, data.width), size), size)
-        return record_decoding.output(
-            clip, record_decoding.decode_frames(clip, start, frames, data, window)
-        )
+            video = record_decoding.cut_latents(clip, start, length, data)
+            embeddings = record_decoding.decode_text_embeddings(clip, data, text_length)
+            return record_decoding.select_fields(clip, video) | embeddings
+        crop = size and (augment.centre_crop_offset((data.height, data.width), size), size)
+        video = record_decoding.decode_frames(clip, start, frames, data, crop)
+        return record_decoding.select_fields(clip, video)
 
     records = tf.data.TFRecordDataset(data.files[split]).repeat().take(batch_size * num_batches)
-    own = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
+    shares = records.batch(batch_size).map(lambda batch: batch[rows.start : rows.stop])
     if data.latents is not None:
-        return _iterate(own.map(decode), data.files[split], threads=1)
-    return _iterate(own.unbatch().map(decode).batch(len(rows)), data.files[split], threads=1)
+        return _iterate(shares.map(decode), data.files[split], threads=1)
+    return _iterate(shares.unbatch().map(decode).batch(len(rows)), data.files[split], threads=1)
 
 
 def locate_window(lengths: list[int], order: np.ndarray, record: int) -> tuple[int, int]:
-    """Where the `record`-th record of an epoch lies.
+    """Locates the `record`-th record of an epoch.
 
     Args:
-      lengths: records in each shard.
-      order: of the shards in this epoch.
-      record: counted from the start of the epoch.
+      lengths: number of records of each shard.
+      order: permutation of the shards in this epoch.
+      record: index from the start of the epoch.
     Returns:
-      (place of its shard in `order`, number of the record within the shard).
+      (index of its shard in `order`, index of the record within the shard).
     """
     ends = np.cumsum(np.asarray(lengths)[order])
-    place = int(np.searchsorted(ends, record, side="right"))
-    return place, int(record - (ends[place] - lengths[order[place]]))
+    shard = int(np.searchsorted(ends, record, side="right"))
+    return shard, int(record - (ends[shard] - lengths[order[shard]]))
 
 
 def _shuffled_records(
     files: list[str], lengths: list[int], seed: int, position: int, window: int
 ) -> tf.data.Dataset:
-    """Serialized clips from `position` on, for ever."""
+    """Returns the endless data set of serialized clips, starting at `position`."""
     total = sum(lengths)
     first_epoch, within = divmod(position, total)
     first_window, skip = divmod(within, window)
@@ -226,17 +248,17 @@ def _shuffled_records(
         )
 
     order = shard_order(tf.constant(first_epoch, tf.int64)).numpy()
-    place, record = locate_window(lengths, order, first_window * window)
-    names = [files[i] for i in order[place:]]
-    started = tf.data.TFRecordDataset(names).skip(record)  # less than a shard
-    started = shuffle(started, tf.constant(first_epoch, tf.int64), first_window).skip(skip)
+    shard, record = locate_window(lengths, order, first_window * window)
+    names = [files[i] for i in order[shard:]]
+    current = tf.data.TFRecordDataset(names).skip(record)  # skips less than a shard
+    current = shuffle(current, tf.constant(first_epoch, tf.int64), first_window).skip(skip)
     epochs = tf.data.Dataset.range(first_epoch + 1, np.iinfo(np.int64).max)
     following = epochs.flat_map(
         lambda epoch: shuffle(
             tf.data.TFRecordDataset(tf.gather(tf.constant(files), shard_order(epoch))), epoch, 0
         )
     )
-    return started.concatenate(following)
+    return current.concatenate(following)
 
 
 def _key(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
@@ -251,22 +273,22 @@ def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tens
 
 
 def _bits(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
-    """The 32 random bits of which `_within` makes what `_uniform` gives."""
+    """Draws the 32 random bits that `_within` reduces to the value `_uniform` would draw."""
     key = _key(seed, purpose, number)
     return tf.random.stateless_uniform([], key, minval=None, maxval=None, dtype=tf.uint32)
 
 
 def _within(bits: tf.Tensor, maxval: tf.Tensor) -> tf.Tensor:
-    """Random numbers below `maxval`, for a batch whose bounds are not known clip by clip."""
+    """Reduces random bits (B,) to integers in [0, maxval), for bounds (B,) known only after batching."""
     return tf.cast(tf.cast(bits, tf.int64) % tf.cast(maxval, tf.int64), tf.int32)
 
 
 def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
-    """All clips of a record file of pixels, whole and in order.
+    """Reads all clips of a TFRecord file of pixels in order, uncropped.
 
     Args:
-      path: of the file.
-      data: of `open_data`.
+      path: TFRecord file.
+      data: the data set that it belongs to.
     Yields:
       video (T, H, W, 3) uint8 and the record's other fields.
     Raises:
@@ -283,12 +305,12 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
 
 
 def read_captions(path: str) -> list[bytes]:
-    """The captions of a record file in order.
+    """Reads the captions of a TFRecord file in order.
 
     Args:
-      path: of the file.
+      path: TFRecord file.
     Returns:
-      UTF-8, one for each clip.
+      UTF-8 bytes, one caption per clip.
     Raises:
       DataError: a record is damaged.
     """
@@ -300,7 +322,7 @@ def read_captions(path: str) -> list[bytes]:
 
 def _check_augmentation(augmentation: Augmentation, data: PackedData, frames: int) -> None:
     if data.latents is not None:
-        raise DataError("Latents are augmented before they are encoded: give no augmentation.")
+        raise DataError("Latents are augmented before they are encoded: pass no augmentation.")
     augment.check_augmentation(augmentation, data, frames)
     if augmentation.variants != 1:
         raise DataError(
@@ -308,14 +330,15 @@ def _check_augmentation(augmentation: Augmentation, data: PackedData, frames: in
         )
 
 
-def _count_frames(data: PackedData, frames: int) -> int:
+def _stored_length(data: PackedData, frames: int) -> int:
+    """Number of stored (pixel or latent) frames of `frames` video frames."""
     return frames if data.latents is None else data.latents.count_frames(frames)
 
 
 def _check(
     data: PackedData, split: str, batch_size: int, frames: int, share: tuple[int, int]
 ) -> range:
-    """The rows of this process in the global batch."""
+    """Validates the arguments; returns the rows of this process in the global batch."""
     for name, value in (("batch_size", batch_size), ("data.frames", frames)):
         if value < 1:
             raise DataError(f"{name} is {value}: make it 1 or more.")
@@ -330,7 +353,7 @@ def _check(
             f"set --config.data.frames={data.min_frames} or less, or pack again with --frames={frames}."
         )
     if data.latents is not None and data.latents.time_stride > 1:
-        _check_whole(data, frames)
+        _check_uncropped(data, frames)
     index, count = share
     if batch_size % count:
         raise DataError(
@@ -341,17 +364,18 @@ def _check(
     return range(index * rows, (index + 1) * rows)
 
 
-def _check_whole(data: PackedData, frames: int) -> None:
-    """Refuses to cut latents whose first is of one frame alone: they begin with their clip."""
+def _check_uncropped(data: PackedData, frames: int) -> None:
+    """Refuses temporal crops of latents whose first frame encodes a single video frame."""
     if data.min_frames != data.frames:
         raise DataError(
-            f"The latents in {data.folder} are of clips of {data.min_frames} to {data.frames} frames and cannot be cut "
-            "to one length, for the first latent is of one frame alone: pack with one --frames, or in buckets."
+            f"The latents in {data.folder} have clips of {data.min_frames} to {data.frames} frames and cannot be "
+            "cropped to one length, because the first latent encodes a single frame: pack with one --frames, or in "
+            "buckets."
         )
     if frames != data.frames:
         raise DataError(
-            f"data.frames is {frames}, but the latents in {data.folder} are of clips of {data.frames} frames and "
-            f"cannot be cut, for the first latent is of one frame alone: set --config.data.frames={data.frames}."
+            f"data.frames is {frames}, but the latents in {data.folder} have clips of {data.frames} frames and cannot "
+            f"be cropped, because the first latent encodes a single frame: set --config.data.frames={data.frames}."
         )
 
 
@@ -359,12 +383,12 @@ def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.deterministic = True
-    op_error = tf.errors.OpError  # bound here: at interpreter exit the module's names are gone
+    op_error = tf.errors.OpError  # bound here, because module globals are gone at interpreter exit
     try:
         yield from clips.with_options(options).as_numpy_iterator()
     except op_error as error:
-        logging.warning("A record cannot be read: looking for it in %d files.", len(files))
+        logging.warning("A record cannot be read: searching %d files for it.", len(files))
         path = packed_data.find_damaged(files)
         if path is None:
             raise
-        raise DataError(packed_data.damaged(path)) from error
+        raise DataError(packed_data.damaged_message(path)) from error

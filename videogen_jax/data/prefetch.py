@@ -1,4 +1,4 @@
-"""A thread that puts batches on the mesh while the step before them runs."""
+"""A thread that transfers batches to the mesh while the previous step runs."""
 
 import queue
 import threading
@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-EXIT_SECONDS = 10.0  # for the batch in the making; a source that hangs must not hang the exit
+EXIT_SECONDS = (
+    10.0  # longest wait for the current batch, so that a hanging source cannot block the exit
+)
 
 
 class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
-    """Iterates over batches that a thread has put on the mesh beforehand; a context manager.
+    """Iterates over batches that a thread has already transferred to the mesh; a context manager.
 
-    `wait_seconds` is the time that the consumer has waited so far; set it to 0 to start over. The
-    thread ends on `close`, when the iterator is garbage, and before the interpreter exits.
+    `wait_seconds` is the total time that the consumer has waited; set it to 0 to restart the measurement. The thread
+    ends on `close`, when the iterator is garbage-collected, and before the interpreter exits.
     """
 
     def __init__(
@@ -28,14 +30,14 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         """Starts the thread.
 
         Args:
-          batches: on the host.
-          put: moves a batch to the devices.
-          depth: batches kept ready.
+          batches: batches on the host.
+          put: transfers a batch to the devices.
+          depth: number of batches kept ready.
         """
         self.wait_seconds = 0.0
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         closed = threading.Event()
-        # The thread knows nothing of this object, or it would keep it from becoming garbage.
+        # The thread holds no reference to this object, which could otherwise never be garbage-collected.
         arguments = (batches, put, self._queue, closed)
         thread = threading.Thread(target=_fill, args=arguments, daemon=True)
         self._end = weakref.finalize(self, _end, self._queue, closed, thread)
@@ -45,7 +47,7 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         return self
 
     def __next__(self) -> Any:
-        """The next batch; raises what the thread raised."""
+        """Returns the next batch; re-raises an exception of the thread."""
         if not self._end.alive:
             raise StopIteration
         started = time.perf_counter()
@@ -63,7 +65,7 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         self.close()
 
     def close(self) -> None:
-        """Ends the thread and drops what it had ready; the iterator is at its end."""
+        """Ends the thread, drops the batches that are ready and exhausts the iterator."""
         self._end()
 
 
@@ -73,26 +75,26 @@ def _fill(
     ready: queue.Queue,
     closed: threading.Event,
 ) -> None:
-    def hand_over(batch: Any, error: BaseException | None) -> None:
+    def deliver(batch: Any, error: BaseException | None) -> None:
         while not closed.is_set():
             try:
                 return ready.put((batch, error), timeout=0.1)
-            except queue.Full:  # look again whether anybody still wants it
+            except queue.Full:  # check again whether the consumer has closed
                 pass
 
     try:
         for batch in batches:
             if closed.is_set():
                 return
-            hand_over(put(batch), None)
-        hand_over(None, StopIteration())
-    except BaseException as error:  # handed to the consumer, in whose thread it counts
-        hand_over(None, error)
+            deliver(put(batch), None)
+        deliver(None, StopIteration())
+    except BaseException as error:  # re-raised in the consumer's thread
+        deliver(None, error)
 
 
 def _end(ready: queue.Queue, closed: threading.Event, thread: threading.Thread) -> None:
     closed.set()
-    if thread is not threading.current_thread():  # the garbage collector runs in any thread
+    if thread is not threading.current_thread():  # the finalizer may run in any thread
         thread.join(EXIT_SECONDS)
     with ready.mutex:
-        ready.queue.clear()  # batches on the devices
+        ready.queue.clear()  # frees device memory

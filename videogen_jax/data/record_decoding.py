@@ -1,6 +1,7 @@
-"""Records to clips: the frames that a crop needs of pixels, or a whole batch of latents and caption embeddings at once.
+"""Decodes TFRecords inside tf.data graphs.
 
-All of it runs in the graphs of tf.data.
+Pixels are decoded clip by clip, only the strips that a temporal crop needs; latents and caption embeddings are decoded
+a batch at a time.
 """
 
 import math
@@ -13,24 +14,24 @@ from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.packed_data import PackedData
 from videogen_jax.data.records import FRAMES_PER_STRIP
 
-Window = tuple[tf.Tensor, tuple[int, int]]  # its corner and (height, width) in pixels
+Crop = tuple[tf.Tensor, tuple[int, int]]  # offset (row, column) and size (height, width) in pixels
 
 
 def parse(
-    record: tf.Tensor, data: PackedData, more: tuple[str, ...] = (), text_length: int = 0
+    record: tf.Tensor, data: PackedData, extra_texts: tuple[str, ...] = (), text_length: int = 0
 ) -> dict[str, tf.Tensor]:
-    """The fields of a record; of latents also those of a vector of records, as vectors.
+    """Parses the fields of a record of pixels, or of one or several records of latents.
 
     Args:
-      record: () or, of latents, (B,) string.
-      data: of `open_data`.
-      more: names of further text fields.
-      text_length: above 0 where caption embeddings are wanted.
+      record: () string, or (B,) string for latents.
+      data: data set description.
+      extra_texts: names of further string fields to parse.
+      text_length: if above 0, caption embeddings are parsed.
     Returns:
-      Name to what is stored; num_frames int32.
+      Field name -> serialized value, with a leading axis B for (B,) records; num_frames as int32.
     """
     scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
-    scalars |= {"motion_score": tf.float32} | dict.fromkeys(more, tf.string)
+    scalars |= {"motion_score": tf.float32} | dict.fromkeys(extra_texts, tf.string)
     if data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
     if text_length:
@@ -38,7 +39,7 @@ def parse(
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if data.latents is None:
         features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
-    clip = tf.io.parse_example(record, features)  # takes a single one too
+    clip = tf.io.parse_example(record, features)  # accepts a single record too
     return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
 
 
@@ -49,14 +50,14 @@ def cut_pixels(
     data: PackedData,
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Frames start .. start + frames of a clip of pixels, maybe mirrored.
+    """Decodes frames start ... start + frames - 1 of a pixel clip, mirrored or not.
 
     Args:
-      clip: of `parse`.
+      clip: from `parse`.
       start: () int32.
       frames: T.
-      data: of `open_data`.
-      mirrored: () bool; None: no.
+      data: data set description.
+      mirrored: () bool; None: False.
     Returns:
       (T, H, W, 3) uint8.
     """
@@ -70,22 +71,22 @@ def cut_latents(
     data: PackedData,
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """The same of a batch of latents, which are made to have mean 0; start is None where clips are no longer.
+    """Decodes a temporal crop of each clip of a batch of latents, normalized to mean 0 and deviation 1.
 
-    Small latents cost less than the calls of TensorFlow that decode them: all are decoded as one.
+    The batch is decoded in one operation, because TensorFlow's overhead per call exceeds the cost of a small latent.
 
     Args:
-      clips: of `parse`, of B records.
-      start: (B,) int32, or None.
-      frames: T, of the latents.
-      data: of `open_data`.
-      mirrored: (B,) bool; None: none.
+      clips: from `parse`, of B records.
+      start: (B,) int32, first latent frame of each crop; None: clips have exactly `frames` latent frames.
+      frames: T, latent frames.
+      data: data set description.
+      mirrored: (B,) bool, clips to read mirrored; None: none.
     Returns:
       (B, T, h, w, C) float16.
     """
     info = data.latents
     dtype = tf.as_dtype(info.dtype)
-    stored = clips["latents"]  # (B,) of bytes
+    stored = clips["latents"]  # (B,) bytes
     if mirrored is not None:
         stored = tf.where(mirrored, clips["mirrored_latents"], stored)
     if start is not None:
@@ -96,17 +97,17 @@ def cut_latents(
     return tf.ensure_shape(tf.cast(video, tf.float16), [None, frames, *info.shape])
 
 
-def decode_texts(
+def decode_text_embeddings(
     clips: dict[str, tf.Tensor], data: PackedData, length: int
 ) -> dict[str, tf.Tensor]:
-    """Caption embeddings of a batch, cut or padded to one length; none if it is 0.
+    """Decodes the caption embeddings of a batch, truncated or zero-padded to one length.
 
     Args:
-      clips: of `parse`, of B records.
-      data: of `open_data`.
-      length: L.
+      clips: from `parse`, of B records.
+      data: data set description.
+      length: L tokens; 0: the result is empty.
     Returns:
-      text_tokens (B, L, E) and text_pooled (B, P) float16; text_count (B,) int32, how many tokens count.
+      text_tokens (B, L, E) and text_pooled (B, P) float16; text_count (B,) int32, number of tokens before padding.
     """
     if not length:
         return {}
@@ -114,7 +115,7 @@ def decode_texts(
     dtype = tf.as_dtype(info.dtype)
 
     def decode(stored: tf.Tensor, *shape: int) -> tf.Tensor:
-        size = math.prod(shape) * dtype.size  # zeros fill up, what is beyond is cut
+        size = math.prod(shape) * dtype.size  # decode_raw pads with zeros or truncates to it
         halves = tf.io.decode_raw(stored, tf.uint16, fixed_length=size)
         values = tf.cast(tf.bitcast(halves, dtype), tf.float16)
         return tf.ensure_shape(tf.reshape(values, [-1, *shape]), [None, *shape])
@@ -128,45 +129,45 @@ def decode_texts(
 
 
 def mirror(video: tf.Tensor, mirrored: tf.Tensor | None) -> tf.Tensor:
-    """A clip (T, H, W, 3), or what a mirror shows of it."""
+    """Flips a clip (T, H, W, 3) horizontally if `mirrored`, () bool, is true; None: False."""
     if mirrored is None:
         return video
     return tf.cond(mirrored, lambda: video[:, :, ::-1], lambda: video)
 
 
-def augment_clip(
+def decode_augmented(
     clip: dict[str, tf.Tensor],
-    place: Callable[[tf.Tensor], tf.Tensor],
+    draw_start: Callable[[tf.Tensor], tf.Tensor],
     frames: int,
     data: PackedData,
     augmentation: Augmentation,
     key: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Frames of a clip of pixels, augmented; and their rate.
+    """Decodes and augments a temporal crop of a pixel clip.
 
     Args:
-      clip: of `parse`.
-      place: () int32, the frames that there are at the clip's rate, to () int32, the first that is taken.
+      clip: from `parse`.
+      draw_start: draws the first frame of the crop, () int32, given the clip's number of frames at the drawn rate.
       frames: T.
-      data: of `open_data`.
-      augmentation: of the run.
-      key: of the clip.
+      data: data set description.
+      augmentation: to apply.
+      key: random key of the clip.
     Returns:
-      (T, h, w, 3) uint8, and () float32 frames per second.
+      (T, h, w, 3) uint8, and the frame rate, () float32 frames per second.
     """
     size = augmentation.size
-    window = augment.draw_corner(key, (data.height, data.width), size), size
+    crop = augment.draw_crop_offset(key, (data.height, data.width), size), size
     rate, count = clip["fps"], clip["num_frames"]
     if augmentation.changes_rate(frames):
         rate = augment.draw_rate(key, clip["fps"], count, frames, augmentation)
-        start = place(augment.count_frames(clip["fps"], count, rate))
+        start = draw_start(augment.count_frames(clip["fps"], count, rate))
         chosen = augment.choose_frames(clip["fps"], count, rate, start, frames)
-        video = _decode_chosen(clip, chosen, data, window)
+        video = _decode_chosen(clip, chosen, data, crop)
     else:
-        video = decode_frames(clip, place(count), frames, data, window)
+        video = decode_frames(clip, draw_start(count), frames, data, crop)
     video = tf.ensure_shape(video, [frames, *size, 3])
     if augmentation.jitter:
-        video = augment.change_colours(video, augment.draw_colours(key, augmentation.jitter))
+        video = augment.jitter_colours(video, augment.draw_colour_factors(key, augmentation.jitter))
     return video, rate
 
 
@@ -175,16 +176,16 @@ def decode_frames(
     start: tf.Tensor,
     frames: int,
     data: PackedData,
-    window: Window | None = None,
+    crop: Crop | None = None,
 ) -> tf.Tensor:
-    """Frames start .. start + frames, out of the strips that hold them.
+    """Decodes frames start ... start + frames - 1, reading only the strips that hold them.
 
     Args:
-      clip: of `parse`.
+      clip: from `parse`.
       start: () int32.
       frames: T.
-      data: of `open_data`.
-      window: that is kept of each frame; None: all.
+      data: data set description.
+      crop: spatial crop; None: whole frames.
     Returns:
       (T, h, w, 3) uint8.
     """
@@ -192,31 +193,31 @@ def decode_frames(
     if data.frames > FRAMES_PER_STRIP:
         first = start // FRAMES_PER_STRIP
         last = (start + frames - 1) // FRAMES_PER_STRIP
-    video = decode_strips(clip["strips"][first : last + 1], data, window)
+    video = decode_strips(clip["strips"][first : last + 1], data, crop)
     start = start - first * FRAMES_PER_STRIP
-    size = window[1] if window else (data.height, data.width)
+    size = crop[1] if crop else (data.height, data.width)
     return tf.ensure_shape(video[start : start + frames], [frames, *size, 3])
 
 
 def _decode_chosen(
-    clip: dict[str, tf.Tensor], chosen: tf.Tensor, data: PackedData, window: Window
+    clip: dict[str, tf.Tensor], chosen: tf.Tensor, data: PackedData, crop: Crop
 ) -> tf.Tensor:
-    """These frames, rising, out of the strips that hold any of them."""
+    """Decodes the frames with indices `chosen` (T,), reading only the strips that hold them."""
     if data.frames <= FRAMES_PER_STRIP:
-        return tf.gather(decode_strips(clip["strips"], data, window), chosen)
-    strips, place = tf.unique(chosen // FRAMES_PER_STRIP)
-    video = decode_strips(tf.gather(clip["strips"], strips), data, window)
-    return tf.gather(video, place * FRAMES_PER_STRIP + chosen % FRAMES_PER_STRIP)
+        return tf.gather(decode_strips(clip["strips"], data, crop), chosen)
+    strips, strip_of = tf.unique(chosen // FRAMES_PER_STRIP)
+    video = decode_strips(tf.gather(clip["strips"], strips), data, crop)
+    return tf.gather(video, strip_of * FRAMES_PER_STRIP + chosen % FRAMES_PER_STRIP)
 
 
-def decode_strips(strips: tf.Tensor, data: PackedData, window: Window | None = None) -> tf.Tensor:
-    """(T, H, W, 3) uint8, the frames of these strips behind each other; of each the window alone is kept."""
-    corner, size = window or (tf.constant([0, 0]), (data.height, data.width))
+def decode_strips(strips: tf.Tensor, data: PackedData, crop: Crop | None = None) -> tf.Tensor:
+    """Decodes strips (S,) of JPEG bytes to their frames, (T, H, W, 3) uint8, cropped in space."""
+    offset, size = crop or (tf.constant([0, 0]), (data.height, data.width))
 
     def decode(strip: tf.Tensor) -> tf.Tensor:
         picture = tf.io.decode_jpeg(strip, channels=3)
         video = tf.reshape(picture, [-1, data.height, data.width, 3])
-        return augment.cut_window(video, corner, size)
+        return augment.crop_frames(video, offset, size)
 
     if data.frames <= FRAMES_PER_STRIP:
         return decode(strips[0])
@@ -225,6 +226,6 @@ def decode_strips(strips: tf.Tensor, data: PackedData, window: Window | None = N
     return tf.reshape(video, [-1, *size, 3])
 
 
-def output(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
-    """What training gets of a clip or a batch: its frames and what is told of it."""
+def select_fields(clip: dict[str, tf.Tensor], video: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the fields that training reads of a clip or a batch: video, caption, fps and motion score."""
     return {"video": video} | {name: clip[name] for name in ("caption", "fps", "motion_score")}

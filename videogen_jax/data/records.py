@@ -1,7 +1,7 @@
-"""The record of a clip: JPEG strips, caption and numbers, in TFRecord shards that TFDS opens.
+"""Records of packed clips: JPEG strips, caption and scalars, in TFRecord shards that TFDS can open.
 
-TensorFlow is imported inside the functions that need it: the workers of `packing` encode strips
-without it, and importing it takes ten seconds.
+TensorFlow is imported inside the functions that need it: importing it takes ten seconds, and the workers of `packing`
+encode strips without it.
 """
 
 import errno
@@ -17,9 +17,9 @@ from videogen_jax.data import atomic_files
 
 FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
-MAX_JPEG_SIDE = 65_500  # pixels; what libjpeg writes, 35 less than the format could hold
+MAX_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg, 35 below that of the format
 DATASET_NAME = "clips"
-MOTION_SCORES = "motion_scores.npy"  # of the train clips, beside statistics.json
+MOTION_SCORES = "motion_scores.npy"  # of the training clips, next to statistics.json
 NUM_MOTION_BUCKETS = 256
 
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -27,18 +27,18 @@ _MOTION_SCALE = 8
 
 
 def make_features():
-    """Makes the TFDS features of a record; the one list of its fields.
+    """Makes the TFDS features of a record: the single definition of its fields.
 
     Returns:
       tfds.features.FeaturesDict of
-        strips: JPEG strips of FRAMES_PER_STRIP frames each, one below the other; strip s holds the
-          frames 16 s ... 16 s + 15. With a single strip it has num_frames frames; with several all
-          have 16, the last one filled up by repeating its last frame.
+        strips: JPEG images of FRAMES_PER_STRIP vertically stacked frames each; strip s holds the frames
+          16 s ... 16 s + 15. A single strip has num_frames frames; of several strips each has 16 frames, the last
+          padded by repeating the last frame.
         caption: text.
         fps: frames per second.
-        num_frames, height, width: of the clip.
-        motion_score: as `motion_score` computes it.
-        source: name of the video file within its folder.
+        num_frames, height, width: shape of the clip.
+        motion_score: from `motion_score`.
+        source: path of the video file within its folder.
     """
     import tensorflow_datasets as tfds
 
@@ -60,15 +60,15 @@ def make_features():
 
 
 def encode_strips(video: np.ndarray) -> list[bytes]:
-    """Encodes a clip as JPEG strips, quality 95, full-resolution colour (4:4:4).
+    """Encodes a clip as JPEG strips of quality 95 without chroma subsampling (4:4:4).
 
     Args:
       video: (T, H, W, 3) uint8 RGB, T >= 1.
     Returns:
-      ceil(T / 16) JPEG files, each of min(T, 16) frames stacked downwards; the last of several is
-      filled up with the clip's last frame.
+      ceil(T / 16) JPEG files, each of min(T, 16) vertically stacked frames; the last of several is padded with the
+      clip's last frame.
     Raises:
-      ValueError: a strip would be larger than JPEG allows.
+      ValueError: a strip exceeds the size limit of JPEG.
     """
     frames, height, width = video.shape[:3]
     per_strip = check_strip_size(frames, height, width, "frames")
@@ -85,17 +85,17 @@ def encode_strips(video: np.ndarray) -> list[bytes]:
 
 
 def check_strip_size(frames: int, height: int, width: int, what: str) -> int:
-    """Checks that clips of a shape can be encoded.
+    """Checks that clips of a shape fit into JPEG strips.
 
     Args:
-      frames: of the clip.
-      height: of a frame in pixels.
-      width: of a frame in pixels.
-      what: how an error is to name the shape.
+      frames: frames of the clip.
+      height: frame height in pixels.
+      width: frame width in pixels.
+      what: subject of the error message.
     Returns:
-      Frames of a strip.
+      Number of frames per strip.
     Raises:
-      ValueError: a strip would be larger than JPEG allows.
+      ValueError: a strip exceeds the size limit of JPEG.
     """
     per_strip = min(frames, FRAMES_PER_STRIP)
     if max(per_strip * height, width) > MAX_JPEG_SIDE:
@@ -108,11 +108,11 @@ def check_strip_size(frames: int, height: int, width: int, what: str) -> int:
 
 
 def motion_score(video: np.ndarray, fps: float) -> float:
-    """Computes how much a clip moves: mean absolute luma change at 1/8 scale, per second.
+    """Computes the amount of motion of a clip: mean absolute luma change per second at 1/8 resolution.
 
-    Y = (0.299 R + 0.587 G + 0.114 B) / 255, averaged over blocks of 8x8 pixels (a side below 8
-    pixels is one block; rows and columns that fill no block are left out); score = fps * mean over
-    the T - 1 pairs of neighbouring frames and the blocks of |Y[t + 1] - Y[t]|.
+    Y = (0.299 R + 0.587 G + 0.114 B) / 255, averaged over blocks of 8x8 pixels (a side below 8 pixels is one block;
+    rows and columns of incomplete blocks are ignored); score = fps * mean of |Y[t + 1] - Y[t]| over the T - 1 pairs of
+    consecutive frames and the blocks.
 
     Args:
       video: (T, H, W, 3) uint8 RGB.
@@ -127,7 +127,7 @@ def motion_score(video: np.ndarray, fps: float) -> float:
     shape = (height // rows, rows, width // columns, columns)
     video = video[:, : shape[0] * rows, : shape[2] * columns]
     total, previous = 0.0, None
-    for frame in video:  # one at a time: a long clip in float32 would not fit into memory
+    for frame in video:  # one at a time, because a long clip in float32 would not fit into memory
         luma = frame.astype(np.float32) @ LUMA / 255.0  # (H, W)
         small = luma.reshape(shape).mean(axis=(1, 3))  # (H / 8, W / 8)
         if previous is not None:
@@ -137,15 +137,15 @@ def motion_score(video: np.ndarray, fps: float) -> float:
 
 
 def motion_edges(scores: Sequence[np.ndarray]) -> list[float]:
-    """The 255 inner edges of 256 quantile buckets of motion scores.
+    """Computes the 255 inner edges of 256 quantile buckets of motion scores.
 
     Args:
-      scores: arrays (N,), taken together.
+      scores: arrays (N,), pooled.
     Returns:
       Edges; `np.searchsorted(edges, score, side="right")` is in 0 ... 255.
     """
-    shares = np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS
-    return np.quantile(np.concatenate(scores).astype(np.float64), shares).tolist()
+    levels = np.arange(1, NUM_MOTION_BUCKETS) / NUM_MOTION_BUCKETS
+    return np.quantile(np.concatenate(scores).astype(np.float64), levels).tolist()
 
 
 def serialize_clip(
@@ -160,10 +160,10 @@ def serialize_clip(
     motion_score: float,
     source: str,
 ) -> bytes:
-    """Serializes a record that `features` (of `make_features`) reads.
+    """Serializes a record with the fields of `make_features`.
 
     Returns:
-      A tf.train.Example in wire format, the same bytes for the same clip.
+      A serialized tf.train.Example; the bytes are deterministic.
     """
     import tensorflow as tf
 
@@ -181,7 +181,7 @@ def serialize_clip(
             }
         )
     )
-    # TFDS writes the fields in an order that differs from process to process.
+    # The field order of TFDS differs between processes.
     return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
 
 
@@ -192,9 +192,9 @@ def encode_clip(video: np.ndarray, caption: str, fps: float, source: str) -> byt
       video: (T, H, W, 3) uint8 RGB.
       caption: text.
       fps: frames per second.
-      source: where the clip comes from.
+      source: path of the video file within its folder.
     Returns:
-      A tf.train.Example in wire format.
+      A serialized tf.train.Example.
     Raises:
       ValueError: as `encode_strips`.
     """
@@ -212,20 +212,20 @@ def encode_clip(video: np.ndarray, caption: str, fps: float, source: str) -> byt
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
-    """Names a shard as TFDS expects it: clips-train.tfrecord-00000-of-00004."""
+    """Returns the file name of a shard in the format of TFDS: clips-train.tfrecord-00000-of-00004."""
     return f"{DATASET_NAME}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
 
 
 def write_shard(path, examples: Iterable[bytes]) -> tuple[int, int]:
-    """Writes a TFRecord file that is whole and on the disk, or not there at all.
+    """Writes a TFRecord file atomically.
 
     Args:
       path: file to write or replace.
       examples: serialized records.
     Returns:
-      (number of records, bytes of the records).
+      (number of records, total size of the records in bytes).
     Raises:
-      OSError: the disk is full or fails; nothing is left of the file.
+      OSError: the disk is full or fails; no partial file remains.
     """
     import tensorflow as tf
 
@@ -251,13 +251,13 @@ def write_shard(path, examples: Iterable[bytes]) -> tuple[int, int]:
 def write_dataset_info(
     folder, shards: Mapping[str, Sequence[tuple[int, int]]], work, features=None
 ) -> None:
-    """Writes features.json and, last of all, dataset_info.json, which makes the data set whole.
+    """Writes features.json, then dataset_info.json, which marks the data set as finished.
 
     Args:
-      folder: of the shards, named by `shard_name`.
-      shards: split -> what `write_shard` returned for each of its shards, in order.
+      folder: folder of the shards, which are named by `shard_name`.
+      shards: split -> results of `write_shard` for its shards, in order.
       work: an empty folder on the same disk.
-      features: of the records; those of `make_features` if None.
+      features: features of the records; None: those of `make_features`.
     """
     import tensorflow_datasets as tfds
 
@@ -265,7 +265,7 @@ def write_dataset_info(
     splits = []
     for split, sizes in shards.items():
         for shard in range(len(sizes)):
-            # TFDS reads names, not contents; so nothing half-written ever lies beside the shards.
+            # TFDS needs only the names of the shards, so its metadata is written in `work` next to empty files.
             (work / shard_name(split, shard, len(sizes))).touch()
         counts, num_bytes = zip(*sizes, strict=True)
         splits.append(

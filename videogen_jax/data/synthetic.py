@@ -1,13 +1,13 @@
-"""Moving shapes: captioned videos whose truth is known, to learn from and to be judged by.
+"""Synthetic captioned videos of moving shapes with known ground truth, for training and evaluation.
 
-"a red circle moving up left": 3 shapes x 6 colours x 8 directions = 144 captions. One shape on a
-plain background moves at constant speed and never touches the frame's edge. Of two kinds:
+"a red circle moving up left": 3 shapes x 6 colours x 8 directions = 144 captions. One shape on a plain background moves
+at constant speed and never touches the edge of the frame. There are two kinds:
 
-- moving_shapes: on a straight line, the slower the more frames there are;
-- bouncing_shapes: at a speed that does not depend on the number of frames, so that long videos can
-  be had; walls reflect, and the direction of the caption is that of the first frame.
+- moving_shapes: a straight path; speed decreases with the number of frames;
+- bouncing_shapes: a path reflected by walls, for long videos; speed does not depend on the number of frames, and the
+  caption names the direction in the first frame.
 
-Every clip can be made alone: it depends on (kind, seed, index) only.
+A clip is a function of (kind, seed, index), so clips can be generated independently.
 """
 
 import concurrent.futures
@@ -48,32 +48,32 @@ COMBINATIONS = tuple(itertools.product(COLOURS, SHAPES, DIRECTIONS))
 BACKGROUND = (0, 0, 0)  # RGB
 
 KINDS = ("moving_shapes", "bouncing_shapes")
-RADIUS_RANGE = (0.23, 0.25)  # of the frame's side
-DISPLACEMENT_RANGE = (0.30, 0.36)  # of the frame's side, from the first to the last frame
-BOUNCE_SPEED_RANGE = (0.03, 0.045)  # of the frame's side, per frame
-EDGE = 0.5  # pixels kept between the shape and the frame's edge
-MIN_SIZE = 16  # pixels; below, the largest shape has no room to move
+RADIUS_RANGE = (0.23, 0.25)  # fraction of the frame side
+DISPLACEMENT_RANGE = (0.30, 0.36)  # fraction of the frame side, from the first to the last frame
+BOUNCE_SPEED_RANGE = (0.03, 0.045)  # fraction of the frame side, per frame
+EDGE = 0.5  # margin in pixels between the shape and the edge of the frame
+MIN_SIZE = 16  # pixels; in smaller frames the largest shape has no room to move
 
-# With radius 1: half the side of the square and of the triangle's base. The square has the area of
-# the circle (3.14), the triangle 86 % of it (2.71), so that it still has room to move sideways.
+# Half the side of the square and half the base of the triangle, at radius 1. The square has the area of the circle
+# (3.14), the triangle 86 % of it (2.71), which leaves it room to move sideways.
 HALF_SQUARE = math.sqrt(math.pi) / 2
 HALF_BASE = 1.25
 
-MANIFEST = "moving_shapes.json"  # what a folder of generated videos, of any kind, was made with
+MANIFEST = "moving_shapes.json"  # generation settings of a folder of videos, of either kind
 
 
 def make_caption(colour: str, shape: str, direction: str) -> str:
-    """Writes the caption of a combination: "a red circle moving up left"."""
+    """Returns the caption of a combination, such as "a red circle moving up left"."""
     return f"a {colour} {shape} moving {direction}"
 
 
 def parse_caption(caption: str) -> tuple[str, str, str]:
-    """Reads a caption of the moving-shapes grammar, whatever its case and spacing.
+    """Parses a caption, ignoring case and spacing.
 
     Returns:
-      (colour, shape, direction), names out of COLOURS, SHAPES and DIRECTIONS.
+      (colour, shape, direction), keys of COLOURS, SHAPES and DIRECTIONS.
     Raises:
-      ValueError: the caption is none of the 144.
+      ValueError: the caption is not one of the 144.
     """
     match = re.fullmatch(r"an? (\S+) (\S+) moving (.+)", " ".join(caption.lower().split()))
     if match and match.groups() in COMBINATIONS:
@@ -87,7 +87,7 @@ def parse_caption(caption: str) -> tuple[str, str, str]:
 
 
 def shape_extents(shape: str, radius: float) -> tuple[float, float, float, float]:
-    """Returns how far a shape reaches (left, right, up, down) of its centroid, in pixels."""
+    """Returns the extents (left, right, up, down) of a shape from its centroid, in pixels."""
     if shape == "circle":
         return (radius,) * 4
     if shape == "square":
@@ -108,14 +108,14 @@ def render_clip(
     centre: tuple[float, float],
     background: tuple[int, int, int] = BACKGROUND,
 ) -> np.ndarray:
-    """Draws a shape that moves on a straight line at constant speed, as `draw_path` draws it.
+    """Renders a shape moving on a straight line at constant speed; see `draw_path`.
 
     Args:
-      colour: as all that is not here, see `draw_path`.
-      shape: name out of SHAPES.
-      direction: name out of DIRECTIONS.
+      colour: key of COLOURS.
+      shape: one of SHAPES.
+      direction: key of DIRECTIONS.
       frames: T.
-      size: pixels.
+      size: height and width in pixels.
       radius: pixels.
       speed: pixels per frame.
       centre: (x, y) of the centroid in the first frame.
@@ -137,18 +137,18 @@ def draw_path(
     radius: float,
     background: tuple[int, int, int] = BACKGROUND,
 ) -> np.ndarray:
-    """Draws a shape along a path, antialiased.
+    """Renders an antialiased shape along a path.
 
-    A pixel is covered by clip(1/2 - d, 0, 1), with d the signed distance in pixels from its centre
-    to the outline (circle), or to the nearest of the lines through the sides (square, triangle).
+    The coverage of a pixel is clip(1/2 - d, 0, 1), where d is the signed distance in pixels from its centre to the
+    outline (circle), or to the nearest line through a side (square, triangle).
 
     Args:
-      colour: name out of COLOURS.
-      shape: name out of SHAPES; the triangle is equilateral and points up.
-      centres: (T, 2) float64, (x, y) of the centroid in each frame; a frame spans [0, size] both
-        ways, so the centre of the top left pixel is (0.5, 0.5).
+      colour: key of COLOURS.
+      shape: one of SHAPES; the triangle is equilateral and points up.
+      centres: (T, 2) float64, (x, y) of the centroid in each frame; a frame spans [0, size] in both axes, so the centre
+        of the top left pixel is (0.5, 0.5).
       size: height and width in pixels.
-      radius: of the circle in pixels; the other shapes scale with it (HALF_SQUARE, HALF_BASE).
+      radius: radius of the circle in pixels; the other shapes scale with it (HALF_SQUARE, HALF_BASE).
       background: RGB.
     Returns:
       (T, size, size, 3) uint8 RGB.
@@ -161,29 +161,31 @@ def draw_path(
     elif shape == "square":
         distance = np.maximum(np.abs(x), np.abs(y)) - HALF_SQUARE * radius
     else:
-        slanted = math.sqrt(0.75) * np.abs(x) - 0.5 * y  # sides' normals point 30 degrees up
+        slanted = (
+            math.sqrt(0.75) * np.abs(x) - 0.5 * y
+        )  # the normals of these sides point 30 degrees up
         distance = np.maximum(slanted, y) - HALF_BASE * radius / math.sqrt(3)
-    cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]  # (T, size, size, 1)
+    coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]  # (T, size, size, 1)
     ground = np.float32(background)
-    return np.rint(ground + cover * (np.float32(COLOURS[colour]) - ground)).astype(np.uint8)
+    return np.rint(ground + coverage * (np.float32(COLOURS[colour]) - ground)).astype(np.uint8)
 
 
 def draw_motion(
     shape: str, direction: str, rng: np.random.Generator, *, frames: int, size: int
 ) -> dict:
-    """Draws radius, speed and start of a path that stays inside the frame.
+    """Draws radius, speed and start of a straight path inside the frame.
 
-    radius ~ U(RADIUS_RANGE) size; displacement ~ U(DISPLACEMENT_RANGE) size, its upper end lowered
-    to what the frame has room for; the start uniform among those that keep EDGE pixels free.
+    radius ~ U(RADIUS_RANGE) size; displacement ~ U(DISPLACEMENT_RANGE) size, with the upper bound lowered to what fits
+    into the frame; the start is uniform over the positions that keep a margin of EDGE pixels.
 
     Args:
-      shape: name out of SHAPES.
-      direction: name out of DIRECTIONS.
-      rng: the clip's own generator.
+      shape: one of SHAPES.
+      direction: key of DIRECTIONS.
+      rng: random generator of the clip.
       frames: T >= 2.
       size: >= MIN_SIZE pixels.
     Returns:
-      dict of the arguments "radius", "speed" and "centre" of `render_clip`.
+      The arguments "radius", "speed" and "centre" of `render_clip`.
     """
     radius = rng.uniform(*RADIUS_RANGE) * size
     left, right, up, down = shape_extents(shape, radius)
@@ -200,15 +202,15 @@ def draw_motion(
 
 
 def reflect(positions: np.ndarray, room: float) -> np.ndarray:
-    """Folds a straight path into [0, room], as walls at both ends do that reflect.
+    """Folds a straight path into [0, room], as reflecting walls at 0 and `room` do.
 
     room - |(positions mod 2 room) - room|: a triangle wave, exact after any number of bounces.
 
     Args:
-      positions: float64 of any shape, where the path would be without walls.
-      room: between the walls, > 0.
+      positions: float64 of any shape, positions without walls.
+      room: distance between the walls, > 0.
     Returns:
-      float64 of the same shape in [0, room].
+      float64 of the same shape, in [0, room].
     """
     return room - np.abs(np.mod(positions, 2 * room) - room)
 
@@ -216,21 +218,21 @@ def reflect(positions: np.ndarray, room: float) -> np.ndarray:
 def draw_bounces(
     shape: str, direction: str, rng: np.random.Generator, *, frames: int, size: int
 ) -> dict:
-    """Draws radius and speed, and a path between walls that reflect.
+    """Draws the radius and the path of a shape between reflecting walls.
 
-    radius ~ U(RADIUS_RANGE) size; speed ~ U(BOUNCE_SPEED_RANGE) size per frame, whatever the number
-    of frames; the start uniform among the places where EDGE pixels stay free. Where an extent of
-    the shape meets the wall EDGE pixels inside the frame, that component of the velocity turns: in
-    a clip that begins at a wall already between the first two frames.
+    radius ~ U(RADIUS_RANGE) size; speed ~ U(BOUNCE_SPEED_RANGE) size per frame, independent of the number of frames;
+    the start is uniform over the positions that keep a margin of EDGE pixels. Where the shape meets a wall, EDGE pixels
+    inside the frame, that component of the velocity changes sign; in a clip that starts at a wall, already between the
+    first two frames.
 
     Args:
-      shape: name out of SHAPES.
-      direction: name out of DIRECTIONS, of the first frame.
-      rng: the clip's own generator.
+      shape: one of SHAPES.
+      direction: key of DIRECTIONS, direction in the first frame.
+      rng: random generator of the clip.
       frames: T.
       size: >= MIN_SIZE pixels.
     Returns:
-      dict of the arguments "radius" and "centres" of `draw_path`.
+      The arguments "radius" and "centres" of `draw_path`.
     """
     radius = rng.uniform(*RADIUS_RANGE) * size
     speed = rng.uniform(*BOUNCE_SPEED_RANGE) * size
@@ -244,10 +246,9 @@ def draw_bounces(
 
 
 def pick_combination(index: int, seed: int) -> tuple[str, str, str]:
-    """Names what clip `index` shows: combination `index` mod 144 of a seeded shuffle.
+    """Returns (colour, shape, direction) of clip `index`: combination `index` mod 144 of a seeded permutation.
 
-    Returns:
-      (colour, shape, direction); every run of 144 clips has each combination once.
+    Clips 144 k ... 144 k + 143 contain each combination once.
     """
     order = np.random.default_rng(seed).permutation(len(COMBINATIONS))
     return COMBINATIONS[order[index % len(COMBINATIONS)]]
@@ -256,18 +257,18 @@ def pick_combination(index: int, seed: int) -> tuple[str, str, str]:
 def make_clip(
     index: int, seed: int, *, size: int, frames: int, kind: str = "moving_shapes"
 ) -> tuple[tuple[str, str, str], np.ndarray]:
-    """Makes one clip of the data set of a seed.
+    """Generates one clip of a data set.
 
     Args:
-      index: number of the clip, from 0.
-      seed: of the data set, >= 0.
+      index: index of the clip.
+      seed: seed of the data set, >= 0.
       size: height and width in pixels.
       frames: T.
-      kind: name out of KINDS.
+      kind: one of KINDS.
     Returns:
       ((colour, shape, direction), video), the video (T, size, size, 3) uint8 RGB.
     Raises:
-      ValueError: there is no such kind.
+      ValueError: unknown kind.
     """
     _check_kind(kind)
     names = pick_combination(index, seed)
@@ -281,7 +282,7 @@ def make_clip(
 
 def _check_kind(kind):
     if kind not in KINDS:
-        raise ValueError(f"there are no videos of {kind!r} to generate: take {' or '.join(KINDS)}.")
+        raise ValueError(f"unknown kind of synthetic videos {kind!r}: choose {' or '.join(KINDS)}.")
 
 
 def write_shapes(
@@ -296,22 +297,22 @@ def write_shapes(
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes `000123_red_circle_up_left.mp4` and `.txt`, ...; what is there already is kept.
+    """Writes a folder of `000123_red_circle_up_left.mp4` and `.txt` files, keeping those already written.
 
-    The same arguments give the same bytes. A folder that was begun is continued.
+    The same arguments give the same bytes. An interrupted call is resumed.
 
     Args:
-      folder: made where it is missing; else empty, or begun with the same arguments.
-      kind: name out of KINDS.
-      clips: number of videos; a multiple of 144 shows each combination equally often.
+      folder: new, empty, or partly written with the same arguments.
+      kind: one of KINDS.
+      clips: number of videos; a multiple of 144 contains each combination equally often.
       seed: >= 0.
       size: height and width in pixels, even.
       frames: T >= 2.
       fps: frames per second.
-      workers: processes.
-      on_progress: called with the number of clips that were just finished.
+      workers: number of processes.
+      on_progress: called with the number of clips just finished.
     Raises:
-      ValueError: an argument is out of its range, or the folder holds something else.
+      ValueError: an argument is out of range, or the folder holds other files.
       OSError: the disk is full.
     """
     _check_kind(kind)
@@ -335,10 +336,10 @@ def write_shapes(
 
 
 def _claim_folder(folder, settings):
-    """Makes the folder and notes its settings in it; refuses one that holds something else."""
+    """Creates the folder and writes its manifest; refuses a folder with other contents or settings."""
     manifest = folder / MANIFEST
     if manifest.is_file():
-        # Folders begun when there was one kind do not name it.
+        # Manifests from before there were two kinds do not name the kind.
         found = {"kind": "moving_shapes"} | json.loads(manifest.read_text())
         if found != settings:
             differing = [key for key in settings if found.get(key) != settings[key]]
@@ -346,14 +347,14 @@ def _claim_folder(folder, settings):
                 f"{key} {found.get(key)} instead of {settings[key]}" for key in differing
             )
             raise ValueError(
-                f"{folder} holds moving shapes made with other settings ({differences}): delete it "
-                "or name another folder."
+                f"{folder} holds moving shapes generated with other settings ({differences}): delete it "
+                "or choose another folder."
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(
-            f"{folder} holds other files: name an empty or a new folder for the moving shapes."
+            f"{folder} holds other files: choose an empty or new folder for the moving shapes."
         )
     unfinished = folder / f".{MANIFEST}"
     unfinished.write_text(json.dumps(settings))
@@ -361,13 +362,13 @@ def _claim_folder(folder, settings):
 
 
 def _write_clips(indices, folder, kind, seed, size, frames, fps):
-    """Writes the clips of these indices; runs in a worker."""
+    """Writes the clips with these indices; runs in a worker."""
     folder = pathlib.Path(folder)
     for index in indices:
         names = pick_combination(index, seed)
         stem = f"{index:06d}_{'_'.join(names).replace(' ', '_')}"
         caption = folder / f"{stem}.txt"
-        if caption.exists():  # it is written after the video, so both are whole
+        if caption.exists():  # written after the video, so both are complete
             continue
         _, video = make_clip(index, seed, size=size, frames=frames, kind=kind)
         video_writer.write_video(folder / f"{stem}.mp4", video, fps)

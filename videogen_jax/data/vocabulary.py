@@ -1,4 +1,4 @@
-"""Captions as words, and words as ids: the vocabulary of a data set that brings its own.
+"""A word-level tokenizer whose vocabulary is built from the captions of a data set.
 
 Pure Python and NumPy, so that sampling needs no TensorFlow.
 """
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-PADDING_ID = 0  # behind the last word
+PADDING_ID = 0
 UNKNOWN_ID = 1  # a word outside the vocabulary
-NULL_ID = 2  # "no caption", for classifier-free guidance
+NULL_ID = 2  # the empty caption, for classifier-free guidance
 NUM_SPECIAL_IDS = 3
 
-# Scripts written without spaces, in which each character counts as a word.
+# Scripts written without spaces: each character is a word.
 _UNSPACED = re.compile(
     "["
     "\u0e00-\u0eff"  # Thai, Lao
@@ -31,14 +31,9 @@ _UNSPACED = re.compile(
 def split_words(caption: str) -> list[str]:
     r"""Splits a caption into lower-case words without punctuation.
 
-    The text is normalised (NFKC) and lowered. A word is a run of letters, digits and underscores
-    (what `\w+` matches) with their combining marks; in scripts that are written without spaces
-    each character is one. Everything else only separates words.
-
-    Args:
-      caption: text in any script.
-    Returns:
-      The words in order; empty where there is none.
+    The text is normalised (NFKC) and lower-cased. A word is a run of letters, digits and underscores (`\w+`) with
+    their combining marks; in scripts written without spaces each character is a word. All other characters separate
+    words.
     """
     text = unicodedata.normalize("NFKC", caption).lower()
     if text.isascii():
@@ -48,7 +43,7 @@ def split_words(caption: str) -> list[str]:
     adjacent = False  # does the next combining mark belong to the last word?
     for character in text:
         category = unicodedata.category(character)
-        if category == "Cf":  # joiners, soft hyphens: invisible, and no end of a word
+        if category == "Cf":  # invisible (joiners, soft hyphens); does not end a word
             continue
         if category[0] == "M":
             if adjacent:
@@ -69,46 +64,46 @@ def split_words(caption: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The words that a caption encoder knows; the word `words[i]` has the id i + 3."""
+    """The known words; `words[i]` has the id i + 3, after the special ids."""
 
     words: tuple[str, ...]
 
     def __post_init__(self):
         if len(set(self.words)) != len(self.words):
             twice = sorted({word for word in self.words if self.words.count(word) > 1})
-            raise ValueError(f"a vocabulary names each word once, but {twice[0]!r} occurs twice.")
+            raise ValueError(
+                f"the words of a vocabulary must be distinct, but {twice[0]!r} occurs twice."
+            )
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int], size: int) -> "Vocabulary":
-        """Keeps the most frequent words; words that occur equally often go by the alphabet.
+        """Keeps the most frequent words, breaking ties alphabetically.
 
         Args:
-          counts: word -> how often it occurs, as "words" of a data set's statistics.json.
-          size: the largest `len` of the result, the three special ids included.
-        Returns:
-          A Vocabulary.
+          counts: word -> number of occurrences, as "words" in statistics.json.
+          size: maximum number of ids, including the three special ids.
         Raises:
           ValueError: size leaves no room for a word.
         """
         if size <= NUM_SPECIAL_IDS:
             raise ValueError(
                 f"a vocabulary of {size} ids has no room for a word: {NUM_SPECIAL_IDS} are "
-                f"special, so ask for {NUM_SPECIAL_IDS + 1} or more."
+                f"special, so set it to {NUM_SPECIAL_IDS + 1} or more."
             )
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(tuple(ranked[: size - NUM_SPECIAL_IDS]))
 
     @classmethod
     def from_list(cls, words: Sequence[str]) -> "Vocabulary":
-        """Restores a vocabulary from what `to_list` returned."""
+        """Restores a vocabulary from the result of `to_list`."""
         return cls(tuple(words))
 
     def to_list(self) -> list[str]:
-        """Returns the words in the order of their ids, ready for JSON."""
+        """Returns the words in the order of their ids, as JSON values."""
         return list(self.words)
 
     def __len__(self) -> int:
-        """Counts the ids: the words and the three special ones."""
+        """Returns the number of ids: the words and the three special ids."""
         return len(self.words) + NUM_SPECIAL_IDS
 
     @functools.cached_property
@@ -116,13 +111,13 @@ class Vocabulary:
         return {word: i + NUM_SPECIAL_IDS for i, word in enumerate(self.words)}
 
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
-        """Turns captions into ids, cut or padded to one length.
+        """Encodes captions to ids, truncated or padded to one length.
 
         Args:
-          captions: B captions; one without any word becomes the null caption.
+          captions: B captions; one without words becomes the null caption.
           length: L >= 1.
         Returns:
-          (B, L) int32: the words' ids (unknown words 1), then 0; the null caption is 2, 0, 0, ...
+          (B, L) int32: word ids (1 for unknown words) padded with 0; the null caption is 2, 0, 0, ...
         Raises:
           ValueError: length is not positive, or captions is a single string.
         """
@@ -138,10 +133,10 @@ class Vocabulary:
         return ids
 
     def check(self, caption: str) -> None:
-        """Raises where a caption has words outside the vocabulary.
+        """Checks that all words of a caption are in the vocabulary.
 
         Raises:
-          ValueError: names each such word and the known word nearest to it.
+          ValueError: names each unknown word and the most similar known word.
         """
         unknown = [word for word in dict.fromkeys(split_words(caption)) if word not in self._ids]
         if not unknown:
@@ -152,7 +147,7 @@ class Vocabulary:
             hints.append(f"{word!r}" + (f" (nearest: {nearest[0]!r})" if nearest else ""))
         shown = caption if len(caption) <= 80 else caption[:77] + "..."
         raise ValueError(
-            f"the caption {shown!r} has words that the model never saw: {', '.join(hints)}; use "
-            f"words of its {len(self.words)}-word vocabulary, such as "
+            f"the caption {shown!r} has words outside the vocabulary: {', '.join(hints)}; use "
+            f"some of its {len(self.words)} words, such as "
             f"{', '.join(repr(word) for word in self.words[:5])}."
         )

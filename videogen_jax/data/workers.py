@@ -1,4 +1,4 @@
-"""Worker processes that end when they should: with an error, with Ctrl-C, with their parent."""
+"""A pool of worker processes that end on an error, on Ctrl-C and with their parent."""
 
 import contextlib
 import multiprocessing
@@ -10,20 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without an answer; the sentence says what it was doing."""
+    """A worker process died; the message says what it was working on."""
 
 
 @contextlib.contextmanager
 def make_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Starts worker processes, and ends them at once when the block is left by an exception.
+    """Starts a pool of worker processes, which are terminated if the block raises.
 
-    "spawn", because a fork of a process that runs TensorFlow or FFmpeg threads may hang. A worker
-    that dies makes every pending result raise `BrokenProcessPool`; none waits for ever.
-
-    Args:
-      workers: number of processes.
-    Yields:
-      A ProcessPoolExecutor.
+    Uses "spawn", because a fork of a process with TensorFlow or FFmpeg threads may hang. If a worker dies, every
+    pending result raises `BrokenProcessPool`.
     """
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
@@ -39,11 +34,11 @@ def make_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _follow_parent():
-    """Leaves Ctrl-C to the parent, and ends the worker when the parent is killed."""
+    """Ignores Ctrl-C, which the parent handles, and exits when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()
-        os._exit(1)  # nobody is left to tell; open files are temporary ones
+        os._exit(1)  # without cleanup: all open files are temporary
 
     threading.Thread(target=wait, daemon=True).start()

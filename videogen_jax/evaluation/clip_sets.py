@@ -125,7 +125,7 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
 
     middle: tuple[slice, ...] = (slice(None),)
     if size is not None and size[0] <= data.height and size[1] <= data.width:
-        corner = augment.centre_corner((data.height, data.width), size).numpy()
+        corner = augment.centre_crop_offset((data.height, data.width), size).numpy()
         middle += tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
 
     def read() -> Iterator[Clip]:

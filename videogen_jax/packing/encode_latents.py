@@ -298,12 +298,12 @@ def _vary(
     if not augments(encoder, data):
         yield video, fps
     elif split != "train":
-        corner = augment.centre_corner(video.shape[1:3], augmentation.size)
-        yield np.asarray(augment.cut_window(video, corner, augmentation.size)), fps
+        corner = augment.centre_crop_offset(video.shape[1:3], augmentation.size)
+        yield np.asarray(augment.crop_frames(video, corner, augmentation.size)), fps
     else:
         for variant in range(augmentation.variants):
             key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
-            varied, rate = augment.vary_clip(key, video, fps, encoder.frames, augmentation)
+            varied, rate = augment.augment_clip(key, video, fps, encoder.frames, augmentation)
             yield varied.numpy(), rate.numpy()
 
 
@@ -327,7 +327,7 @@ def _finish(
         if (output / "dataset_info.json").exists():
             return  # the other one was faster
         raise
-    latent_statistics.check_spread(seen)
+    latent_statistics.check_deviation(seen)
     info = latent_records.LatentInfo(
         autoencoder=encoder.name,
         weights=encoder.weights,
