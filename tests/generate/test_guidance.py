@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videogen_jax.diffusion.schedule import make_schedule
-from videogen_jax.generate.guidance import ask, count_calls, guide
+from videogen_jax.generate.guidance import count_calls, guidance_conditions, guide
 
 NULL = jnp.array([2, 0])
 SCHEDULE = make_schedule("flow")
@@ -174,7 +174,7 @@ def test_known_frames_are_told_in_both_halves_where_they_have_no_scale():
 )
 def test_the_model_is_asked_no_more_often_than_the_scales_want(scales, calls):
     _, _, _, condition = thirds()
-    assert count_calls(*scales) == calls == len(ask(condition, NULL, *scales))
+    assert count_calls(*scales) == calls == len(guidance_conditions(condition, NULL, *scales))
 
 
 @pytest.mark.parametrize("rescale", [0.3, 1.0])

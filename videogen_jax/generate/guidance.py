@@ -34,8 +34,8 @@ def guide(
 ) -> Predict:
     """Adds guidance to a model; all branches are computed in one batch.
 
-    A scale of 1 is the conditional model, at half the cost; 0 is the unconditional one. `null_text` may be of a negative
-    prompt.
+    A scale of 1 is the conditional model, at half the cost; 0 is the unconditional one. `null_text` may be that of a
+    negative prompt.
 
     Args:
       predict: of `sampler.Predict`, whose condition is a dict with a "text".
