@@ -1,11 +1,16 @@
 """Augmentation that a run's data or model do not bear out is refused before anything is computed."""
 
+import numpy as np
 import pytest
 
+from tests.data.packed import random_clips, write_buckets, write_records
 from tests.tiny import tiny_config
+from videogen_jax import config as configs
+from videogen_jax.data import bucketed_data
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.pipeline import PackedData
-from videogen_jax.train import setup
+from videogen_jax.parallel import mesh as meshes
+from videogen_jax.train import run_kinds, setup
 
 
 def packed(augment=None, latents=True):
@@ -40,3 +45,52 @@ def test_windows_are_cut_out_of_pixels():
     config.data.width = 9
     with pytest.raises(ValueError, match=r"data\.width is 9, but the clips in FOLDER were packed"):
         setup.check_augmentation(config, packed(latents=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.time_distribution": "log_normal"}, "choose objective.time_distribution unif"),
+        ({"objective.prediction": "eps"}, "ends in pure noise"),
+        (
+            {"schedule.name": "flow", "schedule.zero_terminal_snr": False}
+            | {"objective.prediction": "flow", "sample.sampler": "ddpm"},
+            "ddpm",
+        ),
+        ({"sample.guidance_interval": (2.0, 1.0)}, "the lower first"),
+    ],
+)
+def test_what_does_not_suit_the_schedule_is_refused_before_training(changes, message):
+    config = tiny_config()
+    config.sample.prompts = ()  # also where nothing is sampled on the way
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        run = run_kinds.DIFFUSION.make_run(configs.validate(config))
+        run_kinds.DIFFUSION.make_generate(run)
+
+
+def test_epochs_are_as_many_steps_as_batches_hold_all_clips(tmp_path):
+    config = tiny_config()
+    data = write_records(tmp_path / "plain", random_clips((4, 8, 8), 10), 4, 5)
+    config.data.path = str(data)
+    mesh, kind = meshes.make_mesh(), run_kinds.DIFFUSION
+    assert setup.resolve_length(config, mesh, {}, kind) is config
+    for epochs, steps in ((1.0, 3), (2.0, 5), (0.1, 1), (4.0, 10)):  # of 10 clips by 4
+        config.train.epochs, config.learning_rate.warmup_steps = epochs, 0
+        sets = bucketed_data.open_buckets(config.data.path)
+        assert setup.resolve_length(config, mesh, sets, kind).train.steps == steps
+    config.learning_rate.warmup_steps = 10
+    with pytest.raises(ValueError, match=r"of 10 is not below train\.steps of 10"):
+        kind.make_run(setup.resolve_length(config, mesh, sets, kind), mesh)
+
+
+def test_epochs_of_buckets_count_the_batches_of_each(tmp_path):
+    """64 tokens a batch: 4 clips of 4 x 2 x 2 tokens, or 16 images of 1 x 2 x 2."""
+    config = tiny_config()
+    clips = {"4x8x8": random_clips((4, 8, 8), 12), "1x8x8": random_clips((1, 8, 8), 24)}
+    config.data.path = str(write_buckets(tmp_path / "data", clips))
+    config.train.epochs, config.learning_rate.warmup_steps = 2.0, 0
+    sets = bucketed_data.open_buckets(config.data.path)
+    found = setup.resolve_length(config, meshes.make_mesh(), sets, run_kinds.DIFFUSION)
+    counts = {data.frames: sum(data.lengths["train"]) for data in sets.values()}
+    assert found.train.steps == np.ceil(2 * (counts[4] / 4 + counts[1] / 16))

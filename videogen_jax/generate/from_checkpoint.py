@@ -57,6 +57,8 @@ def load(
         raise ValueError(
             "ema names an average and ema_width reconstructs one: give one of --ema and --ema_width."
         )
+    if batch_size is not None:
+        batch_size = configs.check_option("sample.batch_size", batch_size)
     config = saved_config.read_config(workdir)
     if configs.is_autoencoder(config):
         raise ValueError(
@@ -384,6 +386,9 @@ def _check_prompts(prompts: Sequence[Any], seeds: Sequence[int] | None) -> tuple
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"There are {len(seeds)} seeds for {len(prompts)} prompts: give one each.")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"There is no seed {seed}: give whole numbers from 0 to {2**32 - 1}.")
     return list(prompts), seeds
 
 
@@ -400,7 +405,7 @@ def _merge_frames(
             raise ValueError(
                 f"{name} has {len(given)} entries for {count} prompts: give one for all, or one for each."
             )
-    if any(0 in mapping for mapping in mappings) and firsts != [None]:
+    if any(0 in mapping for mapping in mappings) and first is not None:
         raise ValueError("Frame 0 is given by first_frame and by known_frames: leave one out.")
     each = max(len(firsts), len(mappings))
     firsts, mappings = firsts * (each // len(firsts)), mappings * (each // len(mappings))

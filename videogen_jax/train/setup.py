@@ -136,7 +136,7 @@ def resolve_length(
       sets: of `bucketed_data.open_buckets`.
       kind: of the run.
     Returns:
-      The config, validated with the new length.
+      The config, locked.
     """
     if not config.train.epochs:
         return config
@@ -148,7 +148,7 @@ def resolve_length(
     with config.unlocked():
         config.train.steps = math.ceil(config.train.epochs * batches)
     logging.info("%g epochs are %d steps.", config.train.epochs, config.train.steps)
-    return configs.validate(config)
+    return config.lock()
 
 
 def shape_name(shape: Shape) -> str:

@@ -1,0 +1,207 @@
+"""The options of a run: defaults, types, ranges, choices and combinations, checked in one place."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import logging
+
+from tests.conftest import ROOT
+from tests.tiny import tiny_config, tiny_vae_config
+from videogen_jax import config as configs
+from videogen_jax.diffusion import objective, schedule, times
+from videogen_jax.generate import sampler
+from videogen_jax.models import dit, remat, weight_layouts
+from videogen_jax.run import conditioning, state, text_conditioning
+from videogen_jax.train import init_params, optimizers
+
+
+def changed(name, value, config=None):
+    """JSON-like lines of a small config with one value changed."""
+    lines = (tiny_config() if config is None else config).to_dict()
+    *sections, key = name.split(".")
+    target = lines
+    for part in sections:
+        target = target[part]
+    target[key] = value
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size is 0: give a number at least 1"),
+        ("batch_size", 1.5, "batch_size is 1.5: give a whole number"),
+        ("batch_size", True, "batch_size is True: give a whole number"),
+        ("train.steps", "10", "train.steps is '10': give a whole number"),
+        ("data.fps", 0.0, "data.fps is 0.0: give a number above 0"),
+        ("data.fps", float("nan"), "data.fps is nan: give a finite number"),
+        ("learning_rate.peak", float("inf"), "learning_rate.peak is inf: give a finite number"),
+        ("data.flip", 1, "data.flip is 1: give True or False"),
+        ("data.path", 3, "data.path is 3: give a text"),
+        ("text.dropout", 1.1, "text.dropout is 1.1: give a number from 0 to 1"),
+        ("optimizer.b2", 1.0, "optimizer.b2 is 1.0: give a number from 0 to below 1"),
+        ("ema.decays", (0.9, 1.0), "ema.decays is .*: give a number from 0 to below 1"),
+        ("ema.decays", 0.9, "ema.decays is 0.9: give a tuple"),
+        ("model.patch_size", (1, 2, 2.5), "model.patch_size is .*: give whole numbers"),
+        (
+            "optimizer.name",
+            "adam",
+            r"Unknown optimizer.name 'adam' \(adamw\?\): choose one of adamw",
+        ),
+        ("sample.sampler", "plms", "'plms'.*: choose one of ddim, ddpm"),
+        ("sample.spacing", "even", "choose one of leading, trailing, linspace"),
+        ("sample.guidance_scale", float("nan"), "sample.guidance_scale is nan"),
+        ("sample.guidance_rescale", 2.0, "sample.guidance_rescale is 2.0"),
+        ("sample.motion", 9999.0, "sample.motion is 9999.0: give a number from 0 to 255"),
+        ("objective.weighting", "snr", "choose one of uniform, min_snr"),
+        ("objective.gamma", -1.0, "objective.gamma is -1.0"),
+        ("objective.time_std", -1.0, "objective.time_std is -1.0"),
+        ("schedule.reference_tokens", -5, "schedule.reference_tokens is -5"),
+        ("known.sampling_noise", 0.0, "known.sampling_noise is 0.0: give a number above 0"),
+        ("prefix.sampling_noise", 1.0, "prefix.sampling_noise is 1.0"),
+        ("model.micro_conditions", ("fps", "speed"), "'speed'.*: choose one of fps, motion, augm"),
+        ("memory.saved", ("scores",), "'scores'.*: choose one of qkv, attention, mlp"),
+        ("model.squeeze", 1, "no option 'model.squeeze'"),
+        ("model.widht", 1, "no option 'model.widht': did you mean 'model.width'"),
+        ("trian", 1, "no option 'trian'"),
+    ],
+)
+def test_a_value_that_is_not_valid_is_named_with_what_is(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        configs.validate(changed(name, value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate.warmup_steps": 10}, r"of 10 is not below train\.steps of 10"),
+        ({"batch_size": 3}, "batch_size of 3 does not divide into 2 parts .*: make it a multiple"),
+        ({"train.accumulation": 3}, "make it a multiple of 6"),
+        ({"ema.snapshot_every": 5}, "ema.widths names no power-function average"),
+        ({"optimizer.name": "schedule_free"}, "final_fraction is 0.1: set it to 1.0"),
+        ({"augment.fps_min": 4.0, "augment.fps_max": 2.0}, "the lower one first"),
+        ({"augment.fps_min": 2.0, "augment.fps_max": 8.0}, "add 'fps' to model.micro_conditions"),
+        ({"text.encoder": "clip"}, "embeddings are stored beside latents"),
+        ({"text.dropout": 0.5, "known.joint_dropout": 0.6}, "their sum is at most 1"),
+        ({"model.micro_conditions": ("augmentation",)}, "'none': set it to 'frames'"),
+        ({"sample.known_guidance_scale": 2.0}, "takes no known frames"),
+        ({"sample.clip_x0": True, "vae.name": "sd"}, "have no bounds: set it to False"),
+        ({"vae.name": "workdir", "sample.clip_x0": False}, "vae.path is empty"),
+        (
+            {"evaluation.fvd_every": 1, "tasks.text": 0.0, "tasks.image": 1.0},
+            "never learns .tasks.text=0.",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes, message):
+    config = tiny_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        configs.validate(config)
+
+
+def test_what_an_autoencoder_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="mesh.seq is 2"):
+        configs.validate(changed("mesh.seq", 2, tiny_vae_config()))
+    with pytest.raises(ValueError, match="memory.remat is 'selective'"):
+        configs.validate(changed("memory.remat", "selective", tiny_vae_config()))
+    with pytest.raises(ValueError, match="no option 'model.width'"):
+        configs.validate(tiny_vae_config().to_dict() | {"model": {"width": 3}})
+
+
+def test_a_rate_that_training_never_shows_is_warned_of(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
+    config = tiny_config()
+    config.model.micro_conditions = ("fps",)
+    config.augment.update({"fps_min": 2.0, "fps_max": 8.0})
+    configs.validate(config)
+    assert not warnings
+    config.augment.fps_max = 6.0
+    configs.validate(config)
+    assert "at most 6 frames per second" in warnings[0]
+
+
+def test_whole_numbers_serve_as_floats_and_lists_as_tuples():
+    lines = changed("data.fps", 8)
+    lines["model"]["patch_size"] = [1, 4, 4]
+    lines["ema"]["decays"] = [0]
+    config = configs.validate(lines)
+    assert (config.data.fps, type(config.data.fps)) == (8.0, float)
+    assert config.model.patch_size == (1, 4, 4) and config.ema.decays == (0.0,)
+    assert config.is_locked
+    strides = {"autoencoder": {"strides": [[1, 2, 2]]}}
+    assert configs.complete(strides).autoencoder.strides == ((1, 2, 2),)
+
+
+def test_options_that_are_not_given_take_their_defaults():
+    config = configs.get_config(model={"width": 64})
+    for name, value in configs.flatten(config.to_dict()):
+        expected = 64 if name == "model.width" else configs.options_of(False)[name].default
+        assert value == expected, name
+    assert configs.changes_of(config) == {"model.width": 64}
+    assert configs.nest(dict(configs.flatten(config.to_dict()))) == config.to_dict()
+
+
+def test_a_config_starts_from_another_one():
+    base = dict(configs.flatten(configs.load_config("dit_512").to_dict()))
+    found = configs.get_config(base="dit_512", batch_size=4, model={"depth": 2})
+    changes = {"batch_size": 4, "model.depth": 2}
+    assert dict(configs.flatten(found.to_dict())) == base | changes
+    assert configs.is_autoencoder(configs.get_config(base="vae_512", batch_size=8))
+
+
+def test_configs_are_found_by_name_and_by_path():
+    path = ROOT / "configs" / "dit_512.py"
+    assert configs.find_config("dit_512").samefile(path)
+    assert configs.find_config(str(path)).samefile(path)
+    with pytest.raises(FileNotFoundError, match="no config 'dit_5'.*dit_512, dit_xl_512"):
+        configs.find_config("dit_5")
+
+
+def test_a_file_of_the_users_own_starts_from_the_defaults(tmp_path):
+    lines = ["from videogen_jax import config", "def get_config():"]
+    lines += ["    return config.get_config(batch_size=3, model=dict(width=96))"]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "videogen_jax.config", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    own = f"--config={tmp_path / 'mine.py'}"
+    assert run(own).stdout.splitlines() == ["batch_size = 3", "model.width = 96"]
+    assert "train.steps = 5" in run(own, "--config.train.steps=5000").stdout
+    assert "batch_size = 32" in run("--config=quickstart").stdout.splitlines()
+    wrong = run(own, "--config.model.widht=5")
+    assert wrong.returncode == 1 and "width" in wrong.stderr
+    assert "config: error: There is no config 'nothing'" in run("--config=nothing").stderr
+
+
+CHOICES = {
+    "optimizer.name": optimizers.OPTIMIZERS,
+    "optimizer.mu_dtype": optimizers.MOMENT_TYPES,
+    "train.precision": tuple(state.PRECISIONS),
+    "memory.remat": remat.POLICIES,
+    "memory.saved": remat.SAVED,
+    "text.encoder": text_conditioning.ENCODERS,
+    "model.conditioning": dit.CONDITIONINGS,
+    "model.micro_conditions": (*conditioning.BATCH_CONDITIONS, "augmentation"),
+    "schedule.name": schedule.SCHEDULES,
+    "objective.prediction": tuple(objective.PREDICTIONS),
+    "objective.weighting": tuple(objective.WEIGHTINGS),
+    "objective.time_distribution": times.DISTRIBUTIONS,
+    "sample.sampler": sampler.SAMPLERS,
+    "sample.spacing": times.SPACINGS,
+    "init.layout": (*weight_layouts.LAYOUTS, init_params.RUN),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_choices_are_those_of_the_code(name):
+    assert configs.options_of(False)[name].choices == tuple(CHOICES[name])
+
+
+def test_every_option_says_what_it_does():
+    for name, option in (configs.options_of(False) | configs.options_of(True)).items():
+        assert option.meaning and option.meaning[0] not in ".,", name
