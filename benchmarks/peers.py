@@ -85,7 +85,7 @@ def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
 
 def read_work(options: argparse.Namespace) -> Work:
     """The size asked for: the preset's, with what the flags name; float32 on the CPU, bfloat16 elsewhere."""
-    from videogen_jax.parallel.host_memory import keep_freed_memory
+    from videogen_jax.command import keep_freed_memory
 
     if options.side == "ours":
         keep_freed_memory()  # as the verbs do

@@ -136,7 +136,7 @@ def plan_train(run: Run, card: device_specs.Card) -> Program:
     batch = training_run.place_batch(run)
     on_host = jax.tree.map(lambda _: False, (state, batch))
     for field in away:
-        waits = jax.tree.map(offload.waits, getattr(state, field))
+        waits = jax.tree.map(offload.is_offloaded, getattr(state, field))
         on_host = (on_host[0].replace(**{field: waits}), on_host[1])
     traced = training_run.trace_step(run)
     footprint = memory.measure(
@@ -145,7 +145,7 @@ def plan_train(run: Run, card: device_specs.Card) -> Program:
 
     def stays(field: str) -> int:
         return memory.count_shard_bytes(
-            getattr(state, field), lambda leaf: field not in away or not offload.waits(leaf)
+            getattr(state, field), lambda leaf: field not in away or not offload.is_offloaded(leaf)
         )
 
     parts = {
@@ -253,7 +253,7 @@ def make_program(
     work = {
         "arithmetic": (executed, card.flops),
         "memory": (footprint.traffic, card.bandwidth),
-        "wire": (sum(footprint.wire.values()), card.link),
+        "wire": (sum(footprint.sent.values()), card.link),
         "host": (2 * footprint.host, card.host_link),  # there and back
     }
     return Program(
@@ -262,7 +262,7 @@ def make_program(
         host=footprint.host,
         collectives=footprint.collectives,
         flops=flops,
-        wire=footprint.wire,
+        wire=footprint.sent,
         least_wire=least_wire,
         traffic=footprint.traffic,
         times={name: amount / speed for name, (amount, speed) in work.items() if speed},

@@ -142,7 +142,7 @@ def test_weights_stop_at_gamma(gamma):
 def test_weights_are_finite_on_the_whole_clock(prediction, weighting):
     """Also at zero terminal SNR, where 0 / 0 lurks in min-SNR for eps: its limit is 1."""
     schedule = make_schedule("cosine", zero_terminal_snr=True, shift=8.0)
-    levels = schedule.pair(jnp.arange(1000))
+    levels = schedule.alpha_sigma(jnp.arange(1000))
     weight = np.asarray(objective.loss_weight(weighting, prediction, *levels))
     assert weight.shape == (1000,)
     assert np.all(np.isfinite(weight))
@@ -189,10 +189,10 @@ def test_edm_is_the_paper_s_preconditioning(sigma_data):
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
 def test_any_prediction_can_be_read_on_any_schedule(name, prediction):
     schedule = make_schedule(name, continuous=True)
-    t = schedule.at(np.array([1.0, 400.0, 950.0]))
+    t = schedule.time_of_step(np.array([1.0, 400.0, 950.0]))
     x0, eps = clips()
     with jax.enable_x64(True):
-        levels = [jnp.asarray(level) for level in schedule.pair(t)]
+        levels = [jnp.asarray(level) for level in schedule.alpha_sigma(t)]
         x_t = objective.add_noise(x0, eps, *levels)
         output = objective.make_target(prediction, x0, eps, *levels, sigma_data=0.7)
         got = objective.to_x0_and_eps(prediction, output, x_t, *levels, sigma_data=0.7)

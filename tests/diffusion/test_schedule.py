@@ -23,7 +23,7 @@ def explicit_alpha(betas):
 
 def levels(schedule):
     """alpha and sigma at every step of the clock."""
-    return schedule.pair(schedule.at(np.arange(schedule.num_steps)))
+    return schedule.alpha_sigma(schedule.time_of_step(np.arange(schedule.num_steps)))
 
 
 def test_linear_is_the_product_of_ddpms_betas():
@@ -59,7 +59,7 @@ def test_variance_is_preserved_and_noise_only_grows(name, continuous, zero_termi
     assert schedule.preserves_variance and schedule.num_steps == 250
     alpha, sigma = levels(schedule)
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=1e-12)
-    assert np.all(np.diff(schedule.log_snr(schedule.at(np.arange(250)))) < 0)
+    assert np.all(np.diff(schedule.log_snr(schedule.time_of_step(np.arange(250)))) < 0)
     assert np.all(np.diff(alpha) < 0)
 
 
@@ -103,7 +103,7 @@ def test_the_continuous_clock_integrates_the_rate(name):
 @pytest.mark.parametrize("continuous", [False, True])
 def test_traced_times_give_what_the_host_computes(name, continuous):
     schedule = make_schedule(name, continuous=continuous)
-    t = schedule.at(np.linspace(0, 990, 34).round())
+    t = schedule.time_of_step(np.linspace(0, 990, 34).round())
     for function in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.model_time):
         traced = jax.jit(function)(jnp.asarray(t))
         assert isinstance(function(t), np.ndarray)
@@ -143,7 +143,7 @@ def test_zero_terminal_snr_moves_alpha_along_a_line():
 @pytest.mark.parametrize("shift", [0.5, 4.0, 8.0])
 def test_shift_lowers_the_log_snr_by_twice_its_logarithm(name, continuous, shift):
     def log_snr(schedule):
-        return schedule.log_snr(schedule.at(np.arange(98)))
+        return schedule.log_snr(schedule.time_of_step(np.arange(98)))
 
     options = {"name": name, "num_steps": 100, "continuous": continuous}
     moved = log_snr(make_schedule(**options, shift=shift)) - log_snr(make_schedule(**options))
@@ -176,7 +176,7 @@ def test_edms_time_is_sigma_with_its_preconditioning(sigma_data):
     np.testing.assert_allclose(schedule.model_time(sigma), np.log(sigma) / 4)
     i, n = np.arange(18), 18
     steps = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(schedule.at(np.linspace(999, 0, n)), steps, rtol=1e-9)
+    np.testing.assert_allclose(schedule.time_of_step(np.linspace(999, 0, n)), steps, rtol=1e-9)
 
 
 def test_only_edm_scales_its_input():

@@ -99,7 +99,7 @@ def test_spread_shows_the_nearest_known_frame_and_no_later_one_if_causal(causal)
     video = rng.standard_normal((8, 6, 2, 2, 1)).astype(np.float32)
     mask = rng.random((8, 6)) < 0.4
     mask[0] = False
-    spread = jax.jit(clip_tasks.spread_known, static_argnums=2)
+    spread = jax.jit(clip_tasks.nearest_known, static_argnums=2)
     got = np.asarray(spread(video, mask, causal))
     for b in range(8):
         for i in range(6):

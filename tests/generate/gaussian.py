@@ -43,13 +43,13 @@ def make_predict(schedule, prediction):
     """The best possible model of `prediction`."""
 
     def predict(x_t, t, condition):
-        alpha, sigma = schedule.pair(t[0])
+        alpha, sigma = schedule.alpha_sigma(t[0])
         share = 1 / (alpha**2 * jnp.asarray(VALUES) + sigma**2)
         whitened = (x_t - alpha * MEAN) @ VECTORS * share
         x0 = MEAN + (alpha * whitened * VALUES) @ VECTORS.T
         eps = (sigma * whitened) @ VECTORS.T
         return objective.make_target(
-            prediction, x0, eps, *schedule.pair(t), sigma_data=schedule.sigma_data
+            prediction, x0, eps, *schedule.alpha_sigma(t), sigma_data=schedule.sigma_data
         )
 
     return predict

@@ -188,7 +188,7 @@ class Whole:
         """As the frames are remembered: with a little noise, told to be clean."""
         noise = draw(SEEDS, start, self.schedule.num_steps + 1, (CHUNK * self.pt, 8, 8, 3))
         share = NOISE if self.schedule.clock == "unit" else int(NOISE * 1000)
-        alpha, sigma = self.schedule.pair(np.array(share))
+        alpha, sigma = self.schedule.alpha_sigma(np.array(share))
         place = self.place(start, count)
         self.x[:, place] = alpha * video + sigma * noise[:, : count * self.pt]
         self.mask[:, place] = 1
@@ -198,7 +198,7 @@ class Whole:
         place = self.place(start, CHUNK)
         x, mask = self.x.copy(), self.mask.copy()
         x[:, place], mask[:, place] = x_t, condition["mask"] * told
-        t = np.full((len(SEEDS), self.total), self.schedule.at(np.float64(0)))
+        t = np.full((len(SEEDS), self.total), self.schedule.time_of_step(np.float64(0)))
         t[:, start : start + CHUNK] = time
         inputs = {"text": text, "mask": mask, "start": np.zeros(len(SEEDS), np.int32)}
         if "known" in condition:
@@ -269,7 +269,7 @@ def test_a_rollout_is_the_same_on_many_devices(mesh):
         np.testing.assert_allclose(chunk, expected, atol=1e-5)
     # Each device has its own part of the memory.
     _, _, rollout = make_case("sincos", **mesh)
-    keys = rollout.start().history.keys
+    keys = rollout.start().kv_cache.keys
     # Of groups, rows, places, slots, heads.
     parts = {"data": (2, 2, 4, 4, 2), "seq": (2, 4, 2, 4, 2), "tensor": (2, 4, 4, 4, 1)}
     assert keys.sharding.shard_shape(keys.shape)[:5] == parts[next(iter(mesh))]
@@ -287,7 +287,7 @@ def test_within_a_rollout_nothing_is_compiled_and_the_state_keeps_its_size():
     )
     lengths = []
     for expected in chunks:
-        lengths.append(int(state.history.length))
+        lengths.append(int(state.kv_cache.length))
         assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state) == layout
         state, chunk = rollout.extend(state, params, put(SEEDS), put(condition_of(name, 0)))
         # `roll` hands out every chunk, in order.

@@ -41,7 +41,7 @@ def oracle(schedule, prediction, x0):
     """A denoiser that knows the video."""
 
     def predict(x_t, t, condition):
-        levels = schedule.pair(t)
+        levels = schedule.alpha_sigma(t)
         alpha, sigma = (objective.expand(level, 5) for level in levels)
         eps = (x_t - alpha * x0) / sigma
         return objective.make_target(prediction, x0, eps, *levels, schedule.sigma_data)

@@ -38,7 +38,7 @@ COMMON = {"width": 16, "depth": 4, "branches": 12, "item_bytes": 2, "accumulatio
 )
 def test_the_least_is_the_sum_of_its_parts(mesh, attention, expected):
     mesh = make_mesh(**mesh)
-    got = communication.least_wire_bytes(
+    got = communication.min_sent_bytes(
         params(mesh), mesh.shape, tokens=100, attention=attention, **COMMON
     )
     assert got == expected
@@ -57,6 +57,6 @@ def test_a_compiled_step_exchanges_tokens_as_often_as_it_must(attention):
     tokens = 2 * 4 * 4 // 2  # of two clips, on each of two devices
     x = tokens * 12 * 4 // 2  # bytes of float32 that go to the other
     exchanges = {"factorized": 4 * 2, "joint": 8 * 4}[attention]
-    sent = hlo.count_wire_bytes(text, 2)
+    sent = hlo.count_sent_bytes(text, 2)
     again = {"factorized": 0, "joint": 4 * 4}[attention]  # inside the block
     assert sent["all-to-all"] == (exchanges + again) * x

@@ -61,20 +61,20 @@ COLLECTIVES = {  # bytes that each of four devices sends of its 64 numbers
 @pytest.mark.parametrize("kind", COLLECTIVES)
 def test_a_collective_sends_what_a_ring_sends(kind):
     function, sent = COLLECTIVES[kind]
-    assert hlo.count_wire_bytes(compiled_text(function), 4) == {kind: sent}
+    assert hlo.count_sent_bytes(compiled_text(function), 4) == {kind: sent}
 
 
 def test_groups_are_those_of_one_axis():
     """Over an axis of two in a mesh of 2 x 4, half of twice 256 bytes."""
     text = compiled_text(lambda x: jax.lax.psum(x, "a"), (2, 4), ("a", "b"))
-    assert hlo.count_wire_bytes(text, 8) == {"all-reduce": 256}
+    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 256}
     text = compiled_text(lambda x: jax.lax.psum(x, "b"), (2, 4), ("a", "b"))
-    assert hlo.count_wire_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
+    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
 
 
 def test_loops_count_as_often_as_they_run():
     text = compiled_text(lambda x: jnp.sin(jax.lax.psum(x, "a")), loops=(7,))
-    assert hlo.count_wire_bytes(text, 4) == {"all-reduce": 7 * 384}
+    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 7 * 384}
 
     def inner(x):
         return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, "a")), None), x, None, length=3)[
@@ -82,7 +82,7 @@ def test_loops_count_as_often_as_they_run():
         ]
 
     text = compiled_text(lambda x: inner(x) + 1, loops=(5,))
-    assert hlo.count_wire_bytes(text, 4) == {"all-reduce": 15 * 384}
+    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 15 * 384}
 
 
 def test_a_loop_of_unknown_length_is_refused():
@@ -91,7 +91,7 @@ def test_a_loop_of_unknown_length_is_refused():
         return total
 
     with pytest.raises(ValueError, match="runs an unknown number of times"):
-        hlo.count_wire_bytes(compiled_text(function), 4)
+        hlo.count_sent_bytes(compiled_text(function), 4)
 
 
 def test_the_largest_collective_is_what_it_reads_and_writes():
@@ -137,7 +137,7 @@ ENTRY %main (x: bf16[12,64], y: bf16[64]) -> bf16[64] {
 
 
 def test_asynchronous_collectives_of_gpus_count_once():
-    assert hlo.count_wire_bytes(GPU_TEXT, 8) == {"all-gather": 12 * 128}
+    assert hlo.count_sent_bytes(GPU_TEXT, 8) == {"all-gather": 12 * 128}
 
 
 def test_a_slice_of_a_large_array_reads_only_the_slice():
@@ -173,10 +173,10 @@ def test_types_have_their_bytes(kind, size):
 )
 def test_groups_are_read_in_every_form(groups, size):
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", groups)
-    assert hlo.count_wire_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
+    assert hlo.count_sent_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
 
 
 def test_groups_in_another_form_are_refused():
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", "all of them")
     with pytest.raises(ValueError, match="groups of a collective are not understood"):
-        hlo.count_wire_bytes(text, 8)
+        hlo.count_sent_bytes(text, 8)

@@ -8,7 +8,7 @@ import pytest
 from tests.models.randomise import randomise
 from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.parallel.sequence_parallel import Tokens, check_tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding, check_token_grid
 from videogen_jax.train import diffusion_run
 
 MESHES = [
@@ -79,20 +79,20 @@ def test_one_clip_on_two_devices_is_split_between_them():
 
 
 def test_the_exchanges_turn_frames_into_places_and_back():
-    tokens = Tokens(meshes.make_mesh(fsdp=2, seq=4))
+    tokens = TokenSharding(meshes.make_mesh(fsdp=2, seq=4))
     x = jnp.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
-    turned = jax.jit(tokens.frames_to_places)(x)
+    turned = jax.jit(tokens.frames_to_space)(x)
     np.testing.assert_array_equal(turned, x)  # the same numbers, elsewhere
     assert turned.sharding.shard_shape(x.shape) == (1, 8, 3, 3)
-    back = jax.jit(tokens.places_to_frames)(turned)
+    back = jax.jit(tokens.space_to_frames)(turned)
     np.testing.assert_array_equal(back, x)
     assert back.sharding.shard_shape(x.shape) == (1, 2, 12, 3)
 
 
 def test_without_a_sequence_axis_nothing_is_done():
-    tokens = Tokens(meshes.make_mesh(fsdp=2))
+    tokens = TokenSharding(meshes.make_mesh(fsdp=2))
     x = jnp.zeros((1, 3, 5, 2))
-    assert tokens.frames_to_places(x) is x and tokens.places_to_frames(x) is x
+    assert tokens.frames_to_space(x) is x and tokens.space_to_frames(x) is x
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_without_a_sequence_axis_nothing_is_done():
 )
 def test_numbers_that_do_not_divide_are_refused(mesh, attention, message):
     with pytest.raises(ValueError, match=message):
-        check_tokens(meshes.make_mesh(**mesh), (6, 3, 5), attention, num_heads=6)
+        check_token_grid(meshes.make_mesh(**mesh), (6, 3, 5), attention, num_heads=6)

@@ -91,7 +91,9 @@ def test_the_loss_is_the_weighted_square_of_the_papers_error(paper):
     )
     np.testing.assert_array_equal(seen["t"], drawn)
     assert set(seen["condition"]) == {"text", "fps"}
-    alpha, sigma = (np.float64(level)[:, None, None, None, None] for level in schedule.pair(drawn))
+    alpha, sigma = (
+        np.float64(level)[:, None, None, None, None] for level in schedule.alpha_sigma(drawn)
+    )
     x0 = np.float64(batch()["video"]) / 127.5 - 1
     eps = np.float64(jax.random.normal(rng_eps, x0.shape))
     x_t = alpha * x0 + sigma * eps
@@ -150,7 +152,7 @@ def test_the_loss_by_noise_level_is_float64s_at_times_spread_over_equal_parts_of
     elif schedule.clock == "sigma":
         low, high = 0.002 ** (1 / 7), 700 ** (1 / 7)
         share = (low + share * (high - low)) ** 7
-    alpha, sigma = (np.asarray(level, np.float64) for level in schedule.pair(share))
+    alpha, sigma = (np.asarray(level, np.float64) for level in schedule.alpha_sigma(share))
     expected = []
     for level in range(4):
         rows = slice(level * BATCH, (level + 1) * BATCH)

@@ -26,7 +26,7 @@ import numpy as np
 SCHEDULES = ("linear", "scaled_linear", "cosine", "flow", "edm")
 
 Array = Any  # np.ndarray or jax.Array: each function answers in the kind it was asked in
-Pair = Callable[[Array], tuple[Array, Array]]
+AlphaSigma = Callable[[Array], tuple[Array, Array]]
 
 COSINE_OFFSET = 0.008
 PURE_NOISE = 1e-6  # alpha below this is 0 but for rounding
@@ -36,32 +36,32 @@ class Schedule(NamedTuple):
     """The noise level at every time."""
 
     name: str
-    clock: (
-        str  # steps: whole numbers below num_steps; unit: reals in (0, 1]; sigma: t is sigma itself
-    )
+    # steps: integers below num_steps; unit: reals in (0, 1]; sigma: t is sigma itself
+    clock: str
     num_steps: int
-    pair: Pair  # t to (alpha, sigma)
+    alpha_sigma: AlphaSigma  # t to (alpha, sigma)
     model_time: Callable[[Array], Array]  # t to the number that the model's embedding sees
-    at: Callable[[Array], Array]  # place on the clock in steps (0 .. num_steps - 1, real) to t
+    # real step index in 0 .. num_steps - 1 to t
+    time_of_step: Callable[[Array], Array]
     sigma_data: float = 1.0  # standard deviation of the data, for EDM's preconditioning
 
     def alpha(self, t: Array) -> Array:
         """Share of the clean video at times of any shape."""
-        return self.pair(t)[0]
+        return self.alpha_sigma(t)[0]
 
     def sigma(self, t: Array) -> Array:
         """Standard deviation of the noise at times of any shape."""
-        return self.pair(t)[1]
+        return self.alpha_sigma(t)[1]
 
     def log_snr(self, t: Array) -> Array:
         """log(alpha^2 / sigma^2) at times of any shape; -inf at pure noise."""
-        alpha, sigma = self.pair(t)
+        alpha, sigma = self.alpha_sigma(t)
         with np.errstate(divide="ignore"):
             return 2 * (_namespace(alpha).log(alpha) - _namespace(sigma).log(sigma))
 
     def input_scale(self, t: Array) -> Array:
         """What x_t is multiplied with before the model sees it: EDM's c_in, 1 elsewhere."""
-        alpha, sigma = self.pair(t)
+        alpha, sigma = self.alpha_sigma(t)
         if self.clock != "sigma":
             return _namespace(alpha).ones_like(alpha)
         return 1 / _namespace(sigma).sqrt(sigma**2 + self.sigma_data**2)
@@ -74,7 +74,7 @@ class Schedule(NamedTuple):
     @property
     def ends_in_pure_noise(self) -> bool:
         """Whether alpha is 0 at the noisiest time: there, eps says nothing of the video."""
-        return bool(self.alpha(self.at(np.float64(self.num_steps - 1))) < PURE_NOISE)
+        return bool(self.alpha(self.time_of_step(np.float64(self.num_steps - 1))) < PURE_NOISE)
 
 
 def make_schedule(
@@ -131,25 +131,29 @@ def make_schedule(
         return _make_edm(num_steps, sigma_min, sigma_max, rho, sigma_data)
     continuous = continuous or name == "flow"
     if continuous:
-        pair = {
+        alpha_sigma = {
             "linear": _linear, "scaled_linear": _scaled_linear, "cosine": _cosine, "flow": _flow
         }[name]  # fmt: skip
     else:
-        pair = _make_table(_betas(name, num_steps))
+        alpha_sigma = _make_table(_betas(name, num_steps))
     if zero_terminal_snr and name != "flow":
-        pair = _end_in_pure_noise(pair, *((1.0, 0.0) if continuous else (num_steps - 1, 0)))
+        alpha_sigma = _end_in_pure_noise(
+            alpha_sigma, *((1.0, 0.0) if continuous else (num_steps - 1, 0))
+        )
     if shift != 1:
-        pair = _shift(pair, shift, order=1 if name == "flow" else 2)
+        alpha_sigma = _shift(alpha_sigma, shift, order=1 if name == "flow" else 2)
     if not continuous:
-        return Schedule(name, "steps", num_steps, pair, model_time=lambda t: t, at=_round)
+        return Schedule(
+            name, "steps", num_steps, alpha_sigma, model_time=lambda t: t, time_of_step=_round
+        )
     return Schedule(
         name=name,
         clock="unit",
         num_steps=num_steps,
-        pair=pair,
+        alpha_sigma=alpha_sigma,
         # Flow's models know the share of noise, the others the step.
-        model_time=lambda t: num_steps * pair(t)[1] if name == "flow" else num_steps * t - 1,
-        at=lambda k: (k + 1) / num_steps,
+        model_time=lambda t: num_steps * alpha_sigma(t)[1] if name == "flow" else num_steps * t - 1,
+        time_of_step=lambda k: (k + 1) / num_steps,
     )
 
 
@@ -179,9 +183,9 @@ def _make_edm(
         name="edm",
         clock="sigma",
         num_steps=num_steps,
-        pair=lambda t: (_namespace(t).ones_like(t), t),
+        alpha_sigma=lambda t: (_namespace(t).ones_like(t), t),
         model_time=lambda t: _namespace(t).log(t) / 4,  # c_noise
-        at=lambda k: (low + k / max(num_steps - 1, 1) * (high - low)) ** rho,
+        time_of_step=lambda k: (low + k / max(num_steps - 1, 1) * (high - low)) ** rho,
         sigma_data=sigma_data,
     )
 
@@ -196,17 +200,17 @@ def _betas(name: str, num_steps: int) -> np.ndarray:
     return np.minimum(1 - alpha_squared[1:] / alpha_squared[:-1], 0.999)
 
 
-def _make_table(betas: np.ndarray) -> Pair:
+def _make_table(betas: np.ndarray) -> AlphaSigma:
     """The levels, looked up by whole steps."""
     alpha = np.sqrt(np.cumprod(1 - betas))
     sigma = np.sqrt(1 - alpha**2)
 
-    def pair(t: Array) -> tuple[Array, Array]:
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
         if isinstance(t, jax.Array):
             return jnp.asarray(alpha)[t], jnp.asarray(sigma)[t]
         return alpha[t], sigma[t]
 
-    return pair
+    return alpha_sigma
 
 
 def _from_rate(integral: Array) -> tuple[Array, Array]:
@@ -240,23 +244,23 @@ def _cosine(t: Array) -> tuple[Array, Array]:
     return alpha, sigma
 
 
-def _end_in_pure_noise(pair: Pair, last: float, first: float) -> Pair:
+def _end_in_pure_noise(alpha_sigma: AlphaSigma, last: float, first: float) -> AlphaSigma:
     """Moves alpha to 0 at the last time and keeps it at the first."""
-    alpha_first, alpha_last = (float(pair(np.asarray(t))[0]) for t in (first, last))
+    alpha_first, alpha_last = (float(alpha_sigma(np.asarray(t))[0]) for t in (first, last))
     scale = alpha_first / (alpha_first - alpha_last)
 
     def rescaled(t: Array) -> tuple[Array, Array]:
-        alpha = (pair(t)[0] - alpha_last) * scale
+        alpha = (alpha_sigma(t)[0] - alpha_last) * scale
         return alpha, _namespace(alpha).sqrt((1 - alpha) * (1 + alpha))
 
     return rescaled
 
 
-def _shift(pair: Pair, shift: float, order: int) -> Pair:
+def _shift(alpha_sigma: AlphaSigma, shift: float, order: int) -> AlphaSigma:
     """Divides alpha / sigma by `shift`, keeping alpha^order + sigma^order = 1."""
 
     def shifted(t: Array) -> tuple[Array, Array]:
-        alpha, sigma = pair(t)
+        alpha, sigma = alpha_sigma(t)
         norm = (alpha**order + (shift * sigma) ** order) ** (1 / order)
         return alpha / norm, shift * sigma / norm
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule
-from videogen_jax.diffusion.times import place_times
+from videogen_jax.diffusion.times import times_at_fraction
 
 TASKS = ("text", "image", "frames", "prefix")
 AUGMENTATION = "augmentation"  # micro-condition: the noise on known frames
@@ -47,7 +47,7 @@ class Tasks(NamedTuple):
         return "prefix" if self.shares["prefix"] else "none"
 
 
-class Situation(NamedTuple):
+class TaskBatch(NamedTuple):
     """A batch of tasks."""
 
     known: jax.Array  # (B, F, H, W, C), beside x_t
@@ -93,7 +93,7 @@ def check_tasks(tasks: Tasks, frames: int) -> None:
 
 def draw_task(
     rng: jax.Array, tasks: Tasks, x0: jax.Array, dropped: jax.Array | None = None
-) -> Situation:
+) -> TaskBatch:
     """Draws a task for every clip.
 
     Args:
@@ -127,8 +127,8 @@ def draw_task(
     start = None
     if tasks.time_cycle:
         start = jax.random.randint(rng_start, (count,), 0, tasks.time_cycle)
-    return Situation(
-        known=spread_known(noisy, beside, tasks.causal),
+    return TaskBatch(
+        known=nearest_known(noisy, beside, tasks.causal),
         mask=(beside | clean).astype(jnp.float32),
         augmentation=augmentation_level(log_sigma),
         clean=clean,
@@ -160,7 +160,7 @@ def draw_mask(rng: jax.Array, count: int, frames: int) -> jax.Array:
     return jnp.take_along_axis(masks, kind[None, :, None], axis=0)[0]
 
 
-def spread_known(video: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
+def nearest_known(video: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
     """At every frame the nearest known one, the earlier of two; zeros where there is none.
 
     Args:
@@ -203,9 +203,9 @@ def prefix_times(t: jax.Array, clean: jax.Array, tasks: Tasks, schedule: Schedul
       (B, F) times of the noise, and (B, T) times for the model, at which clean frames are as good as clean.
     """
     frames = jnp.broadcast_to(t[:, None], clean.shape)
-    noise = jnp.asarray(place_times(jnp.float32(tasks.prefix_noise), schedule), t.dtype)
+    noise = jnp.asarray(times_at_fraction(jnp.float32(tasks.prefix_noise), schedule), t.dtype)
     told = einops.reduce(clean, "b (t p) -> b t", "max", p=tasks.patch_frames)
-    cleanest = jnp.asarray(schedule.at(np.float64(0)), t.dtype)
+    cleanest = jnp.asarray(schedule.time_of_step(np.float64(0)), t.dtype)
     return jnp.where(clean, noise, frames), jnp.where(told, cleanest, t[:, None])
 
 

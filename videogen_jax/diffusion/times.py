@@ -56,10 +56,10 @@ def draw_times(
         if distribution == "log_normal":
             return jnp.exp(z)
         u = jax.nn.sigmoid(z)
-    return place_times(u, schedule)
+    return times_at_fraction(u, schedule)
 
 
-def place_times(share: jax.Array, schedule: Schedule) -> jax.Array:
+def times_at_fraction(share: jax.Array, schedule: Schedule) -> jax.Array:
     """Times at shares of the whole clock.
 
     Args:
@@ -72,7 +72,7 @@ def place_times(share: jax.Array, schedule: Schedule) -> jax.Array:
         steps = (share * schedule.num_steps).astype(jnp.int32)
         return jnp.clip(steps, 0, schedule.num_steps - 1)
     if schedule.clock == "sigma":
-        return schedule.at(share * (schedule.num_steps - 1))
+        return schedule.time_of_step(share * (schedule.num_steps - 1))
     return share
 
 
@@ -136,4 +136,4 @@ def space_times(
     else:
         places = np.linspace(0, last - 1, count)
     # np.arange by fractions can give one too many; so does `above_first`.
-    return schedule.at(places[-num_inference_steps:][::-1])
+    return schedule.time_of_step(places[-num_inference_steps:][::-1])

@@ -81,7 +81,7 @@ def guide(
     low, high = interval
 
     def guided_within(x_t: jax.Array, t: jax.Array, condition: dict[str, Any]) -> jax.Array:
-        alpha, sigma = schedule.pair(jnp.max(t))  # of the noisiest frame, where each has its own
+        alpha, sigma = schedule.alpha_sigma(jnp.max(t))  # t may differ between frames
         # high * alpha would be no number where an infinite bound meets pure noise.
         within = sigma > low * alpha
         if np.isfinite(high):

@@ -9,7 +9,7 @@ from absl import logging
 
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.video_io import fit_frame
-from videogen_jax.diffusion.tasks import spread_known
+from videogen_jax.diffusion.tasks import nearest_known
 from videogen_jax.run.model import Model
 
 Frames = Mapping[int, np.ndarray]  # number of the frame in its video, from 0, to (h, w, 3) uint8
@@ -142,6 +142,6 @@ def condition_on_frames(
     noise = [np.random.default_rng([seed, 0]).standard_normal(video.shape[1:]) for seed in seeds]
     sigma = np.float32(conditioning.sampling_noise)
     noisy = video + sigma * np.stack(noise).astype(np.float32)
-    known = spread_known(jnp.asarray(noisy), mask, model.config.model.causal)
+    known = nearest_known(jnp.asarray(noisy), mask, model.config.model.causal)
     frames = {"known": np.asarray(known), "mask": mask.astype(np.float32)}
     return conditioning.empty(video.shape) | frames

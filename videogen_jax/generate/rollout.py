@@ -27,18 +27,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.diffusion import objective
 from videogen_jax.diffusion.schedule import Schedule
-from videogen_jax.diffusion.times import place_times
+from videogen_jax.diffusion.times import times_at_fraction
 from videogen_jax.generate import guidance, sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
-from videogen_jax.models.dit import History
+from videogen_jax.models.dit import KVCache
 from videogen_jax.parallel.mesh import BATCH, BATCH_AXES, batch_parts
 
 
 class State(NamedTuple):
     """The state of a rollout; its size does not depend on the length of the video."""
 
-    history: History  # rows of B times the calls of guidance
+    kv_cache: KVCache  # rows of B times the calls of guidance
     frames: jax.Array  # () int32, latent frames made so far
 
 
@@ -109,7 +109,7 @@ class _Steps:
         rows = self.batch_size * guidance.count_calls(*self._scales)
         shape = (blocks, rows, tokens, max(self.window.lengths), heads, head_dim)
         empty = jnp.zeros(shape, self.window.dtype)
-        return State(History(empty, empty, jnp.int32(0)), jnp.int32(0))
+        return State(KVCache(empty, empty, jnp.int32(0)), jnp.int32(0))
 
     def extend(
         self, state: State, params: Any, seeds: jax.Array, condition: dict[str, Any]
@@ -119,10 +119,10 @@ class _Steps:
 
         def predict(x_t: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
             # The cache has a row for each call of guidance; outside of its interval only the first is made.
-            every = len(state.history.keys[0]) // len(x_t)
-            cached = [array[:, ::every] for array in state.history[:2]]
-            history = History(*cached, state.history.length)
-            return self.apply(params, x_t, t, condition, history=history)[0]
+            every = len(state.kv_cache.keys[0]) // len(x_t)
+            cached = [array[:, ::every] for array in state.kv_cache[:2]]
+            kv_cache = KVCache(*cached, state.kv_cache.length)
+            return self.apply(params, x_t, t, condition, kv_cache=kv_cache)[0]
 
         steps = self.settings.make_steps(self.schedule, self.prediction)
         x0 = sampler.sample(
@@ -181,8 +181,8 @@ class _Steps:
     ) -> State:
         """The state with the first n latent frames of x0 in the cache."""
         schedule, window = self.schedule, self.window
-        cleanest = schedule.at(np.float64(0))
-        noisy = place_times(jnp.float32(window.prefix_noise), schedule)
+        cleanest = schedule.time_of_step(np.float64(0))
+        noisy = times_at_fraction(jnp.float32(window.prefix_noise), schedule)
         # As prefixes are in training: known by the mask, nearly clean in x_t, and none beside it.
         prefix = {"mask": jnp.ones(x0.shape[:2]), "known": jnp.zeros(x0.shape)}
         prefix = {name: array for name, array in prefix.items() if name in condition}
@@ -192,23 +192,19 @@ class _Steps:
             for one in guidance.guidance_conditions(condition, self.null_text, *self._scales)
         ]
         noise = sampler.draw_noise(keys, schedule.num_steps + 1, x0.shape[1:])
-        levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.pair(noisy)]
+        levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.alpha_sigma(noisy)]
         x = objective.add_noise(x0, noise, *levels)
         t = jnp.full(x.shape[0], cleanest)  # labelled clean in spite of the noise, against drift
         inputs = jax.tree.map(guidance.interleave, *((x, t, one) for one in conditions))
-        _, keys_values = self.apply(params, *inputs, history=state.history)
-
-        def push(old: jax.Array, new: jax.Array) -> jax.Array:
-            # The oldest n frames leave the queue, so that its shape never changes.
-            queue = jnp.concatenate([old, new[:, :, :, :n].astype(old.dtype)], axis=3)
-            return jax.lax.with_sharding_constraint(queue[:, :, :, n:], self.layout)
+        _, keys_values = self.apply(params, *inputs, kv_cache=state.kv_cache)
 
         frames = state.frames + n
         # A chunk attends to as many cached frames as some prefix of training had.
         trained = jnp.array([0, *window.lengths])
         length = jnp.max(jnp.where(trained <= frames, trained, 0))
-        cached = (push(*pair) for pair in zip(state.history[:2], keys_values, strict=True))
-        return State(History(*cached, length), frames)
+        cache = state.kv_cache.append(*(array[:, :, :, :n] for array in keys_values))
+        cached = jax.lax.with_sharding_constraint((cache.keys, cache.values), self.layout)
+        return State(KVCache(*cached, length), frames)
 
 
 def make_rollout(
@@ -226,7 +222,7 @@ def make_rollout(
     """Builds the rollout once for a batch size and a mesh.
 
     Args:
-      apply: the model, (params, x_t, t, condition, history) to (its output, keys and values).
+      apply: the model, (params, x_t, t, condition, kv_cache) to (its output, keys and values).
       schedule: the noise schedule.
       null_text: embedding of no caption, or of a negative prompt: tree of rows without the batch axis.
       mesh: whose devices share the batch, and on `seq` and `tensor` each video.
@@ -259,7 +255,7 @@ def make_rollout(
         batch_size=batch_size,
         layout=layout,
     )
-    state = State(History(layout, layout, whole), whole)
+    state = State(KVCache(layout, layout, whole), whole)
     inputs = (state, param_shardings, rows, rows)
     calls = len(settings.make_steps(schedule, prediction).t) + 1
     return Rollout(

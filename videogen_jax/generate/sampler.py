@@ -84,7 +84,7 @@ def make_steps(
     eta = _check(schedule, sampler, eta)
     objective.check_prediction(prediction)
     t = space_times(schedule, num_inference_steps, spacing, above_first=sampler == "dpmpp_2m")
-    alpha, sigma = (np.asarray(level, np.float64) for level in schedule.pair(t))
+    alpha, sigma = (np.asarray(level, np.float64) for level in schedule.alpha_sigma(t))
     if prediction == "eps" and alpha[0] < PURE_NOISE:
         raise ValueError(
             f"eps says nothing of the video at time {t[0]:g}, which is pure noise: "

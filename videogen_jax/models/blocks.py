@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from videogen_jax.models import layers
 from videogen_jax.models.positions import ROTARY_AXES
 from videogen_jax.models.remat import in_pieces
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
 MODULATIONS = ("adaln_zero", "adaln_single")
@@ -48,7 +48,7 @@ class Block(nn.Module):
     qk_norm: bool
     cross_attention: str
     dtype: jnp.dtype
-    tokens: Tokens | None = None  # how they lie on the mesh; None for one device
+    token_sharding: TokenSharding | None = None  # how they lie on the mesh; None for one device
     kernel: str = "xla"  # of attention.py
     pieces: int = 1  # in which the MLP is computed
 
@@ -89,7 +89,7 @@ class Block(nn.Module):
         y = layers.Attention(
             self.num_heads,
             self.qk_norm,
-            tokens=self.tokens,
+            token_sharding=self.token_sharding,
             joint=self.kind == "joint",
             kernel=self.kernel,
             dtype=self.dtype,
@@ -117,12 +117,12 @@ class Block(nn.Module):
         mlp = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")
         # Along the axis that is whole on each device.
         axis = 1 if self.kind == "temporal" else 2
-        y = in_pieces(self._run_mlp, mlp, y, axis, self.pieces, self.tokens)
+        y = in_pieces(self._run_mlp, mlp, y, axis, self.pieces, self.token_sharding)
         x = x + (gate_m * y).astype(x.dtype)
         return x if past is None else (x, own)
 
     def _run_mlp(self, mlp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        if self.tokens is not None and self.tokens.parts > 1:
+        if self.token_sharding is not None and self.token_sharding.parts > 1:
             return mlp(x)  # axes that are split over devices must not be joined
         # As one matrix: XLA's CPU copies arrays of more axes for the gradient of the weights.
         return mlp(x.reshape(-1, x.shape[-1])).reshape(x.shape)
@@ -168,7 +168,7 @@ class Block(nn.Module):
             self.num_heads,
             self.qk_norm,
             out_init,
-            self.tokens,
+            self.token_sharding,
             kernel=self.kernel,
             dtype=self.dtype,
             name="text_attention",
@@ -181,7 +181,7 @@ class BlockGroup(nn.Module):
 
     kinds: tuple[str, ...]
     make_block: Callable[..., Block]
-    tokens: Tokens | None
+    token_sharding: TokenSharding | None
 
     @nn.compact
     def __call__(
@@ -207,8 +207,8 @@ class BlockGroup(nn.Module):
                 continue
             if temporal and time_table is not None:
                 x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
-            if temporal and self.tokens is not None:
-                x = self.tokens.frames_to_places(x)
+            if temporal and self.token_sharding is not None:
+                x = self.token_sharding.frames_to_space(x)
             x = checkpoint_name(x, "block_input")
             shared = (condition, text, text_lengths, coordinates)
             block = self.make_block(kind, name=kind)
@@ -216,8 +216,8 @@ class BlockGroup(nn.Module):
                 x, own = block(x, *shared, past, past_length)
             else:
                 x = block(x, *shared)
-            if temporal and self.tokens is not None:
-                x = self.tokens.places_to_frames(x)
+            if temporal and self.token_sharding is not None:
+                x = self.token_sharding.space_to_frames(x)
         return x, own
 
 

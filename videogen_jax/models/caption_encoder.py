@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videogen_jax.models import layers, positions
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 PADDING_ID = 0  # as in data/vocabulary.py
 
@@ -21,7 +21,7 @@ class CaptionEncoder(nn.Module):
     width: int
     depth: int
     num_heads: int
-    tokens: Tokens | None = None  # how clips lie on a mesh
+    token_sharding: TokenSharding | None = None  # how clips lie on a mesh
     kernel: str = "xla"  # of attention.py
     dtype: jnp.dtype = jnp.float32
 
@@ -44,7 +44,7 @@ class CaptionEncoder(nn.Module):
         for i in range(self.depth):
             attend = layers.Attention(
                 self.num_heads,
-                tokens=self.tokens,
+                token_sharding=self.token_sharding,
                 kernel=self.kernel,
                 dtype=self.dtype,
                 name=f"attention_{i}",

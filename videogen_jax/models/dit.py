@@ -16,7 +16,7 @@ Time t is per clip (B,) or per latent frame (B, T), so that clean context frames
 a video of T = 1: it skips the temporal blocks, so that pictures and videos train the same parameters.
 
 A causal model can be asked for the frames that follow others: it then sees the keys and values that its temporal blocks
-had for those (`History`), and hands out its own.
+had for those (`KVCache`), and hands out its own.
 
 Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, variant 1.
 """
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
 from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 TIME_FEATURES = 256
 
@@ -47,12 +47,21 @@ CHOICES = {
 }
 
 
-class History(NamedTuple):
-    """What the G temporal blocks remember of the frames before a clip: keys and values in P slots."""
+class KVCache(NamedTuple):
+    """Sliding-window KV cache of the G temporal blocks: P slots for the latent frames before a clip."""
 
-    keys: jax.Array  # (G, B, N, P, K, Dh), not rotated
+    keys: jax.Array  # (G, B, N, P, K, Dh), before rotary embedding
     values: jax.Array  # (G, B, N, P, K, Dh)
-    length: jax.Array  # () int32, slots that are seen, the last ones
+    length: jax.Array  # () int32, number of valid slots; they are the last ones
+
+    def append(self, keys: jax.Array, values: jax.Array) -> "KVCache":
+        """Appends T latent frames, (G, B, N, T, K, Dh) each; the T oldest slots are dropped, so shapes stay fixed."""
+
+        def push(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.concatenate([old, new.astype(old.dtype)], axis=3)[:, :, :, new.shape[3] :]
+
+        length = jnp.minimum(self.length + keys.shape[3], self.keys.shape[3])
+        return KVCache(push(self.keys, keys), push(self.values, values), length)
 
 
 class VideoDiT(nn.Module):
@@ -79,7 +88,7 @@ class VideoDiT(nn.Module):
     dtype: jnp.dtype
     out_channels: int | None = None  # as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) of tokens, as the video's
-    tokens: Tokens | None = None  # how they lie on a mesh; None for one device
+    token_sharding: TokenSharding | None = None  # how they lie on a mesh; None for one device
     kernel: str = "xla"  # see attention.py
     remat: str = "none"  # see remat.py, as the next two
     saved: tuple[str, ...] = ()
@@ -97,7 +106,7 @@ class VideoDiT(nn.Module):
         known: jax.Array | None = None,
         mask: jax.Array | None = None,
         start: jax.Array | None = None,
-        history: History | None = None,
+        kv_cache: KVCache | None = None,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Predicts noise, clean video or velocity, whichever the objective trains.
 
@@ -111,9 +120,9 @@ class VideoDiT(nn.Module):
           known: (B, T*pt, H*ph, W*pw, C) known frames, for the conditioning "frames".
           mask: (B, T*pt) float, 1 at frames that are known, for "frames" and "prefix".
           start: (B,) or () int32, number of the first latent frame in its video, with `time_cycle`; 0 if None.
-          history: of the latent frames ahead of x_t.
+          kv_cache: of the latent frames ahead of x_t.
         Returns:
-          (B, T*pt, H*ph, W*pw, C or out_channels) float32; with a history also the keys and values of x_t's own latent
+          (B, T*pt, H*ph, W*pw, C or out_channels) float32; with a KV cache also the keys and values of x_t's own latent
           frames, each (G, B, N, T, K, Dh).
         Raises:
           ValueError: a field is unknown or does not go with another, a size does not fit, or text, micro-conditions or
@@ -121,16 +130,16 @@ class VideoDiT(nn.Module):
         Source: micro-conditions, Stable Video Diffusion, arXiv:2311.15127, appendix.
         """
         self._check()
-        if history is not None and not (self.causal and self.attention == "factorized"):
+        if kv_cache is not None and not (self.causal and self.attention == "factorized"):
             raise ValueError(
                 f"A model with model.causal={self.causal} and model.attention={self.attention!r} remembers no frames: "
                 "train one with causal=True and attention='factorized' for long videos."
             )
         added = self.positions in positions.ADDED_IN_TIME
-        if history is not None and added and (start is None or not self.time_cycle):
+        if kv_cache is not None and added and (start is None or not self.time_cycle):
             raise ValueError(
-                f"Positions {self.positions!r} are numbers of the frames in their video: with a history give the start "
-                "of x_t, to a model with model.time_cycle above 0."
+                f"Positions {self.positions!r} are absolute frame numbers: with a KV cache give the start of x_t, to a "
+                "model with model.time_cycle above 0."
             )
         height, width, channels = x_t.shape[2:]
         grid = patches.patch_grid(x_t.shape[1:4], self.patch_size)
@@ -138,18 +147,18 @@ class VideoDiT(nn.Module):
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
         x_t = self._join_known(x_t, known, mask)
-        if self.tokens is not None:
-            x_t = self.tokens.by_frames(x_t)
+        if self.token_sharding is not None:
+            x_t = self.token_sharding.shard_frames(x_t)
         x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
         x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
-        x, time_table = self._add_positions(x, grid, start, goes_on=history is not None)
+        x, time_table = self._add_positions(x, grid, start, cached=kv_cache is not None)
 
         modulation = condition
         if self.modulation == "adaln_single":
             modulation = self._dense(6 * self.width, "shared_modulation")(nn.silu(condition))
         coordinates = positions.coordinates(grid, self.position_grid)  # (T, N, 3)
         shared = (modulation, tokens, lengths, coordinates, time_table)
-        x, own = self._blocks(x, history, *shared)
+        x, own = self._blocks(x, kv_cache, *shared)
 
         shift, scale = self._last_modulation(condition)  # (B, T or 1, 1, D)
         patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
@@ -158,9 +167,9 @@ class VideoDiT(nn.Module):
         def read_out(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
             return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
 
-        x = remat.in_pieces(read_out, unembed, x, 2, self.pieces, self.tokens)
+        x = remat.in_pieces(read_out, unembed, x, 2, self.pieces, self.token_sharding)
         video = patches.unpatchify(x, self.patch_size, height, width)
-        return video if history is None else (video, own)
+        return video if kv_cache is None else (video, own)
 
     def _join_known(
         self, x_t: jax.Array, known: jax.Array | None, mask: jax.Array | None
@@ -197,7 +206,7 @@ class VideoDiT(nn.Module):
                 self.width,
                 self.text_depth,
                 self.num_heads,
-                self.tokens,
+                self.token_sharding,
                 self.kernel,
                 dtype=self.dtype,
                 name="caption_encoder",
@@ -244,7 +253,7 @@ class VideoDiT(nn.Module):
         return condition + sum(vectors)[:, None] if vectors else condition
 
     def _add_positions(
-        self, x: jax.Array, grid: tuple[int, int, int], start: jax.Array | None, goes_on: bool
+        self, x: jax.Array, grid: tuple[int, int, int], start: jax.Array | None, cached: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         """Tokens with what is added to them, and what is to be added ahead of the first temporal block."""
         table, time_table, frames = None, None, None
@@ -255,20 +264,22 @@ class VideoDiT(nn.Module):
             table = positions.sincos_3d(grid, self.width, *where)
         elif self.positions in ("latte", "dit"):
             table = positions.sincos_2d(grid[1:], self.width, self.position_grid)
-        if self.positions == "latte" and (grid[0] > 1 or goes_on):
+        if self.positions == "latte" and (grid[0] > 1 or cached):
             time_table = positions.sincos_frames(grid[0], self.width, frames, self.time_cycle)
             time_table = time_table[..., None, :]  # (T, 1, D) or (B, T, 1, D)
             if self.attention == "joint":
                 table, time_table = table + time_table, None
         return (x if table is None else x + table.astype(self.dtype)), time_table
 
-    def _blocks(self, x: jax.Array, history: History | None, *shared: Any) -> tuple[jax.Array, Any]:
+    def _blocks(
+        self, x: jax.Array, kv_cache: KVCache | None, *shared: Any
+    ) -> tuple[jax.Array, Any]:
         """All blocks, and what temporal ones remember; `shared` are `Block`'s arguments after x, and the time table."""
         kinds = blocks.KINDS[self.attention]
         block, group = remat.wrap(
             blocks.Block, blocks.BlockGroup, self.remat, self.saved, self.offload
         )
-        past, length = (None, None) if history is None else (history[:2], history.length)
+        past, length = (None, None) if kv_cache is None else (kv_cache[:2], kv_cache.length)
         shared = (*shared, length)
         scan = nn.scan(
             group,
@@ -286,13 +297,13 @@ class VideoDiT(nn.Module):
             modulation=self.modulation,
             qk_norm=self.qk_norm,
             cross_attention=self.cross_attention,
-            tokens=self.tokens,
+            token_sharding=self.token_sharding,
             kernel=self.kernel,
             pieces=self.pieces,
             dtype=self.dtype,
         )
         index = jnp.arange(self.depth // len(kinds))
-        return scan(kinds, make_block, self.tokens, name="blocks")(x, index, past, *shared)
+        return scan(kinds, make_block, self.token_sharding, name="blocks")(x, index, past, *shared)
 
     def _last_modulation(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Shift and scale ahead of the last layer: of a layer of their own, or of a table."""

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models.attention import attend
 from videogen_jax.models.positions import rotate
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 EMBED_INIT = nn.initializers.normal(0.02)
@@ -92,7 +92,7 @@ class Attention(nn.Module):
     num_heads: int
     qk_norm: bool = True
     out_init: nn.initializers.Initializer = KERNEL_INIT
-    tokens: Tokens | None = None
+    token_sharding: TokenSharding | None = None
     joint: bool = False
     kernel: str = "xla"
     dtype: jnp.dtype = jnp.float32
@@ -150,8 +150,8 @@ class Attention(nn.Module):
         def run(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
             return attend(query, key, value, causal=causal, kernel=self.kernel, **options)
 
-        if self.tokens is not None:
-            run = self.tokens.each_device(run, self.joint)
+        if self.token_sharding is not None:
+            run = self.token_sharding.shard_attention(run, self.joint)
         out = run(query, key, value, mask=mask, lengths=lengths)  # (B, *G, N, K, Dh)
         out = checkpoint_name(out, "attention")
         out = nn.DenseGeneral(

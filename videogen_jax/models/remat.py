@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 POLICIES = ("none", "block", "selective")
 SAVED = ("qkv", "attention", "mlp")
@@ -107,7 +107,7 @@ def in_pieces(
     x: jax.Array,
     axis: int,
     pieces: int,
-    tokens: Tokens | None,
+    token_sharding: TokenSharding | None,
 ) -> jax.Array:
     """Computes a layer that treats all tokens alike for equal parts of them, one after the other.
 
@@ -120,7 +120,7 @@ def in_pieces(
       x: (B, T, N, D).
       axis: to cut, 1 or 2.
       pieces: how many.
-      tokens: how x lies on a mesh; None for one device.
+      token_sharding: how x is sharded over the mesh; None on one device.
     Returns:
       (B, T, N, E).
     Raises:
@@ -134,8 +134,8 @@ def in_pieces(
     if pieces == 1 or layer.is_initializing():
         return run(layer, x)
     params = jax.tree.map(lambda leaf: leaf.astype(layer.dtype), layer.variables["params"])
-    if tokens is not None:
-        params = tokens.gather({layer.name: params})[layer.name]
+    if token_sharding is not None:
+        params = token_sharding.gather_params({layer.name: params})[layer.name]
     alone = layer.clone(parent=None)
 
     @jax.checkpoint

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 
 
-def least_wire_bytes(
+def min_sent_bytes(
     params: Any,
     mesh: Mapping[str, int],
     *,

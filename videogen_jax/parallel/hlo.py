@@ -132,7 +132,7 @@ def _trip_count(line: Instruction) -> int:
     return int(found[1])
 
 
-def count_wire_bytes(text: str, devices: int) -> dict[str, int]:
+def count_sent_bytes(text: str, devices: int) -> dict[str, int]:
     """Bytes that each device sends to others when the program is run once, by kind of collective.
 
     In a group of n, of an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,

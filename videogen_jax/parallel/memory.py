@@ -27,7 +27,7 @@ class Footprint(NamedTuple):
     peak: int
     host: int  # pinned memory of the host
     collectives: int  # the buffers of the largest one, within the peak
-    wire: dict[str, int]  # sent to other devices, by kind of collective
+    sent: dict[str, int]  # sent to other devices, by kind of collective
     traffic: int  # read from and written to the device's memory
 
 
@@ -63,7 +63,7 @@ def measure(
         - sizes.host_alias_size_in_bytes
         + sizes.host_temp_size_in_bytes,
         collectives=hlo.largest_collective(text, devices),
-        wire=hlo.count_wire_bytes(text, devices),
+        sent=hlo.count_sent_bytes(text, devices),
         traffic=hlo.count_memory_bytes(text),
     )
 

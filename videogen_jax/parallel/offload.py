@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 HOST = "pinned_host"  # JAX's name of this memory
 
 
-def to_host(shardings: Any, shapes: Any) -> Any:
+def host_shardings(shardings: Any, shapes: Any) -> Any:
     """The same places, in the host's memory.
 
     Args:
@@ -23,7 +23,7 @@ def to_host(shardings: Any, shapes: Any) -> Any:
     """
 
     def move(place: NamedSharding, leaf: Any) -> NamedSharding:
-        return place.with_memory_kind(HOST) if waits(leaf) else place
+        return place.with_memory_kind(HOST) if is_offloaded(leaf) else place
 
     return jax.tree.map(move, shardings, shapes)
 
@@ -32,25 +32,28 @@ def fetch(tree: Any, after: Any) -> tuple[Any, Any]:
     """Inside a jitted function: from the host to the devices, but no sooner than `after`.
 
     Args:
-      tree: arrays that `to_host` has placed.
+      tree: arrays that `host_shardings` has placed.
       after: arrays to be computed first, while that still needs the devices' memory.
     Returns:
       (the tree on the devices, `after`).
     """
     leaves, structure = jax.tree.flatten(tree)
-    waiting = [leaf for leaf in leaves if waits(leaf)]
+    waiting = [leaf for leaf in leaves if is_offloaded(leaf)]
     waiting, after = jax.lax.optimization_barrier((waiting, after))
     arrived = iter(jax.device_put(waiting, jax.memory.Space.Device))
-    return structure.unflatten([next(arrived) if waits(leaf) else leaf for leaf in leaves]), after
+    return structure.unflatten(
+        [next(arrived) if is_offloaded(leaf) else leaf for leaf in leaves]
+    ), after
 
 
 def store(tree: Any) -> Any:
     """Inside a jitted function: what `fetch` brought, back to the host."""
     return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if waits(leaf) else leaf, tree
+        lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if is_offloaded(leaf) else leaf,
+        tree,
     )
 
 
-def waits(leaf: Any) -> bool:
+def is_offloaded(leaf: Any) -> bool:
     """Whether a part of an offloaded tree goes to the host."""
     return leaf.ndim > 0

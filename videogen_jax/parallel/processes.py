@@ -135,7 +135,7 @@ def find_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def propagate_errors() -> Iterator[None]:
     """Ends a block with an error on every process if one of them has one; nothing in it may wait for the others.
 
     Raises:
@@ -146,7 +146,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:  # raised again below, when the others know of it
         error = caught
-    failed = which(error is not None)
+    failed = _processes_where(error is not None)
     if error is not None:
         raise error
     if failed:
@@ -155,7 +155,7 @@ def together() -> Iterator[None]:
         )
 
 
-def share_folder(folder: Path) -> None:
+def make_shared_folder(folder: Path) -> None:
     """Makes a folder that every process sees.
 
     Args:
@@ -165,17 +165,17 @@ def share_folder(folder: Path) -> None:
       ValueError: a process sees another folder of this name, on a disk of its own.
     """
     first = jax.process_index() == 0
-    with together():
+    with propagate_errors():
         if first:
             folder.mkdir(parents=True, exist_ok=True)
     if jax.process_count() == 1:
         return
     number = multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32))
     mark = folder / f".shared_{int(number)}"
-    with together():
+    with propagate_errors():
         if first:
             mark.touch()
-    with together():
+    with propagate_errors():
         if not mark.exists():
             raise ValueError(
                 f"Process {jax.process_index()} does not see what process 0 writes to {folder}: "
@@ -185,7 +185,7 @@ def share_folder(folder: Path) -> None:
         mark.unlink()
 
 
-def which(flag: bool) -> list[int]:
+def _processes_where(flag: bool) -> list[int]:
     """The processes that say yes; all must ask."""
     if jax.process_count() == 1:
         return [0] if flag else []

@@ -21,7 +21,7 @@ from videogen_jax.parallel.mesh import BATCH_AXES
 from videogen_jax.parallel.sharding import gathered_shardings
 
 
-class Tokens(NamedTuple):
+class TokenSharding(NamedTuple):
     """The layout on a mesh, and the exchanges, each of which is the identity where `seq` is 1."""
 
     mesh: Mesh
@@ -31,25 +31,25 @@ class Tokens(NamedTuple):
         """Devices that share a clip."""
         return self.mesh.shape["seq"]
 
-    def by_frames(self, video: jax.Array) -> jax.Array:
+    def shard_frames(self, video: jax.Array) -> jax.Array:
         """Lays (B, T, ...) out with frames over `seq`; a picture has one, which stays whole."""
         axis = "seq" if video.shape[1] % self.parts == 0 else None
         layout = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES, axis))
         return jax.lax.with_sharding_constraint(video, layout)
 
-    def frames_to_places(self, x: jax.Array) -> jax.Array:
+    def frames_to_space(self, x: jax.Array) -> jax.Array:
         """(B, T, N, D): from parts of the frames to parts of the places."""
         return self._turn(x, 1, 2)
 
-    def places_to_frames(self, x: jax.Array) -> jax.Array:
+    def space_to_frames(self, x: jax.Array) -> jax.Array:
         """(B, T, N, D): from parts of the places to parts of the frames."""
         return self._turn(x, 2, 1)
 
-    def gather(self, params: Any) -> Any:
+    def gather_params(self, params: Any) -> Any:
         """Lays parameters out as they are used: whole, but for the parts of a layer that are on `tensor`."""
         return jax.lax.with_sharding_constraint(params, gathered_shardings(self.mesh, params))
 
-    def each_device(
+    def shard_attention(
         self, attend: Callable[..., jax.Array], joint: bool
     ) -> Callable[..., jax.Array]:
         """Attention of what each device has, without a word to the others: XLA may not split sequences otherwise.
@@ -112,7 +112,9 @@ def _exchange(x: jax.Array, gather: int, split: int) -> jax.Array:
     return jax.lax.all_to_all(x, "seq", split_axis=split, concat_axis=gather, tiled=True)
 
 
-def check_tokens(mesh: Mesh, grid: tuple[int, int, int], attention: str, num_heads: int) -> None:
+def check_token_grid(
+    mesh: Mesh, grid: tuple[int, int, int], attention: str, num_heads: int
+) -> None:
     """Refuses a clip that does not lie evenly on `seq` and `tensor`.
 
     Args:

@@ -116,7 +116,7 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
     damaged: list[int] = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            with processes.together():  # each process reads its own parts
+            with processes.propagate_errors():  # each process reads its own parts
                 ema = _restore_item(manager, step, "ema", abstract.ema)
                 state = _restore_item(manager, step, "state", abstract.replace(ema=None))
         except CheckpointError:
@@ -299,7 +299,7 @@ def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Frees the numbers of damaged steps; what is there is kept."""
     if not steps:
         return
-    with processes.together():
+    with processes.propagate_errors():
         for step in steps if jax.process_index() == 0 else ():
             source = Path(manager.directory) / str(step)
             place = source.parent.parent / "checkpoints_damaged" / f"{step}_{time.time_ns()}"

@@ -17,12 +17,12 @@ from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.diffusion.tasks import TASKS, Tasks, check_tasks
 from videogen_jax.models.attention import choose_kernel
-from videogen_jax.models.dit import CONDITIONINGS, History, VideoDiT
+from videogen_jax.models.dit import CONDITIONINGS, KVCache, VideoDiT
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.models.positions import ADDED_IN_TIME
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
-from videogen_jax.parallel.sequence_parallel import Tokens, check_tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding, check_token_grid
 from videogen_jax.run import text_conditioning
 from videogen_jax.run.conditioning import Conditioning
 from videogen_jax.run.ema import make_decays
@@ -38,7 +38,7 @@ class Model(NamedTuple):
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    # (params, x_t, t, condition) to the model's output, and with a history as `VideoDiT`
+    # (params, x_t, t, condition) to the model's output, and with a KV cache as `VideoDiT`
     apply: Callable[..., Any]
     init_params: Callable[[], Any]  # to be jitted with `param_shardings` as its output's
     abstract_params: Any  # tree of jax.ShapeDtypeStruct with shardings
@@ -119,14 +119,14 @@ def make_model(
     if null_text is None:
         null_text = text_conditioning.blank_text(text.encoder, text.path, text.length)
     text_encoder = text_conditioning.MODEL_ENCODERS[text.encoder]
-    check_tokens(mesh, grid or tokens, config.model.attention, config.model.num_heads)
+    check_token_grid(mesh, grid or tokens, config.model.attention, config.model.num_heads)
     schedule = _make_schedule(config, tokens)
     network = VideoDiT(
         **dict(config.model, position_grid=config.model.position_grid or None),
         text_encoder=text_encoder,
         vocabulary_size=text.vocabulary_size,
         dtype=compute_dtype(config.train.precision),
-        tokens=Tokens(mesh),
+        token_sharding=TokenSharding(mesh),
         kernel=choose_kernel(config.memory.attention_kernel, mesh.devices.flat),
         remat=config.memory.remat,
         saved=config.memory.saved,
@@ -140,7 +140,7 @@ def make_model(
         x_t: jax.Array,
         t: jax.Array,
         condition: dict[str, Any],
-        history: History | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Any:
         if schedule.clock == "sigma":
             scale = schedule.input_scale(t)
@@ -149,7 +149,7 @@ def make_model(
             x_t = x_t * expand(scale, x_t.ndim)
         micro, frames = condition_spec.model_inputs(condition)
         inputs = (x_t, schedule.model_time(t), condition["text"], micro)
-        return network.apply({"params": params}, *inputs, **frames, history=history)
+        return network.apply({"params": params}, *inputs, **frames, kv_cache=kv_cache)
 
     def init_params() -> Any:
         # An image passes by the temporal blocks, but videos that come later want their parameters.
@@ -161,7 +161,7 @@ def make_model(
         rows = jax.tree.map(lambda row: jnp.zeros((1, *row.shape), row.dtype), null_text)
         inputs = (jnp.zeros(shape), jnp.zeros(1), rows, micro)
         # One clip cannot be split among the devices that share a batch; nor need it be.
-        return network.clone(tokens=None).init(rng, *inputs, **frames)["params"]
+        return network.clone(token_sharding=None).init(rng, *inputs, **frames)["params"]
 
     rules = sharding.parameter_rules(
         modulation=config.model.modulation,
@@ -267,7 +267,7 @@ def choose_mesh(
     data = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= count)
     mesh = meshes.make_mesh(data=data, seq=len(devices) // data, devices=devices)
     try:
-        check_tokens(mesh, grid, attention, num_heads)
+        check_token_grid(mesh, grid, attention, num_heads)
     except ValueError as error:
         logging.info("Only %d of %d devices are used: %s", data, len(devices), error)
         return meshes.make_mesh(data=data, devices=devices)

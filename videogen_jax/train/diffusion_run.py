@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models.flops import TRAIN_FACTOR, count_flops
-from videogen_jax.parallel.communication import least_wire_bytes
+from videogen_jax.parallel.communication import min_sent_bytes
 from videogen_jax.run.model import Model, abstract_batch
 from videogen_jax.run.state import compute_dtype
 from videogen_jax.train.loss import (
@@ -104,7 +104,7 @@ def least_step_wire(run: Run) -> int:
     reads = {"none": 0, "gated": options.depth, "pixart": options.depth}[options.cross_attention]
     if options.cross_attention == "pixart" and options.attention == "factorized":
         reads //= 2  # spatial blocks only
-    return least_wire_bytes(
+    return min_sent_bytes(
         run.abstract.params,
         run.mesh.shape,
         tokens=config.batch_size * math.prod(run.model.token_grid),

@@ -44,7 +44,7 @@ def make_measure_fvd(
     options = config.evaluation
     frames = min(config.data.frames, clip_sets.SEEN // options.fvd_repeat)
     window = clip_sets.Window(frames, repeat=options.fvd_repeat)
-    with processes.together():
+    with processes.propagate_errors():
         i3d.check_frames(window.frames * window.repeat)
         held_out = open_held_out(run, sets)
         count = min(options.fvd_clips, sum(held_out.lengths.get("validation", [])))
@@ -61,7 +61,7 @@ def make_measure_fvd(
         text = texts.embed(prompts)
     condition = run_sampler.make_condition(run.model, text, config.sample.motion)
     first = jax.process_index() == 0
-    with processes.together():
+    with processes.propagate_errors():
         if first:
             extract = i3d.make_extractor(i3d_weights.load())
             decode = run.model.latent_space.make_decode(next(iter(sets.values())).latents)

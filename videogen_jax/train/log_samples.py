@@ -41,16 +41,16 @@ def make_log_videos(
     prompts, motion = run.config.sample.prompts, run.config.sample.motion
     if not prompts:
         return lambda writer, step, ema: None
-    with processes.together():
+    with processes.propagate_errors():
         text = texts.embed(prompts)
     conditions = {}
     if run.config.tasks.text:
         conditions["prompts"] = run_sampler.make_condition(run.model, text, motion)
-    with processes.together():
+    with processes.propagate_errors():
         if run.config.tasks.image and (first := first_frame_condition(run, texts, sets)):
             conditions["first_frames"] = first
     decode, held_out = None, None
-    with processes.together():
+    with processes.propagate_errors():
         latents = next(iter(sets.values())).latents
         if jax.process_index() == 0:
             decode = run.model.latent_space.make_decode(latents)

@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       Interrupted: SIGTERM; the same command again resumes.
     """
     workdir = Path(workdir)
-    with processes.together():
+    with processes.propagate_errors():
         config = configs.validate(config)
         kind = run_kinds.find_kind(config)
         mesh = meshes.make_mesh(**config.mesh)
@@ -73,13 +73,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         runs = setup.make_bucket_runs(run, setup.bucket_shapes(config, sets), kind)
         for bucket in runs.values():
             processes.find_share(bucket.mesh, bucket.config.batch_size)
-    processes.share_folder(workdir)
+    processes.make_shared_folder(workdir)
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
         state = restore_or_init(run, manager, texts, data.latents)
         if int(state.step) >= config.train.steps:
             logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
             return
-        with processes.together():
+        with processes.propagate_errors():
             if jax.process_index() == 0:
                 saved_config.write_config(workdir, config)
         metrics.log_parameters(state.params)
@@ -126,7 +126,7 @@ def run_steps(
     latents = next(iter(sets.values())).latents
     interrupted = False
     with contextlib.ExitStack() as stack:
-        with processes.together():
+        with processes.propagate_errors():
             writer = metrics.make_writer(workdir, **config.wandb)
         stack.callback(writer.close)
         metrics.show_config(writer, first - 1, workdir, config.to_dict())
@@ -213,11 +213,11 @@ def restore_or_init(run: Run, manager: Any, texts: Texts, latents: LatentInfo | 
         init = jax.jit(run.init, out_shardings=run.shardings)
         if "init" not in run.config or not run.config.init.path:
             return init()
-        with processes.together():
+        with processes.propagate_errors():
             params = init_params.init_params(run.model, texts)
         return init(jax.device_put(params, run.shardings.params))
     step = int(state.step)
-    with processes.together():
+    with processes.propagate_errors():
         metadata = checkpoint.restore_metadata(manager, step)
         setup.check_same_run(metadata, run.config, texts, latents)
     logging.info("Resuming from step %d of %s.", step, manager.directory)

@@ -64,7 +64,7 @@ def make_clip_losses(
         dropped: jax.Array | None = None,
     ) -> jax.Array:
         x0 = to_float(batch["video"])  # (B, F, H, W, C)
-        levels = schedule.pair(t)
+        levels = schedule.alpha_sigma(t)
         eps = jax.random.normal(rng_eps, x0.shape)
         condition = {name: rows for name, rows in batch.items() if name != "video"}
         noise_levels, model_t, has_loss = levels, t, None
@@ -77,7 +77,7 @@ def make_clip_losses(
             if tasks.shares["prefix"]:
                 # A clean prefix stays in x_t with little noise; its time says clean, and it has no loss.
                 noise_t, model_t = clip_tasks.prefix_times(t, drawn.clean, tasks, schedule)
-                noise_levels = schedule.pair(noise_t)
+                noise_levels = schedule.alpha_sigma(noise_t)
                 has_loss = ~drawn.clean
         x_t = objective.add_noise(x0, eps, *noise_levels)
         output = apply(params, x_t, model_t, condition)
@@ -113,7 +113,7 @@ def make_loss_by_noise_level(
         inside = (jnp.arange(clips) + 0.5) / clips
 
         def level_loss(level: jax.Array) -> jax.Array:
-            t = times.place_times((level + inside) / count, schedule)
+            t = times.times_at_fraction((level + inside) / count, schedule)
             return jnp.mean(clip_losses(params, batch, t, rng))
 
         return jax.lax.map(level_loss, jnp.arange(count))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
-from videogen_jax.parallel.offload import to_host
+from videogen_jax.parallel.offload import host_shardings
 from videogen_jax.run import ema
 from videogen_jax.run.model import Model, with_shardings
 from videogen_jax.run.state import TrainState, init_state
@@ -89,7 +89,7 @@ def assemble_run(
         model, optimizer, learning_rate, ema_decays, loss, abstract_batch, init, shapes, shardings
     )
     for field in run.offloaded:
-        place = to_host(getattr(shardings, field), getattr(shapes, field))
+        place = host_shardings(getattr(shardings, field), getattr(shapes, field))
         shardings = shardings.replace(**{field: place})
     return run._replace(abstract=with_shardings(shapes, shardings), shardings=shardings)
 

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process: its pages are there when it is taken again."""
+"""How every command starts: freed memory stays with the process, so its pages are mapped only once."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource
-from videogen_jax.parallel.host_memory import keep_freed_memory
+from videogen_jax.command import keep_freed_memory
 {call}
 def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,6 +29,6 @@ def count_faults(call: str) -> int:
 @pytest.mark.skipif(
     bool(metadata.entry_points(group="jax_plugins")), reason="JAX has a plug-in for other devices"
 )
-def test_pages_are_kept():
+def test_freed_pages_stay_with_the_process():
     assert count_faults("") > 100  # at most 2 MiB a page
     assert count_faults("keep_freed_memory()") < 10

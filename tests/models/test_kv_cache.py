@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.models.randomise import randomise
-from videogen_jax.diffusion.tasks import spread_known
-from videogen_jax.models.dit import History, VideoDiT
+from videogen_jax.diffusion.tasks import nearest_known
+from videogen_jax.models.dit import KVCache, VideoDiT
 from videogen_jax.parallel.mesh import make_mesh
-from videogen_jax.parallel.sequence_parallel import Tokens
+from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 FRAMES, SLOTS, CYCLE, HEADS, WIDTH = 6, 7, 8, 2, 24
 VIDEO = (2, FRAMES, 8, 8, 3)  # 4 tokens in a frame
@@ -72,19 +72,10 @@ def random_params(**changes):
     return randomise(shapes, 0.3)
 
 
-def empty_history():
+def empty_cache():
     """Nothing is remembered; what lies in the slots must not be seen."""
     shape = (2, 2, 4, SLOTS, HEADS, WIDTH // HEADS)
-    return History(normal(*shape, seed=7), 30 * normal(*shape, seed=8), np.int32(0))
-
-
-def remember(history, own):
-    frames = own[0].shape[3]
-    pushed = (
-        np.concatenate([old, new], axis=3)[:, :, :, frames:]
-        for old, new in zip(history[:2], own, strict=True)
-    )
-    return History(*pushed, np.int32(history.length + frames))
+    return KVCache(normal(*shape, seed=7), 30 * normal(*shape, seed=8), np.int32(0))
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rope", "latte", "dit"])
@@ -94,19 +85,19 @@ def test_a_video_in_two_parts_is_the_whole_one(positions):
     params, apply = random_params(**changes), jitted_apply(**changes)
     start = np.array([4, 1], np.int32)
     whole = np.asarray(apply(params, inputs(start=start)))
-    history, parts = empty_history(), []
+    kv_cache, parts = empty_cache(), []
     for part in (slice(0, 5), slice(5, 6)):
         args = inputs(start=start + np.int32(part.start))
         args |= {name: args[name][:, part] for name in ("x_t", "t", "mask")}
-        out, own = apply(params, args | {"history": history})
-        history = remember(history, own)
+        out, keys_values = apply(params, args | {"kv_cache": kv_cache})
+        kv_cache = kv_cache.append(*keys_values)
         parts.append(out)
     np.testing.assert_allclose(
         np.concatenate(parts, axis=1), whole, atol=1e-5 * np.abs(whole).max()
     )
     # And what is remembered is seen.
-    forgotten = history._replace(length=np.int32(0))
-    out, _ = apply(params, args | {"history": forgotten})
+    emptied = kv_cache._replace(length=np.int32(0))
+    out, _ = apply(params, args | {"kv_cache": emptied})
     assert np.abs(out - whole[:, 5:]).max() > 1e-2 * np.abs(whole).max()
 
 
@@ -128,12 +119,12 @@ def test_positions_begin_again_after_the_cycle(positions):
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
 def test_a_causal_model_leaks_nothing_from_later_frames_to_the_bit(attention, seq):
     changes = {"attention": attention, "conditioning": "frames", "positions": "rope"}
-    model = make_model(**changes, tokens=Tokens(make_mesh(seq=seq)))
+    model = make_model(**changes, token_sharding=TokenSharding(make_mesh(seq=seq)))
     params = random_params(**changes)
     apply = jax.jit(lambda args: model.apply({"params": params}, **args))
 
     def outputs(args):
-        known = spread_known(jnp.asarray(args["x_t"]) / 2, args["mask"] > 0, causal=True)
+        known = nearest_known(jnp.asarray(args["x_t"]) / 2, args["mask"] > 0, causal=True)
         return np.asarray(apply(args | {"known": np.asarray(known)}))
 
     before = outputs(inputs())
@@ -162,23 +153,23 @@ def test_a_model_that_is_not_causal_shows_how_a_leak_would_look():
         ({"attention": "joint"}, {}, r"model\.attention='joint' remembers no frames"),
         ({}, {}, "Positions 'sincos' .* give the start"),
         ({"positions": "latte", "time_cycle": 0}, {"start": 0}, r"model\.time_cycle above 0"),
-        ({"causal": False}, {"history": None}, r"model\.time_cycle is 8, but only a causal model"),
+        ({"causal": False}, {"kv_cache": None}, r"model\.time_cycle is 8, but only a causal model"),
         (
             {"conditioning": "none"},
-            {"history": None},
+            {"kv_cache": None},
             r"is given mask frames, but model\.conditioning is 'none': give none",
         ),
         (
             {"conditioning": "frames"},
-            {"history": None},
+            {"kv_cache": None},
             r"is given mask frames, but .*'frames': give known and mask",
         ),
-        ({}, {"history": None, "mask": None}, r"is given no frames, but .*'prefix': give mask"),
+        ({}, {"kv_cache": None, "mask": None}, r"is given no frames, but .*'prefix': give mask"),
         ({"conditioning": "all"}, {}, r"model\.conditioning 'all': .*none, prefix, frames"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, args, message):
     model = make_model(**changes)
-    args = inputs(history=empty_history()) | args
+    args = inputs(kv_cache=empty_cache()) | args
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: model.init(jax.random.key(0), **args))
