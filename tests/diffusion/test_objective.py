@@ -1,4 +1,4 @@
-"""Predictions and weights against their algebra in float64."""
+"""Prediction types and loss weights against their algebra in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,11 @@ def rows(values):
 
 
 def targets():
-    """(x0, eps, x_t, what each prediction should be), from the definitions, in float64."""
+    """(x0, eps, x_t, the target of each prediction), from the definitions, in float64."""
     x0, eps = clips()
     x_t = rows(ALPHA) * x0 + rows(SIGMA) * eps
     v = rows(ALPHA) * eps - rows(SIGMA) * x0
-    # With variance preserved and data of deviation 1, EDM's network predicts v.
+    # On a variance-preserving schedule with data of unit variance, EDM's network predicts v.
     return x0, eps, x_t, {"eps": eps, "x0": x0, "v": v, "flow": eps - x0, "edm": v}
 
 
@@ -35,12 +35,12 @@ def f32(*arrays):
     return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
-def test_noise_is_added_by_row():
+def test_noise_is_added_by_time_per_clip():
     x0, eps, x_t, _ = targets()
     np.testing.assert_allclose(objective.add_noise(*f32(x0, eps, ALPHA, SIGMA)), x_t, atol=1e-6)
 
 
-def test_noise_is_added_by_frame_where_times_are():
+def test_noise_is_added_by_time_per_frame():
     x0, eps = clips()
     alpha = np.random.default_rng(1).uniform(0.1, 0.9, SHAPE[:2])
     sigma = np.sqrt(1 - alpha**2)
@@ -54,7 +54,7 @@ def test_noise_is_added_by_frame_where_times_are():
 
 
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
-def test_a_perfect_output_reads_back_as_video_and_noise(prediction):
+def test_a_perfect_output_converts_back_to_video_and_noise(prediction):
     x0, eps, x_t, expected = targets()
     output = objective.make_target(prediction, *f32(x0, eps, ALPHA, SIGMA))
     np.testing.assert_allclose(output, expected[prediction], atol=1e-6)
@@ -64,8 +64,8 @@ def test_a_perfect_output_reads_back_as_video_and_noise(prediction):
 
 
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
-def test_any_output_reads_as_a_pair_that_makes_up_x_t(prediction):
-    """alpha x0 + sigma eps = x_t holds for wrong outputs too, and they convert to each other."""
+def test_any_output_converts_to_video_and_noise_that_make_up_x_t(prediction):
+    """alpha x0 + sigma eps = x_t holds for wrong outputs too, and prediction types convert to each other."""
     _, _, x_t, _ = targets()
     output = np.random.default_rng(2).standard_normal(SHAPE)
     x0, eps = objective.to_x0_and_eps(prediction, *f32(output, x_t, ALPHA, SIGMA))
@@ -79,7 +79,7 @@ def test_any_output_reads_as_a_pair_that_makes_up_x_t(prediction):
 
 
 def test_velocity_to_noise_is_not_swapped():
-    """Regression: the first implementation read eps as sigma v + alpha x_t."""
+    """Regression: the first implementation computed eps as sigma v + alpha x_t."""
     alpha, sigma, x0, eps = 0.6, 0.8, 0.5, -0.25
     x_t, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
     got_x0, got_eps = objective.to_x0_and_eps(
@@ -101,15 +101,15 @@ def error_weights(weighting, alpha, sigma, gamma=5.0):
     }
 
 
-def test_min_snr_charges_an_error_of_x0_alike_whatever_is_predicted():
+def test_min_snr_weights_an_error_of_x0_equally_for_all_predictions():
     costs = error_weights("min_snr", ALPHA, SIGMA)
     expected = np.minimum(ALPHA**2 / SIGMA**2, 5.0)
     for cost in costs.values():
         np.testing.assert_allclose(cost, expected, rtol=1e-5)
 
 
-def test_velocity_weights_charge_as_a_plain_loss_on_v_does():
-    alpha = np.array([0.8, 0.7, 0.5])  # where no weight reaches gamma
+def test_velocity_weights_equal_an_unweighted_loss_on_v():
+    alpha = np.array([0.8, 0.7, 0.5])  # no weight reaches gamma here
     sigma = np.sqrt(1 - alpha**2)
     for cost in error_weights("velocity", alpha, sigma).values():
         np.testing.assert_allclose(cost, 1 / sigma**2, rtol=1e-5)
@@ -128,7 +128,7 @@ def test_weights_on_rectified_flow():
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-def test_weights_stop_at_gamma(gamma):
+def test_weights_are_clipped_at_gamma(gamma):
     alpha, sigma = f32(np.array([0.9999, 0.5]), np.sqrt(1 - np.array([0.9999, 0.5]) ** 2))
     for weighting in ("min_snr", "velocity"):
         weight = objective.loss_weight(weighting, "x0", alpha, sigma, gamma)
@@ -139,8 +139,8 @@ def test_weights_stop_at_gamma(gamma):
 
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
 @pytest.mark.parametrize("weighting", objective.WEIGHTINGS)
-def test_weights_are_finite_on_the_whole_clock(prediction, weighting):
-    """Also at zero terminal SNR, where 0 / 0 lurks in min-SNR for eps: its limit is 1."""
+def test_weights_are_finite_at_all_times(prediction, weighting):
+    """Also at zero terminal SNR, where min-SNR for eps is 0 / 0 with the limit 1."""
     schedule = make_schedule("cosine", zero_terminal_snr=True, shift=8.0)
     levels = schedule.alpha_sigma(jnp.arange(1000))
     weight = np.asarray(objective.loss_weight(weighting, prediction, *levels))
@@ -162,7 +162,7 @@ def edm_levels(sigma_data):
 
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5])
-def test_edm_is_the_paper_s_preconditioning(sigma_data):
+def test_edm_is_the_preconditioning_of_the_paper(sigma_data):
     sigma, c_skip, c_out, weight = edm_levels(sigma_data)
     rng = np.random.default_rng(3)
     x0, eps = rng.standard_normal((2, 4, 5))
@@ -187,7 +187,7 @@ def test_edm_is_the_paper_s_preconditioning(sigma_data):
 
 @pytest.mark.parametrize("name", ["flow", "edm", "linear"])
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
-def test_any_prediction_can_be_read_on_any_schedule(name, prediction):
+def test_any_prediction_converts_on_any_schedule(name, prediction):
     schedule = make_schedule(name, continuous=True)
     t = schedule.time_of_step(np.array([1.0, 400.0, 950.0]))
     x0, eps = clips()
@@ -203,7 +203,7 @@ def test_any_prediction_can_be_read_on_any_schedule(name, prediction):
 @pytest.mark.parametrize(
     "options", [{"name": "cosine", "zero_terminal_snr": True}, {"name": "flow"}]
 )
-def test_noise_cannot_be_learned_where_there_is_nothing_else(options):
+def test_eps_prediction_is_rejected_at_zero_terminal_snr(options):
     schedule = make_schedule(**options)
     with pytest.raises(ValueError, match="ends in pure noise.* v, x0 or flow"):
         objective.check_objective(schedule, "eps")
@@ -211,7 +211,7 @@ def test_noise_cannot_be_learned_where_there_is_nothing_else(options):
     objective.check_objective(make_schedule("linear"), "eps")
 
 
-def test_unknown_names_list_the_known():
+def test_errors_for_unknown_names_list_the_choices():
     one = jnp.ones(1)
     with pytest.raises(ValueError, match="'noise'.* one of eps, x0, v, flow, edm"):
         objective.make_target("noise", one, one, one, one)

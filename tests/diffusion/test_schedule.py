@@ -22,7 +22,7 @@ def explicit_alpha(betas):
 
 
 def levels(schedule):
-    """alpha and sigma at every step of the clock."""
+    """alpha and sigma at every step."""
     return schedule.alpha_sigma(schedule.time_of_step(np.arange(schedule.num_steps)))
 
 
@@ -52,7 +52,7 @@ def test_cosine_telescopes_to_its_closed_form_up_to_the_clipped_last_beta():
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize("shift", [1.0, 8.0])
-def test_variance_is_preserved_and_noise_only_grows(name, continuous, zero_terminal_snr, shift):
+def test_variance_is_preserved_and_noise_increases(name, continuous, zero_terminal_snr, shift):
     schedule = make_schedule(
         name, 250, continuous=continuous, zero_terminal_snr=zero_terminal_snr, shift=shift
     )
@@ -64,13 +64,13 @@ def test_variance_is_preserved_and_noise_only_grows(name, continuous, zero_termi
 
 
 @pytest.mark.parametrize("name", PRESERVING)
-def test_the_continuous_clock_is_the_limit_of_the_steps(name):
-    """Off by half a step's worth at most, and half as much on a clock of twice the steps."""
+def test_continuous_time_is_the_limit_of_discrete_steps(name):
+    """The error is at most half a step, and halves with twice as many steps."""
     errors = []
     for num_steps in (1000, 2000):
         if name == "cosine":
             discrete = levels(make_schedule(name, num_steps))[0]
-        else:  # betas belong to a thousand steps: on a finer clock they shrink
+        else:  # the betas are those of 1000 steps: with more steps they shrink
             low, high = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}[name]
             power = 2 if name == "scaled_linear" else 1
             betas = np.linspace(low ** (1 / power), high ** (1 / power), num_steps) ** power
@@ -83,7 +83,7 @@ def test_the_continuous_clock_is_the_limit_of_the_steps(name):
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
-def test_the_continuous_clock_integrates_the_rate(name):
+def test_continuous_time_integrates_the_rate(name):
     """log alpha^2 is minus the integral of 1000 beta(t): arXiv:2011.13456, eq. 29, by the midpoint rule."""
     t = (np.arange(100_000) + 0.5) / 100_000
     rate = 0.1 + 19.9 * t
@@ -101,7 +101,7 @@ def test_the_continuous_clock_integrates_the_rate(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("continuous", [False, True])
-def test_traced_times_give_what_the_host_computes(name, continuous):
+def test_traced_times_agree_with_the_host(name, continuous):
     schedule = make_schedule(name, continuous=continuous)
     t = schedule.time_of_step(np.linspace(0, 990, 34).round())
     for function in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.model_time):
@@ -110,8 +110,8 @@ def test_traced_times_give_what_the_host_computes(name, continuous):
         np.testing.assert_allclose(traced, function(t), rtol=2e-4, atol=2e-6)
 
 
-def test_sigma_keeps_its_digits_where_the_video_is_nearly_clean():
-    """In float32, 1 - alpha^2 at the first step would be off by a part in a thousand."""
+def test_sigma_is_precise_at_low_noise():
+    """In float32, 1 - alpha^2 at the first step would have a relative error of 1e-3."""
     for continuous, t in ((False, jnp.array(0)), (True, jnp.float32(1e-3))):
         schedule = make_schedule("linear", continuous=continuous)
         exact = schedule.sigma(np.asarray(t))
@@ -120,7 +120,7 @@ def test_sigma_keeps_its_digits_where_the_video_is_nearly_clean():
 
 @pytest.mark.parametrize("name", PRESERVING)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_zero_terminal_snr_ends_in_pure_noise_and_leaves_the_first_step(name, shift):
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_step(name, shift):
     plain = make_schedule(name, shift=shift)
     rescaled = make_schedule(name, zero_terminal_snr=True, shift=shift)
     assert rescaled.alpha(999) == 0 and rescaled.sigma(999) == 1
@@ -130,8 +130,8 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_leaves_the_first_step(name, sh
     np.testing.assert_allclose(rescaled.sigma(0), plain.sigma(0), rtol=1e-9)
 
 
-def test_zero_terminal_snr_moves_alpha_along_a_line():
-    """Algorithm 1 of arXiv:2305.08891 is one affine map of alpha."""
+def test_zero_terminal_snr_is_an_affine_map_of_alpha():
+    """As algorithm 1 of arXiv:2305.08891."""
     plain, _ = levels(make_schedule("linear"))
     rescaled, _ = levels(make_schedule("linear", zero_terminal_snr=True))
     slope = np.diff(rescaled) / np.diff(plain)
@@ -141,7 +141,7 @@ def test_zero_terminal_snr_moves_alpha_along_a_line():
 @pytest.mark.parametrize("name", ("flow", *PRESERVING))
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("shift", [0.5, 4.0, 8.0])
-def test_shift_lowers_the_log_snr_by_twice_its_logarithm(name, continuous, shift):
+def test_shift_lowers_log_snr_by_twice_its_logarithm(name, continuous, shift):
     def log_snr(schedule):
         return schedule.log_snr(schedule.time_of_step(np.arange(98)))
 
@@ -151,7 +151,7 @@ def test_shift_lowers_the_log_snr_by_twice_its_logarithm(name, continuous, shift
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_is_a_straight_line_with_sd3s_shift(shift):
+def test_flow_is_linear_with_the_shift_of_sd3(shift):
     schedule = make_schedule("flow", shift=shift)
     t = np.array([0.001, 0.25, 0.5, 1.0])
     shifted = shift * t / (1 + (shift - 1) * t)  # arXiv:2403.03206, eq. 23
@@ -161,12 +161,12 @@ def test_flow_is_a_straight_line_with_sd3s_shift(shift):
     assert schedule.ends_in_pure_noise and not schedule.preserves_variance
 
 
-def test_the_shift_for_a_size_is_the_root_of_its_tokens():
+def test_size_shift_is_the_square_root_of_the_token_ratio():
     assert size_shift(4096, 1024) == 2.0
 
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5])
-def test_edms_time_is_sigma_with_its_preconditioning(sigma_data):
+def test_edm_has_sigma_as_time_and_its_preconditioning(sigma_data):
     """arXiv:2206.00364, table 1: c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = ln(sigma) / 4, and eq. 5."""
     schedule = make_schedule("edm", sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data)
     sigma = np.array([0.002, 1.0, 80.0])
@@ -192,10 +192,10 @@ def test_only_edm_scales_its_input():
         ({"name": "cosine", "shift": -1.0}, "above 0"),
         ({"name": "cosine", "num_steps": 1, "zero_terminal_snr": True}, "at least 2"),
         ({"name": "edm", "zero_terminal_snr": True}, "never in pure noise"),
-        ({"name": "edm", "shift": 2.0}, "no meaning for edm"),
-        ({"name": "edm", "sigma_min": 90.0, "sigma_max": 80.0}, "sigma_min the smaller"),
+        ({"name": "edm", "shift": 2.0}, "does not apply to edm"),
+        ({"name": "edm", "sigma_min": 90.0, "sigma_max": 80.0}, "sigma_min less than"),
     ],
 )
-def test_what_has_no_meaning_is_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(**options)

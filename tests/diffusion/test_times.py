@@ -1,4 +1,4 @@
-"""Times: their laws at random, and their places in a row."""
+"""Diffusion times: the training distributions and the sampling timesteps."""
 
 import statistics
 from fractions import Fraction
@@ -15,7 +15,7 @@ NORMAL = statistics.NormalDist()
 
 
 def quantiles(count):
-    """The middle of each of `count` equally probable slices of a standard normal law."""
+    """The median of each of `count` equally probable intervals of the standard normal distribution."""
     return np.array([NORMAL.inv_cdf((i + 0.5) / count) for i in range(count)])
 
 
@@ -24,23 +24,23 @@ def draw(name, count=1000, **options):
     return np.asarray(times.draw_times(jax.random.key(3), count, schedule, **options))
 
 
-def test_uniform_times_fall_one_into_each_slice_of_the_clock():
+def test_stratified_uniform_times_fall_one_into_each_interval():
     drawn = draw("linear", 10)
     assert drawn.dtype == np.int32
     np.testing.assert_array_equal(drawn // 100, np.arange(10))
     np.testing.assert_array_equal(np.floor(draw("flow", 10) * 10), np.arange(10))
 
 
-def test_without_strata_times_are_independent():
+def test_unstratified_times_are_independent():
     drawn = draw("linear", 2000, stratified=False)
     assert np.any(np.diff(drawn) < 0)
-    np.testing.assert_allclose(np.bincount(drawn // 100), 200, atol=60)  # 4 deviations
+    np.testing.assert_allclose(np.bincount(drawn // 100), 200, atol=60)  # 4 standard deviations
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.4)])
-def test_logit_normal_times_have_their_law(mean, std):
-    """A stratified draw is the quantiles of the law, each moved within its slice."""
-    middle = slice(20, -20)  # the outermost slices are wide
+def test_logit_normal_times_have_their_distribution(mean, std):
+    """A stratified draw gives the quantiles of the distribution, each jittered within its interval."""
+    middle = slice(20, -20)  # the outermost intervals are wide
     expected = 1 / (1 + np.exp(-mean - std * quantiles(1000)[middle]))
     options = {"distribution": "logit_normal", "mean": mean, "std": std}
     np.testing.assert_allclose(draw("flow", **options)[middle], expected, atol=2e-3)
@@ -48,24 +48,24 @@ def test_logit_normal_times_have_their_law(mean, std):
     np.testing.assert_allclose((steps + 0.5) / 1000, expected, atol=3e-3)
 
 
-def test_log_normal_times_are_svds_sigma():
+def test_log_normal_times_have_the_distribution_of_svds_sigma():
     """ln sigma ~ N(0.7, 1.6^2)."""
     drawn = draw("edm", distribution="log_normal", mean=0.7, std=1.6)
-    middle = slice(20, -20)  # the outermost slices are wide
+    middle = slice(20, -20)  # the outermost intervals are wide
     expected = 0.7 + 1.6 * quantiles(1000)
     np.testing.assert_allclose(np.log(drawn)[middle], expected[middle], atol=0.05)
 
 
-def test_uniform_times_of_edm_lie_on_its_steps():
+def test_uniform_times_of_edm_follow_its_step_spacing():
     schedule = make_schedule("edm", sigma_max=80.0)
     drawn = np.asarray(times.draw_times(jax.random.key(0), 1000, schedule))
-    place = (np.arange(1000) + 0.5) / 1000
-    expected = (0.002 ** (1 / 7) + place * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    fraction = (np.arange(1000) + 0.5) / 1000
+    expected = (0.002 ** (1 / 7) + fraction * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
     np.testing.assert_allclose(drawn[5:], expected[5:], rtol=0.05)
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
-def test_the_outermost_draws_are_times_too(distribution, monkeypatch):
+def test_extreme_draws_are_valid_times(distribution, monkeypatch):
     for extreme in (0.0, 1.0):
         monkeypatch.setattr(jax.random, "uniform", lambda *_, e=extreme: jnp.asarray(e))
         for name in ("linear", "flow"):
@@ -83,18 +83,18 @@ def test_the_outermost_draws_are_times_too(distribution, monkeypatch):
         ("edm", "logit_normal", "log_normal or uniform"),
     ],
 )
-def test_laws_off_their_clock_are_refused(name, distribution, message):
+def test_distributions_that_do_not_fit_the_schedule_are_rejected(name, distribution, message):
     with pytest.raises(ValueError, match=message):
         draw(name, 4, distribution=distribution)
 
 
-# ---------------------------------------------------------------------------------------- in a row
+# --------------------------------------------------------------------------------- sampling steps
 
 
 @pytest.mark.parametrize("spacing", times.SPACINGS)
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 37, 64])
-def test_every_count_of_steps_falls_strictly(spacing, num_steps):
-    """Regression: the first implementation walked towards more noise."""
+def test_timesteps_decrease_strictly_for_every_count(spacing, num_steps):
+    """Regression: the first implementation went towards more noise."""
     schedule = make_schedule("linear", num_steps)
     for count in range(1, num_steps + 1):
         steps = times.space_times(schedule, count, spacing)
@@ -104,7 +104,7 @@ def test_every_count_of_steps_falls_strictly(spacing, num_steps):
 
 
 @pytest.mark.parametrize("spacing", times.SPACINGS)
-def test_steps_of_the_usual_clock_fall_strictly(spacing):
+def test_timesteps_of_1000_steps_decrease_strictly(spacing):
     schedule = make_schedule("linear")
     for count in [*range(1, 100), 333, 500, 501, 666, 667, 750, 900, 998, 999, 1000]:
         steps = times.space_times(schedule, count, spacing)
@@ -117,7 +117,7 @@ def test_steps_of_the_usual_clock_fall_strictly(spacing):
             assert steps[-1] == 0
 
 
-def test_spacings_are_those_of_table_2():
+def test_spacings_match_table_2_of_the_paper():
     """arXiv:2305.08891, table 2, T = 1000, S = 10; the paper counts steps from 1."""
     table = {
         "leading": range(1, 1000, 100),
@@ -132,14 +132,14 @@ def test_spacings_are_those_of_table_2():
 
 
 @pytest.mark.parametrize("count", [7, 16, 32, 64, 80, 999])
-def test_trailing_rounds_before_it_counts_from_zero(count):
-    """arXiv:2305.08891, table 2, round(flip(arange(T, 0, -T / S))) from 1: a half goes to the even step of those."""
+def test_trailing_rounds_before_subtracting_one(count):
+    """arXiv:2305.08891, table 2, round(flip(arange(T, 0, -T / S))) from 1: halves round to the even step."""
     expected = [round(1000 - i * Fraction(1000, count)) - 1 for i in range(count)]
     steps = times.space_times(make_schedule("linear"), count, "trailing")
     assert steps.tolist() == expected
 
 
-def test_a_solver_in_log_snr_leaves_the_first_step_out():
+def test_above_first_skips_the_first_step():
     schedule = make_schedule("linear")
     for spacing, last in (("leading", 100), ("linspace", 100), ("trailing", 110)):
         steps = times.space_times(schedule, 9, spacing, above_first=True)
@@ -147,13 +147,13 @@ def test_a_solver_in_log_snr_leaves_the_first_step_out():
 
 
 @pytest.mark.parametrize("count", [0, 11])
-def test_more_steps_than_the_clock_has_are_refused(count):
+def test_more_inference_steps_than_the_schedule_has_are_rejected(count):
     with pytest.raises(ValueError, match="choose between 1 and 10"):
         times.space_times(make_schedule("linear", 10), count, "leading")
     with pytest.raises(ValueError, match="choose between 1 and 9"):
         times.space_times(make_schedule("linear", 10), 10, "leading", above_first=True)
 
 
-def test_an_unknown_spacing_lists_the_known():
+def test_the_error_for_an_unknown_spacing_lists_the_choices():
     with pytest.raises(ValueError, match="'even'.* one of leading, trailing, linspace"):
         times.space_times(make_schedule("linear", 10), 5, "even")

@@ -1,6 +1,6 @@
-"""What the model predicts, how far it is off, and how much that counts.
+"""Training objectives: prediction types, their regression targets, and loss weights.
 
-Every prediction is a x0 + b eps, where x_t = alpha x0 + sigma eps. With n^2 = alpha^2 s^2 + sigma^2, s = sigma_data:
+With x_t = alpha x0 + sigma eps, every target is a x0 + b eps. With n^2 = alpha^2 s^2 + sigma^2 and s = sigma_data:
 
 | prediction | a             | b           | x0 from the prediction F and x_t                     | source           |
 | ---------- | ------------- | ----------- | ---------------------------------------------------- | ---------------- |
@@ -10,12 +10,11 @@ Every prediction is a x0 + b eps, where x_t = alpha x0 + sigma eps. With n^2 = a
 | flow       | -1            | 1           | (x_t - sigma F) / (alpha + sigma)                    | arXiv:2209.03003 |
 | edm        | -sigma/(s n)  | alpha s / n | alpha s^2/n^2 x_t - sigma s/n F (c_skip and c_out)   | arXiv:2206.00364 |
 
-So any of them can be read on any schedule: x0 = (b x_t - sigma F) / d and eps = (alpha F - a x_t) / d, where
-d = alpha b - sigma a.
-On a variance-preserving schedule with s = 1, edm is v. EDM's sign is that of Stable Video Diffusion (c_out < 0).
+Hence on any schedule x0 = (b x_t - sigma F) / d and eps = (alpha F - a x_t) / d, where d = alpha b - sigma a.
+On a variance-preserving schedule with s = 1, edm equals v. Its sign follows Stable Video Diffusion (c_out < 0).
 
-An error of x0, with x_t fixed, is one of F times -d / sigma: by this the weights pass from one prediction to another.
-Arrays of times broadcast against video: `expand` gives them the missing axes.
+At fixed x_t an error of F is an error of x0 times -d / sigma, which converts weights between prediction types.
+`expand` appends the axes that times need to broadcast against video.
 """
 
 import jax
@@ -28,12 +27,12 @@ WEIGHTINGS = ("uniform", "min_snr", "velocity", "edm")
 
 
 def expand(values: jax.Array, ndim: int) -> jax.Array:
-    """Appends axes of size 1 to (B,) or (B, T) until it broadcasts against an array of `ndim` axes."""
+    """Appends axes of size 1 to (B,) or (B, T), so that it broadcasts against an array of `ndim` axes."""
     return values.reshape(values.shape + (1,) * (ndim - values.ndim))
 
 
 def add_noise(x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """x_t = alpha x0 + sigma eps.
+    """Forward process: x_t = alpha x0 + sigma eps.
 
     Args:
       x0: (B, T, H, W, C) clean video in [-1, 1].
@@ -50,13 +49,13 @@ def add_noise(x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array)
 def coefficients(
     prediction: str, alpha: jax.Array, sigma: jax.Array, sigma_data: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """The numbers a and b of the table above.
+    """Coefficients a and b of the target (table at the top of this file).
 
     Args:
       prediction: one of PREDICTIONS.
       alpha: any shape.
       sigma: same shape.
-      sigma_data: standard deviation of the data; only edm reads it.
+      sigma_data: standard deviation of the data; used by edm only.
     Returns:
       (a, b), each of alpha's shape.
     Raises:
@@ -80,7 +79,7 @@ def make_target(
     sigma: jax.Array,
     sigma_data: float = 1.0,
 ) -> jax.Array:
-    """What the model should have said: a x0 + b eps.
+    """Regression target of the model: a x0 + b eps (table at the top of this file).
 
     Args:
       prediction: one of PREDICTIONS.
@@ -88,12 +87,11 @@ def make_target(
       eps: same shape.
       alpha: (B,) or (B, T).
       sigma: same shape as alpha.
-      sigma_data: standard deviation of the data; only edm reads it.
+      sigma_data: standard deviation of the data; used by edm only.
     Returns:
       Same shape as x0.
     Raises:
       ValueError: the prediction's name is unknown.
-    Source: the table above.
     """
     a, b = coefficients(prediction, alpha, sigma, sigma_data)
     return expand(a, x0.ndim) * x0 + expand(b, x0.ndim) * eps
@@ -107,23 +105,23 @@ def to_x0_and_eps(
     sigma: jax.Array,
     sigma_data: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Reads a model's output as clean video and noise (the table above).
+    """Converts a model's output to clean video and noise (table at the top of this file).
 
     Args:
-      prediction: one of PREDICTIONS, what `output` is.
+      prediction: one of PREDICTIONS: the type of `output`.
       output: (B, T, H, W, C).
       x_t: same shape.
       alpha: (B,) or (B, T), or a scalar.
       sigma: same shape as alpha.
-      sigma_data: standard deviation of the data; only edm reads it.
+      sigma_data: standard deviation of the data; used by edm only.
     Returns:
-      (x0, eps), each of x_t's shape. With `eps`, alpha must not be 0; with `x0`, sigma must not be.
+      (x0, eps), each of x_t's shape. `eps` requires alpha != 0, `x0` requires sigma != 0.
     Raises:
       ValueError: the prediction's name is unknown.
     """
     a, b = coefficients(prediction, alpha, sigma, sigma_data)
     a, b, alpha, sigma = (expand(number, x_t.ndim) for number in (a, b, alpha, sigma))
-    if prediction == "x0":  # d is -sigma: no need to divide by it twice
+    if prediction == "x0":  # d = -sigma cancels in x0
         return output, (x_t - alpha * output) / sigma
     determinant = alpha * b - sigma * a
     return (b * x_t - sigma * output) / determinant, (alpha * output - a * x_t) / determinant
@@ -141,20 +139,20 @@ def loss_weight(
 
     | weighting | weight                                                                              |
     | --------- | ----------------------------------------------------------------------------------- |
-    | uniform   | 1, whatever is predicted                                                            |
+    | uniform   | 1 for every prediction type                                                         |
     | min_snr   | min(SNR, gamma) on x0, thus divided by SNR on eps and by SNR + 1 on v               |
     | velocity  | 1 on v, thus 1 / sigma^2 on x0 and 1 / alpha^2 on eps, but at most gamma            |
     | edm       | n^2 / (sigma s)^2 on x0, thus 1 on edm                                              |
 
-    `velocity` stops at gamma so that the cleanest steps do not drown the rest.
+    `velocity` is clipped at gamma so that the cleanest steps do not dominate the loss.
 
     Args:
       weighting: one of WEIGHTINGS.
       prediction: one of PREDICTIONS.
       alpha: any shape.
       sigma: same shape.
-      gamma: bound of min_snr and velocity.
-      sigma_data: standard deviation of the data, s; only edm reads it.
+      gamma: upper bound of min_snr and velocity.
+      sigma_data: standard deviation of the data, s; used by edm only.
     Returns:
       Same shape as alpha, float32.
     Raises:
@@ -163,7 +161,7 @@ def loss_weight(
       section 5.
     """
     a, b = coefficients(prediction, alpha, sigma, sigma_data)
-    # (sigma / d)^2 takes a weight on x0 to one on F. The bounds make 0 / 0 the limit 1: alpha = 0 with eps.
+    # (sigma / d)^2 converts a weight on x0 to one on F. The bounds 1e-12 turn 0 / 0 (eps at alpha = 0) into its limit 1.
     determinant = jnp.maximum(jnp.square(alpha * b - sigma * a), 1e-12)
     if weighting == "uniform":
         return jnp.ones_like(alpha)
@@ -180,15 +178,15 @@ def loss_weight(
 
 
 def check_weighting(weighting: str, gamma: float) -> None:
-    """Refuses an unknown name with a ValueError that lists the known ones, and a bound below 0."""
+    """Raises ValueError if the name is unknown or the bound gamma is not positive."""
     if weighting not in WEIGHTINGS:
         raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
     if not gamma > 0:
-        raise ValueError(f"objective.gamma is {gamma}: the bound of the weights is above 0.")
+        raise ValueError(f"objective.gamma is {gamma}: choose a number above 0.")
 
 
 def check_prediction(prediction: str) -> None:
-    """Refuses an unknown name with a ValueError that lists the known ones."""
+    """Raises ValueError if the name is unknown."""
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"Unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}."
@@ -196,18 +194,15 @@ def check_prediction(prediction: str) -> None:
 
 
 def check_objective(schedule: Schedule, prediction: str) -> None:
-    """Refuses a prediction that cannot be learned on the schedule.
+    """Rejects a prediction type that cannot be trained on the schedule.
 
-    Args:
-      schedule: of the run.
-      prediction: one of PREDICTIONS.
     Raises:
-      ValueError: the name is unknown, or it is eps on a schedule that ends in pure noise.
+      ValueError: the name is unknown, or eps is to be predicted on a schedule with zero terminal SNR.
     Source: arXiv:2305.08891, section 3.2.
     """
     check_prediction(prediction)
     if prediction == "eps" and schedule.ends_in_pure_noise:
         raise ValueError(
-            f"The schedule {schedule.name} ends in pure noise, of which eps says nothing but itself: choose "
-            "objective.prediction v, x0 or flow, or a schedule that ends before, like linear without zero_terminal_snr."
+            f"The schedule {schedule.name} ends in pure noise, where eps does not determine the video: choose "
+            "objective.prediction v, x0 or flow, or a schedule without zero terminal SNR, such as linear."
         )

@@ -8,12 +8,12 @@
 | flow          | 1 - t, t                                                 | (0, 1]                 | arXiv:2209.03003 |
 | edm           | 1, t                                                     | sigma_min to sigma_max | arXiv:2206.00364 |
 
-The first three preserve variance, alpha^2 + sigma^2 = 1. Their clock has `num_steps` whole steps, 0 nearly clean and
-num_steps - 1 nearly noise, or is continuous: there, step k lies at t = (k + 1) / num_steps. The betas belong to a
-thousand steps; on the continuous clock, 1000 beta is the rate of the stochastic differential equation
+The first three are variance-preserving, alpha^2 + sigma^2 = 1. Their time is discrete, with `num_steps` steps from 0
+(nearly clean) to num_steps - 1 (nearly noise), or continuous, where step k is t = (k + 1) / num_steps. The betas are
+those of 1000 steps; in continuous time, 1000 beta is the rate of the stochastic differential equation
 (arXiv:2011.13456, eq. 32).
 
-All functions of time take NumPy arrays (float64, on the host) and JAX arrays (traced) alike.
+All functions of time accept NumPy arrays (float64, on the host) and JAX arrays (traced).
 """
 
 from collections.abc import Callable
@@ -25,28 +25,28 @@ import numpy as np
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "flow", "edm")
 
-Array = Any  # np.ndarray or jax.Array: each function answers in the kind it was asked in
+Array = Any  # np.ndarray or jax.Array; functions return the type that they are given
 AlphaSigma = Callable[[Array], tuple[Array, Array]]
 
 COSINE_OFFSET = 0.008
-PURE_NOISE = 1e-6  # alpha below this is 0 but for rounding
+PURE_NOISE = 1e-6  # alpha below this is 0 up to rounding
 
 
 class Schedule(NamedTuple):
-    """The noise level at every time."""
+    """A noise schedule: noise levels as functions of time."""
 
     name: str
     # steps: integers below num_steps; unit: reals in (0, 1]; sigma: t is sigma itself
     clock: str
     num_steps: int
     alpha_sigma: AlphaSigma  # t to (alpha, sigma)
-    model_time: Callable[[Array], Array]  # t to the number that the model's embedding sees
+    model_time: Callable[[Array], Array]  # t to the input of the model's time embedding
     # real step index in 0 .. num_steps - 1 to t
     time_of_step: Callable[[Array], Array]
     sigma_data: float = 1.0  # standard deviation of the data, for EDM's preconditioning
 
     def alpha(self, t: Array) -> Array:
-        """Share of the clean video at times of any shape."""
+        """Scale of the clean video at times of any shape."""
         return self.alpha_sigma(t)[0]
 
     def sigma(self, t: Array) -> Array:
@@ -60,7 +60,7 @@ class Schedule(NamedTuple):
             return 2 * (_namespace(alpha).log(alpha) - _namespace(sigma).log(sigma))
 
     def input_scale(self, t: Array) -> Array:
-        """What x_t is multiplied with before the model sees it: EDM's c_in, 1 elsewhere."""
+        """Factor on x_t at the model's input: c_in for edm, 1 for the other schedules."""
         alpha, sigma = self.alpha_sigma(t)
         if self.clock != "sigma":
             return _namespace(alpha).ones_like(alpha)
@@ -68,12 +68,12 @@ class Schedule(NamedTuple):
 
     @property
     def preserves_variance(self) -> bool:
-        """Whether alpha^2 + sigma^2 = 1: what DDPM's Markov chain needs."""
+        """Whether alpha^2 + sigma^2 = 1, which DDPM's Markov chain requires."""
         return self.name not in ("flow", "edm")
 
     @property
     def ends_in_pure_noise(self) -> bool:
-        """Whether alpha is 0 at the noisiest time: there, eps says nothing of the video."""
+        """Whether alpha is 0 at the noisiest time (zero terminal SNR), where eps does not determine x0."""
         return bool(self.alpha(self.time_of_step(np.float64(self.num_steps - 1))) < PURE_NOISE)
 
 
@@ -93,19 +93,19 @@ def make_schedule(
 
     Args:
       name: one of SCHEDULES.
-      num_steps: steps of the clock; a continuous one has them as the unit of the model's time.
-      continuous: real times for the variance-preserving schedules; flow and edm always have them.
-      zero_terminal_snr: rescale so that the last step is pure noise; flow ends so by itself.
-      shift: divides alpha / sigma at every time; above 1 for videos of many alike pixels, which still
-        show through noise that hides a single pixel. On flow it is t' = shift t / (1 + (shift - 1) t).
-      sigma_min: of edm, the least noise that sampling visits.
-      sigma_max: of edm, where sampling starts.
-      rho: of edm, how sampling steps crowd towards sigma_min.
+      num_steps: discrete steps; in continuous time, the unit of the model's time.
+      continuous: continuous time for the variance-preserving schedules; flow and edm are always continuous.
+      zero_terminal_snr: rescale so that the last step is pure noise; flow ends in pure noise anyway.
+      shift: divides alpha / sigma at every time. Use values above 1 at high resolution, where redundant pixels stay
+        recognizable under more noise. On flow it is t' = shift t / (1 + (shift - 1) t).
+      sigma_min: lowest noise level of edm's sampling steps.
+      sigma_max: highest noise level of edm's sampling steps, where sampling starts.
+      rho: exponent that concentrates edm's sampling steps near sigma_min.
       sigma_data: standard deviation of the data, for edm.
     Returns:
       The schedule; tables are float64 and become float32 on the device.
     Raises:
-      ValueError: the name is unknown, a number is out of range, or edm is to be shifted or to end in pure noise.
+      ValueError: the name is unknown, a number is out of range, or shift or zero_terminal_snr is set for edm.
     Source: the table above; zero terminal SNR from arXiv:2305.08891, algorithm 1; shift from simple diffusion,
       arXiv:2301.11093, eq. 4 (logSNR - 2 log shift) and SD3, arXiv:2403.03206, eq. 23; edm's steps from
       arXiv:2206.00364, eq. 5, and numbers from SVD, arXiv:2311.15127, appendix D.
@@ -121,11 +121,11 @@ def make_schedule(
     if name == "edm":
         if zero_terminal_snr:
             raise ValueError(
-                "edm ends at sigma_max and never in pure noise: set schedule.zero_terminal_snr=False."
+                "edm ends at sigma_max, never in pure noise: set schedule.zero_terminal_snr=False."
             )
         if shift != 1:
             raise ValueError(
-                f"schedule.shift of {shift} has no meaning for edm: move objective.time_mean, "
+                f"schedule.shift of {shift} does not apply to edm: change objective.time_mean, "
                 "schedule.sigma_min and schedule.sigma_max instead."
             )
         return _make_edm(num_steps, sigma_min, sigma_max, rho, sigma_data)
@@ -151,18 +151,18 @@ def make_schedule(
         clock="unit",
         num_steps=num_steps,
         alpha_sigma=alpha_sigma,
-        # Flow's models know the share of noise, the others the step.
+        # Flow models are conditioned on sigma, which a shift changes; the others on the step.
         model_time=lambda t: num_steps * alpha_sigma(t)[1] if name == "flow" else num_steps * t - 1,
         time_of_step=lambda k: (k + 1) / num_steps,
     )
 
 
 def size_shift(tokens: int, reference_tokens: int) -> float:
-    """The `shift` of a video, from the shift 1 of a smaller one: noise hides many alike tokens less.
+    """Schedule shift for a video with more tokens than the one the schedule was tuned for.
 
     Args:
-      tokens: of the video.
-      reference_tokens: of the video for which the schedule is right as it is.
+      tokens: number of tokens of the video.
+      reference_tokens: number of tokens at which the shift is 1.
     Returns:
       sqrt(tokens / reference_tokens).
     Source: SD3, arXiv:2403.03206, section 5.3.2.
@@ -176,7 +176,7 @@ def _make_edm(
     if not 0 < sigma_min < sigma_max or rho <= 0 or sigma_data <= 0:
         raise ValueError(
             f"edm has sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho} and sigma_data {sigma_data}: "
-            "make them positive and sigma_min the smaller."
+            "make them positive and sigma_min less than sigma_max."
         )
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return Schedule(
@@ -201,7 +201,7 @@ def _betas(name: str, num_steps: int) -> np.ndarray:
 
 
 def _make_table(betas: np.ndarray) -> AlphaSigma:
-    """The levels, looked up by whole steps."""
+    """Alpha and sigma as a lookup table over discrete steps."""
     alpha = np.sqrt(np.cumprod(1 - betas))
     sigma = np.sqrt(1 - alpha**2)
 
@@ -214,7 +214,7 @@ def _make_table(betas: np.ndarray) -> AlphaSigma:
 
 
 def _from_rate(integral: Array) -> tuple[Array, Array]:
-    """alpha^2 = exp(-integral of the rate), and sigma without the cancellation of 1 - alpha^2."""
+    """alpha^2 = exp(-integral of the rate); sigma by expm1, since 1 - alpha^2 would cancel."""
     xp = _namespace(integral)
     return xp.exp(-integral / 2), xp.sqrt(-xp.expm1(-integral))
 
@@ -245,7 +245,7 @@ def _cosine(t: Array) -> tuple[Array, Array]:
 
 
 def _end_in_pure_noise(alpha_sigma: AlphaSigma, last: float, first: float) -> AlphaSigma:
-    """Moves alpha to 0 at the last time and keeps it at the first."""
+    """Rescales alpha linearly to 0 at the last time, unchanged at the first."""
     alpha_first, alpha_last = (float(alpha_sigma(np.asarray(t))[0]) for t in (first, last))
     scale = alpha_first / (alpha_first - alpha_last)
 
