@@ -14,7 +14,7 @@ import numpy as np
 
 from videogen_jax.evaluation import frechet, i3d, i3d_weights
 from videogen_jax.evaluation.clip_sets import Clip, Window
-from videogen_jax.evaluation.feature_cache import find_features
+from videogen_jax.evaluation.feature_cache import load_or_extract
 
 PUBLISHED = 10.138085  # ddof 1
 FLAT = {15: 134, 16: 153, 24: 66, 30: 151}  # frames to black against white
@@ -56,7 +56,7 @@ def measure_speed(params) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("256 clips scored", "the same again"):
             started = time.perf_counter()
-            features = find_features(
+            features = load_or_extract(
                 lambda: (Clip(str(i), video, 8.0) for i, video in enumerate(videos)),
                 window,
                 extract,

@@ -99,7 +99,7 @@ class Videos(NamedTuple):
     prompts: list[str] | None  # of each, where a run made them
     reference: clip_sets.Clips | None
     folder: Path
-    surveyed: clip_sets.Survey | None = None  # the reference, where it was looked at before
+    surveyed: clip_sets.SetSummary | None = None  # the reference, where it was looked at before
     paired: bool = False
     logdir: Path | None = None
     step: int | None = None
@@ -192,8 +192,8 @@ def choose_window(values, config: Any) -> clip_sets.Window:
         if not match:
             raise ValueError(f"--size does not understand {values.size!r}: write it like 256x256.")
         size = (int(match[1]), int(match[2]))
-    longest = clip_sets.SEEN if config is None else config.data.frames
-    frames = values.frames or max(1, min(longest, clip_sets.SEEN // values.repeat))
+    longest = clip_sets.CLIP_FRAMES if config is None else config.data.frames
+    frames = values.frames or max(1, min(longest, clip_sets.CLIP_FRAMES // values.repeat))
     return clip_sets.Window(frames, values.stride, values.repeat, size)
 
 
@@ -203,7 +203,7 @@ def choose_distances(values, window: clip_sets.Window) -> list[tuple[str, clip_s
     if values.fvd and window.frames == 1:
         wanted.append(("frame distance", window))
     elif values.frame_distance:
-        still = clip_sets.Window(1, repeat=clip_sets.SEEN, size=window.size)
+        still = clip_sets.Window(1, repeat=clip_sets.CLIP_FRAMES, size=window.size)
         wanted.append(("frame distance", still))
     return wanted
 
@@ -312,7 +312,7 @@ def make_videos(values, window: clip_sets.Window, config: Any, scratch: Path) ->
     size = (config.data.height, config.data.width)
     found: dict[str, Any] = {}
     reference = open_reference(values, found, values.reference or config.data.path, size)
-    surveyed = clip_sets.survey(reference, window, count)
+    surveyed = clip_sets.summarize(reference, window, count)
     scoring.check_shapes(size if window.size is None else window.size, surveyed.shape)
     prompts = draw_captions(config.data.path, count, values.seed)
     wanted = ("sampler", "num_inference_steps", "guidance_scale")
@@ -475,7 +475,7 @@ def write_html(
     shown = []
     for title, each in (("Videos", videos.clips), ("Reference", videos.reference)):
         found = (
-            clip_sets.cut_clips(each, window, SHOWN, [], alike=False) if each is not None else ()
+            clip_sets.crop_clips(each, window, SHOWN, [], alike=False) if each is not None else ()
         )
         read = [(clip, clip_sets.shrink(cut, SHOWN_SIDE)) for clip, cut in found]
         alike = [cut for _, cut in read if cut.shape == read[0][1].shape]
@@ -493,7 +493,7 @@ def write_html(
         title=videos.folder.resolve().name,
         scores=document["scores"],
         protocol=document["protocol"],
-        config=None,
+        options={},
         curves={},
         videos=shown,
     )

@@ -25,22 +25,22 @@ def a_set(*videos):
 
 def test_a_window_is_the_middle_with_its_stride():
     frames = np.arange(11, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    assert clip_sets.Window(4).cut(frames)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
-    assert clip_sets.Window(3, stride=4).cut(frames)[:, 0, 0, 0].tolist() == [1, 5, 9]
+    assert clip_sets.Window(4).crop(frames)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+    assert clip_sets.Window(3, stride=4).crop(frames)[:, 0, 0, 0].tolist() == [1, 5, 9]
     window = clip_sets.Window(2, repeat=3)
-    assert window.show(window.cut(frames))[:, 0, 0, 0].tolist() == [4, 4, 4, 5, 5, 5]
+    assert window.repeat_frames(window.crop(frames))[:, 0, 0, 0].tolist() == [4, 4, 4, 5, 5, 5]
     with pytest.raises(ValueError, match="11 frames of the 13 that are looked at"):
-        clip_sets.Window(4, stride=4).cut(frames)
+        clip_sets.Window(4, stride=4).crop(frames)
 
 
 def test_what_cannot_be_looked_at_is_left_out_of_n_with_its_reason():
-    found = clip_sets.survey(
+    found = clip_sets.summarize(
         a_set(video(5), None, video(3), video(9, 1), video(5, 2)), clip_sets.Window(4)
     )
     assert found.names == ["0", "3", "4"] and len(found.motion) == 3
     reasons = {entry["file"]: entry["reason"] for entry in found.left_out}
     assert reasons == {"1": "it is broken", "2": "it has 3 frames of the 4 that are looked at"}
-    first = clip_sets.survey(
+    first = clip_sets.summarize(
         a_set(video(5), None, video(5, 1), video(5, 2)), clip_sets.Window(4), count=2
     )
     assert first.names == ["0", "2"]
@@ -48,11 +48,11 @@ def test_what_cannot_be_looked_at_is_left_out_of_n_with_its_reason():
 
 def test_too_few_clips_and_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"Only 1 clips .* left out: 1: it is broken: give more"):
-        clip_sets.survey(a_set(video(5), None), clip_sets.Window(4))
+        clip_sets.summarize(a_set(video(5), None), clip_sets.Window(4))
     other = a_set(video(5), video(5, size=(9, 10)))
     with pytest.raises(ValueError, match="1 has 9x10 pixels and those before it 8x10: .*--size"):
-        clip_sets.survey(other, clip_sets.Window(4))
-    assert clip_sets.survey(other, clip_sets.Window(4, size=(6, 6))).shape == (6, 6)
+        clip_sets.summarize(other, clip_sets.Window(4))
+    assert clip_sets.summarize(other, clip_sets.Window(4, size=(6, 6))).shape == (6, 6)
 
 
 def test_motion_is_per_second_of_what_is_looked_at():
@@ -71,14 +71,14 @@ def test_motion_is_per_second_of_what_is_looked_at():
         (ramp, 1, climb),
         (ramp, 2, climb),
     ):
-        found = clip_sets.survey(a_set(video, video), clip_sets.Window(4, stride=stride))
+        found = clip_sets.summarize(a_set(video, video), clip_sets.Window(4, stride=stride))
         np.testing.assert_allclose(found.motion, [expected] * 2, atol=1e-6)
         assert found.fps == 8
 
 
 def test_the_digest_is_of_what_is_looked_at():
     def digest(window, *videos):
-        return clip_sets.survey(a_set(*videos), window).digest
+        return clip_sets.summarize(a_set(*videos), window).digest
 
     one, other, changed = video(6), video(6, 1), video(6)
     changed[0, 0, 0, 0] ^= 1  # outside of the middle four
@@ -102,14 +102,14 @@ def test_features_are_made_once(tmp_path, monkeypatch):
 
     sets = a_set(video(6), None, video(7, 1))
     window = clip_sets.Window(4, repeat=3)
-    made = feature_cache.find_features(sets, window, extract, "a" * 64)
+    made = feature_cache.load_or_extract(sets, window, extract, "a" * 64)
     assert calls == [(12, 8, 10, 3)] * 2
-    np.testing.assert_allclose(made[0], window.cut(video(6)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(made[0], window.crop(video(6)).mean(), rtol=1e-6)
     np.testing.assert_array_equal(
-        feature_cache.find_features(sets, window, extract, "a" * 64), made
+        feature_cache.load_or_extract(sets, window, extract, "a" * 64), made
     )
     assert len(calls) == 2
-    feature_cache.find_features(sets, window, extract, "b" * 64)  # other weights, other features
+    feature_cache.load_or_extract(sets, window, extract, "b" * 64)  # other weights, other features
     assert len(calls) == 4
 
 

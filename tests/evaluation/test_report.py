@@ -55,7 +55,7 @@ class Reader(HTMLParser):
 
 def read(path, **changes):
     """The page of these parts; those not given are empty."""
-    parts = {"title": "t", "scores": [], "protocol": {}, "config": None, "curves": {}, "videos": []}
+    parts = {"title": "t", "scores": [], "protocol": {}, "options": {}, "curves": {}, "videos": []}
     report.write_report(path / "report.html", **parts | changes)
     page = (path / "report.html").read_text(encoding="utf-8")
     assert [p.name for p in path.iterdir()] == ["report.html"]
@@ -96,13 +96,13 @@ def test_text_is_text_wherever_it_stands(tmp_path):
         title=HOSTILE,
         scores=[{"name": HOSTILE, "value": 1.5, "note": HOSTILE}],
         protocol={HOSTILE: HOSTILE},
-        config={HOSTILE: {HOSTILE: [HOSTILE]}},
+        options={f"{HOSTILE}.{HOSTILE[:9]}": [HOSTILE]},
         curves={f"{HOSTILE}/{HOSTILE}": ([1, 2], [1.0, 2.0]), HOSTILE[:9]: ([1], [np.nan])},
         videos=[{"title": HOSTILE, "gif": gif}],
     )
     assert len(reader.all("script")) == 1 and len(reader.all("img")) == 1
     assert reader.texts("title") == reader.texts("h1") == [HOSTILE]
-    assert reader.texts("th", scope="row") == [HOSTILE] * 3
+    assert reader.texts("th", scope="row") == [HOSTILE, HOSTILE, HOSTILE[:9]]
     assert reader.texts("td", **{"class": "faint"}) == [HOSTILE]
     assert HOSTILE in reader.texts("td") and str([HOSTILE]) in reader.texts("td")
     assert HOSTILE in reader.texts("summary") and HOSTILE in reader.texts("figcaption")
@@ -221,11 +221,12 @@ def test_strange_curves_are_drawn_as_far_as_they_can_be(tmp_path, tag, steps, va
     assert "nan" not in " ".join(html.unescape(str(e[1])) for e in reader.elements).lower()
 
 
-def test_the_config_is_folded_as_deep_as_it_is(tmp_path):
-    config = {"seed": 0, "data": {"path": "p", "deeper": {"size": [1, 2]}}, "empty": {}}
-    _, reader = read(tmp_path, config=config)
-    assert reader.texts("summary") == ["All lines", "data", "deeper", "empty"]
-    assert reader.texts("td") == ["0", "p", "[1, 2]"]
+def test_options_are_grouped_by_section(tmp_path):
+    options = {"seed": 0, "data.path": "p", "model.patch": [1, 2], "data.size": 8, "train.text": {}}
+    _, reader = read(tmp_path, options=options)
+    assert reader.texts("summary") == ["All options", "data", "model", "train"]
+    assert reader.texts("th", scope="row") == ["seed", "path", "size", "patch", "text"]
+    assert reader.texts("td") == ["0", "p", "8", "[1, 2]", "{}"]
     assert not any("open" in e[1] for e in reader.all("details"))
 
 

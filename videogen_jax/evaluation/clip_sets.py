@@ -12,7 +12,7 @@ from videogen_jax.data.records import motion_score
 from videogen_jax.data.video_io import fit_frame
 from videogen_jax.evaluation import video_folders
 
-SEEN = 16  # frames that a network sees of each clip, as published scores have it
+CLIP_FRAMES = 16  # frames of each clip that I3D is given by default, as in published scores
 
 
 class Clip(NamedTuple):
@@ -37,7 +37,7 @@ class Window(NamedTuple):
         None  # (height, width) that frames are brought to; None: as they are
     )
 
-    def cut(self, video: np.ndarray) -> np.ndarray:
+    def crop(self, video: np.ndarray) -> np.ndarray:
         """Cuts a video, (T, H, W, 3) uint8, to (frames, height, width, 3).
 
         Raises:
@@ -52,12 +52,12 @@ class Window(NamedTuple):
             taken = np.stack([fit_frame(frame, self.size) for frame in taken])
         return taken
 
-    def show(self, cut: np.ndarray) -> np.ndarray:
+    def repeat_frames(self, cut: np.ndarray) -> np.ndarray:
         """What a network sees of a clip that is cut: each frame `repeat` times."""
         return np.repeat(cut, self.repeat, axis=0)
 
 
-class Survey(NamedTuple):
+class SetSummary(NamedTuple):
     """What one reading of a set tells of it."""
 
     names: list[str]  # of the clips that count
@@ -178,7 +178,7 @@ def shrink(video: np.ndarray, side: int) -> np.ndarray:
     return np.stack([fit_frame(frame, size) for frame in video])
 
 
-def cut_clips(
+def crop_clips(
     clips: Clips,
     window: Window,
     count: int | None,
@@ -206,7 +206,7 @@ def cut_clips(
             left_out.append({"file": clip.name, "reason": clip.reason})
             continue
         try:
-            cut = window.cut(clip.video)
+            cut = window.crop(clip.video)
         except ValueError as error:
             left_out.append({"file": clip.name, "reason": str(error)})
             continue
@@ -220,7 +220,7 @@ def cut_clips(
         yield clip, cut
 
 
-def survey(clips: Clips, window: Window, count: int | None = None) -> Survey:
+def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSummary:
     """Reads a set once.
 
     Args:
@@ -234,7 +234,7 @@ def survey(clips: Clips, window: Window, count: int | None = None) -> Survey:
     """
     names, left_out, rates, motion = [], [], [], []
     digest, shape = hashlib.sha256(), (0, 0)
-    for clip, cut in cut_clips(clips, window, count, left_out):
+    for clip, cut in crop_clips(clips, window, count, left_out):
         names.append(clip.name)
         rates.append(clip.fps)
         motion.append(motion_score(cut, clip.fps / window.stride))
@@ -248,4 +248,4 @@ def survey(clips: Clips, window: Window, count: int | None = None) -> Survey:
             "videos, or look at fewer --frames."
         )
     fps = float(np.mean(rates))
-    return Survey(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest())
+    return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest())

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from videogen_jax.data.atomic_files import publish
-from videogen_jax.evaluation.clip_sets import Clips, Survey, Window, cut_clips, survey
+from videogen_jax.evaluation.clip_sets import Clips, SetSummary, Window, crop_clips, summarize
 
 Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # of `i3d.make_extractor`
 
 
-def find_features(
+def load_or_extract(
     clips: Clips,
     window: Window,
     extract: Extract,
     weights: str,
     *,
-    found: Survey | None = None,
+    summary: SetSummary | None = None,
     folder: str | Path | None = None,
 ) -> np.ndarray:
     """The features of the clips of a set: from the cache, or made and put there.
@@ -28,20 +28,20 @@ def find_features(
       window: what of each clip is looked at.
       extract: makes features.
       weights: hash of what it makes them with.
-      found: of `clip_sets.survey` with the same window, where there is one already.
+      summary: of `clip_sets.summarize` with the same window, where there is one already.
       folder: of the cache; by default features/ in `cache_folder`.
     Returns:
       (N, F) float32.
     Raises:
-      ValueError: see `clip_sets.survey`.
+      ValueError: see `clip_sets.summarize`.
     """
-    found = survey(clips, window) if found is None else found
+    summary = summarize(clips, window) if summary is None else summary
     folder = cache_folder() / "features" if folder is None else Path(folder)
-    file = folder / f"{found.digest[:32]}_{weights[:16]}.npy"
+    file = folder / f"{summary.digest[:32]}_{weights[:16]}.npy"
     if file.is_file():
         return np.load(file)
-    cuts = cut_clips(clips, window, len(found.names), [])
-    features = np.stack(list(extract(window.show(cut) for _, cut in cuts)))
+    cuts = crop_clips(clips, window, len(summary.names), [])
+    features = np.stack(list(extract(window.repeat_frames(cut) for _, cut in cuts)))
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.npy")
     np.save(draft, features)

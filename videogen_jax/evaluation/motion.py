@@ -45,7 +45,7 @@ def compare_motion(
     """Compares the motion scores of two sets.
 
     Args:
-      generated: (N,) motion scores, of `clip_sets.survey`.
+      generated: (N,) motion scores, of `clip_sets.summarize`.
       reference: (M,) of the same, or of a packed data set's motion_scores.npy, without its still images, which are 0.
     Returns:
       The comparison.

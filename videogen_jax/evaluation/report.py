@@ -31,7 +31,7 @@ def write_report(
     title: str,
     scores: Sequence[Mapping[str, Any]],
     protocol: Mapping[str, Any],
-    config: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
     curves: Mapping[str, Curve],
     videos: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -42,7 +42,7 @@ def write_report(
       title: plain text, as all names and notes.
       scores: {"name", "value", and as far as there are "low", "high" (ends of the interval), "n", "note"}.
       protocol: name to value of what the scores depend on.
-      config: nested, of the run.
+      options: dotted name, such as "model.width", to value; grouped by section.
       curves: tag such as "loss/train" to its steps and values; grouped by what stands before the first slash.
       videos: {"title", "gif": the file's bytes}.
     Raises:
@@ -58,12 +58,12 @@ def write_report(
         + "\n</div></section>"
         for group, tags in groups.items()
     ]
-    shown = "\n".join(show_video(video["title"], video["gif"]) for video in videos)
+    shown = "\n".join(render_video(video["title"], video["gif"]) for video in videos)
     sections = [
-        tabulate_scores(scores, protocol),
+        render_scores(scores, protocol),
         f'<section><h2>Samples</h2>\n<div class="videos">\n{shown}\n</div></section>' * bool(shown),
         "<section><h2>Curves</h2>\n" * bool(drawn) + "\n".join(drawn) + "</section>" * bool(drawn),
-        f"<section><h2>Config</h2>\n{fold('All lines', config)}</section>" if config else "",
+        f"<section><h2>Config</h2>\n{render_options(options)}</section>" if options else "",
     ]
     template = resources.files(__package__).joinpath("report_template.html")
     page = Template(template.read_text(encoding="utf-8")).substitute(
@@ -85,7 +85,7 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def tabulate_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
+def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
     """The section of scores, and of their protocol beside them."""
     counted = any("n" in score for score in scores)
     head = ["Score", "Value", "Interval", *["N"] * counted, "Notes"]
@@ -109,11 +109,11 @@ def tabulate_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, 
     table = table if scores else "<p class=faint>Not evaluated yet.</p>"
     sections = f"<section><h2>Scores</h2>\n{table}</section>"
     if protocol:
-        sections += f"\n<section><h2>Protocol</h2>\n{tabulate(protocol)}</section>"
+        sections += f"\n<section><h2>Protocol</h2>\n{render_table(protocol)}</section>"
     return f'<div class="beside">\n{sections}\n</div>'
 
 
-def tabulate(values: Mapping[str, Any]) -> str:
+def render_table(values: Mapping[str, Any]) -> str:
     """Names and values, one a row."""
     rows = [
         f"<tr><th scope=row class=faint>{escape(name)}</th><td>{escape(value)}</td></tr>"
@@ -122,16 +122,24 @@ def tabulate(values: Mapping[str, Any]) -> str:
     return "<table><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
 
 
-def fold(name: str, values: Mapping[str, Any]) -> str:
-    """A nested dict that opens and closes: its own values first, then what is inside it."""
-    inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    own = {key: value for key, value in values.items() if key not in inner}
-    parts = [tabulate(own)] if own else []
-    parts += [fold(key, value) for key, value in inner.items()]
-    return f"<details><summary>{escape(name)}</summary>\n" + "\n".join(parts) + "</details>"
+def render_options(options: Mapping[str, Any]) -> str:
+    """Options by dotted name, in nested elements that open and close: one for all and one for each section."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        section, _, key = name.rpartition(".")
+        sections.setdefault(section, {})[key] = value
+    top = sections.pop("", {})
+    parts = [render_table(top)] if top else []
+    parts += [render_details(name, render_table(lines)) for name, lines in sections.items()]
+    return render_details("All options", "\n".join(parts))
 
 
-def show_video(title: str, gif: bytes) -> str:
+def render_details(title: str, content: str) -> str:
+    """A <details> element, closed at first."""
+    return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
+
+
+def render_video(title: str, gif: bytes) -> str:
     """A figure that plays a GIF.
 
     Raises:

@@ -8,8 +8,8 @@ import numpy as np
 from absl import logging
 
 from videogen_jax.evaluation import frechet, means, motion, psnr_ssim
-from videogen_jax.evaluation.clip_sets import Clips, Survey, Window, cut_clips, pick, survey
-from videogen_jax.evaluation.feature_cache import find_features
+from videogen_jax.evaluation.clip_sets import Clips, SetSummary, Window, crop_clips, pick, summarize
+from videogen_jax.evaluation.feature_cache import load_or_extract
 
 RATES_ALIKE = 0.05  # relative difference of frame rates; GIFs round theirs
 
@@ -35,7 +35,7 @@ def compare_sets(
     *,
     ddof: int = frechet.DDOF,
     count: int | None = None,
-    surveyed: Survey | None = None,
+    surveyed: SetSummary | None = None,
     paired: bool = False,
 ) -> Found:
     """Compares two sets: Fréchet distances, motion, and nearness where they are pairs.
@@ -55,9 +55,9 @@ def compare_sets(
     Raises:
       ValueError: the sets do not compare.
     """
-    made = survey(videos, window, count)
+    made = summarize(videos, window, count)
     if surveyed is None:
-        surveyed = survey(reference, window, count or len(made.names))
+        surveyed = summarize(reference, window, count or len(made.names))
     check_shapes(made.shape, surveyed.shape)
     if not math.isclose(made.fps, surveyed.fps, rel_tol=RATES_ALIKE):
         logging.warning(
@@ -80,12 +80,12 @@ def compare_sets(
         measured = []
         for name, own in distances:
             a, b = (
-                find_features(
+                load_or_extract(
                     pick(each, found.names),
                     own,
                     extract,
                     weights,
-                    found=found if own == window else None,
+                    summary=found if own == window else None,
                 )
                 for each, found in sets
             )
@@ -99,7 +99,7 @@ def compare_sets(
     return Found(scores, protocol, left_out)
 
 
-def describe(made: Survey, reference: Survey, window: Window) -> dict[str, Any]:
+def describe(made: SetSummary, reference: SetSummary, window: Window) -> dict[str, Any]:
     """The lines of the protocol that two sets and what was looked at of them fill."""
     return {
         "num_generated": len(made.names),
@@ -131,7 +131,7 @@ def check_shapes(made: tuple[int, int], reference: tuple[int, int]) -> None:
         )
 
 
-def motion_scores(made: Survey, reference: Survey) -> list[dict[str, Any]]:
+def motion_scores(made: SetSummary, reference: SetSummary) -> list[dict[str, Any]]:
     """How much the videos move, against the reference."""
     found = motion.compare_motion(made.motion, reference.motion)
     ours, theirs = found.generated, found.reference
@@ -154,7 +154,7 @@ def motion_scores(made: Survey, reference: Survey) -> list[dict[str, Any]]:
 
 
 def pair_scores(
-    originals: Clips, videos: Clips, window: Window, surveys: Sequence[Survey]
+    originals: Clips, videos: Clips, window: Window, surveys: Sequence[SetSummary]
 ) -> list[dict[str, Any]]:
     """How near each video comes to its original.
 
@@ -165,7 +165,7 @@ def pair_scores(
         raise ValueError(
             f"{lost[0]['file']} cannot be looked at ({lost[0]['reason']}), and its pair with it: remove both."
         )
-    cuts = (cut_clips(each, window, len(surveys[0].names), []) for each in (originals, videos))
+    cuts = (crop_clips(each, window, len(surveys[0].names), []) for each in (originals, videos))
 
     def pair() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for (one, original), (other, own) in zip(*cuts, strict=True):
@@ -197,7 +197,7 @@ def score_captions(
       ValueError: no video can be read.
     """
     left_out: list[dict[str, str]] = []
-    names = [clip.name for clip, _ in cut_clips(videos, Window(1), count, left_out, alike=False)]
+    names = [clip.name for clip, _ in crop_clips(videos, Window(1), count, left_out, alike=False)]
     seen = (clip.video for clip in pick(videos, names)())
     values = scorer.score(seen, [prompts[name] for name in names])
     score = mean_score("CLIP score", values, "95 % over videos")

@@ -9,7 +9,7 @@ from absl import logging
 
 from videogen_jax.data import bucketed_data, pipeline
 from videogen_jax.evaluation import clip_sets, frechet, i3d, i3d_weights
-from videogen_jax.evaluation.feature_cache import find_features
+from videogen_jax.evaluation.feature_cache import load_or_extract
 from videogen_jax.generate import run_sampler
 from videogen_jax.generate.generator import Generate
 from videogen_jax.parallel import processes
@@ -42,7 +42,7 @@ def make_measure_fvd(
     if not find_interval(run):
         return lambda writer, step, ema: None
     options = config.evaluation
-    frames = min(config.data.frames, clip_sets.SEEN // options.fvd_repeat)
+    frames = min(config.data.frames, clip_sets.CLIP_FRAMES // options.fvd_repeat)
     window = clip_sets.Window(frames, repeat=options.fvd_repeat)
     with processes.propagate_errors():
         i3d.check_frames(window.frames * window.repeat)
@@ -67,15 +67,15 @@ def make_measure_fvd(
             decode = run.model.latent_space.make_decode(next(iter(sets.values())).latents)
             size = (config.data.height, config.data.width)
             read = clip_sets.read_data(held_out.folder, "validation", size)
-            found = clip_sets.survey(read, window, count)
-            reference = find_features(read, window, extract, i3d_weights.HASH, found=found)
+            found = clip_sets.summarize(read, window, count)
+            reference = load_or_extract(read, window, extract, i3d_weights.HASH, summary=found)
 
     def measure(writer: Any, step: int, ema: Any) -> None:
         videos = generate(ema, condition, list(range(count)))
         if not first:
             return
         # One at a time: all of them in pixels may be larger than memory.
-        seen = (window.show(window.cut(decode(video[None])[0])) for video in videos)
+        seen = (window.repeat_frames(window.crop(decode(video[None])[0])) for video in videos)
         ours = np.stack(list(extract(seen)))
         value = frechet.distance(ours, reference)
         low, high = frechet.bootstrap_interval(ours, reference)

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from videogen_jax import config as configs
 from videogen_jax.evaluation import report
 
 NEWEST = 3  # GIFs of each kind, so that one sees whether they still get better
@@ -105,7 +106,7 @@ def write_run_report(
         title=workdir.resolve().name,
         scores=evaluation.get("scores", []),
         protocol=evaluation.get("protocol", {}),
-        config=read_json(config) if config.is_file() else None,
+        options=dict(configs.flatten(read_json(config))) if config.is_file() else {},
         curves=read_curves(workdir / "tensorboard"),
         videos=[*videos, *read_videos(workdir / "samples")],
     )
