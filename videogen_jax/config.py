@@ -310,11 +310,17 @@ def validate(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
       ValueError: names the option and the way out.
     """
+    config = validate_values(config)
+    config_rules.check_combinations(config, is_autoencoder(config))
+    return config
+
+
+def validate_values(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """As `validate`, but each option by itself: for what uses a few of them alone, such as `encode`."""
     config = complete(config)
     options = options_of(is_autoencoder(config))
     for name, value in flatten(config.to_dict()):
         config_rules.check_value(name, options[name], value)
-    config_rules.check_combinations(config, is_autoencoder(config))
     return config
 
 

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     command.refuse(arguments)
     values = flags.FLAGS
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
-    config = configs.validate(values.config)
+    config = configs.validate_values(values.config)
     share = command.parse_share(values.shard)
     if config.vae.name == "identity":
         raise ValueError(

@@ -9,7 +9,8 @@ import pytest
 
 from tests.models.randomise import randomise
 from videogen_jax.diffusion.tasks import nearest_known
-from videogen_jax.models.dit import KVCache, VideoDiT
+from videogen_jax.models.dit import VideoDiT
+from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.mesh import make_mesh
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 

@@ -240,6 +240,7 @@ class VideoModel:
         """
         prompts, seeds = _check_prompts(prompts, seeds)
         timelines = [[(0, entry)] if isinstance(entry, str) else list(entry) for entry in prompts]
+        _check_timelines(timelines, num_frames)
         plan = run_rollout.plan_rollout(self.model, chunk, prefix)
         continues_image = run_rollout.begins_with_image(self.model, plan, first_frame is not None)
         chosen = self.choose_settings(len(prompts), **settings)
@@ -390,6 +391,17 @@ def _check_prompts(prompts: Sequence[Any], seeds: Sequence[int] | None) -> tuple
         if not 0 <= seed < 2**32:
             raise ValueError(f"There is no seed {seed}: give whole numbers from 0 to {2**32 - 1}.")
     return list(prompts), seeds
+
+
+def _check_timelines(timelines: Sequence[Timeline], num_frames: int) -> None:
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}: give a number at least 1.")
+    for timeline in timelines:
+        firsts = [first for first, _ in timeline]
+        if firsts[:1] != [0] or sorted(set(firsts)) != firsts:
+            raise ValueError(
+                f"The captions of a video begin at its frames {firsts}: begin with 0, and let them rise."
+            )
 
 
 def _merge_frames(

@@ -96,10 +96,12 @@ def encode_known(
     frames, *size = model.clip_shape
     encoded, masks = [], []
     for known in videos:
-        pixels, mask = fit_known(known, frames, tuple(size))
-        mask = latent_mask(mask, stride) if causal else mask
         video = np.zeros(model.video_shape, np.float32)
-        video[mask] = encode(pixels)
+        mask = np.zeros(len(video), bool)
+        if known:
+            pixels, mask = fit_known(known, frames, tuple(size))
+            mask = latent_mask(mask, stride) if causal else mask
+            video[mask] = encode(pixels)
         encoded.append(video)
         masks.append(mask)
     return np.stack(encoded), np.stack(masks)

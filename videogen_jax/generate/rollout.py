@@ -31,7 +31,7 @@ from videogen_jax.diffusion.times import times_at_fraction
 from videogen_jax.generate import guidance, sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
-from videogen_jax.models.dit import KVCache
+from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.mesh import BATCH, BATCH_AXES, batch_parts
 
 

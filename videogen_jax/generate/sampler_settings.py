@@ -10,25 +10,29 @@ from videogen_jax.generate import guidance
 from videogen_jax.generate.sampler import Predict, Steps, make_steps
 
 
+def _default(name: str) -> Any:
+    return configs.options_of(autoencoder=False)[f"sample.{name}"].default
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """Sampler, its steps and guidance; a run's are `SamplerSettings(**model.sampling)`.
+    """Sampler, its steps and guidance, as docs/config.md has them under `sample`; a run's are `model.sampling`.
 
     Raises:
       ValueError: a value is out of range or no choice; the sentence names it.
     """
 
-    sampler: str = "ddim"  # one of `sampler.SAMPLERS`
-    num_inference_steps: int = 50
-    spacing: str = "trailing"  # one of `times.SPACINGS`
-    eta: float | None = None  # see `sampler.make_steps`
-    guidance_scale: float = 1.0
-    first_frame_guidance_scale: float | None = None  # grows from here to guidance_scale
-    known_guidance_scale: float | None = None  # of known frames; None: given to both branches
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, ...] = ()  # two noise levels sigma / alpha, or empty
-    clip_x0: bool = True  # clamp x0 to [-1, 1] at every call of the model
-    batch_size: int = 8  # videos at a time
+    sampler: str = _default("sampler")
+    num_inference_steps: int = _default("num_inference_steps")
+    spacing: str = _default("spacing")
+    eta: float | None = None  # of ddim, see `sampler.make_steps`
+    guidance_scale: float = _default("guidance_scale")
+    first_frame_guidance_scale: float | None = _default("first_frame_guidance_scale")
+    known_guidance_scale: float | None = _default("known_guidance_scale")
+    guidance_rescale: float = _default("guidance_rescale")
+    guidance_interval: tuple[float, ...] = _default("guidance_interval")
+    clip_x0: bool = _default("clip_x0")
+    batch_size: int = _default("batch_size")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -23,7 +23,7 @@ Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, varian
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
 from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
+from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 TIME_FEATURES = 256
@@ -45,23 +46,6 @@ CHOICES = {
     "text_encoder": TEXT_ENCODERS,
     "conditioning": CONDITIONINGS,
 }
-
-
-class KVCache(NamedTuple):
-    """Sliding-window KV cache of the G temporal blocks: P slots for the latent frames before a clip."""
-
-    keys: jax.Array  # (G, B, N, P, K, Dh), before rotary embedding
-    values: jax.Array  # (G, B, N, P, K, Dh)
-    length: jax.Array  # () int32, number of valid slots; they are the last ones
-
-    def append(self, keys: jax.Array, values: jax.Array) -> "KVCache":
-        """Appends T latent frames, (G, B, N, T, K, Dh) each; the T oldest slots are dropped, so shapes stay fixed."""
-
-        def push(old: jax.Array, new: jax.Array) -> jax.Array:
-            return jnp.concatenate([old, new.astype(old.dtype)], axis=3)[:, :, :, new.shape[3] :]
-
-        length = jnp.minimum(self.length + keys.shape[3], self.keys.shape[3])
-        return KVCache(push(self.keys, keys), push(self.values, values), length)
 
 
 class VideoDiT(nn.Module):

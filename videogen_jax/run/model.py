@@ -17,7 +17,8 @@ from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.diffusion.tasks import TASKS, Tasks, check_tasks
 from videogen_jax.models.attention import choose_kernel
-from videogen_jax.models.dit import CONDITIONINGS, KVCache, VideoDiT
+from videogen_jax.models.dit import CONDITIONINGS, VideoDiT
+from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.models.positions import ADDED_IN_TIME
 from videogen_jax.parallel import mesh as meshes

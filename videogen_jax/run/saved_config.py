@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -37,3 +38,14 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         return configs.complete(lines)
     except ValueError as error:
         raise ValueError(f"{path} is not valid: {error}") from error
+
+
+def parameter_meaning(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options that give a run's parameters their meaning, by dotted name."""
+    if configs.is_autoencoder(config):
+        return {f"autoencoder.{key}": value for key, value in config.autoencoder.items()}
+    sections = {name: config[name].to_dict() for name in ("model", "schedule")}
+    rest = {"objective.prediction": config.objective.prediction}
+    if config.tasks.prefix:
+        rest["prefix.lengths"] = config.prefix.lengths
+    return dict(configs.flatten(sections)) | rest | {"text.length": config.text.length}

@@ -33,6 +33,7 @@ from videogen_jax.train import (
     init_params,
     metrics,
     profile,
+    resume_checks,
     run_kinds,
     run_report,
     setup,
@@ -219,6 +220,6 @@ def restore_or_init(run: Run, manager: Any, texts: Texts, latents: LatentInfo | 
     step = int(state.step)
     with processes.propagate_errors():
         metadata = checkpoint.restore_metadata(manager, step)
-        setup.check_same_run(metadata, run.config, texts, latents)
+        resume_checks.check_same_run(metadata, run.model, texts, latents)
     logging.info("Resuming from step %d of %s.", step, manager.directory)
     return state

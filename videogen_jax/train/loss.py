@@ -14,6 +14,7 @@ from videogen_jax.diffusion import objective, times
 from videogen_jax.diffusion import tasks as clip_tasks
 from videogen_jax.diffusion.schedule import Schedule
 from videogen_jax.diffusion.tasks import Tasks
+from videogen_jax.train.condition_dropout import draw_dropout, drop_captions
 
 # video (B, T, H, W, 3) uint8; text, a tree of (B, ...); and the micro-conditions, (B,) float32 each
 Batch = dict[str, Any]
@@ -166,16 +167,10 @@ def make_loss(
             std=time_std,
             stratified=stratified,
         )  # (B,)
-        # One draw for both conditions: [0, text) drops the caption, [text, text + joint) both, the next known frames.
-        draw = jax.random.uniform(rng_drop, (count,))
-        drop_text = draw < text_dropout + joint_dropout
-        dropouts = (text_dropout, known_dropout, joint_dropout)
-        drop_known = (draw >= text_dropout) & (draw < sum(dropouts))
-        text = jax.tree.map(
-            lambda null, rows: jnp.where(objective.expand(drop_text, rows.ndim), null, rows),
-            null_text,
-            batch["text"],
+        drop_text, drop_known = draw_dropout(
+            rng_drop, count, text_dropout, known_dropout, joint_dropout
         )
-        return jnp.mean(clip_losses(params, batch | {"text": text}, t, rng_eps, drop_known))
+        batch = batch | {"text": drop_captions(batch["text"], null_text, drop_text)}
+        return jnp.mean(clip_losses(params, batch, t, rng_eps, drop_known))
 
     return loss

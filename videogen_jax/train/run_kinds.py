@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from videogen_jax import config as configs
 from videogen_jax.data import pipeline
@@ -43,25 +42,6 @@ def read_batch(
     return {"video": clips["video"], "text": texts.read(clips)} | micro
 
 
-def _open_texts(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> Texts:
-    text = config.text
-    return text_conditioning.open_texts(
-        text.encoder, text.path, text.length, text.vocabulary_size, data
-    )
-
-
-def _make_diffusion_run(
-    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: Any = None
-) -> Run:
-    return diffusion_run.make_run(model.make_model(config, mesh, null_text))
-
-
-def _make_autoencoder_run(
-    config: ml_collections.ConfigDict, mesh: Mesh | None = None, null_text: None = None
-) -> Run:
-    return autoencoder_run.make_run(autoencoder_model.make_model(config, mesh))
-
-
 def _make_generate(run: Run) -> Generate:
     if run.config.tasks.prefix:
         run_rollout.plan_rollout(run.model)  # raises where long videos could not be sampled
@@ -70,9 +50,11 @@ def _make_generate(run: Run) -> Generate:
 
 
 DIFFUSION = Kind(
-    make_run=_make_diffusion_run,
+    make_run=lambda config, *rest: diffusion_run.make_run(model.make_model(config, *rest)),
     grid=model.token_grid,
-    open_texts=_open_texts,
+    open_texts=lambda config, data: text_conditioning.open_texts(
+        *(config.text[name] for name in ("encoder", "path", "length", "vocabulary_size")), data
+    ),
     read_batch=read_batch,
     make_measure=diffusion_run.make_measure,
     count_flops=diffusion_run.count_step_flops,
@@ -80,7 +62,9 @@ DIFFUSION = Kind(
     make_log_samples=log_samples.make_log_videos,
 )
 AUTOENCODER = Kind(
-    make_run=_make_autoencoder_run,
+    make_run=lambda config, mesh=None, null_text=None: autoencoder_run.make_run(
+        autoencoder_model.make_model(config, mesh)
+    ),
     grid=autoencoder_model.latent_grid,
     open_texts=lambda config, data: text_conditioning.NONE,
     read_batch=lambda run, texts, data, clips: {"video": clips["video"]},

@@ -13,7 +13,6 @@ from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run import text_conditioning
 from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
 from videogen_jax.train.run_kinds import Kind
 from videogen_jax.train.training_run import Run
@@ -219,50 +218,6 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
             f"vae.path={config.vae.path!r} makes {shape}: name the weights that encoded them, in a folder with their "
             "config.json."
         )
-
-
-def check_same_run(
-    metadata: dict[str, Any],
-    config: ml_collections.ConfigDict,
-    texts: text_conditioning.Texts,
-    latents: LatentInfo | None,
-) -> None:
-    """Raises ValueError, listing what differs, where a checkpoint's parameters would mean something else.
-
-    Args:
-      metadata: saved with the checkpoint.
-      config: of the run that resumes.
-      texts: of `text_conditioning.open_texts`.
-      latents: of its data.
-    """
-    ours, theirs = _meaning(config), _meaning(configs.complete(metadata["config"]))
-    differences = [
-        f"{name} is {ours[name]} instead of {theirs.get(name)}"
-        for name in ours
-        if ours[name] != theirs.get(name)
-    ]
-    if difference := text_conditioning.find_difference(texts, metadata):
-        differences.append(difference)
-    saved = metadata.get("latents")
-    # Through LatentInfo: fields that came later have defaults.
-    if latents != (saved and LatentInfo(**saved)):
-        differences.append("the latents were encoded or measured otherwise")
-    if differences:
-        raise ValueError(
-            f"The checkpoint was trained otherwise: {'; '.join(differences)}. "
-            "Set them back, or use another --workdir."
-        )
-
-
-def _meaning(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The options that give the parameters their meaning."""
-    if configs.is_autoencoder(config):
-        return {f"autoencoder.{key}": value for key, value in config.autoencoder.items()}
-    sections = {name: config[name].to_dict() for name in ("model", "schedule")}
-    rest = {"objective.prediction": config.objective.prediction}
-    if config.tasks.prefix:
-        rest["prefix.lengths"] = config.prefix.lengths
-    return dict(configs.flatten(sections)) | rest | {"text.length": config.text.length}
 
 
 def latents_metadata(latents: LatentInfo | None) -> dict[str, Any] | None:
