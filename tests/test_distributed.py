@@ -158,13 +158,13 @@ def test_an_error_of_one_process_ends_both(data, tmp_path):
     workdir = tmp_path / "run"
     wrong = {
         f"--config.data.path={tmp_path / 'elsewhere'}": "There is no data set in",
-        f"--workdir={tmp_path / 'own'}": "put the workdir on a disk that all hosts share",
+        f"--workdir={tmp_path / 'own'}": "put the workdir on a file system that all hosts share",
     }
     for flag, sentence in wrong.items():
         codes, logs = finish(start(data, workdir, 2, [flag], **MESHES["data"]), workdir)
         assert codes == [1, 1], logs[0][-3000:] + logs[1][-3000:]
         assert sentence in logs[1]
-        assert "Process 1 of 2 met an error, which its own log names" in logs[0]
+        assert "Process 1 of 2 failed: see its log" in logs[0]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_error_of_one_process_ends_both(data, tmp_path):
         ),
         (
             ["--coordinator_address=127.0.0.1", "--num_processes=2", "--process_id=0"],
-            "--coordinator_address=127.0.0.1 is no host:port",
+            "--coordinator_address=127.0.0.1 is not host:port",
         ),
         (["--distributed"], "start the processes with srun, mpirun or a Kubernetes Job"),
     ],

@@ -118,7 +118,10 @@ def test_the_verb_prints_one_json_object():
     ("arguments", "sentence"),
     [
         (["--target=rtx5090x2"], "Unknown target 'rtx5090x2': choose rtx3090"),
-        (["--target=cpux1"], "The mesh data=2 x fsdp=1 x seq=1 x tensor=1 wants 2 devices, but 1"),
+        (
+            ["--target=cpux1"],
+            "The mesh data=2 x fsdp=1 x seq=1 x tensor=1 needs 2 devices, but there are 1",
+        ),
         (["--target=cpux3", "--config.mesh.data=3"], "batch_size of 32 does not divide into 3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows through a network in batches: each row's result is its own, on one device and on several."""
+"""Batched inference gives each row's result in order, on one device and on several."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def check():
     assert not list(make_batched(apply, weights, 3)(rows[:0]))
 
 
-def test_rows_come_back_in_order_and_one_program_serves():
+def test_rows_keep_their_order_and_one_program_is_compiled():
     check()
 
 

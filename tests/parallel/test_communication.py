@@ -1,4 +1,4 @@
-"""The least wire bytes, against sums by hand and against compiled steps."""
+"""The lower bound on sent bytes, against sums by hand and against compiled steps."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from videogen_jax.train import training_run
 
 def params(mesh):
     def leaf(shape, *spec):
-        place = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
     return {"a": leaf((8, 6), ("fsdp", "seq"), "tensor"), "b": leaf((10,))}
 
@@ -26,17 +26,17 @@ COMMON = {"width": 16, "depth": 4, "branches": 12, "item_bytes": 2, "accumulatio
     ("mesh", "attention", "expected"),
     [
         ({}, "factorized", 0),
-        # 48 numbers of 2 bytes gathered twice and scattered once by halves; 10 in an all-reduce.
+        # 48 elements of 2 bytes: two all-gathers and a reduce-scatter in halves; 10 in an all-reduce.
         ({"fsdp": 2}, "factorized", 3 * 48 + 2 * 10),
         ({"data": 2}, "factorized", 96 + 2 * 10),
-        # 100 tokens of 16 numbers on two devices; two pairs of blocks.
+        # 100 tokens of hidden size 16 on two devices; two pairs of blocks.
         ({"seq": 2}, "factorized", 3 * 48 + 20 + 8 * 0.5 * 50 * 32),
         ({"seq": 2}, "joint", 3 * 48 + 20 + 32 * 0.5 * 50 * 32),
         ({"tensor": 2}, "factorized", 12 * 4 * 0.5 * 100 * 32),
         ({"data": 2, "fsdp": 2}, "factorized", 3 * 48 + 2 * 0.5 * 48 + 2 * 0.75 * 20),
     ],
 )
-def test_the_least_is_the_sum_of_its_parts(mesh, attention, expected):
+def test_the_bound_is_the_sum_of_its_parts(mesh, attention, expected):
     mesh = make_mesh(**mesh)
     got = communication.min_sent_bytes(
         params(mesh), mesh.shape, tokens=100, attention=attention, **COMMON
@@ -45,8 +45,8 @@ def test_the_least_is_the_sum_of_its_parts(mesh, attention, expected):
 
 
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
-def test_a_compiled_step_exchanges_tokens_as_often_as_it_must(attention):
-    """With blocks computed again: factorized ones exchange nothing for that, joint ones do."""
+def test_a_compiled_step_makes_the_expected_all_to_alls(attention):
+    """With rematerialization, joint blocks repeat their all-to-alls and factorized ones do not."""
     config = tiny_config()
     config.mesh.update({"data": 1, "fsdp": 1, "seq": 2, "tensor": 1})
     config.model.update({"attention": attention, "depth": 4, "cross_attention": "gated"})
@@ -54,9 +54,9 @@ def test_a_compiled_step_exchanges_tokens_as_often_as_it_must(attention):
     config.memory.remat = "block"
     run = make_run(config)
     text = training_run.trace_step(run).lower().compile().as_text()
-    tokens = 2 * 4 * 4 // 2  # of two clips, on each of two devices
-    x = tokens * 12 * 4 // 2  # bytes of float32 that go to the other
-    exchanges = {"factorized": 4 * 2, "joint": 8 * 4}[attention]
+    tokens = 2 * 4 * 4 // 2  # of two clips, per device
+    x = tokens * 12 * 4 // 2  # float32 bytes sent to the other device
+    all_to_alls = {"factorized": 4 * 2, "joint": 8 * 4}[attention]
     sent = hlo.count_sent_bytes(text, 2)
     again = {"factorized": 0, "joint": 4 * 4}[attention]  # inside the block
-    assert sent["all-to-all"] == (exchanges + again) * x
+    assert sent["all-to-all"] == (all_to_alls + again) * x

@@ -1,4 +1,4 @@
-"""Machines by name, and those of a user's own description."""
+"""Devices by name, and by a description file."""
 
 import jax
 import pytest
@@ -10,23 +10,23 @@ from videogen_jax.parallel import device_specs
     ("text", "name", "count"),
     [("rtx3090x2", "rtx3090", 2), ("h200", "h200", 1), ("a100x8", "a100", 8), ("cpux4", "cpu", 4)],
 )
-def test_a_target_is_a_card_and_a_number(text, name, count):
+def test_a_target_is_a_card_and_a_count(text, name, count):
     card, number = device_specs.parse_target(text)
     assert (card.name, number) == (name, count)
 
 
 @pytest.mark.parametrize("text", ["rtx5090x2", "", "x2", "rtx3090 x2", "2xrtx3090"])
-def test_an_unknown_target_lists_the_known(text):
+def test_the_error_for_an_unknown_target_lists_the_choices(text):
     with pytest.raises(ValueError, match="choose rtx3090, a40, rtx4090, a100, h100, h200, cpu, or"):
         device_specs.parse_target(text)
 
 
-def test_no_devices_are_refused():
+def test_zero_devices_are_rejected():
     with pytest.raises(ValueError, match="write a100x1 or more"):
         device_specs.parse_target("a100x0")
 
 
-def test_a_description_of_the_users_own_is_a_card(tmp_path):
+def test_a_description_file_is_a_card(tmp_path):
     path = tmp_path / "rtx3090ti.textproto"
     path.write_text(device_specs.CARDS["rtx3090"].description)
     card, count = device_specs.parse_target(f"{path}x2")
@@ -35,7 +35,7 @@ def test_a_description_of_the_users_own_is_a_card(tmp_path):
     assert card.flops is None
 
 
-def test_a_description_without_memory_is_refused(tmp_path):
+def test_a_description_without_memory_is_rejected(tmp_path):
     path = tmp_path / "card.txt"
     path.write_text("gpu_device_info { core_count: 82 }")
     with pytest.raises(ValueError, match="has no device_memory_size"):
@@ -50,8 +50,8 @@ def test_cpu_devices_are_those_of_this_process():
 
 
 @pytest.mark.parametrize("name", [name for name in device_specs.CARDS if name != "cpu"])
-def test_cards_of_24_gb_and_more_with_sane_numbers(name):
+def test_cards_have_24_gb_or_more_and_plausible_speeds(name):
     card = device_specs.CARDS[name]
     assert 23 * 2**30 < card.memory < 142 * 2**30
-    # No card computes a byte's worth of numbers in the time it reads one.
+    # The arithmetic intensity at which compute and memory balance is plausible.
     assert 50 < card.flops / card.bandwidth < 500 and card.link >= 32e9

@@ -1,4 +1,4 @@
-"""What a program moves, against programs whose bytes are known."""
+"""Communication and memory traffic, against programs whose bytes are known."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.parallel import hlo
 
-SIZE = 64  # numbers of float32 on each device
+SIZE = 64  # float32 elements on each device
 
 
 def mesh(*shape):
@@ -18,7 +18,7 @@ def mesh(*shape):
 
 
 def compiled_text(function, shape=(4,), spec=("a",), loops=()):
-    """The program that each device runs `function` in, inside loops of these lengths."""
+    """HLO text of a program that runs `function` per device, inside loops of these lengths."""
     on = mesh(*shape)
 
     def looped(x):
@@ -43,7 +43,7 @@ def exchange(x):
     return jax.lax.all_to_all(x.reshape(4, -1), "a", 0, 0, tiled=True).reshape(-1)
 
 
-COLLECTIVES = {  # bytes that each of four devices sends of its 64 numbers
+COLLECTIVES = {  # bytes that each of four devices sends for 64 elements per device
     "all-gather": (lambda x: jnp.sum(jax.lax.all_gather(x, "a"), 0) * x, 3 * 256),
     "all-reduce": (lambda x: jax.lax.psum(x, "a"), 2 * 3 / 4 * 256),
     "reduce-scatter": (
@@ -59,20 +59,20 @@ COLLECTIVES = {  # bytes that each of four devices sends of its 64 numbers
 
 
 @pytest.mark.parametrize("kind", COLLECTIVES)
-def test_a_collective_sends_what_a_ring_sends(kind):
+def test_collectives_send_the_bytes_of_ring_algorithms(kind):
     function, sent = COLLECTIVES[kind]
     assert hlo.count_sent_bytes(compiled_text(function), 4) == {kind: sent}
 
 
-def test_groups_are_those_of_one_axis():
-    """Over an axis of two in a mesh of 2 x 4, half of twice 256 bytes."""
+def test_replica_groups_are_those_of_one_axis():
+    """Over an axis of size 2 in a mesh of 2 x 4: half of twice 256 bytes."""
     text = compiled_text(lambda x: jax.lax.psum(x, "a"), (2, 4), ("a", "b"))
     assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 256}
     text = compiled_text(lambda x: jax.lax.psum(x, "b"), (2, 4), ("a", "b"))
     assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loops_count_by_their_trip_counts():
     text = compiled_text(lambda x: jnp.sin(jax.lax.psum(x, "a")), loops=(7,))
     assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 7 * 384}
 
@@ -85,7 +85,7 @@ def test_loops_count_as_often_as_they_run():
     assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 15 * 384}
 
 
-def test_a_loop_of_unknown_length_is_refused():
+def test_a_loop_of_unknown_length_is_rejected():
     def function(x):
         total = jax.lax.while_loop(lambda x: jnp.sum(x) < 1e9, lambda x: jax.lax.psum(x, "a"), x)
         return total
@@ -94,7 +94,7 @@ def test_a_loop_of_unknown_length_is_refused():
         hlo.count_sent_bytes(compiled_text(function), 4)
 
 
-def test_the_largest_collective_is_what_it_reads_and_writes():
+def test_the_largest_collective_counts_reads_and_writes():
     text = compiled_text(COLLECTIVES["all-gather"][0])
     assert hlo.largest_collective(text, 4) == 256 + 4 * 256
 
@@ -141,7 +141,7 @@ def test_asynchronous_collectives_of_gpus_count_once():
 
 
 def test_a_slice_of_a_large_array_reads_only_the_slice():
-    # Each turn: 64 numbers of the slice and the index in, 64 out; the gather's start; the half out of the whole.
+    # Per iteration: the slice of 64 elements and the index in, 64 out; all-gather-start; the slice of its result.
     fusion, start, half = 128 + 4 + 128, 128 + 128 + 256, 256 + 128
     assert hlo.count_memory_bytes(GPU_TEXT) == 12 * (fusion + start + half)
 
@@ -155,7 +155,7 @@ def test_a_slice_of_a_large_array_reads_only_the_slice():
         ("token[]", 0),
     ],
 )
-def test_types_have_their_bytes(kind, size):
+def test_types_have_their_size_in_bytes(kind, size):
     assert hlo.count_bytes(kind) == size
 
 
@@ -171,12 +171,12 @@ def test_types_have_their_bytes(kind, size):
         ("{}", 8),
     ],
 )
-def test_groups_are_read_in_every_form(groups, size):
+def test_replica_groups_are_parsed_in_every_form(groups, size):
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", groups)
     assert hlo.count_sent_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
 
 
-def test_groups_in_another_form_are_refused():
+def test_replica_groups_in_another_form_are_rejected():
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", "all of them")
-    with pytest.raises(ValueError, match="groups of a collective are not understood"):
+    with pytest.raises(ValueError, match="replica groups of a collective cannot be parsed"):
         hlo.count_sent_bytes(text, 8)

@@ -1,4 +1,4 @@
-"""The mesh, and where the rows of a batch lie."""
+"""The mesh, and how the rows of a batch are sharded."""
 
 import jax
 import numpy as np
@@ -16,15 +16,13 @@ def test_mesh_has_its_axes_and_the_first_devices():
     assert meshes.make_mesh().size == 1
 
 
-def test_a_mesh_of_more_devices_than_there_are_is_refused():
-    message = (
-        r"data=2 x fsdp=4 x seq=3 x tensor=1 wants 24 devices, but 8 \(cpu\).*mesh\.data, mesh"
-    )
+def test_a_mesh_of_more_devices_than_there_are_is_rejected():
+    message = r"data=2 x fsdp=4 x seq=3 x tensor=1 needs 24 devices, but there are 8 \(cpu\).*mesh\.data, mesh"
     with pytest.raises(ValueError, match=message):
         meshes.make_mesh(data=2, fsdp=4, seq=3)
 
 
-def test_a_mesh_can_be_made_of_devices_that_are_named():
+def test_a_mesh_can_use_given_devices():
     devices = jax.devices()[4:6]
     assert meshes.make_mesh(seq=2, devices=devices).devices.flatten().tolist() == devices
 
@@ -34,12 +32,12 @@ def test_a_batch_must_divide_over_devices_and_accumulation():
     meshes.check_batch(mesh, 24, accumulation=3)
     with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 parts.*a multiple of 4"):
         meshes.check_batch(mesh, 6)
-    meshes.check_batch(meshes.make_mesh(seq=4, tensor=2), 1)  # one clip can use them all
+    meshes.check_batch(meshes.make_mesh(seq=4, tensor=2), 1)  # one clip can use all of them
     with pytest.raises(ValueError, match=r"8 .* 4 parts.* 3 accumulation.*a multiple of 12"):
         meshes.check_batch(mesh, 8, accumulation=3)
 
 
-def test_rows_of_a_batch_are_dealt_to_the_devices_in_order():
+def test_rows_of_a_batch_are_sharded_in_order():
     mesh = meshes.make_mesh(data=2, fsdp=2)
     rows = {
         "video": np.arange(8 * 3, dtype=np.uint8).reshape(8, 3),

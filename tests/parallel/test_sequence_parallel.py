@@ -1,4 +1,4 @@
-"""Clips over several devices: the exchanges, and one device against many on every axis."""
+"""Sequence parallelism: the all-to-alls, and one device against many on every mesh axis."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ MESHES = [
 
 
 def config_of(attention, **mesh):
-    """8 frames of 16 tokens and 8 heads: eight devices divide all of them."""
+    """8 frames of 16 tokens and 8 heads, all of which divide by eight devices."""
     config = tiny_config()
     config.batch_size = 8
     config.data.update({"frames": 8, "height": 16, "width": 16})
@@ -33,7 +33,7 @@ def config_of(attention, **mesh):
 
 
 def gradient_of(config):
-    """Loss and gradients on fixed clips at random parameters, on the host; and the compiled program."""
+    """Loss and gradients of fixed clips at random parameters, on the host; and the compiled program."""
     run = make_run(config)
     params = jax.device_put(randomise(run.abstract.params, 0.2), run.shardings.params)
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def one_device(request):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_many_devices_give_the_loss_and_gradients_of_one(mesh, one_device):
+def test_many_devices_agree_with_one_in_loss_and_gradients(mesh, one_device):
     attention, (value, grads, _) = one_device
     got_value, got_grads, compiled = gradient_of(config_of(attention, **mesh))
     assert got_value == pytest.approx(value, rel=2e-6)
@@ -67,32 +67,32 @@ def test_many_devices_give_the_loss_and_gradients_of_one(mesh, one_device):
         assert "all-to-all" in compiled.as_text()
 
 
-def test_one_clip_on_two_devices_is_split_between_them():
-    """Each has half of the frames in the blocks, and half of the parameters."""
+def test_one_clip_is_sharded_over_two_devices():
+    """Each has half of the frames and half of the parameters."""
     config = config_of("factorized", seq=2)
     config.batch_size = 1
     meshes.check_batch(meshes.make_mesh(**config.mesh), config.batch_size)
     _, _, compiled = gradient_of(config)
     text = compiled.as_text()
-    assert "f32[1,4,16,48]" in text and "f32[1,8,8,48]" in text  # 4 of 8 frames, 8 of 16 places
+    assert "f32[1,4,16,48]" in text and "f32[1,8,8,48]" in text  # 4 of 8 frames, 8 of 16 tokens
     assert "f32[1,8,16,48]" not in text
 
 
-def test_the_exchanges_turn_frames_into_places_and_back():
-    tokens = TokenSharding(meshes.make_mesh(fsdp=2, seq=4))
+def test_all_to_alls_switch_between_frames_and_space():
+    token_sharding = TokenSharding(meshes.make_mesh(fsdp=2, seq=4))
     x = jnp.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
-    turned = jax.jit(tokens.frames_to_space)(x)
-    np.testing.assert_array_equal(turned, x)  # the same numbers, elsewhere
-    assert turned.sharding.shard_shape(x.shape) == (1, 8, 3, 3)
-    back = jax.jit(tokens.space_to_frames)(turned)
+    over_space = jax.jit(token_sharding.frames_to_space)(x)
+    np.testing.assert_array_equal(over_space, x)
+    assert over_space.sharding.shard_shape(x.shape) == (1, 8, 3, 3)
+    back = jax.jit(token_sharding.space_to_frames)(over_space)
     np.testing.assert_array_equal(back, x)
     assert back.sharding.shard_shape(x.shape) == (1, 2, 12, 3)
 
 
-def test_without_a_sequence_axis_nothing_is_done():
-    tokens = TokenSharding(meshes.make_mesh(fsdp=2))
+def test_without_sequence_parallelism_resharding_is_the_identity():
+    token_sharding = TokenSharding(meshes.make_mesh(fsdp=2))
     x = jnp.zeros((1, 3, 5, 2))
-    assert tokens.frames_to_space(x) is x and tokens.space_to_frames(x) is x
+    assert token_sharding.frames_to_space(x) is x and token_sharding.space_to_frames(x) is x
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_without_a_sequence_axis_nothing_is_done():
         ({"seq": 2, "tensor": 2}, "joint", "6 heads do not divide by mesh.seq times mesh.tensor=4"),
     ],
 )
-def test_numbers_that_do_not_divide_are_refused(mesh, attention, message):
+def test_sizes_that_do_not_divide_are_rejected(mesh, attention, message):
     with pytest.raises(ValueError, match=message):
         check_token_grid(meshes.make_mesh(**mesh), (6, 3, 5), attention, num_heads=6)

@@ -1,4 +1,4 @@
-"""The two tables: what they place alike, what they refuse, and that numbers do not notice."""
+"""The two sharding tables, their errors, and that results do not depend on the sharding."""
 
 import functools
 import itertools
@@ -17,30 +17,30 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.train import diffusion_run
 
-MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "lost": "nowhere"}
+MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "unknown": "nowhere"}
 TREE = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
 
 
-def place(rules, tree=TREE, mesh_axes=MESH_AXES):
+def shard(rules, tree=TREE, mesh_axes=MESH_AXES):
     return sharding.make_shardings(meshes.make_mesh(fsdp=2), tree, rules, mesh_axes)
 
 
-def test_a_leaf_goes_where_the_two_tables_send_it():
+def test_a_leaf_is_sharded_by_the_two_tables():
     for axes, expected in (
         (("small", "wide"), (None, "fsdp")),
         (("wide", "small"), ("fsdp", None)),
     ):
-        assert place({"layer/kernel": axes})["layer"]["kernel"].spec == PartitionSpec(*expected)
+        assert shard({"layer/kernel": axes})["layer"]["kernel"].spec == PartitionSpec(*expected)
 
 
-def test_stacked_leaves_get_the_layer_axis_in_front():
+def test_stacked_leaves_get_a_leading_layer_axis():
     tree = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 6), jnp.float32)}}
     axes = MESH_AXES | {"layers": None}
-    spec = place({"kernel": ("wide", "small")}, tree, axes)["blocks"]["kernel"].spec
+    spec = shard({"kernel": ("wide", "small")}, tree, axes)["blocks"]["kernel"].spec
     assert spec == PartitionSpec(None, "fsdp", None)
 
 
-def test_scalars_keys_and_what_has_another_shape_are_everywhere():
+def test_scalars_keys_and_leaves_of_other_shapes_are_replicated():
     tree = TREE | {
         "step": jnp.int32(0),
         "rng": jax.random.key(0),
@@ -49,16 +49,16 @@ def test_scalars_keys_and_what_has_another_shape_are_everywhere():
         "v_col": {"layer": {"kernel": jnp.zeros(6)}},
         "v": {"layer": {"kernel": jnp.zeros(1)}},
     }
-    shardings = place({"kernel": ("wide", "small")}, tree)
+    shardings = shard({"kernel": ("wide", "small")}, tree)
     assert shardings.pop("layer")["kernel"].spec == PartitionSpec("fsdp", None)
     for path, sharding_ in jax.tree_util.tree_leaves_with_path(shardings):
         assert sharding_.spec == PartitionSpec(), path
 
 
-def test_a_rule_that_names_a_leaf_of_one_number_is_not_dead():
+def test_a_rule_for_a_leaf_with_one_element_is_not_dead():
     tree = TREE | {"unembed": {"bias": jnp.zeros(1)}}
     rules = {"kernel": ("wide", "small"), "bias": ("wide",)}
-    assert place(rules, tree)["unembed"]["bias"].spec == PartitionSpec()
+    assert shard(rules, tree)["unembed"]["bias"].spec == PartitionSpec()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,10 @@ def test_a_rule_that_names_a_leaf_of_one_number_is_not_dead():
         ),
         ({"kernel": ("wide",)}, r"layer/kernel names 1 axes .*shape is \(4, 6\)"),
         ({"kernel": ("wide", "huge")}, "'huge' of layer/kernel is not in MESH_AXES"),
-        ({"kernel": ("small", "lost")}, "'lost' goes to mesh axis 'nowhere', but .* data, fsdp"),
+        (
+            {"kernel": ("small", "unknown")},
+            "'unknown' maps to the mesh axis 'nowhere', but .* data, fsdp",
+        ),
         ({"kernel": ("wide", "long")}, r"layer/kernel .*'fsdp' twice"),
         (
             {"kernel": ("wide", "small"), "old/kernel": ("wide",), "older": ()},
@@ -79,19 +82,19 @@ def test_a_rule_that_names_a_leaf_of_one_number_is_not_dead():
         ),
     ],
 )
-def test_a_rule_that_does_not_fit_is_refused_by_name(rules, message):
+def test_the_error_for_a_rule_that_does_not_fit_names_it(rules, message):
     with pytest.raises(ValueError, match=message):
-        place(rules)
+        shard(rules)
 
 
-def test_a_size_that_the_mesh_does_not_divide_is_refused():
+def test_a_size_that_the_mesh_does_not_divide_is_rejected():
     tree = {"layer": {"kernel": jax.ShapeDtypeStruct((3, 6), jnp.float32)}}
     message = r"layer/kernel of shape \(3, 6\) .* mesh\.fsdp=2 along its axis 'wide' of 3"
     with pytest.raises(ValueError, match=message):
-        place({"kernel": ("wide", "small")}, tree)
+        shard({"kernel": ("wide", "small")}, tree)
 
 
-def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
+def test_the_error_for_an_indivisible_config_names_the_leaf():
     config = tiny_config()
     config.model.width, config.mesh.fsdp = 14, 4
     with pytest.raises(
@@ -103,7 +106,9 @@ def test_a_config_that_the_mesh_does_not_divide_names_the_leaf():
 @pytest.mark.parametrize("cross_attention", ["none", "gated"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimizer, precision):
+def test_a_parameter_its_ema_and_its_moments_have_the_same_sharding(
+    cross_attention, optimizer, precision
+):
     config = tiny_config()
     config.model.cross_attention, config.optimizer.name = cross_attention, optimizer
     config.model.text_depth, config.train.precision = 1, precision
@@ -113,37 +118,37 @@ def test_a_parameter_its_ema_and_its_moments_lie_alike(cross_attention, optimize
         for path, leaf in jax.tree_util.tree_leaves_with_path(run.shardings.params)
     }
     found = dict.fromkeys(specs, 0)
-    places = jax.tree.leaves(run.shardings)
+    shardings = jax.tree.leaves(run.shardings)
     leaves = jax.tree_util.tree_leaves_with_path(run.abstract)
-    for (path, leaf), place in zip(leaves, places, strict=True):
-        assert leaf.sharding == place
+    for (path, leaf), leaf_sharding in zip(leaves, shardings, strict=True):
+        assert leaf.sharding == leaf_sharding
         name = sharding.path_name(path)
         match = re.fullmatch(r"(?:params|ema/[^/]+|opt_state/.*(?:mu|nu))/(.*)", name)
         if match and match[1] in specs:
-            assert place.spec == specs[match[1]]
+            assert leaf_sharding.spec == specs[match[1]]
             found[match[1]] += 1
         else:
-            assert place.spec == PartitionSpec(), name
-    # Parameter, EMA and one moment at least; two where Adam is.
+            assert leaf_sharding.spec == PartitionSpec(), name
+    # Parameter, EMA and at least one moment; two moments with Adam.
     assert set(found.values()) == ({4} if optimizer == "adamw" else {3, 4})
-    for name, spec in specs.items():  # every matrix is shared out
+    for name, spec in specs.items():  # every matrix is sharded
         assert (("fsdp", "seq") in spec) == name.endswith(("kernel", "embedding")), name
 
 
-def test_the_moments_of_adafactor_are_placed():
-    """Rows and columns everywhere, matrices as their parameter."""
+def test_the_moments_of_adafactor_have_shardings():
+    """Factored moments are replicated, full matrices sharded as their parameter."""
     config = tiny_config()
-    config.model.width, config.optimizer.name = 256, "adafactor"  # it factors from 128 on
+    config.model.width, config.optimizer.name = 256, "adafactor"  # it factors sizes from 128 on
     run = make_run(config)
     seen = set()
-    places = jax.tree.leaves(run.shardings.opt_state)
+    shardings = jax.tree.leaves(run.shardings.opt_state)
     leaves = jax.tree_util.tree_leaves_with_path(run.abstract.opt_state)
-    for (path, leaf), place in zip(leaves, places, strict=True):
+    for (path, leaf), leaf_sharding in zip(leaves, shardings, strict=True):
         name = sharding.path_name(path)
         factored = re.search("/(v_row|v_col)/", name)
         seen |= {factored[1]} if factored and leaf.size > 1 else set()
         shared = leaf.size > 1 and not factored and name.endswith(("kernel", "embedding"))
-        assert (("fsdp", "seq") in place.spec) == shared, name
+        assert (("fsdp", "seq") in leaf_sharding.spec) == shared, name
     assert seen == {"v_row", "v_col"}
 
 
@@ -168,7 +173,10 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
     }
     for values in itertools.product(*choices.values()):
         options = dict(zip(choices, values, strict=True)) | {"text_encoder": text_encoder}
-        for pooled_text in {True, options["cross_attention"] == "none"}:  # without, where it may be
+        for pooled_text in {
+            True,
+            options["cross_attention"] == "none",
+        }:  # also without, where allowed
             model = VideoDiT(
                 **options,
                 patch_size=(1, 4, 4),
@@ -193,9 +201,9 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
             params = jax.eval_shape(model.init, jax.random.key(0), *inputs, micro)["params"]
             rules = sharding.parameter_rules(**options)
             shardings = sharding.make_shardings(meshes.make_mesh(fsdp=2), params, rules)
-            for path, place in jax.tree_util.tree_leaves_with_path(shardings):
+            for path, leaf_sharding in jax.tree_util.tree_leaves_with_path(shardings):
                 matrix = path[-1].key in ("kernel", "embedding")
-                assert (("fsdp", "seq") in place.spec) == matrix, (path, options)
+                assert (("fsdp", "seq") in leaf_sharding.spec) == matrix, (path, options)
 
 
 def test_two_devices_hold_half_of_every_matrix_each():
@@ -230,8 +238,8 @@ def loss_and_gradients(data, fsdp):
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 2), (2, 2)])
-def test_loss_and_gradients_agree_with_one_device_to_rounding(data, fsdp):
-    """The noise too is the same: a batch's random numbers do not depend on the mesh."""
+def test_loss_and_gradients_agree_with_one_device_up_to_rounding(data, fsdp):
+    """The noise is the same too: random numbers do not depend on the mesh."""
     expected, expected_grads = loss_and_gradients(1, 1)
     value, grads = loss_and_gradients(data, fsdp)
     assert value == pytest.approx(expected, rel=1e-5)

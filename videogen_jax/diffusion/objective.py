@@ -161,7 +161,7 @@ def loss_weight(
       section 5.
     """
     a, b = coefficients(prediction, alpha, sigma, sigma_data)
-    # (sigma / d)^2 converts a weight on x0 to one on F. The bound 1e-12 turns 0 / 0 (eps at alpha = 0) into 1.
+    # (sigma / d)^2 converts a weight on x0 to one on F. The bounds 1e-12 turn 0 / 0 (eps at alpha = 0) into the limit 1
     determinant = jnp.maximum(jnp.square(alpha * b - sigma * a), 1e-12)
     if weighting == "uniform":
         return jnp.ones_like(alpha)

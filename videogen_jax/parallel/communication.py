@@ -1,23 +1,23 @@
-"""The fewest bytes that devices must send each other in a train step, to hold a compiled step against.
+"""Lower bound on the bytes that devices send each other in a train step, to compare a compiled step with.
 
-Of a device, with s = fsdp seq sharing parameters, n = fsdp seq data having gradients of their own, b bytes per number
-of the products' type, P numbers of sharded parameters (each with 1 / tensor of them) and V of vectors that all copy:
+Per device, with s = fsdp seq parameter shards, n = fsdp seq data gradient replicas, b bytes per element of the compute
+type, P elements of sharded parameters (divided by tensor where sharded over it) and V of replicated vectors:
 
-| what                                                           | bytes                               |
+| communication                                                  | bytes                               |
 | -------------------------------------------------------------- | ----------------------------------- |
-| parameters gathered, forward and backward, in each part        | 2 k (s - 1) / s P b                 |
-| gradients scattered, added up                                  | (s - 1) / s P b                     |
-| and between the copies                                         | 2 (data - 1) / data P / s b         |
-| gradients of vectors                                           | 2 (n - 1) / n V b                   |
-| frames for places and back, forward and backward, in each pair | 4 (seq - 1) / seq x                 |
-| or queries, keys, values and results for heads, in each block  | 8 (seq - 1) / seq x                 |
-| sums over `tensor`, of each branch, forward and backward       | 4 (tensor - 1) / tensor x           |
+| all-gather of parameters, forward and backward                 | 2 k (s - 1) / s P b                 |
+| reduce-scatter of gradients                                    | (s - 1) / s P b                     |
+| all-reduce of gradient shards over `data`                      | 2 (data - 1) / data P / s b         |
+| all-reduce of gradients of vectors                             | 2 (n - 1) / n V b                   |
+| all-to-alls around a temporal block, forward and backward      | 4 (seq - 1) / seq x                 |
+| or of a joint block (queries, keys, values, results)           | 8 (seq - 1) / seq x                 |
+| all-reduce over `tensor` per branch, forward and backward      | 4 (tensor - 1) / tensor x           |
 
-k parts of a batch (accumulation); x = b D times the tokens of the batch on a device. Recomputing exchanges no frames
-for places again, for blocks keep their input on this side of that; a joint block's four exchanges are inside it and are
-done again.
+k is the number of accumulation steps; x = b D times the tokens of the batch on a device. Rematerialization does not
+repeat the all-to-alls around temporal blocks, since a block's input is saved after them; those inside a joint block are
+repeated.
 
-Source: rings as in parallel/hlo.py; FSDP, arXiv:1910.02054, section 7; the all-to-all as in
+Source: ring algorithms as in parallel/hlo.py; FSDP, arXiv:1910.02054, section 7; all-to-alls as in
 parallel/sequence_parallel.py.
 """
 
@@ -39,36 +39,34 @@ def min_sent_bytes(
     item_bytes: int,
     accumulation: int,
 ) -> int:
-    """The sum of the table above.
+    """Bytes that a device sends in a step at least: the sum of the table at the top of this file.
 
     Args:
       params: tree of jax.ShapeDtypeStruct with shardings.
       mesh: devices on each axis.
-      tokens: of the whole batch.
+      tokens: tokens of the whole batch.
       width: D.
-      depth: blocks.
-      attention: factorized, joint.
-      branches: of all blocks together: attention, cross-attention and MLP count each.
+      depth: number of blocks.
+      attention: factorized or joint.
+      branches: residual branches of all blocks: attention, cross-attention and MLP count one each.
       item_bytes: b.
       accumulation: k.
-    Returns:
-      Bytes that a device sends in a step.
     """
     data, seq, tensor = mesh["data"], mesh["seq"], mesh["tensor"]
-    shares = mesh["fsdp"] * seq
-    copies = data * shares
+    shards = mesh["fsdp"] * seq
+    replicas = data * shards
     total = 0.0
     for leaf in jax.tree.leaves(params):
-        on = {axis for entry in leaf.sharding.spec if entry for axis in _names(entry)}
-        size = leaf.size * item_bytes / (tensor if "tensor" in on else 1)
-        if {"fsdp", "seq"} & on:
-            total += (2 * accumulation + 1) * (shares - 1) / shares * size
-            total += 2 * (data - 1) / data * size / shares
+        axes = {axis for entry in leaf.sharding.spec if entry for axis in _names(entry)}
+        size = leaf.size * item_bytes / (tensor if "tensor" in axes else 1)
+        if {"fsdp", "seq"} & axes:
+            total += (2 * accumulation + 1) * (shards - 1) / shards * size
+            total += 2 * (data - 1) / data * size / shards
         else:
-            total += 2 * (copies - 1) / copies * size
-    x = tokens / copies * width * item_bytes
-    exchanges = 4 * (depth // 2) if attention == "factorized" else 8 * depth
-    total += exchanges * (seq - 1) / seq * x
+            total += 2 * (replicas - 1) / replicas * size
+    x = tokens / replicas * width * item_bytes
+    all_to_alls = 4 * (depth // 2) if attention == "factorized" else 8 * depth
+    total += all_to_alls * (seq - 1) / seq * x
     total += branches * 4 * (tensor - 1) / tensor * x
     return round(total)
 

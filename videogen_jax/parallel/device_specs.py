@@ -1,10 +1,10 @@
-"""The machines that a plan can be made for, none of which need be here.
+"""Specifications of the devices for which a plan can be computed; they need not be present.
 
-Operations a second are of dense products of bfloat16 that add up in float32. Links are one way, as their standards have
-them: 32 GB/s for PCIe 4.0 x16, 64 for PCIe 5.0 x16, and NVLink's where all cards of a machine have it.
+FLOP/s are for dense bfloat16 matrix products with float32 accumulation. Link bandwidths are per direction and nominal:
+32 GB/s for PCIe 4.0 x16, 64 GB/s for PCIe 5.0 x16, and NVLink's where all cards of a machine have it.
 
-Source: NVIDIA's white papers of GA102 and Ada and data sheets of A40, A100, H100 and H200; the form of a description,
-and those of A100 and H100, OpenXLA, xla/backends/gpu/target_config/specs.
+Source: NVIDIA's white papers of GA102 and Ada and data sheets of A40, A100, H100 and H200; the description format, and
+those of A100 and H100, from OpenXLA, xla/backends/gpu/target_config/specs.
 """
 
 import re
@@ -17,18 +17,18 @@ from jax.experimental import topologies
 
 
 class Card(NamedTuple):
-    """A device."""
+    """A kind of device."""
 
     name: str
-    memory: int | None  # bytes; None where it is the machine's
-    bandwidth: float | None  # bytes a second
-    flops: float | None  # operations a second
-    link: float | None  # bytes a second
-    host_link: float | None  # bytes a second
+    memory: int | None  # bytes; None for the CPU, which uses the machine's memory
+    bandwidth: float | None  # memory bandwidth, bytes/s
+    flops: float | None  # peak FLOP/s
+    link: float | None  # bandwidth between devices, bytes/s
+    host_link: float | None  # bandwidth to the host, bytes/s
     description: str  # GpuTargetConfigProto in text form; empty for the CPU
 
 
-# Of a core, by compute capability: shared memory in bytes, threads, and lanes for float32.
+# Per streaming multiprocessor, by compute capability: shared memory in bytes, threads, and float32 lanes.
 CORES = {
     (8, 0): (167936, 2048, 64),
     (8, 6): (102400, 1536, 128),
@@ -108,20 +108,20 @@ CARDS = {
 
 
 def find_card(device_kind: str) -> Card | None:
-    """The card that a device of JAX is, by its `device_kind`; None if it is none of these."""
+    """The card with JAX's `device_kind`; None if it is unknown."""
     field = f'device_description_str: "{device_kind}"'
     return next((card for card in CARDS.values() if field in card.description), None)
 
 
 def parse_target(text: str) -> tuple[Card, int]:
-    """Reads a card and how many: rtx3090x2, h200, cpux8, or a file's path in a card's place.
+    """Parses a card and a count, such as rtx3090x2, h200 or cpux8.
 
     Args:
-      text: as above; the file is a GpuTargetConfigProto in text form.
+      text: card name or path of a GpuTargetConfigProto in text form, and optionally x with a count.
     Returns:
-      (the card, its number).
+      (card, count).
     Raises:
-      ValueError: the card is unknown, the number is none, or the file is no such description.
+      ValueError: the card is unknown, the count is 0, or the file has no memory size.
     """
     name, number = re.fullmatch(r"(.*?)(?:x(\d+))?", text).groups()
     count = int(number or 1)
@@ -132,12 +132,12 @@ def parse_target(text: str) -> tuple[Card, int]:
     if Path(name).is_file():
         return read_card(Path(name)), count
     raise ValueError(
-        f"Unknown target {text!r}: choose {', '.join(CARDS)}, or the path of a description, with x2 for two of them."
+        f"Unknown target {text!r}: choose {', '.join(CARDS)}, or the path of a description, with x2 for two devices."
     )
 
 
 def read_card(path: Path) -> Card:
-    """A card of a user's own description, whose speed is unknown but for its memory's.
+    """Reads a card from a GpuTargetConfigProto in text form; of its speed, only memory bandwidth is known.
 
     Raises:
       ValueError: the description has no memory size.
@@ -151,19 +151,17 @@ def read_card(path: Path) -> Card:
     memory = read("device_memory_size")
     if memory is None:
         raise ValueError(
-            f"{path} has no device_memory_size: write a GpuTargetConfigProto in text form, as OpenXLA publishes them."
+            f"{path} has no device_memory_size: write a GpuTargetConfigProto in text form, like those of OpenXLA."
         )
     return Card(path.stem, memory, read("memory_bandwidth"), None, None, None, description)
 
 
 def find_devices(card: Card, count: int) -> Sequence[jax.Device]:
-    """Devices to compile for: described ones, or the CPU's own.
+    """Devices to compile for: made from a description, or this process's CPU devices.
 
     Args:
-      card: of `parse_target`.
-      count: how many.
-    Returns:
-      The devices.
+      card: from `parse_target`.
+      count: number of devices.
     Raises:
       ImportError: the CUDA wheels are missing.
       ValueError: XLA cannot read the description, or this process has fewer CPU devices.
@@ -181,11 +179,11 @@ def find_devices(card: Card, count: int) -> Sequence[jax.Device]:
         )
     except NotImplementedError as error:
         raise ImportError(
-            "A plan for GPUs wants XLA's compiler for CUDA, which needs no GPU: "
+            "A plan for GPUs needs XLA's CUDA compiler, which works without a GPU: "
             f"pip install 'jax[cuda12]=={jax.__version__}'."
         ) from error
     except RuntimeError as error:
         raise ValueError(
-            f"XLA cannot make devices of the description of {card.name}: {error}"
+            f"XLA cannot make devices from the description of {card.name}: {error}"
         ) from error
     return topology.devices

@@ -1,6 +1,6 @@
-"""What a compiled program moves: between devices, and between a device and its memory. Read from its text.
+"""Communication and memory traffic of a compiled program, from its HLO text.
 
-XLA tells neither for programs of GPUs that are not there. A loop's body counts as often as the loop is known to run.
+XLA reports neither for GPUs that are not present. A loop's body counts as many times as the loop's known trip count.
 """
 
 import functools
@@ -9,10 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ITEM_BYTES = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0}  # others end in their bits
+ITEM_BYTES = {
+    "pred": 1,
+    "bf16": 2,
+    "token": 0,
+    "opaque": 0,
+}  # other types end in their number of bits
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Names for what is somewhere already, or is counted inside the computation that is called.
+# Opcodes without memory traffic, or whose traffic is counted in the computation that they call.
 MOVE_NOTHING = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "copy-done"),
@@ -20,21 +25,21 @@ MOVE_NOTHING = {
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """One instruction of a computation."""
 
     name: str
     type: str
     opcode: str
-    arguments: str  # what stands in the brackets
-    attributes: str  # what follows them
+    arguments: str  # text inside the brackets
+    attributes: str  # text after them
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions that it reads."""
+        """Names of its operands."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
-Computations = dict[str, dict[str, Instruction]]  # each one's instructions by name, in order
+Computations = dict[str, dict[str, Instruction]]  # instructions by name, in program order
 
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -48,12 +53,12 @@ _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
 def parse(text: str) -> tuple[Computations, str]:
-    """Splits a program into its computations.
+    """Parses a program.
 
     Args:
       text: `compiled.as_text()`.
     Returns:
-      (the computations, the name of the one that is run).
+      (computations, name of the entry computation).
     """
     computations: Computations = {}
     entry, current = "", {}
@@ -76,7 +81,7 @@ def _parse_line(name: str, rest: str) -> Instruction:
 
 
 def _group(text: str) -> int:
-    """Length of the bracketed group that a text starts with."""
+    """Length of the bracketed group at the start of a text."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -98,12 +103,14 @@ def _item_bytes(name: str) -> float:
         return ITEM_BYTES[name]
     bits = re.match(r"[a-z]+(\d+)", name)
     if not bits:
-        raise ValueError(f"The compiled program has the type {name!r}: add it to ITEM_BYTES.")
+        raise ValueError(
+            f"The compiled program has the unknown type {name!r}: add it to ITEM_BYTES."
+        )
     return int(bits[1]) // 8 or 1
 
 
 def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int]]:
-    """(computation, how often it is run), fused ones left out."""
+    """(computation, number of times that it runs), without fused computations."""
 
     def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
         yield name, times
@@ -127,22 +134,22 @@ def _trip_count(line: Instruction) -> int:
     found = _TRIPS.search(line.attributes)
     if not found:
         raise ValueError(
-            f"The loop {line.name} of the compiled program runs an unknown number of times: no bytes can be counted."
+            f"The loop {line.name} of the compiled program runs an unknown number of times, so bytes cannot be counted."
         )
     return int(found[1])
 
 
 def count_sent_bytes(text: str, devices: int) -> dict[str, int]:
-    """Bytes that each device sends to others when the program is run once, by kind of collective.
+    """Bytes that each device sends per run of the program, by kind of collective.
 
-    In a group of n, of an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,
-    all-reduce twice that, collective-permute b: what rings, and devices that talk in pairs, send.
+    In a group of n with an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,
+    all-reduce twice that, collective-permute b, as ring and pairwise algorithms send.
 
     Args:
       text: `compiled.as_text()`.
-      devices: that the program runs on.
+      devices: number of devices that run the program.
     Returns:
-      Kind to bytes, for the kinds that occur.
+      Bytes by kind, for the kinds that occur.
     Raises:
       ValueError: a loop around a collective runs an unknown number of times.
     Source: Thakur et al., Optimization of collective communication operations in MPICH, 2005, section 4.
@@ -154,12 +161,12 @@ def count_sent_bytes(text: str, devices: int) -> dict[str, int]:
 
 
 def largest_collective(text: str, devices: int) -> int:
-    """Bytes that the largest collective reads and writes: the buffers that talking to others takes."""
+    """Bytes that the largest collective reads and writes: the size of its buffers."""
     return max((round(held) for _, _, held, _ in _collectives(text, devices)), default=0)
 
 
 def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, int]]:
-    """(kind, bytes sent by a device, bytes read and written by it, how often)."""
+    """(kind, bytes sent per device, bytes read and written per device, number of runs)."""
     computations, entry = parse(text)
     for name, times in _runs(computations, entry):
         for line in computations[name].values():
@@ -176,12 +183,14 @@ def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, i
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """Devices that take part together: `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
+    """Size of a replica group: from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
     if "replica_groups=" not in attributes or "replica_groups={}" in attributes:
         return devices
     found = _GROUPS.search(attributes)
     if not found:
-        raise ValueError(f"The groups of a collective are not understood: {attributes[:120]!r}.")
+        raise ValueError(
+            f"The replica groups of a collective cannot be parsed: {attributes[:120]!r}."
+        )
     groups = found[1]
     if groups.startswith("mesh"):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
@@ -193,21 +202,20 @@ def _group_size(attributes: str, devices: int) -> int:
 
 
 def count_memory_bytes(text: str) -> int:
-    """Bytes that kernels read from and write to a device's memory when the program is run once.
+    """Bytes that kernels read from and write to device memory per run of the program.
 
-    Every kernel reads its operands and writes its result, of arrays that it takes or puts a slice of only the slice.
+    Every kernel reads its operands and writes its result; only the slice of an array that is sliced or updated in place.
 
     Args:
       text: `compiled.as_text()`.
-    Returns:
-      The sum, with loops.
     """
     computations, entry = parse(text)
-    count = functools.cache(lambda name: sum(_touched(computations, name)))
+    count = functools.cache(lambda name: sum(_traffic(computations, name)))
     return round(sum(count(name) * times for name, times in _runs(computations, entry)))
 
 
-def _touched(computations: Computations, name: str) -> Iterator[float]:
+def _traffic(computations: Computations, name: str) -> Iterator[float]:
+    """Bytes read and written by each instruction of a computation."""
     lines = computations[name]
     for line in lines.values():
         if line.opcode in MOVE_NOTHING or line.opcode.endswith("-done"):
@@ -227,7 +235,7 @@ def _touched(computations: Computations, name: str) -> Iterator[float]:
 def _fused(
     lines: dict[str, Instruction], sizes: list[int], result: int
 ) -> tuple[list[float], float]:
-    """What a fused kernel reads of each operand, and what it writes."""
+    """Bytes that a fused kernel reads of each operand, and that it writes."""
     users: dict[str, list[Instruction]] = {name: [] for name in lines}
     for line in lines.values():
         for one in line.operands:

@@ -1,9 +1,9 @@
-"""What a jitted program takes of each device's memory, compiled for devices that need not be here.
+"""Device memory of a jitted program, compiled for devices that need not be present.
 
-    peak = arguments + results - results in the place of arguments + temporaries
+    peak = arguments + results - results that alias arguments + temporaries
 
-as XLA has laid them out: the temporaries are the whole that a run allocates beside its arguments. CUDA's own context
-and its libraries come on top: RESERVE.
+by XLA's buffer assignment: temporaries are everything that a run allocates besides its arguments and results. CUDA's
+context and libraries need RESERVE in addition.
 """
 
 from collections.abc import Callable
@@ -16,34 +16,32 @@ from videogen_jax.parallel import hlo
 
 RESERVE = 0.8 * 2**30  # bytes of a GPU: context, cuDNN, cuBLAS and NCCL
 
-# Products by cuBLAS: XLA's own Triton kernels are chosen by trying them out, which wants the GPU.
+# Use cuBLAS for matrix products: autotuning XLA's Triton kernels needs the GPU.
 CUDA_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 class Footprint(NamedTuple):
-    """Of one device; bytes, for one run of the program."""
+    """Bytes per device and run of the program."""
 
     arguments: int
     peak: int
-    host: int  # pinned memory of the host
-    collectives: int  # the buffers of the largest one, within the peak
+    host: int  # pinned host memory
+    collectives: int  # buffers of the largest collective, included in the peak
     sent: dict[str, int]  # sent to other devices, by kind of collective
-    traffic: int  # read from and written to the device's memory
+    traffic: int  # device memory reads and writes
 
 
 def measure(
     traced: jax.stages.Traced, devices: int, cuda: bool, on_host: list[bool] | None = None
 ) -> Footprint:
-    """Compiles a program and reads its footprint.
+    """Compiles a program and analyzes its footprint.
 
     Args:
-      traced: of `jax.jit(...).trace` with abstract arguments on the target's devices.
-      devices: their number.
-      cuda: they are GPUs; the CPU otherwise.
-      on_host: for each leaf of the arguments, whether it lies in the host's pinned memory, as the result in its place
-        then does. Devices that are only described have no such memory, so that shardings cannot say it.
-    Returns:
-      The footprint.
+      traced: from `jax.jit(...).trace` with abstract arguments on the target's devices.
+      devices: number of devices.
+      cuda: whether they are GPUs; CPUs otherwise.
+      on_host: for each leaf of the arguments, whether it is in pinned host memory, as then is the result that aliases
+        it. Devices made from a description have no such memory, so shardings cannot express it.
     Raises:
       RuntimeError: XLA cannot compile the program for the devices.
     """
@@ -69,7 +67,7 @@ def measure(
 
 
 def _mark_host(lowered: jax.stages.Lowered, on_host: list[bool]) -> None:
-    """Writes into the program what the memory kinds of shardings would have written."""
+    """Adds the attributes that memory kinds of shardings would have added to the program."""
     module = lowered.compiler_ir()
     functions = {
         ir.StringAttr(op.attributes["sym_name"]).value: op for op in module.body.operations
@@ -78,8 +76,8 @@ def _mark_host(lowered: jax.stages.Lowered, on_host: list[bool]) -> None:
     with module.context:
         for name in ("arg_attrs", "res_attrs"):
             marked = [
-                _with_memory(place) if waits else place
-                for place, waits in zip(main.attributes[name], on_host, strict=False)
+                _with_memory(attributes) if offloaded else attributes
+                for attributes, offloaded in zip(main.attributes[name], on_host, strict=False)
             ]
             rest = list(main.attributes[name])[len(marked) :]
             main.attributes[name] = ir.ArrayAttr.get(marked + rest)
@@ -92,13 +90,11 @@ def _with_memory(attributes: Any) -> Any:
 
 
 def count_shard_bytes(tree: Any, keep: Callable[[Any], bool] = lambda _: True) -> int:
-    """Bytes of a tree on each device.
+    """Bytes of a tree per device.
 
     Args:
-      tree: of jax.ShapeDtypeStruct with shardings.
-      keep: which leaves count.
-    Returns:
-      The sum.
+      tree: tree of jax.ShapeDtypeStruct with shardings.
+      keep: selects the leaves to count.
     """
     total = 0
     for leaf in jax.tree.leaves(tree):

@@ -1,13 +1,13 @@
-"""The mesh of devices, and how a batch lies on it.
+"""The device mesh, and how batches are sharded over it.
 
-| axis   | holds                                                                                          |
+| axis   | what is sharded                                                                                |
 | ------ | ---------------------------------------------------------------------------------------------- |
-| data   | copies of the parameters, each with its part of the batch                                      |
-| fsdp   | parts of the parameters, optimizer state and EMA, each with its part of the batch              |
-| seq    | parts of each clip (sequence_parallel.py), and of the parameters too                                      |
-| tensor | parts of each layer: heads, and columns of the MLP                                             |
+| data   | the batch; parameters are replicated                                                           |
+| fsdp   | the batch; parameters, optimizer state and EMA                                                 |
+| seq    | the tokens of each clip (sequence_parallel.py); parameters, optimizer state and EMA            |
+| tensor | layers: attention heads and MLP columns                                                        |
 
-Devices on `seq` and `tensor` work on the same clips: one clip can use them all.
+Devices along `seq` and `tensor` work on the same clips.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Builds the mesh over the first data * fsdp * seq * tensor devices.
+    """Builds the mesh over the first data * fsdp * seq * tensor devices (table at the top of this file).
 
     Args:
-      data: see the table above, as the next three.
-      fsdp: of the same.
-      seq: of the same.
-      tensor: of the same.
-      devices: to take them from; by default those that there are.
+      data: devices along each axis, as the next three.
+      fsdp: see data.
+      seq: see data.
+      tensor: see data.
+      devices: the devices to choose from; all of them by default.
     Returns:
-      A mesh with automatic axes (Explicit ones, JAX's default, refuse FSDP's Dense layers).
+      A mesh with Auto axes (with Explicit ones, JAX's default, FSDP's Dense layers fail).
     Raises:
       ValueError: there are fewer devices.
     """
@@ -48,7 +48,7 @@ def make_mesh(
     if count > len(devices):
         shape = " x ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
         raise ValueError(
-            f"The mesh {shape} wants {count} devices, but {len(devices)} ({devices[0].platform}) are there: "
+            f"The mesh {shape} needs {count} devices, but there are {len(devices)} ({devices[0].platform}): "
             f"lower one of mesh.{', mesh.'.join(AXES)}."
         )
     grid = np.asarray(devices[:count]).reshape(sizes)
@@ -56,17 +56,17 @@ def make_mesh(
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a batch."""
+    """Number of parts into which the mesh splits a batch."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
-    """Refuses a batch that does not lie evenly on the mesh.
+    """Checks that a batch divides evenly over the mesh.
 
     Args:
-      mesh: of `make_mesh`.
+      mesh: from `make_mesh`.
       batch_size: clips per optimizer step, over all devices.
-      accumulation: parts in which a step takes its batch.
+      accumulation: gradient accumulation steps per optimizer step.
     Raises:
       ValueError: batch_size is not a multiple of the mesh's parts x accumulation.
     """
@@ -76,18 +76,18 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
         raise ValueError(
             f"batch_size of {batch_size} does not divide into {parts} parts ({shape}) in "
             f"{accumulation} accumulation steps: make it a multiple of {parts * accumulation}, "
-            "or put devices on mesh.seq."
+            "or use devices for mesh.seq."
         )
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Lays this process's rows on its devices.
+    """Puts this process's rows on its devices.
 
     Args:
-      mesh: of `make_mesh`.
+      mesh: from `make_mesh`.
       batch: tree of arrays (B / processes, ...).
     Returns:
-      The same of arrays (B, ...), split over the mesh.
+      Tree of global arrays (B, ...), sharded over the mesh.
     """
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

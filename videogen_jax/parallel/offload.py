@@ -1,6 +1,6 @@
-"""Parts of the train state that wait in the pinned memory of each device's host while the devices do without.
+"""Offloading: parts of the train state kept in pinned host memory between their uses.
 
-A step brings them to the devices once the gradients are there, when the activations have gone, and sends them back.
+A step fetches them after the gradients are computed, when the activations have been freed, and stores them back.
 Scalars stay on the devices.
 """
 
@@ -9,45 +9,45 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-HOST = "pinned_host"  # JAX's name of this memory
+HOST = "pinned_host"  # JAX's memory kind
 
 
 def host_shardings(shardings: Any, shapes: Any) -> Any:
-    """The same places, in the host's memory.
+    """The same shardings, in host memory.
 
     Args:
       shardings: tree of NamedSharding.
-      shapes: of the arrays.
+      shapes: tree of arrays or shapes.
     Returns:
       Tree of NamedSharding.
     """
 
-    def move(place: NamedSharding, leaf: Any) -> NamedSharding:
-        return place.with_memory_kind(HOST) if is_offloaded(leaf) else place
+    def move(sharding: NamedSharding, leaf: Any) -> NamedSharding:
+        return sharding.with_memory_kind(HOST) if is_offloaded(leaf) else sharding
 
     return jax.tree.map(move, shardings, shapes)
 
 
 def fetch(tree: Any, after: Any) -> tuple[Any, Any]:
-    """Inside a jitted function: from the host to the devices, but no sooner than `after`.
+    """Inside a jitted function: copies from host to device memory, but not before `after` is computed.
 
     Args:
-      tree: arrays that `host_shardings` has placed.
-      after: arrays to be computed first, while that still needs the devices' memory.
+      tree: arrays with `host_shardings`.
+      after: arrays whose computation needs the device memory first.
     Returns:
       (the tree on the devices, `after`).
     """
     leaves, structure = jax.tree.flatten(tree)
-    waiting = [leaf for leaf in leaves if is_offloaded(leaf)]
-    waiting, after = jax.lax.optimization_barrier((waiting, after))
-    arrived = iter(jax.device_put(waiting, jax.memory.Space.Device))
-    return structure.unflatten(
-        [next(arrived) if is_offloaded(leaf) else leaf for leaf in leaves]
-    ), after
+    offloaded = [leaf for leaf in leaves if is_offloaded(leaf)]
+    # The barrier keeps XLA from starting the copies early.
+    offloaded, after = jax.lax.optimization_barrier((offloaded, after))
+    fetched = iter(jax.device_put(offloaded, jax.memory.Space.Device))
+    leaves = [next(fetched) if is_offloaded(leaf) else leaf for leaf in leaves]
+    return structure.unflatten(leaves), after
 
 
 def store(tree: Any) -> Any:
-    """Inside a jitted function: what `fetch` brought, back to the host."""
+    """Inside a jitted function: the inverse of `fetch`, back to host memory."""
     return jax.tree.map(
         lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if is_offloaded(leaf) else leaf,
         tree,
@@ -55,5 +55,5 @@ def store(tree: Any) -> Any:
 
 
 def is_offloaded(leaf: Any) -> bool:
-    """Whether a part of an offloaded tree goes to the host."""
+    """Whether a leaf of an offloaded tree is kept on the host: all but scalars."""
     return leaf.ndim > 0

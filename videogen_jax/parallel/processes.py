@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, start together, and stop on the same step.
+"""Multi-process runs: start-up, batch shares, shared errors, and stopping on the same step.
 
-Every process runs the same program on devices of its own, and all must reach the same collectives in the same order. So
-what one alone can meet (a missing file, SIGTERM) has to become known to all before any of them acts on it.
+All processes run the same program on their local devices and must reach the same collectives in the same order.
+Therefore an event local to one process (a missing file, SIGTERM) is communicated to all before any of them acts on it.
 """
 
 import contextlib
@@ -19,14 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.parallel.mesh import BATCH
 
-# How long processes may come after each other.
-START_SECONDS = 300
-# After an error of one process alone: how long its exit waits for the others, before JAX ends them too.
+START_SECONDS = 300  # timeout for all processes to join
+# After an error in one process: how long its exit waits for the others, before JAX terminates them too.
 SHUTDOWN_SECONDS = 60
 
 
 class OtherProcessFailed(ValueError):
-    """Another process of the run met an error; its own log says which."""
+    """Another process of the run failed; the error is in its log."""
 
 
 def join(
@@ -35,17 +34,17 @@ def join(
     process_id: int | None,
     detect: bool = False,
 ) -> None:
-    """Makes this process one of a run's; call it before any device is used.
+    """Joins a multi-process run; call it before any device is used.
 
     Without arguments it does nothing: the run has one process.
 
     Args:
       coordinator_address: host:port at which process 0 listens.
-      num_processes: of the run.
+      num_processes: number of processes in the run.
       process_id: 0 to num_processes - 1.
-      detect: ask SLURM, Open MPI or Kubernetes for the three, and take one GPU for each process of a host.
+      detect: get the three values from SLURM, Open MPI or Kubernetes, and use one GPU per process.
     Raises:
-      ValueError: the three are not given together or do not fit, there is no such cluster, or it cannot be joined.
+      ValueError: only some of the three are given, they are invalid, no cluster is found, or joining it fails.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -55,20 +54,20 @@ def join(
     missing = [name for name, value in given.items() if value is None]
     if detect and len(missing) < len(given):
         raise ValueError(
-            f"--distributed asks the cluster for {', '.join(given)}: give it or them, not both."
+            f"--distributed gets {', '.join(given)} from the cluster: give it or them, not both."
         )
     if not detect and len(missing) == len(given):
         return
     if not detect:
         _check_explicit(coordinator_address, num_processes, process_id, missing)
-    # SIGTERM is for `catch_sigterm`.
+    # `catch_sigterm` handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
             process_id,
-            # SLURM's variables would leave a process one GPU of its host.
+            # Detecting SLURM's variables would restrict a process to one GPU.
             cluster_detection_method=None if detect else "deactivate",
             initialization_timeout=START_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
@@ -76,7 +75,7 @@ def join(
     except (ValueError, RuntimeError) as error:
         cause = str(error).splitlines()[0].rstrip(".")
         way_out = (
-            "start the processes with srun, mpirun or a Kubernetes Job (which wants pip install kubernetes), or give "
+            "start the processes with srun, mpirun or a Kubernetes Job (which needs pip install kubernetes), or give "
             + ", ".join(given)
             if detect
             else f"start all {num_processes} of them, each with the address of process 0"
@@ -95,7 +94,7 @@ def _check_explicit(
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(
-            f"--coordinator_address={address} is no host:port: give one like 10.0.0.1:12345."
+            f"--coordinator_address={address} is not host:port: give one like 10.0.0.1:12345."
         )
     if not 0 <= process_id < num_processes:
         raise ValueError(
@@ -105,64 +104,64 @@ def _check_explicit(
 
 
 def find_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Which part of each batch this process reads: the rows that its devices hold.
+    """The part of each batch that this process reads: the rows on its devices.
 
     Processes whose devices work on the same clips (`seq`, `tensor`) read the same rows.
 
     Args:
-      mesh: of `mesh.make_mesh`.
-      batch_size: rows over all devices; divides into the mesh's parts.
+      mesh: from `mesh.make_mesh`.
+      batch_size: rows over all devices; a multiple of the mesh's batch parts.
     Returns:
-      (index, count): part `index` of `count` equal ones.
+      (index, count): part `index` of `count` equal parts.
     Raises:
-      ValueError: none of the mesh's devices is this process's, or its rows are no such part.
+      ValueError: the mesh has no device of this process, or its rows are not such a part.
     """
-    places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
-    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in places.values()})
+    indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in indices.values()})
     if not spans:
         raise ValueError(
-            f"The mesh has {mesh.size} devices, of which none is process {jax.process_index()}'s: "
+            f"The mesh has {mesh.size} devices, none of which belongs to process {jax.process_index()}: "
             "raise mesh.data, or start fewer processes."
         )
     start, stop = spans[0][0], spans[-1][1]
     size = sum(end - begin for begin, end in spans)
     if stop - start != size or start % size or batch_size % size:
         raise ValueError(
-            f"Process {jax.process_index()} holds the rows {spans} of a batch of {batch_size}, which are no even part "
-            "of it: make mesh.data times mesh.fsdp a multiple of the processes, or a divisor of them."
+            f"Process {jax.process_index()} holds the rows {spans} of a batch of {batch_size}, which is not an even "
+            "share: make mesh.data times mesh.fsdp a multiple or a divisor of the number of processes."
         )
     return start // size, batch_size // size
 
 
 @contextlib.contextmanager
 def propagate_errors() -> Iterator[None]:
-    """Ends a block with an error on every process if one of them has one; nothing in it may wait for the others.
+    """Raises on every process if the block raises on one of them; the block must not wait for other processes.
 
     Raises:
-      OtherProcessFailed: on those that had none themselves.
+      OtherProcessFailed: on the processes that had no error themselves.
     """
     error: Exception | None = None
     try:
         yield
-    except Exception as caught:  # raised again below, when the others know of it
+    except Exception as caught:  # raised again below, once the others know of it
         error = caught
     failed = _processes_where(error is not None)
     if error is not None:
         raise error
     if failed:
         raise OtherProcessFailed(
-            f"Process {failed[0]} of {jax.process_count()} met an error, which its own log names: mend it there."
+            f"Process {failed[0]} of {jax.process_count()} failed: see its log for the error."
         )
 
 
 def make_shared_folder(folder: Path) -> None:
-    """Makes a folder that every process sees.
+    """Makes a folder and checks that all processes share it.
 
     Args:
-      folder: may be there already.
+      folder: may exist already.
     Raises:
       OSError: it cannot be made or written to.
-      ValueError: a process sees another folder of this name, on a disk of its own.
+      ValueError: a process does not see what process 0 writes, since the folder is on a local disk.
     """
     first = jax.process_index() == 0
     with propagate_errors():
@@ -179,43 +178,43 @@ def make_shared_folder(folder: Path) -> None:
         if not mark.exists():
             raise ValueError(
                 f"Process {jax.process_index()} does not see what process 0 writes to {folder}: "
-                "put the workdir on a disk that all hosts share."
+                "put the workdir on a file system that all hosts share."
             )
     if first:
         mark.unlink()
 
 
 def _processes_where(flag: bool) -> list[int]:
-    """The processes that say yes; all must ask."""
+    """The processes with the flag set; a collective call."""
     if jax.process_count() == 1:
         return [0] if flag else []
     return np.flatnonzero(multihost_utils.process_allgather(np.asarray(flag))).tolist()
 
 
 def catch_sigterm(mesh: Mesh) -> Callable[[], bool]:
-    """From now on SIGTERM does not end the process.
+    """Installs a SIGTERM handler, so that a run can save before it stops.
 
-    (JAX's own `reached_preemption_sync_point` is of no use beside Orbax, which calls it too, with steps gone by.)
+    (JAX's `reached_preemption_sync_point` conflicts with Orbax, which also calls it, with past steps.)
 
     Args:
-      mesh: of all processes.
+      mesh: the devices of all processes.
     Returns:
-      Whether to stop because SIGTERM came; to be asked once a step. Of several processes each answers yes at the same
-      step, one step after the signal came to any of them, so that none has to wait for the answer.
+      A function that says whether to stop; call it once per step. On several processes it becomes True at the same step
+      everywhere, one step after any of them received the signal, so that no step waits for the all-reduce.
     """
-    came = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: came.set())
+    received = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: received.set())
     if jax.process_count() == 1:
-        return came.is_set
-    a_number_each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    asked: list[jax.Array] = []
+        return received.is_set
+    one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    all_reduce = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    pending: list[jax.Array] = []
 
     def stop() -> bool:
-        number = np.asarray([came.is_set()], np.int32)
+        flag = np.asarray([received.is_set()], np.int32)
         with jax.transfer_guard_host_to_device("allow"):
-            own = jax.make_array_from_callback((mesh.size,), a_number_each, lambda _: number)
-        asked.append(largest(own))
-        return len(asked) > 1 and bool(jax.device_get(asked.pop(0)))
+            flags = jax.make_array_from_callback((mesh.size,), one_per_device, lambda _: flag)
+        pending.append(all_reduce(flags))
+        return len(pending) > 1 and bool(jax.device_get(pending.pop(0)))
 
     return stop

@@ -1,8 +1,8 @@
-"""Where each number of the train state lives: two tables.
+"""Sharding of the train state by two tables.
 
-1. a parameter's path -> the logical names of its axes. The path recurs in the EMA and in the optimizer's moments, so
-   one line places them all. Parameters under `blocks/` are stacked by `nn.scan` and get `layers` in front.
-2. a logical axis -> a mesh axis or several, or None for a whole copy on every device.
+1. Parameter path -> logical axis names. The same path occurs in the EMA and in the optimizer's moments, so one rule
+   shards them all. Parameters under `blocks/` are stacked by `nn.scan` and get a leading axis `layers`.
+2. Logical axis -> mesh axis or axes, or None for replicated.
 """
 
 import math
@@ -25,11 +25,11 @@ PARAMETER_AXES = {
     r"mlp(_\d+)?/up/kernel": ("embed", "mlp"),
     r"mlp(_\d+)?/up/bias": ("mlp",),
     r"mlp(_\d+)?/down/kernel": ("mlp", "embed"),
-    # Vectors of the model's width: too small to be worth a gather.
+    # Vectors of the hidden size are replicated: too small to be worth gathering.
     r"(patch_embed|hidden|out|down)/bias": ("vector",),
 }
 
-# What a model has besides, by the options that bring it.
+# Further parameters, by the options that add them.
 WORDS_AXES = {r"words/embedding": ("vocabulary", "embed")}
 CLASS_AXES = {r"label_embed/embedding": ("vocabulary", "embed")}
 PROJECTION_AXES = {r"caption_encoder/(hidden|out)/kernel": ("features", "embed")}
@@ -43,7 +43,7 @@ GATE_AXES = {r"text_gate": ("vector",)}
 NORM_AXES = {r"norm(_\d+)?/scale": ("vector",)}
 TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 
-# The whole table of an autoencoder.
+# All rules of an autoencoder.
 AUTOENCODER_AXES = {
     r"spatial/kernel": ("place", "place", "vector", "filters"),
     r"(mix|enter_\d+|leave_\d+)/kernel": ("vector", "filters"),
@@ -51,14 +51,13 @@ AUTOENCODER_AXES = {
     r"norm_\d+/scale": ("vector",),
 }
 
-# Constants that an optimizer keeps beside its moments (Muon's polynomial), and moments with axes averaged away
-# (Adafactor's).
-COPIED = {"ns_coeffs", "v_row", "v_col"}
+# Optimizer state that is replicated: constants (Muon's polynomial) and Adafactor's factored moments.
+REPLICATED = {"ns_coeffs", "v_row", "v_col"}
 
 MeshAxes = str | tuple[str, ...] | None
 
 MESH_AXES: dict[str, MeshAxes] = {
-    "embed": ("fsdp", "seq"),  # the devices of one clip share its parameters too
+    "embed": ("fsdp", "seq"),  # devices that share a clip also shard the parameters
     "patch": None,
     "features": None,
     "vocabulary": None,
@@ -78,13 +77,13 @@ MESH_AXES: dict[str, MeshAxes] = {
 def parameter_rules(
     *, modulation: str, qk_norm: bool, cross_attention: str, text_encoder: str
 ) -> dict[str, tuple[str, ...]]:
-    """The first table for a model, without a rule that would match none of its parameters.
+    """Sharding rules for a model; every rule matches at least one of its parameters.
 
     Args:
-      modulation: field of `VideoDiT`, like the others.
-      qk_norm: see there.
-      cross_attention: see there.
-      text_encoder: see there.
+      modulation: field of `VideoDiT`, as the other arguments.
+      qk_norm: see `VideoDiT`.
+      cross_attention: see `VideoDiT`.
+      text_encoder: see `VideoDiT`.
     Returns:
       Regular expression for the end of a path -> logical axes.
     """
@@ -110,37 +109,37 @@ def make_shardings(
     rules: dict[str, tuple[str, ...]],
     mesh_axes: dict[str, MeshAxes] = MESH_AXES,
 ) -> Any:
-    """Places every leaf of a tree by the two tables.
+    """Shardings of every leaf of a tree by the two tables.
 
-    Scalars, random keys, leaves of one number, and what optimizers keep in other shapes than the parameters' are copied
-    to every device.
+    Scalars, random keys, leaves with one element, and optimizer state of other shapes than the parameters' are
+    replicated.
 
     Args:
-      mesh: of `mesh.make_mesh`.
+      mesh: from `mesh.make_mesh`.
       tree: arrays or `jax.ShapeDtypeStruct`s: parameters, or a train state around them.
       rules: regular expression for the end of a path -> logical axes.
       mesh_axes: logical axis -> mesh axis, several, or None.
     Returns:
-      The same tree of `NamedSharding`s.
+      Tree of `NamedSharding`, of the same structure.
     Raises:
       ValueError: a leaf matches no rule, or several; a rule matches no leaf, has another rank, or names a logical axis
         or a mesh axis that does not exist; a mesh axis occurs twice in one leaf, or does not divide the leaf's size.
     """
     used = set()
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
+    def shard(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
-        if leaf.ndim == 0 or COPIED & set(name.split("/")):
+        if leaf.ndim == 0 or REPLICATED & set(name.split("/")):
             return NamedSharding(mesh, PartitionSpec())
         pattern = _match(name, rules)
         used.add(pattern)
-        if leaf.size == 1:  # a stand-in: Adafactor keeps one for each of the two forms of a moment
+        if leaf.size == 1:  # Adafactor's placeholder for the unused form of a moment
             return NamedSharding(mesh, PartitionSpec())
         axes = (("layers",) if "blocks/" in name else ()) + rules[pattern]
         spec = _to_mesh(name, axes, leaf.shape, mesh, mesh_axes)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    shardings = jax.tree_util.tree_map_with_path(place, tree)
+    shardings = jax.tree_util.tree_map_with_path(shard, tree)
     if dead := sorted(set(rules) - used):
         raise ValueError(
             f"The sharding rules {', '.join(map(repr, dead))} match no parameter: "
@@ -150,16 +149,16 @@ def make_shardings(
 
 
 def gathered_shardings(mesh: Mesh, params: Any) -> Any:
-    """Where parameters lie while they are used: those of the rules that every model has, whole along `embed`.
+    """Shardings of parameters while they are used: as PARAMETER_AXES, but gathered along `embed`.
 
     Args:
-      mesh: of `mesh.make_mesh`.
-      params: tree whose paths end as PARAMETER_AXES has them, without the axis of stacked layers.
+      mesh: from `mesh.make_mesh`.
+      params: tree whose paths match PARAMETER_AXES, without the axis of stacked layers.
     Returns:
       Tree of `NamedSharding`.
     """
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
+    def shard(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
         axes = PARAMETER_AXES[_match(name, PARAMETER_AXES)]
         return NamedSharding(
@@ -167,7 +166,7 @@ def gathered_shardings(mesh: Mesh, params: Any) -> Any:
             PartitionSpec(*_to_mesh(name, axes, leaf.shape, mesh, MESH_AXES | {"embed": None})),
         )
 
-    return jax.tree_util.tree_map_with_path(place, params)
+    return jax.tree_util.tree_map_with_path(shard, params)
 
 
 def path_name(path: tuple) -> str:
@@ -197,7 +196,7 @@ def _to_mesh(
     if len(axes) != len(shape):
         raise ValueError(
             f"The sharding rule of {name} names {len(axes)} axes {axes}, but its shape is {shape}: "
-            "mend the rule in parallel/sharding.py."
+            "fix the rule in parallel/sharding.py."
         )
     spec: list[MeshAxes] = []
     used: list[str] = []
@@ -211,13 +210,13 @@ def _to_mesh(
         for one in names:
             if one not in mesh.shape:
                 raise ValueError(
-                    f"The logical axis {axis!r} goes to mesh axis {one!r}, but the mesh has "
-                    f"{', '.join(mesh.shape)}: mend MESH_AXES in parallel/sharding.py."
+                    f"The logical axis {axis!r} maps to the mesh axis {one!r}, but the mesh has "
+                    f"{', '.join(mesh.shape)}: fix MESH_AXES in parallel/sharding.py."
                 )
             if one in used:
                 raise ValueError(
                     f"{name} {axes} would use the mesh axis {one!r} twice: "
-                    "give its logical axes different ones in MESH_AXES of parallel/sharding.py."
+                    "map its logical axes to different ones in MESH_AXES of parallel/sharding.py."
                 )
             used.append(one)
         parts = math.prod(mesh.shape[one] for one in names)
