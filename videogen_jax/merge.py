@@ -1,10 +1,10 @@
-"""Makes one data set of the parts that `pack --shard` made, and checks it.
+"""Merges the parts written by `pack --shard` into one data set, and checks it.
 
     python -m videogen_jax.merge --output=DIR
 
-DIR is the --output of the calls of pack. Parts that are missing are named, with the command that makes them. The same
-command again continues a call that was ended, and checks a data set that is finished: that every shard is there, with
-its size and its number of clips. --check only does that, for any data set of pack or encode.
+DIR is the --output of the calls of pack. A missing part is an error that names the command to pack it. Repeating the
+command resumes an interrupted merge, or checks a finished data set: that every shard exists, with the right size and
+number of clips. --check does only the latter, for any data set of pack or encode.
 """
 
 from absl import flags
@@ -13,14 +13,14 @@ from videogen_jax import command
 
 
 def define_flags(flag_values=flags.FLAGS):
-    """Defines the command's flags; not done on import, so that verbs can import one another."""
+    """Defines the flags; not at import time, so that commands can import one another."""
     flags.DEFINE_string("output", None, "Folder of the data set.", flag_values=flag_values)
     text = "Only check a finished data set."
     flags.DEFINE_boolean("check", False, text, flag_values=flag_values)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the verb."""
+    """Runs the command."""
     command.refuse(arguments)
     print(run(flags.FLAGS))
 
@@ -31,13 +31,13 @@ def run(values) -> str:
     Args:
       values: parsed flags.
     Returns:
-      What to say about it.
+      A message for the user.
     Raises:
-      ValueError: one sentence that says what is wrong and what to do.
+      ValueError: the message names the problem and the solution.
     """
     if not values.output:
-        raise ValueError("--output is missing: write --output=FOLDER, as for pack.")
-    from videogen_jax.packing import merge_parts  # TensorFlow: only once the flags are right
+        raise ValueError("--output is missing: set --output=FOLDER, as for pack.")
+    from videogen_jax.packing import merge_parts  # imports TensorFlow; only with valid flags
 
     output = values.output
     if not values.check:
@@ -47,11 +47,11 @@ def run(values) -> str:
     counts = merge_parts.check(output)
     clips = sum(sum(splits.values()) for splits in counts.values())
     shapes = f" in {len(counts)} buckets" if "" not in counts else ""
-    return f"{output} is whole: {clips} clips{shapes}, every shard has its size and its clips"
+    return f"{output} is complete: {clips} clips{shapes}; every shard has the right size and number of clips"
 
 
 def summarize(report: dict, output: str) -> str:
-    """Says in a few lines what was merged."""
+    """Returns a summary of the report in a few lines."""
     clips = report["clips"]
     lines = [
         f"merged {report['parts']} parts into {output}: {sum(clips.values())} clips ({clips['train']} train, "

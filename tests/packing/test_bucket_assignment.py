@@ -1,4 +1,4 @@
-"""Buckets and images: which clip goes where, without distortion, and the same again after a kill."""
+"""Buckets and images: assignment, absence of distortion, and resuming after a kill."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from PIL import Image
 
 from tests.packing.test_pack import add, command, frames_of, grey_video, read, run
 from videogen_jax import pack
-from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder
+from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, shards
 from videogen_jax.packing.bucket_assignment import (
     Bucket,
     Shape,
     choose_bucket,
     parse_buckets,
-    plan_runs,
+    plan_segments,
 )
 
 TABLE = parse_buckets("480x512x512, 240x512x512,120x384x640,1x512x512")
@@ -36,17 +36,20 @@ def video(height, width, frames):
         (video(1080, 1080, 479), ["240x512x512 0 240"]),
         (video(1080, 1080, 1000), ["480x512x512 0 960"]),
         (video(1080, 1080, 1300), ["480x512x512 0 960", "240x512x512 960 240"]),
-        (video(1080, 1920, 1300), ["120x384x640 0 1200"]),  # the nearest aspect, however short
+        (
+            video(1080, 1920, 1300),
+            ["120x384x640 0 1200"],
+        ),  # the nearest aspect ratio, although short
         # 4:3 would lose 25 % in a square and loses 20 % in 5:3.
         (video(720, 960, 500), ["120x384x640 0 480"]),
         (Shape(700, 600, 1, image=True), ["1x512x512 0 1"]),
         (Shape(1080, 1920, 1, image=True), ["1x512x512 0 1"]),  # loses 44 %
     ],
 )
-def test_the_rule_by_hand(shape, expected):
-    runs, reason = plan_runs(shape, TABLE)
+def test_segments_of_known_shapes(shape, expected):
+    segments, reason = plan_segments(shape, TABLE)
     assert reason is None
-    assert [f"{run.bucket.name} {run.first} {run.count}" for run in runs] == expected
+    assert [f"{s.bucket.name} {s.first} {s.count}" for s in segments] == expected
 
 
 @pytest.mark.parametrize(
@@ -59,24 +62,24 @@ def test_the_rule_by_hand(shape, expected):
         (video(512, 1100, 480), (Bucket(16, 256, 256),), "512x1100 pixels would lose 53%"),
     ],
 )
-def test_what_no_bucket_takes_has_a_reason(shape, table, reason):
-    runs, found = plan_runs(shape, table)
-    assert runs == []
+def test_unmatched_sources_have_a_reason(shape, table, reason):
+    segments, found = plan_segments(shape, table)
+    assert segments == []
     with pytest.raises(ValueError, match=reason):
         raise ValueError(found)
 
 
-def test_small_sources_are_not_enlarged_where_a_smaller_bucket_of_their_aspect_exists():
+def test_small_sources_prefer_a_smaller_bucket_to_enlargement():
     table = parse_buckets("16x512x512,16x256x256,32x128x128,16x256x480")
     names = {side: choose_bucket(video(side, side, 100), table)[0].name for side in range(8, 900)}
     assert names[512] == names[410] == "16x512x512"  # 512 / 410 is 1.249
     assert names[409] == names[205] == "16x256x256"
-    assert names[204] == names[8] == "32x128x128"  # nothing smaller is there
+    assert names[204] == names[8] == "32x128x128"  # the smallest bucket
     assert choose_bucket(video(144, 256, 100), table)[0].name == "16x256x480"
 
 
 def slow_choice(shape, table):
-    """The rule once more, in float64 by sorting instead of filtering."""
+    """Independent implementation of the rule, in float64."""
     aspect = shape.width / shape.height
     rows = []
     for bucket in table:
@@ -95,7 +98,7 @@ def slow_choice(shape, table):
     return max(rows, key=lambda row: row[2:4])[-1]
 
 
-def test_the_rule_against_a_slow_one_on_random_tables():
+def test_rule_matches_an_independent_implementation_on_random_tables():
     rng = np.random.default_rng(0)
     decided = 0
     for _ in range(3000):
@@ -111,14 +114,14 @@ def test_the_rule_against_a_slow_one_on_random_tables():
         assert chosen == slow_choice(shape, table), (shape, table)
         assert (chosen is None) == bool(reason)
         decided += chosen is not None
-        runs, _ = plan_runs(shape, table)
+        segments, _ = plan_segments(shape, table)
         end = 0
-        for bucket, first, count in runs:  # they follow each other and keep size and kind
+        for bucket, first, count in segments:  # consecutive, of one size and kind
             assert first == end and count % bucket.frames == 0 and count
             assert bucket[1:] == chosen[1:] and (bucket.frames == 1) == image
             end += count
         assert end <= shape.frames
-        if runs:
+        if segments:
             same = [b.frames for b in table if b[1:] == chosen[1:] and b.frames <= chosen.frames]
             assert shape.frames - end < min(t for t in same if (t == 1) == image)
     assert 500 < decided < 2500
@@ -135,23 +138,23 @@ def test_the_rule_against_a_slow_one_on_random_tables():
         ("16x5000x64", "5000x64 pixels do not fit"),
     ],
 )
-def test_a_malformed_table_is_refused_by_its_piece(text, message):
+def test_malformed_table_is_refused_naming_the_entry(text, message):
     with pytest.raises(ValueError, match=message):
         parse_buckets(text)
 
 
 def disc(height, width, frames, grow=0.3):
-    """White on black in the middle: a disc whose diameter is a share of the shorter side."""
+    """Makes a video of a centred white disc on black; its radius is a fraction of the shorter side."""
     y, x = np.mgrid[:height, :width]
     radius = grow * min(height, width)
     inside = (y - (height - 1) / 2) ** 2 + (x - (width - 1) / 2) ** 2 < radius**2
     video = np.repeat((255 * inside)[None, ..., None], frames, 0).repeat(3, -1).astype(np.uint8)
-    video[:, 0, 0] = 9 * np.arange(frames)[:, None]  # a GIF merges frames that are equal
+    video[:, 0, 0] = 9 * np.arange(frames)[:, None]  # GIF merges equal frames
     return video
 
 
 def extent(frame):
-    """Height and width of what is bright, to a part of a pixel: bright pixels in the middle lines."""
+    """Measures height and width of the disc with subpixel accuracy, along the middle column and row."""
     frame = frame.astype(float).mean(-1) / 255
     height, width = frame.shape
     return frame[:, width // 2].sum(), frame[height // 2].sum()
@@ -159,7 +162,7 @@ def extent(frame):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Clips of several shapes, images, things that fit nowhere; packed into buckets at once."""
+    """Videos of several shapes, images and unmatched files, packed into buckets without interruption."""
     folder = tmp_path_factory.mktemp("mixed")
     videos = folder / "videos"
     add(videos, "square.mp4", disc(96, 96, 17), "a disc")
@@ -189,13 +192,13 @@ def mixed(tmp_path_factory):
 
 def clips(folder, bucket):
     found = []
-    for split in pack_folder.SPLITS:
+    for split in shards.SPLITS:
         if list((folder / bucket).glob(f"clips-{split}*")):
             found += read(folder / bucket, split)
     return found
 
 
-def test_every_source_is_in_its_bucket(mixed):
+def test_each_source_is_in_its_bucket(mixed):
     folder, _, report = mixed
     table = json.loads((folder / "packed" / "buckets.json").read_text())["buckets"]
     found = {
@@ -208,12 +211,12 @@ def test_every_source_is_in_its_bucket(mixed):
         "8x72x48": ["tall.webm", "tall2.mp4"],
         "1x48x48": [*(f"image{i}.png" for i in range(6)), "photo.jpg"],
     }
-    left = report["left_out"]  # which are for validation follows from the hash of their names
+    left = report["left_out"]  # depends on the hashes of the names
     assert {**found, **dict.fromkeys(left)} == {
         n: None if n in left else v for n, v in expected.items()
     }
     assert table == [name for name in expected if name not in left]
-    assert len(left) < 3 and all("validation only" in reason for reason in left.values())
+    assert len(left) < 3 and all("validation clips only" in reason for reason in left.values())
     assert not any((folder / "packed" / name).exists() for name in left)
     reasons = {item["file"]: item["reason"] for item in report["skipped"]}
     assert reasons.keys() == {"short.mp4", "banner.mp4", "still.mp4"}
@@ -226,7 +229,7 @@ def test_every_source_is_in_its_bucket(mixed):
     assert report["clips"]["train"] == sum(b["train"] for b in report["buckets"].values())
 
 
-def test_a_disc_stays_a_disc_and_whole(mixed):
+def test_discs_are_neither_distorted_nor_cropped(mixed):
     folder, _, report = mixed
     scale = {"wide.mp4": 64 / 72, "square.mp4": 64 / 96, "square2.gif": 1.0, "photo.jpg": 48 / 80}
     scale |= {"tall.webm": 72 / 120, "tall2.mp4": 72 / 90}
@@ -245,7 +248,7 @@ def test_a_disc_stays_a_disc_and_whole(mixed):
     assert len(seen) >= 3
 
 
-def test_images_are_themselves_but_for_jpeg(mixed):
+def test_images_change_only_by_jpeg_compression(mixed):
     folder, _, _ = mixed
     for item in clips(folder / "packed", "1x48x48"):
         assert item["num_frames"] == 1 and item["motion_score"] == 0 and item["fps"] == 8
@@ -255,7 +258,7 @@ def test_images_are_themselves_but_for_jpeg(mixed):
             assert np.abs(frames_of(item)[0].astype(int) - original).mean() < 2.5
 
 
-def test_motion_scores_lie_beside_the_statistics(mixed):
+def test_motion_scores_match_the_training_clips(mixed):
     folder, _, report = mixed
     for name in report["buckets"]:
         scores = np.load(folder / "packed" / name / "motion_scores.npy")
@@ -269,33 +272,33 @@ def files(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "pack_report.json"  # has the seconds
+        if path.is_file() and path.name != "pack_report.json"  # contains the elapsed seconds
     }
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(mixed, tmp_path, monkeypatch):
+def test_resuming_after_several_kills_gives_the_same_bytes(mixed, tmp_path, monkeypatch):
     folder, options, _ = mixed
     output = tmp_path / "packed"
     process = subprocess.Popen(command(**options, output=output, workers=1))
-    notes = output / "unfinished" / "probes.jsonl"
+    probes = output / "unfinished" / "probes.jsonl"
     deadline = time.monotonic() + 120
-    while not notes.exists() or notes.read_text().count("\n") < 5:
+    while not probes.exists() or probes.read_text().count("\n") < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "buckets.json").exists()
-    with open(notes, "a") as file:  # and the disk lost the end of a line
+    with open(probes, "a") as file:  # an incomplete last line
         file.write('["wide.mp4", [7')
-    probed = [json.loads(line)[0] for line in notes.read_text().splitlines()[:5]]
-    asked = []
+    probed = [json.loads(line)[0] for line in probes.read_text().splitlines()[:5]]
+    requested = []
     original = pack_buckets._probe
     monkeypatch.setattr(
         pack_buckets,
         "_probe",
-        lambda f, names, *rest: asked.extend(names) or original(f, names, *rest),
+        lambda f, names, *rest: requested.extend(names) or original(f, names, *rest),
     )
-    # Then one that ends between two buckets.
+    # Then a call that is interrupted between two buckets.
     packs = []
 
     def pack_sources(*arguments, **named):
@@ -309,21 +312,21 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(mixed, tmp_path, mon
         patch.setattr(pack_folder, "pack_sources", pack_sources)
         with pytest.raises(KeyboardInterrupt):
             run(**options, output=output)
-    assert not set(asked) & set(probed)  # what was probed is not probed anew
+    assert not set(requested) & set(probed)  # probed files are not probed again
     with pytest.raises(ValueError, match="fps was 8.0 and is now 4.0"):
         run(**options, output=output, fps=4)
     report = run(**options, output=output)
-    assert len(asked) == len(set(asked)) and not report["finished_before"]
+    assert len(requested) == len(set(requested)) and not report["finished_before"]
     assert files(output) == files(folder / "packed")
     assert not (output / "unfinished").exists()
     assert run(**options, output=output)["finished_before"]
 
 
-def test_other_settings_are_refused_with_the_difference(mixed, tmp_path):
+def test_other_settings_are_refused(mixed, tmp_path):
     folder, options, _ = mixed
     with pytest.raises(ValueError, match="buckets was .*16x64x64.* and is now .*8x8x8"):
         run(**{**options, "buckets": "8x8x8"}, output=folder / "packed")
-    with pytest.raises(ValueError, match="was packed in buckets and is now to be in one size"):
+    with pytest.raises(ValueError, match="it was bucketed and is now plain"):
         run(input=options["input"], output=folder / "packed")
     shutil.copytree(options["input"], tmp_path / "more")
     (tmp_path / "more" / "image0.txt").write_text("other colours")
@@ -331,21 +334,21 @@ def test_other_settings_are_refused_with_the_difference(mixed, tmp_path):
         run(**{**options, "input": tmp_path / "more"}, output=folder / "packed")
 
 
-def test_a_table_that_covers_nothing_says_what_the_sources_are_like(tmp_path):
+def test_table_that_fits_no_source_is_an_error_with_a_suggestion(tmp_path):
     add(tmp_path / "videos", "a.mp4", grey_video(range(5), 48, 64))
     add(tmp_path / "videos", "b.mp4", grey_video(range(9), 64, 64))
     with pytest.raises(ValueError) as info:
         run(input=tmp_path / "videos", output=tmp_path / "packed", buckets="16x64x64,1x64x64")
-    said = str(info.value)
-    assert "none of the 2 sources" in said and "5 to 9 frames at 8 per second" in said
-    assert "48x64 to 64x64 pixels" in said and "too short" in said
-    advice = said.split("--buckets=")[1].split()[0]
+    message = str(info.value)
+    assert "none of the 2 sources" in message and "5 to 9 frames at 8 per second" in message
+    assert "48x64 to 64x64 pixels" in message and "too short" in message
+    advice = message.split("--buckets=")[1].split()[0]
     assert run(input=tmp_path / "videos", output=tmp_path / "packed", buckets=advice)["clips"][
         "train"
     ]
 
 
-def test_a_remainder_is_a_shorter_clip_of_the_same_video(tmp_path):
+def test_remaining_frames_become_a_shorter_clip(tmp_path):
     for name in "ab":
         add(tmp_path / "videos", f"{name}.mp4", grey_video(20 + 6 * np.arange(29)))
     options = dict(input=tmp_path / "videos", buckets="9x32x32,4x32x32,3x32x32,1x32x32")
@@ -357,12 +360,12 @@ def test_a_remainder_is_a_shorter_clip_of_the_same_video(tmp_path):
     items = read(tmp_path / "again" / "9x32x32", "train") + read(
         tmp_path / "again" / "2x32x32", "train"
     )
-    mine = [frames_of(item).mean((1, 2, 3)) for item in items if item["source"] == b"a.mp4"]
-    assert [len(means) for means in mine] == [9, 9, 9, 2]
-    np.testing.assert_allclose(np.concatenate(mine), 20 + 6 * np.arange(29), atol=3)
+    of_a = [frames_of(item).mean((1, 2, 3)) for item in items if item["source"] == b"a.mp4"]
+    assert [len(means) for means in of_a] == [9, 9, 9, 2]
+    np.testing.assert_allclose(np.concatenate(of_a), 20 + 6 * np.arange(29), atol=3)
 
 
-def test_a_video_that_breaks_its_promise_is_skipped(tmp_path, monkeypatch):
+def test_video_shorter_than_its_index_is_skipped(tmp_path, monkeypatch):
     for name in "ab":
         add(tmp_path / "videos", f"{name}.mp4", grey_video(range(8)))
     wrong = {"a.mp4": [32, 32, 20, False], "b.mp4": [32, 32, 8, False]}
@@ -371,13 +374,11 @@ def test_a_video_that_breaks_its_promise_is_skipped(tmp_path, monkeypatch):
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", **options)
     assert report["clips"]["train"] == 1
     (skip,) = report["skipped"]
-    assert (
-        skip["file"] == "a.mp4" and "8 frames" in skip["reason"] and "promises 20" in skip["reason"]
-    )
+    assert skip["file"] == "a.mp4" and "8 frames" in skip["reason"] and "lists 20" in skip["reason"]
     assert report["left_out"].keys() == {"20x32x32"}
 
 
-def test_images_are_for_clips_of_one_frame(tmp_path):
+def test_images_are_packed_only_as_single_frames(tmp_path):
     videos = tmp_path / "videos"
     add(videos, "a.mp4", grey_video(range(4)))
     add(videos, "b.mp4", grey_video(range(4)))
@@ -386,7 +387,7 @@ def test_images_are_for_clips_of_one_frame(tmp_path):
     assert [(i["file"], "--frames=1" in i["reason"]) for i in report["skipped"]] == [
         ("a.jpg", True)
     ]
-    (videos / "a.jpg").unlink()  # images that are not wanted may come and go
+    (videos / "a.jpg").unlink()  # skipped images may be removed
     assert run(input=videos, output=tmp_path / "packed", frames=4, size=32)["finished_before"]
     for index in range(3):
         Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / f"{index}.webp")
@@ -398,27 +399,26 @@ def test_images_are_for_clips_of_one_frame(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"buckets": "16x64x64", "size": "64"}, "leave --size out"),
-        ({"buckets": "16x64x64", "min_frames": 4}, "leave --min_frames out"),
+        ({"buckets": "16x64x64", "size": "64"}, "remove --size"),
+        ({"buckets": "16x64x64", "min_frames": 4}, "remove --min_frames"),
         ({"buckets": "64"}, "'64'"),
         ({"buckets": ""}, "''"),
         ({"shard": "4/4"}, "3/64"),
     ],
 )
-def test_flags_that_exclude_each_other_are_named(options, message):
+def test_mutually_exclusive_flags_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         run(input="x", output="x", **options)
 
 
-def test_splits_are_the_same_in_every_bucket(tmp_path):
-    """The clips of a video stay on one side, though they are in two buckets."""
+def test_clips_of_a_video_are_in_one_split_in_all_buckets(tmp_path):
     for index in range(12):
         add(tmp_path / "videos", f"{index}.mp4", grey_video(range(7)))
     options = dict(buckets="4x32x32,3x32x32", validation_fraction=0.4)
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", **options)
     sides = [
         {item["source"] for item in read(tmp_path / "packed" / name, split)}
-        for split in pack_folder.SPLITS
+        for split in shards.SPLITS
         for name in ("4x32x32", "3x32x32")
     ]
     assert sides[0] == sides[1] and sides[2] == sides[3] and not sides[0] & sides[2]
@@ -426,5 +426,5 @@ def test_splits_are_the_same_in_every_bucket(tmp_path):
     assert math.isclose(len(sides[2]), 0.4 * 12, abs_tol=3)
 
 
-def test_describing_needs_no_readable_file():
-    assert "no readable files" in bucket_assignment.describe_misfit([], ["it is empty"], 8)
+def test_describe_unmatched_without_readable_files():
+    assert "no readable files" in bucket_assignment.describe_unmatched([], ["it is empty"], 8)

@@ -1,4 +1,4 @@
-"""Sets of latents: the same clips in the same batches as the packed set, made once, refused where they are others'."""
+"""Latent data sets: the batches of the packed set, encoded once, refused with other settings."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ CLIPS, FRAMES, SIZE = 11, 20, 16
 
 
 def run(video):
-    """Averages of 8x8 pixels, and a fourth channel that knows left from right."""
+    """Encodes to means over 8x8 pixels, and a fourth channel that distinguishes left from right."""
     video = video.astype(np.float32)
     latents = video.reshape(len(video), 2, 8, 2, 8, 3).mean(axis=(2, 4))  # (T, 2, 2, 3)
     tilt = video[:, :, : SIZE // 2].mean(axis=(1, 2, 3)) - video.mean(axis=(1, 2, 3))
@@ -75,7 +75,7 @@ def read(folder, count=3, **options):
 @pytest.mark.parametrize(
     ("frames", "flip"), [(5, True), (7, False), (FRAMES, True), (FRAMES, False)]
 )
-def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents, frames, flip):
+def test_latent_batches_match_pixel_batches(packed, latents, frames, flip):
     info = pipeline.open_data(latents).latents
     options = {"frames": frames, "flip": flip}
     for cached, uncached in zip(read(latents, **options), read(packed, **options), strict=True):
@@ -84,7 +84,7 @@ def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents, fr
         expected = np.stack([run(video) for video in uncached["video"]])
         expected = (expected - np.asarray(info.mean)) / np.asarray(info.deviation)
         assert cached["video"].dtype == np.float16
-        # Twice half a unit in the last place of numbers up to 256.
+        # Tolerance: 1 ulp of float16 at values up to 256.
         np.testing.assert_allclose(
             cached["video"], expected, atol=0.13 / min(info.deviation) + 2e-3
         )
@@ -92,13 +92,13 @@ def test_training_on_latents_draws_the_batches_of_the_pixels(packed, latents, fr
     assert next(validation)["video"].shape == (1, 5, 2, 2, 4)
 
 
-def test_statistics_are_those_of_the_train_split(packed, latents):
+def test_statistics_are_computed_over_the_train_split(packed, latents):
     data = pipeline.open_data(packed)
     clips = [
         clip["video"] for path in data.files["train"] for clip in pipeline.read_clips(path, data)
     ]
-    every = np.concatenate([run(part) for clip in clips for part in (clip, clip[:, :, ::-1])])
-    rows = every.reshape(-1, 4).astype(np.float64)
+    encoded = np.concatenate([run(part) for clip in clips for part in (clip, clip[:, :, ::-1])])
+    rows = encoded.reshape(-1, 4).astype(np.float64)
     info = pipeline.open_data(latents).latents
     np.testing.assert_allclose(info.mean, rows.mean(0), rtol=1e-10, atol=1e-9)
     np.testing.assert_allclose(info.deviation, rows.std(0), rtol=1e-10)
@@ -111,7 +111,7 @@ def test_tfds_opens_the_latents(latents):
     assert example["latents"].dtype == np.float16
 
 
-def test_what_is_done_is_not_done_again(packed, latents):
+def test_finished_latents_are_not_encoded_again(packed, latents):
     def refuse(video):
         raise AssertionError("encoded again")
 
@@ -128,7 +128,7 @@ def test_what_is_done_is_not_done_again(packed, latents):
         ({"dtype": "bfloat16"}, "autoencoder.dtype was float16 and is now bfloat16"),
     ],
 )
-def test_latents_of_something_else_are_refused(packed, latents, change, sentence):
+def test_latents_with_other_settings_are_refused(packed, latents, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         encode_latents.encode(
             packed, latents, dataclasses.replace(ENCODER, **change), progress=False
@@ -145,7 +145,7 @@ def test_latents_of_other_clips_are_refused(packed, latents, tmp_path):
         encode_latents.encode(other, latents, ENCODER, progress=False)
 
 
-def test_a_killed_call_goes_on_and_parts_make_the_whole(packed, latents, tmp_path):
+def test_resumed_and_sharded_encoding_gives_the_same_bytes(packed, latents, tmp_path):
     calls = []
 
     def die(video):
@@ -168,7 +168,7 @@ def test_a_killed_call_goes_on_and_parts_make_the_whole(packed, latents, tmp_pat
     assert pipeline.open_data(output).latents == pipeline.open_data(latents).latents
 
 
-def test_latents_without_mirrored_ones_do_not_serve_flipping(packed, tmp_path):
+def test_flipping_needs_mirrored_latents(packed, tmp_path):
     encoder = dataclasses.replace(ENCODER, mirrored=False, dtype="bfloat16")
     encode_latents.encode(packed, tmp_path / "plain", encoder, progress=False)
     with pytest.raises(pipeline.DataError, match="encoded without mirrored latents"):
@@ -176,6 +176,6 @@ def test_latents_without_mirrored_ones_do_not_serve_flipping(packed, tmp_path):
     assert read(tmp_path / "plain", flip=False)[0]["video"].shape == (4, 5, 2, 2, 4)
 
 
-def test_latents_are_not_encoded_again(latents, tmp_path):
+def test_encoding_a_latent_set_is_refused(latents, tmp_path):
     with pytest.raises(ValueError, match="holds latents already"):
         encode_latents.encode(latents, tmp_path, ENCODER, progress=False)

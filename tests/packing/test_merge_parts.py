@@ -1,4 +1,4 @@
-"""Parts packed on many machines and merged are the set packed at once; what does not fit is refused."""
+"""Merged parts equal the data set packed by one call; damaged and mismatched parts are refused."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from PIL import Image
 from tests.packing.test_pack import add, grey_video, read, run
 from videogen_jax import merge
 from videogen_jax.data import packed_data, pipeline
-from videogen_jax.packing import merge_parts, pack_folder
-from videogen_jax.packing.locking import hold_folder
+from videogen_jax.packing import merge_parts, shards
+from videogen_jax.packing.locking import lock_folder
 
 PARTS = 3
 PLAIN = dict(size=32, frames=4, clips_per_shard=2, validation_fraction=0.4)
@@ -43,7 +43,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["plain", "buckets"])
 def packed(request, videos, tmp_path_factory):
-    """(flags, the set packed at once, its parts, not merged yet)."""
+    """(flags, the set packed by one call, its unmerged parts)."""
     folder = tmp_path_factory.mktemp(request.param)
     options = {"input": videos, "workers": 1} | (PLAIN if request.param == "plain" else BUCKETS)
     run(**options, output=folder / "whole")
@@ -54,13 +54,13 @@ def packed(request, videos, tmp_path_factory):
 
 @pytest.fixture
 def parts(packed, tmp_path):
-    """A copy of the parts to merge or to spoil."""
+    """A copy of the parts, to be merged or damaged."""
     shutil.copytree(packed[2], tmp_path / "set")
     return tmp_path / "set"
 
 
 def tables(folder):
-    """Bucket -> folder of its plain set; "" for a plain set."""
+    """Returns bucket -> folder of its plain set; "" for a plain set."""
     if not (folder / "buckets.json").exists():
         return {"": folder}
     names = json.loads((folder / "buckets.json").read_text())["buckets"]
@@ -68,11 +68,11 @@ def tables(folder):
 
 
 def raw_clips(folder):
-    """(split, bytes of the record) of all clips, sorted."""
+    """Returns (split, serialized record) of all clips, sorted."""
     import tensorflow as tf
 
     found = []
-    for split in pack_folder.SPLITS:
+    for split in shards.SPLITS:
         for path in sorted(folder.glob(f"clips-{split}.tfrecord-*")):
             found += [(split, bytes(r.numpy())) for r in tf.data.TFRecordDataset(str(path))]
     return sorted(found)
@@ -91,27 +91,27 @@ def assert_equal_sets(merged, whole):
         np.testing.assert_array_equal(*scores)
         in_order = [item["motion_score"] for item in read(folder, "train")]
         np.testing.assert_array_equal(np.load(folder / "motion_scores.npy"), in_order)
-        data = pipeline.open_data(folder)  # sizes are right, names are as TFDS wants them
+        data = pipeline.open_data(folder)  # checks sizes and names
         assert sum(map(sum, data.lengths.values())) == len(raw_clips(folder))
-        notes = [json.loads((f / "pack_report.json").read_text()) for f in (folder, other)]
+        reports = [json.loads((f / "pack_report.json").read_text()) for f in (folder, other)]
         for key in ("settings", "clips", "skipped", "frames_cut_off", "long_captions"):
-            assert notes[0][key] == notes[1][key], key
+            assert reports[0][key] == reports[1][key], key
 
 
-def test_merged_parts_are_the_set_packed_at_once(packed, parts):
+def test_merged_parts_equal_the_set_packed_by_one_call(packed, parts):
     options, whole, _ = packed
     report = merge_parts.merge(parts)
     assert not report["finished_before"] and report["parts"] == PARTS
     assert_equal_sets(parts, whole)
     assert not (parts / "parts").exists() and not (parts / ".lock").exists()
     assert merge_parts.merge(parts)["finished_before"]
-    assert run(**options, output=parts)["finished_before"]  # as if packed at once
+    assert run(**options, output=parts)["finished_before"]  # as if packed by one call
     assert run(**options, output=parts, shard="1/3")["finished_before"]
 
 
 @pytest.mark.parametrize("stop", [1, 4, 11])
-def test_a_merge_that_was_killed_goes_on(packed, parts, stop, monkeypatch):
-    """Ends at the stop-th file that gets its name, by the move of a shard or as a finished file."""
+def test_interrupted_merge_is_resumed(packed, parts, stop, monkeypatch):
+    """Interrupts the merge at the stop-th rename of a file."""
     replace, count = os.replace, 0
 
     def replace_some(*arguments):
@@ -129,7 +129,7 @@ def test_a_merge_that_was_killed_goes_on(packed, parts, stop, monkeypatch):
     assert_equal_sets(parts, packed[1])
 
 
-def test_a_merge_that_was_killed_at_the_very_end_removes_the_parts(packed, parts, monkeypatch):
+def test_merge_interrupted_before_the_last_step_removes_the_parts(packed, parts, monkeypatch):
     remove = shutil.rmtree
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda p, **kw: p.name == "parts" or remove(p, **kw))
@@ -169,7 +169,7 @@ def spoil_shard_gone(folder):
 def spoil_shard_short(folder):
     path = a_shard(part(folder, 1))
     path.write_bytes(path.read_bytes()[:-3])
-    return f"{path.name} breaks off"
+    return f"{path.name} is truncated"
 
 
 def spoil_clip_lost(folder):
@@ -186,7 +186,7 @@ def spoil_videos(folder):
     report = json.loads(path.read_text())
     report["settings"]["videos"]["digest"] = "0"
     path.write_text(json.dumps(report))
-    return "00001-of-00003 does not belong .*videos or their captions"
+    return "00001-of-00003 does not match .*videos or their captions"
 
 
 def spoil_settings(folder):
@@ -194,7 +194,7 @@ def spoil_settings(folder):
     report = json.loads(path.read_text())
     report["settings"]["fps"] = 9.0
     path.write_text(json.dumps(report))
-    return "00002-of-00003 does not belong .*fps is 9.0 there and 8.0"
+    return "00002-of-00003 does not match .*fps is 9.0, but 8.0"
 
 
 def spoil_twice(folder):
@@ -208,7 +208,7 @@ def spoil_twice(folder):
 def spoil_renamed(folder):
     shutil.rmtree(part(folder, 1))
     shutil.copytree(part(folder, 0), part(folder, 1))
-    return "00001-of-00003 is no such part"
+    return "00001-of-00003 was packed as another part"
 
 
 def spoil_other_total(folder):
@@ -219,7 +219,7 @@ def spoil_other_total(folder):
 @pytest.mark.parametrize(
     "spoil", [f for name, f in list(globals().items()) if name.startswith("spoil_")]
 )
-def test_what_does_not_fit_is_refused_and_nothing_moves(parts, spoil):
+def test_bad_parts_are_refused_and_nothing_moves(parts, spoil):
     message = spoil(parts)
     before = sorted(p for p in parts.rglob("*") if p.is_file())
     with pytest.raises(ValueError, match=message):
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused_and_nothing_moves(parts, spoil):
     assert sorted(p for p in parts.rglob("*") if p.is_file()) == before
 
 
-def test_the_command_that_is_named_makes_the_missing_part(packed, parts):
+def test_command_in_the_error_packs_the_missing_part(packed, parts):
     _, whole, _ = packed
     shutil.rmtree(part(parts, 1))
     with pytest.raises(ValueError) as info:
@@ -253,7 +253,7 @@ def test_more_parts_than_videos(videos, tmp_path):
     assert_equal_sets(tmp_path / "set", tmp_path / "whole")
 
 
-def test_parts_and_wholes_do_not_mix(videos, tmp_path):
+def test_parts_and_unsharded_calls_do_not_mix(videos, tmp_path):
     options = {"input": videos, "workers": 1} | PLAIN
     (tmp_path / "set" / "parts").mkdir(parents=True)
     with pytest.raises(ValueError, match="begun in parts"):
@@ -267,7 +267,7 @@ def test_parts_and_wholes_do_not_mix(videos, tmp_path):
         merge_parts.merge(tmp_path / "nowhere")
 
 
-def test_check_finds_what_is_wrong(packed, tmp_path):
+def test_check_finds_damaged_and_missing_shards(packed, tmp_path):
     _, whole, _ = packed
     shutil.copytree(whole, tmp_path / "set")
     counts = merge_parts.check(tmp_path / "set")
@@ -282,7 +282,7 @@ def test_check_finds_what_is_wrong(packed, tmp_path):
         merge_parts.check(tmp_path / "set")
 
 
-def test_sets_of_earlier_versions_are_read_and_left_alone(videos, tmp_path):
+def test_sets_of_earlier_versions_are_accepted(videos, tmp_path):
     options = {"input": videos, "workers": 1} | PLAIN
     run(**options, output=tmp_path / "set")
     (tmp_path / "set" / "motion_scores.npy").unlink()
@@ -293,26 +293,26 @@ def test_sets_of_earlier_versions_are_read_and_left_alone(videos, tmp_path):
     merge_parts.check(tmp_path / "set")
 
 
-def test_one_process_at_a_time(videos, tmp_path):
+def test_lock_keeps_other_processes_out(videos, tmp_path):
     options = {"input": videos, "workers": 1} | PLAIN
     code = (
-        "import sys, time; from videogen_jax.packing.locking import hold_folder\n"
-        "with hold_folder(sys.argv[1]): print(flush=True); time.sleep(60)"
+        "import sys, time; from videogen_jax.packing.locking import lock_folder\n"
+        "with lock_folder(sys.argv[1]): print(flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "set"], stdout=subprocess.PIPE)
     other.stdout.readline()
     try:
-        with pytest.raises(ValueError, match=f"process {other.pid} on .* is at work on .*set"):
+        with pytest.raises(ValueError, match=f"process {other.pid} on .* is writing to .*set"):
             run(**options, output=tmp_path / "set")
     finally:
         other.kill()
         other.wait()
         other.stdout.close()
-    assert (tmp_path / "set" / ".lock").exists()  # what the dead one left keeps nobody out
+    assert (tmp_path / "set" / ".lock").exists()  # left by the dead process, but unlocked
     run(**options, output=tmp_path / "set")
     assert not (tmp_path / "set" / ".lock").exists()
-    with hold_folder(tmp_path / "set"), pytest.raises(ValueError, match="is at work"):
-        with hold_folder(tmp_path / "set"):
+    with lock_folder(tmp_path / "set"), pytest.raises(ValueError, match="is writing to"):
+        with lock_folder(tmp_path / "set"):
             pass
 
 
@@ -323,15 +323,15 @@ def merge_command(folder, *flags_):
     return merge.run(values)
 
 
-def test_the_command_says_what_it_did(packed, parts):
+def test_command_prints_a_summary(packed, parts):
     assert f"merged 3 parts into {parts}" in merge_command(parts)
     for arguments in ([], ["--check"]):
-        said = merge_command(parts, *arguments)
-        assert f"{parts} is whole" in said
-        assert (" buckets" in said) == ("buckets" in packed[0])
+        message = merge_command(parts, *arguments)
+        assert f"{parts} is complete" in message
+        assert (" buckets" in message) == ("buckets" in packed[0])
 
 
-def test_the_command_exits_with_1_and_a_sentence(tmp_path):
+def test_command_prints_an_error_and_exits_with_1(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "videogen_jax.merge", f"--output={tmp_path / 'nowhere'}"],
         capture_output=True,

@@ -19,13 +19,13 @@ from videogen_jax.data import synthetic
 from videogen_jax.data.video_writer import write_video
 from videogen_jax.data.vocabulary import split_words
 from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import pack_folder, sources
+from videogen_jax.packing import pack_folder, shards, sources
 
 NUM_CLIPS = 160
 
 
 def run(**options):
-    """Runs the verb as the command line would, in this process."""
+    """Runs the command in this process."""
     values = flags.FlagValues()
     pack.define_flags(values)
     values(["pack", *(f"--{name}={value}" for name, value in options.items())])
@@ -51,7 +51,7 @@ def add(folder, name, video, caption="a grey clip", fps=8):
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
-def shards(folder):
+def shard_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tfrecord*"))}
 
 
@@ -68,7 +68,7 @@ def frames_of(item):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A folder of generated videos, and the data set that one uninterrupted run makes of it."""
+    """A folder of synthetic videos, and the data set packed from it without interruption."""
     folder = tmp_path_factory.mktemp("shapes")
     settings = dict(clips=NUM_CLIPS, seed=0, size=32, frames=8)
     synthetic.write_shapes(folder / "videos", "moving_shapes", **settings, workers=2)
@@ -77,7 +77,7 @@ def shapes(tmp_path_factory):
     return folder, options, report
 
 
-def test_tfds_opens_the_set_and_every_clip_is_there_once(shapes):
+def test_tfds_opens_the_set_with_each_clip_once(shapes):
     folder, _, report = shapes
     assert report["skipped"] == []
     items = {split: read(folder / "packed", split) for split in ("train", "validation")}
@@ -91,11 +91,11 @@ def test_tfds_opens_the_set_and_every_clip_is_there_once(shapes):
         assert np.abs(frames_of(item).astype(float) - video).mean() < 8
 
 
-def test_the_split_is_a_stable_hash_of_the_name(shapes):
+def test_split_is_a_hash_of_the_name(shapes):
     folder, _, report = shapes
-    assert 1 <= report["clips"]["validation"] <= 20  # 5 % of 160, give or take
+    assert 1 <= report["clips"]["validation"] <= 20  # 5 % of 160 = 8
     everything, _ = sources.list_sources(folder / "videos")
-    held_out = {source.name for source in everything if source.place < 0.05}
+    held_out = {source.name for source in everything if source.order_key < 0.05}
     found = {item["source"].decode() for item in read(folder / "packed", "validation")}
     assert found == held_out
     numbers = [int(source.name[:6]) for source in everything]
@@ -118,7 +118,7 @@ def test_statistics_describe_the_train_split(shapes):
     assert abs(np.mean(buckets) - 127.5) < 3  # uniform over the buckets
 
 
-def test_a_finished_set_is_left_as_it_is(shapes):
+def test_finished_set_is_left_unchanged(shapes):
     folder, options, _ = shapes
     before = {p: p.stat().st_mtime_ns for p in (folder / "packed").iterdir()}
     started = time.monotonic()
@@ -127,17 +127,17 @@ def test_a_finished_set_is_left_as_it_is(shapes):
     assert {p: p.stat().st_mtime_ns for p in (folder / "packed").iterdir()} == before
 
 
-def test_other_settings_or_videos_are_refused_with_the_difference(shapes, tmp_path):
+def test_other_settings_or_videos_are_refused(shapes, tmp_path):
     folder, options, _ = shapes
     with pytest.raises(ValueError, match=r"fps was 8.0 and is now 4.0; min_fr.*another --output"):
         run(**options, output=folder / "packed", fps=4, min_frames=4)
     shutil.copytree(folder / "videos", tmp_path / "more")
     add(tmp_path / "more", "extra.mp4", grey_video(range(8)))
-    with pytest.raises(ValueError, match="videos or their captions changed .160 then, 161 now"):
+    with pytest.raises(ValueError, match="videos or their captions changed .from 160 to 161"):
         run(**{**options, "input": tmp_path / "more"}, output=folder / "packed")
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(shapes, tmp_path):
+def test_resuming_after_a_kill_gives_the_same_bytes(shapes, tmp_path):
     folder, options, _ = shapes
     output = tmp_path / "packed"
     process = subprocess.Popen(command(**options, output=output, workers=2))
@@ -149,10 +149,10 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(shapes, tmp_pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "dataset_info.json").exists()
-    noted = [json.loads(line) for line in journal.read_text().splitlines()[:3]]
-    done = [output / "unfinished" / f"{line['split']}-{line['shard']:05d}" for line in noted]
+    entries = [json.loads(line) for line in journal.read_text().splitlines()[:3]]
+    done = [output / "unfinished" / f"{line['split']}-{line['shard']:05d}" for line in entries]
     done = {path: path.stat().st_mtime_ns for path in done}
-    with open(journal, "a") as file:  # and the disk lost the end of a line
+    with open(journal, "a") as file:  # an incomplete last line
         file.write('{"split": "tra')
     with pytest.raises(ValueError, match="frames was 8 and is now 4"):
         run(**{**options, "frames": 4}, output=output)
@@ -167,8 +167,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(shapes, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack_folder, "_finish", finish)
         run(**options, output=output, workers=2)
-    assert kept.is_set()  # the finished shards were not written again
-    assert shards(output) == shards(folder / "packed")
+    assert kept.is_set()  # the finished shards were not rewritten
+    assert shard_bytes(output) == shard_bytes(folder / "packed")
     for name in ("statistics.json", "dataset_info.json", "features.json"):
         assert (output / name).read_bytes() == (folder / "packed" / name).read_bytes()
     assert not (output / "unfinished").exists()
@@ -196,7 +196,7 @@ def test_workers_end_when_their_parent_is_killed(shapes, tmp_path):
 
 
 @pytest.mark.parametrize("shard", ["train-00002", "validation-00000"])
-def test_a_full_disk_is_told_and_leaves_nothing_half(shapes, tmp_path, shard, capsys):
+def test_full_disk_leaves_no_partial_files(shapes, tmp_path, shard, capsys):
     folder, options, _ = shapes
     output = tmp_path / "packed"
     (output / "unfinished").mkdir(parents=True)
@@ -206,12 +206,12 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(shapes, tmp_path, shard, ca
     assert info.value.errno == errno.ENOSPC
     left = {path.name for path in (output / "unfinished").iterdir()}
     assert shard not in left and not any(n.endswith((".unfinished", ".clips")) for n in left)
-    assert not shards(output) and not (output / "dataset_info.json").exists()
-    run(**options, output=output)  # now there is room
-    assert shards(output) == shards(folder / "packed")
+    assert not shard_bytes(output) and not (output / "dataset_info.json").exists()
+    run(**options, output=output)  # the disk has space again
+    assert shard_bytes(output) == shard_bytes(folder / "packed")
 
 
-def test_a_full_disk_under_a_worker_is_told(shapes, tmp_path):
+def test_full_disk_in_a_worker_is_an_error(shapes, tmp_path):
     folder, options, _ = shapes
     work = tmp_path / "packed" / "unfinished"
     work.mkdir(parents=True)
@@ -222,7 +222,7 @@ def test_a_full_disk_under_a_worker_is_told(shapes, tmp_path):
     assert not list(work.glob("*.clips"))
 
 
-def test_a_worker_that_dies_is_an_error_and_no_deadlock(shapes, tmp_path):
+def test_dead_worker_is_an_error_without_deadlock(shapes, tmp_path):
     folder, options, _ = shapes
     before = set(multiprocessing.active_children())
 
@@ -238,10 +238,10 @@ def test_a_worker_that_dies_is_an_error_and_no_deadlock(shapes, tmp_path):
         run(**options, output=tmp_path / "packed", workers=2)
     killer.join()
     run(**options, output=tmp_path / "packed", workers=2)
-    assert shards(tmp_path / "packed") == shards(folder / "packed")
+    assert shard_bytes(tmp_path / "packed") == shard_bytes(folder / "packed")
 
 
-def test_an_error_in_the_parent_ends_the_workers_at_once():
+def test_error_in_the_parent_terminates_the_workers():
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), make_pool(1) as pool:
         pool.submit(time.sleep, 60)
@@ -252,7 +252,7 @@ def test_an_error_in_the_parent_ends_the_workers_at_once():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """Every kind of input that can go wrong, with a few that go right, and their packed set."""
+    """All kinds of bad input among some good videos, and their packed set."""
     folder = tmp_path_factory.mktemp("zoo")
     videos = folder / "videos"
     rng = np.random.default_rng(0)
@@ -282,7 +282,7 @@ def zoo(tmp_path_factory):
     return videos, folder / "packed", report
 
 
-def test_what_cannot_be_packed_is_listed_with_its_reason(zoo):
+def test_skipped_files_are_listed_with_reasons(zoo):
     _, output, report = zoo
     reasons = {item["file"]: item["reason"] for item in report["skipped"]}
     expected = {
@@ -302,7 +302,7 @@ def test_what_cannot_be_packed_is_listed_with_its_reason(zoo):
     assert report["frames_cut_off"] == {"long.mp4": 8}
 
 
-def test_captions_of_any_length_and_script_and_clips_of_any_shape_survive(zoo):
+def test_captions_of_any_script_and_videos_of_any_shape_are_packed(zoo):
     _, output, report = zoo
     items = read(output, "train") + read(output, "validation")
     assert len(items) == sum(report["clips"].values()) == 7
@@ -314,18 +314,18 @@ def test_captions_of_any_length_and_script_and_clips_of_any_shape_survive(zoo):
         "long.mp4": "72 frames",
     }
     assert {frames_of(item).shape for item in items} == {(16, 24, 40, 3)}
-    splits = [{item["source"] for item in read(output, split)} for split in pack_folder.SPLITS]
+    splits = [{item["source"] for item in read(output, split)} for split in shards.SPLITS]
     assert not splits[0] & splits[1]  # the clips of a video stay together
 
 
-def test_strict_stops_at_the_first_and_keeps_no_data_set(zoo, tmp_path):
+def test_strict_stops_at_the_first_skipped_file(zoo, tmp_path):
     videos, _, _ = zoo
     with pytest.raises(ValueError, match="would be skipped .*--strict"):
         run(input=videos, output=tmp_path / "packed", size="24x40", strict=True)
     assert not (tmp_path / "packed" / "dataset_info.json").exists()
 
 
-def test_long_videos_become_consecutive_clips_at_the_asked_rate(tmp_path):
+def test_long_videos_become_consecutive_clips_at_the_requested_rate(tmp_path):
     values = 20 + 4 * np.arange(50)
     add(tmp_path / "videos", "ramp.mp4", grey_video(values), fps=24)
     add(tmp_path / "videos", "other.mp4", grey_video(values), fps=24)
@@ -341,7 +341,7 @@ def test_long_videos_become_consecutive_clips_at_the_asked_rate(tmp_path):
     assert items[0]["motion_score"] == pytest.approx(24 * 4 / 255, rel=0.05)
 
 
-def test_a_restart_inside_a_long_video_goes_on_in_its_split(tmp_path):
+def test_resuming_within_a_long_video_keeps_its_split(tmp_path):
     for name in "abc":
         add(tmp_path / "videos", f"{name}.mp4", grey_video(20 + np.arange(40)))
     options = dict(input=tmp_path / "videos", frames=4, size=32, clips_per_shard=3)
@@ -353,32 +353,32 @@ def test_a_restart_inside_a_long_video_goes_on_in_its_split(tmp_path):
     with pytest.raises(OSError):
         run(**options, output=output)
     run(**options, output=output)
-    assert shards(output) == shards(tmp_path / "whole")
+    assert shard_bytes(output) == shard_bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_small_sets_have_a_validation_clip_when_they_can(tmp_path, count):
+def test_small_sets_have_a_validation_clip_if_possible(tmp_path, count):
     for index in range(count):
         add(tmp_path / "videos", f"{index}.mp4", grey_video(range(4)))
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", frames=4, size=32)
     assert report["clips"] == {"train": max(count - 1, 1), "validation": min(count - 1, 1)}
-    said = pack.summarize(report, "packed")
-    assert ("no validation split" in said) == (count == 1)
+    summary = pack.summarize(report, "packed")
+    assert ("validation split is empty" in summary) == (count == 1)
 
 
-def test_synthetic_is_written_then_packed_like_a_folder(tmp_path):
+def test_synthetic_videos_are_generated_and_packed(tmp_path):
     options = dict(synthetic="moving_shapes", clips=6, frames=4, size=32)
     report = run(**options, output=tmp_path / "shapes")
     assert sum(report["clips"].values()) == 6
     assert len(list((tmp_path / "shapes_videos").glob("*.mp4"))) == 6
     shutil.rmtree(tmp_path / "shapes_videos")
     assert run(**options, output=tmp_path / "shapes")["finished_before"]
-    assert not (tmp_path / "shapes_videos").exists()  # nothing is made anew
+    assert not (tmp_path / "shapes_videos").exists()  # nothing is regenerated
     with pytest.raises(ValueError, match="synthetic was .*'seed': 0.* is now .*'seed': 1"):
         run(**options, output=tmp_path / "shapes", seed=1)
 
 
-def test_bouncing_shapes_are_packed_too(tmp_path):
+def test_bouncing_shapes_are_packed(tmp_path):
     options = dict(synthetic="bouncing_shapes", clips=3, frames=20, size=24)
     options |= dict(output=tmp_path / "packed", validation_fraction=0)
     assert run(**options)["clips"] == {"train": 3, "validation": 0}
@@ -391,9 +391,9 @@ def test_bouncing_shapes_are_packed_too(tmp_path):
         run(**options | {"synthetic": "moving_shapes"})
 
 
-def test_nothing_usable_says_why(tmp_path):
+def test_no_usable_video_is_an_error_with_reasons(tmp_path):
     add(tmp_path / "videos", "short.mp4", grey_video(range(3)))
-    with pytest.raises(ValueError, match="no clip for training .*short.mp4: too short: 3 frames"):
+    with pytest.raises(ValueError, match="no training clip .*short.mp4: too short: 3 frames"):
         run(input=tmp_path / "videos", output=tmp_path / "packed", size=32)
     assert not list((tmp_path / "packed").iterdir())
 
@@ -410,13 +410,13 @@ def test_nothing_usable_says_why(tmp_path):
         ({"output": "x", "synthetic": "moving_shapes", "size": "32x48"}, "--size=N"),
     ],
 )
-def test_flags_that_make_no_sense_are_named(options, message):
+def test_invalid_flags_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         run(**options)
 
 
 @pytest.mark.parametrize("kind", ["missing", "no videos", "no captions", "misspelt"])
-def test_the_command_says_one_sentence_and_exits_with_1(tmp_path, kind):
+def test_command_prints_one_sentence_and_exits_with_1(tmp_path, kind):
     folder = tmp_path / "videos"
     options = {"input": folder, "output": tmp_path / "packed"}
     if kind != "missing":
@@ -428,14 +428,14 @@ def test_the_command_says_one_sentence_and_exits_with_1(tmp_path, kind):
     done = subprocess.run(command(**options), capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     message = {"missing": "no folder", "no videos": "holds no video"}
-    message |= {"no captions": "has a caption", "misspelt": "framess"}
+    message |= {"no captions": "has a usable caption", "misspelt": "framess"}
     assert message[kind] in done.stderr
     assert done.stderr.startswith("pack: error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_dangling_link_is_skipped_and_listed(tmp_path):
+def test_dangling_link_is_skipped(tmp_path):
     (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
     (tmp_path / "gone.txt").write_text("a link")
-    with pytest.raises(ValueError, match="gone.mp4: it is a link to a file that is not there"):
+    with pytest.raises(ValueError, match="gone.mp4: it is a link to a missing file"):
         sources.list_sources(tmp_path)

@@ -1,19 +1,20 @@
-"""Which clips of which bucket a video or an image becomes: the rule, without a file being touched.
+"""Assigns videos and images to buckets, from their shapes alone.
 
-A bucket is a shape of clips, frames x height x width, written 120x384x640. What is packed into it is resized until it
-covers height x width and cut in the centre, never squeezed; so the rule is about what that costs:
+A bucket is a shape of clips, frames x height x width, written 120x384x640. Its sources are resized to cover
+height x width and centre-cropped, without distortion. The rule minimizes what that costs:
 
-1. Images go to buckets of one frame, videos to buckets of more. A video needs at least the bucket's frames, counted at
-   the frame rate of the data set.
-2. The nearest aspect ratio (width / height) wins: the least |log(source / bucket)|, where buckets within
-   ASPECT_TOLERANCE of the nearest count as equally near (sides are rounded to multiples of 16 or so: 288x512 and
-   480x832 both are 16:9). A source that would lose more than MAX_CROP of its picture in the nearest is skipped.
-3. Of those, buckets that would enlarge the source more than MAX_ENLARGEMENT times are left out, unless all would; then
-   the ones that enlarge least stay.
-4. Of those, the largest wins: frames x height x width, then frames, then the place in the table.
+1. Images go to buckets of one frame, videos to buckets of several. A video needs at least the bucket's frames, counted
+   at the frame rate of the data set.
+2. The bucket with the nearest aspect ratio (width / height) is chosen, by |log(source / bucket)|; buckets within
+   ASPECT_TOLERANCE of the nearest count as equally near, because sides are rounded, for example to multiples of 16
+   (288x512 and 480x832 are both 16:9). A source that would lose more than MAX_CROP of its area in the nearest bucket is
+   skipped.
+3. Of those, buckets that would enlarge the source more than MAX_ENLARGEMENT times are excluded; if all would, the ones
+   that enlarge least are kept.
+4. Of those, the largest is chosen: by frames x height x width, then frames, then the order of the table.
 
-A video longer than its bucket becomes consecutive clips. What remains behind them goes in the same way to the longest
-bucket of the same height x width that it fills, never to one of a single frame; the rest is cut off.
+A video longer than its bucket becomes consecutive clips. The remaining frames go to the longest bucket of the same
+height x width that they fill, but not to a bucket of one frame, and so on; frames that fill none are cut off.
 """
 
 import collections
@@ -25,9 +26,9 @@ from typing import NamedTuple
 from videogen_jax.data import records
 
 ASPECT_TOLERANCE = 0.05  # in log(width / height): 5 %
-MAX_CROP = 0.5  # of the picture: 16:9 into a square loses 0.44, upright into lying 0.68
-MAX_ENLARGEMENT = 1.25  # times per side
-_ROUNDING = 1e-9  # 720x1280 is 360x640 enlarged, but not to the last bit
+MAX_CROP = 0.5  # fraction of the area: 16:9 in a square loses 0.44, portrait in landscape 0.68
+MAX_ENLARGEMENT = 1.25  # factor per side
+_ROUNDING = 1e-9  # absorbs floating-point error: 720x1280 and 360x640 have the same aspect ratio
 
 
 class Bucket(NamedTuple):
@@ -39,12 +40,12 @@ class Bucket(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The bucket as the table has it, and the name of its folder."""
+        """The bucket as written in the table; also the name of its folder."""
         return "{}x{}x{}".format(*self)
 
 
 class Shape(NamedTuple):
-    """What the rule wants to know of a video or an image."""
+    """Shape of a video or an image."""
 
     height: int  # pixels
     width: int  # pixels
@@ -52,66 +53,66 @@ class Shape(NamedTuple):
     image: bool
 
 
-class Run(NamedTuple):
-    """Consecutive clips of a video that go to one bucket."""
+class Segment(NamedTuple):
+    """Consecutive clips of a video in one bucket."""
 
     bucket: Bucket
-    first: int  # frame
-    count: int  # frames, a multiple of the bucket's
+    first: int  # first frame
+    count: int  # number of frames, a multiple of the bucket's
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
-    """Reads a table like "480x512x512,1x512x512".
+    """Parses a table such as "480x512x512,1x512x512".
 
     Raises:
-      ValueError: names the piece that is no bucket, occurs twice or is too large.
+      ValueError: names an entry that is malformed, repeated or too large.
     """
     buckets: list[Bucket] = []
-    for piece in text.split(","):
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", piece.strip().lower())
+    for entry in text.split(","):
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", entry.strip().lower())
         bucket = Bucket(*map(int, match.groups())) if match else Bucket(0, 0, 0)
         if min(bucket) < 1:
             raise ValueError(
-                f"--buckets does not understand {piece.strip()!r}: write frames x height x width, like 120x384x640, "
-                "and commas between buckets."
+                f"invalid entry {entry.strip()!r} of --buckets: write frames x height x width, as in 120x384x640, "
+                "separated by commas."
             )
         if bucket in buckets:
-            raise ValueError(f"--buckets has {bucket.name} twice: write it once.")
+            raise ValueError(f"--buckets has {bucket.name} twice: remove one.")
         records.check_strip_size(bucket.frames, bucket.height, bucket.width, "buckets with frames")
         buckets.append(bucket)
     return tuple(buckets)
 
 
-def plan_runs(shape: Shape, buckets: Sequence[Bucket]) -> tuple[list[Run], str | None]:
-    """Says which clips a video or an image becomes, as the head of this module has it.
+def plan_segments(shape: Shape, buckets: Sequence[Bucket]) -> tuple[list[Segment], str | None]:
+    """Divides a video or an image into segments of clips, by the rule in this module's docstring.
 
     Args:
-      shape: of the video or image.
+      shape: shape of the video or image.
       buckets: the table.
     Returns:
-      (runs, None), in the order of their frames; or ([], the reason why no bucket takes it).
+      (segments, None), in temporal order; or ([], the reason why no bucket accepts the source).
     """
     bucket, reason = choose_bucket(shape, buckets)
     if bucket is None:
         return [], reason
-    runs, first = [], 0
+    segments, first = [], 0
     same = [b for b in buckets if b[1:] == bucket[1:] and (b.frames == 1) == shape.image]
     for fitting in sorted(same, reverse=True):
         count = (shape.frames - first) // fitting.frames * fitting.frames
         if fitting.frames <= bucket.frames and count:
-            runs.append(Run(fitting, first, count))
+            segments.append(Segment(fitting, first, count))
             first += count
-    return runs, None
+    return segments, None
 
 
 def choose_bucket(shape: Shape, buckets: Sequence[Bucket]) -> tuple[Bucket | None, str | None]:
-    """Chooses the bucket of a source's first clip.
+    """Chooses the bucket of the first clip of a source.
 
     Args:
-      shape: of the video or image.
+      shape: shape of the video or image.
       buckets: the table.
     Returns:
-      (bucket, None), or (None, the reason why no bucket takes it).
+      (bucket, None), or (None, the reason why no bucket accepts the source).
     """
     kind = [bucket for bucket in buckets if (bucket.frames == 1) == shape.image]
     if not kind:
@@ -124,8 +125,8 @@ def choose_bucket(shape: Shape, buckets: Sequence[Bucket]) -> tuple[Bucket | Non
     lost = 1 - math.exp(-_mismatch(shape, nearest))
     if lost > MAX_CROP:
         return None, (
-            f"too wide or too narrow: {shape.height}x{shape.width} pixels would lose {lost:.0%} of the picture in "
-            f"the nearest bucket, {nearest.name}, and {MAX_CROP:.0%} is the most"
+            f"too wide or too narrow: {shape.height}x{shape.width} pixels would lose {lost:.0%} of the area in "
+            f"the nearest bucket, {nearest.name}, and the limit is {MAX_CROP:.0%}"
         )
     limit = _mismatch(shape, nearest) + ASPECT_TOLERANCE
     left = [bucket for bucket in left if _mismatch(shape, bucket) <= limit]
@@ -135,24 +136,24 @@ def choose_bucket(shape: Shape, buckets: Sequence[Bucket]) -> tuple[Bucket | Non
 
 
 def _mismatch(shape, bucket):
-    """Returns |log| of the ratio of the aspects; cutting loses 1 - exp(-mismatch) of the picture."""
+    """Returns |log| of the quotient of the aspect ratios; cropping loses 1 - exp(-mismatch) of the area."""
     return abs(math.log(shape.width * bucket.height / (shape.height * bucket.width)))
 
 
 def _enlargement(shape, bucket):
-    """Returns how many times a side grows until the source covers the bucket."""
+    """Returns the factor by which the source is scaled to cover the bucket."""
     return max(bucket.height / shape.height, bucket.width / shape.width)
 
 
-def describe_misfit(shapes: Sequence[Shape], reasons: Sequence[str], fps: float) -> str:
-    """Says what sources are like that no bucket covers, and what to write instead.
+def describe_unmatched(shapes: Sequence[Shape], reasons: Sequence[str], fps: float) -> str:
+    """Describes sources of which none fits a bucket, and suggests a bucket.
 
     Args:
-      shapes: of those that can be read.
-      reasons: why nothing became of each source.
+      shapes: shapes of the readable sources.
+      reasons: the reason for each source.
       fps: frame rate of the data set.
     Returns:
-      A piece of a sentence.
+      Part of an error message.
     """
     parts = []
     for image in (False, True):

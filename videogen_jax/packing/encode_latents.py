@@ -1,13 +1,13 @@
-"""Turns a packed data set into one of latents; the work behind `encode`.
+"""Encodes a packed data set to latents; the work behind `encode`.
 
-Shard by shard: each becomes a shard of the same clips in the same order, so that training draws the same batches from
-both. Several processes take different shards of one output; whoever finds all of them done finishes it.
+Each shard is encoded to a shard of the same clips in the same order, so that training draws the same batches from both.
+Several processes can encode different shards of one output; the last one finishes the data set.
 
     OUTPUT/clips-train.tfrecord-00003-of-00010    finished shards, under their final names
-    OUTPUT/unfinished/settings.json               what the latents are made of, to refuse a call with others
-    OUTPUT/unfinished/clips-train....json         one for each finished shard: sizes and statistics
+    OUTPUT/unfinished/settings.json               settings of the latents; a call with other settings is refused
+    OUTPUT/unfinished/clips-train....json         sizes and statistics of each finished shard
 
-dataset_info.json comes last: a set that has it is whole.
+dataset_info.json is written last and marks the data set as finished.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ from videogen_jax.data import (
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
-from videogen_jax.packing.locking import hold_folder
+from videogen_jax.packing.locking import lock_folder
 
 REPORT = "encode_report.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What makes latents, and how they are stored."""
+    """An autoencoder with an optional text encoder and augmentation, and how latents are stored."""
 
     run: Callable[[np.ndarray], np.ndarray]  # (T, H, W, 3) uint8 to (t, h, w, C) float32
     name: str  # of the autoencoder
     weights: str  # hash of its parameters
     shape: tuple[int, int, int]  # (h, w, C) of a latent frame
-    precision: str  # in which it computes
-    dtype: str  # in which latents are stored, one of latent_records.DTYPES
-    mirrored: bool  # also of the mirrored clips
-    time_stride: int = 1  # frames of each latent but the first, which is of the first frame alone
-    texts: TextInfo | None = None  # of the caption embeddings, where there is a text encoder
-    embed: Callable[[Sequence[str]], Embeddings] | None = None  # N captions to their embeddings
+    precision: str  # dtype of its computation
+    dtype: str  # dtype of stored latents, one of latent_records.DTYPES
+    mirrored: bool  # whether to encode the mirrored clips as well
+    time_stride: int = 1  # video frames per latent frame, except the first, which encodes one frame
+    texts: TextInfo | None = None  # metadata of caption embeddings; None: no text encoder
+    embed: Callable[[Sequence[str]], Embeddings] | None = None  # embeds N captions
     augmentation: Augmentation | None = None  # of training clips before they are encoded
-    frames: int = 1  # that training cuts out of a clip: augmentation leaves so many at least
+    frames: int = 1  # frames of a training clip, the minimum after augmentation
     seed: int = 0  # of augmentation
 
 
@@ -66,53 +66,55 @@ def encode(
     label: str | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Encodes a packed data set; continues what was begun with the same settings.
+    """Encodes a packed data set, or resumes an interrupted call with the same settings.
 
     Args:
-      source: folder of `videogen_jax.pack`.
+      source: packed data set, an output folder of `videogen_jax.pack`.
       output: folder of the latents.
-      encoder: what makes them.
-      share: (i, n): the i-th of n equal parts of the shards.
-      label: in front of the progress bar.
+      encoder: autoencoder and storage settings.
+      share: (i, n): encode the i-th of n equal parts of the shards.
+      label: label of the progress bar.
       progress: show a progress bar on stderr; None: only on a terminal.
     Returns:
-      The report: settings, clips of each split, "new" (clips encoded by this call), "finished" (all shards are done),
-      "seconds"; with a text encoder also "cut_captions", clips whose caption is longer than it reads (of the whole set
-      where all is done, else of this call).
+      The report: settings, clips per split, "new" (clips encoded by this call), "finished" (all shards are encoded),
+      "seconds"; with a text encoder also "cut_captions", the number of clips with truncated captions (in the whole data
+      set if it is finished, else in this call).
     Raises:
-      ValueError: the output was encoded from something else, which is named, or the source does not do.
+      ValueError: the output has other settings, which are named, or the source is unsuitable.
       OSError: the disk is full; finished shards are kept.
     """
     started = time.monotonic()
     source, output = Path(source), Path(output)
     data = pipeline.open_data(source)
     if data.latents is not None:
-        raise ValueError(f"{source} holds latents already: name the --input that pack made.")
+        raise ValueError(f"{source} holds latents already: set --input to a data set of pack.")
     _check_augmentation(encoder, data)
-    _check_groups(encoder, data)
-    noted = note_settings(source, encoder)
+    _check_frames(encoder, data)
+    saved = settings_to_json(source, encoder)
     if augments(encoder, data):
-        noted["augment"] = note_augmentation(encoder)
-    if finished := _read_report(output, noted):
+        saved["augment"] = augmentation_to_json(encoder)
+    if finished := _read_report(output, saved):
         return finished | {"new": 0, "finished": True, "seconds": 0.0}
     work = output / "unfinished"
-    _claim(output, work, noted)
+    _claim(output, work, saved)
     shards = [
         (split, path, length)
         for split, paths in data.files.items()
         for path, length in zip(paths, data.lengths[split], strict=True)
     ]
-    own = [shard for shard in shards[share[0] :: share[1]] if not _is_done(output, work, shard[1])]
-    new = sum(length for *_, length in own)
+    to_encode = [
+        shard for shard in shards[share[0] :: share[1]] if not _is_done(output, work, shard[1])
+    ]
+    new = sum(length for *_, length in to_encode)
     disable = None if progress is None else not progress
     cut = 0
     bar = tqdm(total=new, unit="clip", desc=label, disable=disable)
-    # Two equal calls, such as a restart beside one that hangs, would write the same files.
-    with hold_folder(work / "calls" / f"{share[0]}-of-{share[1]}"), bar:
-        for split, path, _ in own:
+    # Without the lock, two equal calls, such as a restart while the first one hangs, would write the same files.
+    with lock_folder(work / "calls" / f"{share[0]}-of-{share[1]}"), bar:
+        for split, path, _ in to_encode:
             cut += _encode_shard(Path(path), split, data, output, work, encoder, bar)
     report = {
-        "settings": noted,
+        "settings": saved,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
         "new": new,
         "finished": all(_is_done(output, work, path) for _, path, _ in shards),
@@ -125,53 +127,53 @@ def encode(
     return report
 
 
-def _check_groups(encoder: Encoder, data: pipeline.PackedData) -> None:
-    """Refuses clips that are not one frame and whole groups, where the autoencoder wants these.
+def _check_frames(encoder: Encoder, data: pipeline.PackedData) -> None:
+    """Checks that the number of frames of all clips is 1 plus a multiple of the time stride.
 
     Raises:
-      ValueError: names the numbers of frames that do.
+      ValueError: names the nearest valid numbers of frames.
     """
     stride = encoder.time_stride
     if stride > 1 and encoder.augmentation and encoder.augmentation.changes_rate(encoder.frames):
         raise ValueError(
-            f"Clips at other speeds have any number of frames, but {encoder.name!r} encodes 1 frame and whole groups "
-            f"of {stride}: set augment.fps_min and fps_max to 0."
+            f"Clips at random frame rates have arbitrary numbers of frames, but {encoder.name!r} encodes 1 plus a "
+            f"multiple of {stride} frames: set augment.fps_min and fps_max to 0."
         )
     for frames in (data.frames, data.min_frames):
         if (frames - 1) % stride:
             below = (frames - 1) // stride * stride + 1
             raise ValueError(
-                f"The clips in {data.folder} have {frames} frames, but {encoder.name!r} encodes 1 frame and whole "
-                f"groups of {stride}: pack again with --frames={below} or {below + stride}."
+                f"The clips in {data.folder} have {frames} frames, but {encoder.name!r} encodes 1 plus a multiple of "
+                f"{stride} frames: pack again with --frames={below} or {below + stride}."
             )
 
 
-def note_settings(source: Path, encoder: Encoder) -> dict[str, Any]:
-    """What a set of latents is made of: JSON values, equal where the latents are."""
+def settings_to_json(source: Path, encoder: Encoder) -> dict[str, Any]:
+    """Returns the settings that determine the latents, except augmentation, as JSON values."""
     packed = json.loads((source / "pack_report.json").read_text(encoding="utf-8"))
     names = ("name", "weights", "precision", "dtype", "mirrored")
-    noted = {
+    saved = {
         "autoencoder": {name: getattr(encoder, name) for name in names},
         "packed": packed["settings"] | {"clips": packed["clips"]},
     }
     if encoder.texts is not None:
         names = ("encoder", "weights", "precision", "length")
-        noted["text"] = {name: getattr(encoder.texts, name) for name in names}
-    return noted
+        saved["text"] = {name: getattr(encoder.texts, name) for name in names}
+    return saved
 
 
 def augments(encoder: Encoder, data: pipeline.PackedData) -> bool:
-    """Whether training clips are changed before they are encoded."""
+    """Whether training clips are augmented before they are encoded."""
     augmentation, packed = encoder.augmentation, (data.height, data.width)
     return augmentation is not None and augmentation.changes(packed, encoder.frames)
 
 
-def note_augmentation(encoder: Encoder) -> dict[str, Any]:
-    """What the augmented clips of an encoder depend on: JSON values by the names of the config's lines."""
+def augmentation_to_json(encoder: Encoder) -> dict[str, Any]:
+    """Returns the settings that determine augmented clips, as JSON values keyed by config option."""
     augmentation = encoder.augmentation
-    noted = augmentation.to_json() | {"seed": encoder.seed}
-    noted |= dict(zip(("height", "width"), augmentation.size, strict=True))
-    return noted | ({"frames": encoder.frames} if augmentation.changes_rate(encoder.frames) else {})
+    saved = augmentation.to_json() | {"seed": encoder.seed}
+    saved |= dict(zip(("height", "width"), augmentation.size, strict=True))
+    return saved | ({"frames": encoder.frames} if augmentation.changes_rate(encoder.frames) else {})
 
 
 def _check_augmentation(encoder: Encoder, data: pipeline.PackedData) -> None:
@@ -181,25 +183,25 @@ def _check_augmentation(encoder: Encoder, data: pipeline.PackedData) -> None:
     augment.check_augmentation(augmentation, data, encoder.frames)
     if augmentation.variants > 1 and not augments(encoder, data):
         raise ValueError(
-            f"augment.variants is {augmentation.variants}, but nothing is on in which variants could differ: set it to "
-            "1, or give a smaller data.height and width, augment.fps_min and fps_max, or augment.jitter."
+            f"augment.variants is {augmentation.variants}, but no augmentation is enabled: set it to 1, or set a "
+            "smaller data.height and width, augment.fps_min and fps_max, or augment.jitter."
         )
 
 
-def _read_report(output: Path, noted: dict[str, Any]) -> dict[str, Any] | None:
+def _read_report(output: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
     if not (output / "dataset_info.json").exists():
         return None
     if not (output / REPORT).exists():
         raise ValueError(
-            f"{output} holds a data set that encode did not write: choose another --output."
+            f"{output} holds a data set that was not written by encode: choose another --output."
         )
     report = json.loads((output / REPORT).read_text(encoding="utf-8"))
-    _compare(output, report["settings"], noted)
+    _check_same_settings(output, report["settings"], saved)
     return report
 
 
-def _compare(output: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError naming what differs between the settings noted in OUTPUT and this call."""
+def _check_same_settings(output: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises a ValueError that names the differences between the settings saved in OUTPUT and those of this call."""
     then, now = dict(_flatten(found)), dict(_flatten(wanted))
     differences = [
         f"{name} was {then.get(name)} and is now {now.get(name)}"
@@ -208,8 +210,8 @@ def _compare(output: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
     ]
     if differences:
         raise ValueError(
-            f"The latents in {output} are of something else: {'; '.join(differences)}; choose another --output, or "
-            f"delete {output} to encode anew."
+            f"The latents in {output} have other settings: {'; '.join(differences)}; choose another --output, or "
+            f"delete {output} to encode it again."
         )
 
 
@@ -221,13 +223,13 @@ def _flatten(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flatten(value, f"{name}.{key}" if name else key)
 
 
-def _claim(output: Path, work: Path, noted: dict[str, Any]) -> None:
+def _claim(output: Path, work: Path, saved: dict[str, Any]) -> None:
     path = work / "settings.json"
     if path.exists():
-        _compare(output, json.loads(path.read_text(encoding="utf-8")), noted)
+        _check_same_settings(output, json.loads(path.read_text(encoding="utf-8")), saved)
         return
     work.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_text(path, json.dumps(noted, indent=1))
+    atomic_files.write_text(path, json.dumps(saved, indent=1))
 
 
 def _is_done(output: Path, work: Path, path: str) -> bool:
@@ -244,21 +246,22 @@ def _encode_shard(
     encoder: Encoder,
     bar: tqdm,
 ) -> int:
-    """Writes a shard and its note; returns how many of its captions were cut."""
+    """Writes a shard and its JSON file; returns the number of its truncated captions."""
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
     embeddings, cut = _embed_captions(path, encoder)
-    seen = latent_statistics.empty_statistics(encoder.shape[-1])
+    statistics = latent_statistics.empty_statistics(encoder.shape[-1])
 
     def serialize() -> Iterator[bytes]:
-        nonlocal seen
-        place = [Path(name).name for name in data.files[split]].index(path.name)
-        first = sum(data.lengths[split][:place])
+        nonlocal statistics
+        shard = [Path(name).name for name in data.files[split]].index(path.name)
+        first = sum(data.lengths[split][:shard])
         for number, clip in enumerate(pipeline.read_clips(str(path), data), first):
-            for video, fps in _vary(clip, number, split, data, encoder):
+            for video, fps in _variants(clip, number, split, data, encoder):
                 latents = encoder.run(video)
                 mirrored = encoder.run(video[:, :, ::-1]) if encoder.mirrored else None
                 for part in (latents, mirrored):
-                    seen = seen if part is None else latent_statistics.add_latents(seen, part)
+                    if part is not None:
+                        statistics = latent_statistics.add_latents(statistics, part)
                 fields = {name: clip[name] for name in ("caption", "motion_score", "source")}
                 fields |= embeddings.get(clip["caption"], {})
                 yield latent_records.serialize_latents(
@@ -267,14 +270,14 @@ def _encode_shard(
             bar.update()
 
     clips, size = records.write_shard(output / path.name, serialize())
-    note = {"clips": clips, "bytes": size, "count": seen.count}
-    note |= {"mean": seen.mean.tolist(), "squares": seen.squares.tolist(), "cut_captions": cut}
-    atomic_files.write_text(work / f"{path.name}.json", json.dumps(note))
+    entry = {"clips": clips, "bytes": size, "cut_captions": cut, "count": statistics.count}
+    entry |= {"mean": statistics.mean.tolist(), "squares": statistics.squares.tolist()}
+    atomic_files.write_text(work / f"{path.name}.json", json.dumps(entry))
     return cut
 
 
 def _embed_captions(path: Path, encoder: Encoder) -> tuple[dict[bytes, dict[str, np.ndarray]], int]:
-    """The fields of each distinct caption of a shard, and for how many clips they were cut."""
+    """Returns the embedding fields of each distinct caption of a shard, and the number of truncated captions."""
     if encoder.texts is None:
         return {}, 0
     captions = pipeline.read_captions(str(path))
@@ -290,16 +293,16 @@ def _embed_captions(path: Path, encoder: Encoder) -> tuple[dict[bytes, dict[str,
     return fields, sum(caption in long for caption in captions)
 
 
-def _vary(
+def _variants(
     clip: dict[str, Any], number: int, split: str, data: pipeline.PackedData, encoder: Encoder
 ) -> Iterator[tuple[np.ndarray, np.float32]]:
-    """What of a clip is encoded: (video, frames per second) of its variants; of validation clips the middle."""
+    """Yields (video, frames per second) of each augmented variant of a clip; validation clips are centre-cropped."""
     video, fps, augmentation = clip["video"], clip["fps"], encoder.augmentation
     if not augments(encoder, data):
         yield video, fps
     elif split != "train":
-        corner = augment.centre_crop_offset(video.shape[1:3], augmentation.size)
-        yield np.asarray(augment.crop_frames(video, corner, augmentation.size)), fps
+        offset = augment.centre_crop_offset(video.shape[1:3], augmentation.size)
+        yield np.asarray(augment.crop_frames(video, offset, augmentation.size)), fps
     else:
         for variant in range(augmentation.variants):
             key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
@@ -310,33 +313,33 @@ def _vary(
 def _finish(
     source: Path, output: Path, work: Path, shards: list, encoder: Encoder, report: dict[str, Any]
 ) -> None:
-    """Writes the JSON files, dataset_info.json last; another process may be doing the same."""
+    """Writes the JSON files, dataset_info.json last; another process may do so at the same time."""
     sizes: dict[str, list[tuple[int, int]]] = {}
     cut = 0
-    seen = latent_statistics.empty_statistics(encoder.shape[-1])
+    moments = latent_statistics.empty_statistics(encoder.shape[-1])
     try:
         for split, path, _ in shards:
             text = (work / f"{Path(path).name}.json").read_text(encoding="utf-8")
-            note = json.loads(text)
-            sizes.setdefault(split, []).append((note["clips"], note["bytes"]))
-            cut += note.get("cut_captions", 0)  # shards of earlier versions have none
+            entry = json.loads(text)
+            sizes.setdefault(split, []).append((entry["clips"], entry["bytes"]))
+            cut += entry.get("cut_captions", 0)  # absent in shards of earlier versions
             if split == "train":
-                part = (note["count"], np.asarray(note["mean"]), np.asarray(note["squares"]))
-                seen = latent_statistics.merge_statistics(seen, LatentStatistics(*part))
+                part = (entry["count"], np.asarray(entry["mean"]), np.asarray(entry["squares"]))
+                moments = latent_statistics.merge_statistics(moments, LatentStatistics(*part))
     except FileNotFoundError:
         if (output / "dataset_info.json").exists():
-            return  # the other one was faster
+            return  # another process has finished the data set
         raise
-    latent_statistics.check_deviation(seen)
+    latent_statistics.check_deviation(moments)
     info = latent_records.LatentInfo(
         autoencoder=encoder.name,
         weights=encoder.weights,
         dtype=encoder.dtype,
         shape=list(encoder.shape),
         mirrored=encoder.mirrored,
-        mean=seen.mean.tolist(),
-        deviation=seen.deviation.tolist(),
-        places=seen.count,
+        mean=moments.mean.tolist(),
+        deviation=moments.deviation.tolist(),
+        places=moments.count,
         time_stride=encoder.time_stride,
     )
     statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
@@ -350,7 +353,7 @@ def _finish(
     if encoder.texts is not None:
         statistics["texts"] = encoder.texts._asdict()
         report["cut_captions"] = cut
-    if (source / records.MOTION_SCORES).exists():  # sets packed by earlier versions have none
+    if (source / records.MOTION_SCORES).exists():  # absent in data sets of earlier versions
         shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)
     for name, content in {"statistics.json": statistics, REPORT: report}.items():
         atomic_files.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))

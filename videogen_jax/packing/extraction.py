@@ -1,6 +1,6 @@
-"""The workers' part of packing: a video or an image becomes the pickled records of its clips.
+"""The part of packing that runs in workers: turns a video or an image into the pickled records of its clips.
 
-Imports no TensorFlow, which would take each worker ten seconds.
+Imports no TensorFlow, which would take ten seconds in each worker.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from videogen_jax.packing.settings import Settings
 def extract_clips(
     path: str, spill: str, settings: Settings, first: int = 0, count: int | None = None
 ) -> tuple[str | None, int]:
-    """Decodes a video or image and writes its clips, as pickled records, to a file; runs in a worker.
+    """Decodes a video or image and writes its clips to a file, as pickled records; runs in a worker.
 
     Args:
-      path: of the video or image.
-      spill: file to write; a file and not a return value, because an hour of video is many GB.
-      settings: of the data set.
-      first: frame at which the first clip begins, counted at the frame rate of the data set.
-      count: frames to make clips of; None: up to the end.
+      path: video or image file.
+      spill: file to write, because the clips of an hour of video are too large to return.
+      settings: settings of the data set.
+      first: first frame, at the frame rate of the data set.
+      count: number of frames; None: to the end.
     Returns:
-      (None or the reason why the video is skipped, frames left over behind the last clip).
+      (None or the reason to skip the video, frames cut off after the last clip).
     Raises:
       OSError: the disk is full or fails.
     """
@@ -49,7 +49,7 @@ def extract_clips(
     found = f"{first + len(clip)} frames at {settings.fps:g} frames per second"
     if count is None:
         return f"too short: {found}, and --min_frames is {settings.min_frames}", 0
-    return f"too short: {found}, where its index promises {first + count}", 0
+    return f"too short: {found}, although its index lists {first + count}", 0
 
 
 def _read_frames(path, fps, first, count) -> Iterator[np.ndarray]:
@@ -61,7 +61,7 @@ def _read_frames(path, fps, first, count) -> Iterator[np.ndarray]:
 
 
 def _make_record(clip, fps):
-    """Returns the fields of a record that follow from the pixels, for `records.serialize_clip`."""
+    """Returns the fields of `records.serialize_clip` that are computed from the pixels."""
     video = np.stack(clip)  # (T, H, W, 3)
     return {
         "strips": records.encode_strips(video),
@@ -74,7 +74,7 @@ def _make_record(clip, fps):
 
 
 def read_clips(spill) -> Iterator[dict]:
-    """Yields the records that `extract_clips` wrote, one at a time."""
+    """Yields the records written by `extract_clips`."""
     with open(spill, "rb") as file, contextlib.suppress(EOFError):
         while True:
             yield pickle.load(file)

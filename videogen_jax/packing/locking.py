@@ -1,4 +1,4 @@
-"""One process at a time for a folder."""
+"""An inter-process lock on a folder."""
 
 import contextlib
 import errno
@@ -12,20 +12,20 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # file systems that have no locks
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # on file systems without locks
 
 
 @contextlib.contextmanager
-def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
-    """Keeps other processes that call this out of a folder while the block runs.
+def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Locks a folder against other processes that call this function.
 
-    The lock is the system's, on FOLDER/.lock: it ends with the process, however that ends, so none is ever left behind.
-    Where a file system or Windows has none, nothing is kept out.
+    Uses a system lock on FOLDER/.lock, which is released when the process ends in any way, so no stale lock remains.
+    Without support by the file system or on Windows, it does nothing.
 
     Args:
-      folder: is made if it is missing.
+      folder: created if it is missing.
     Raises:
-      ValueError: another process is in it, which is named.
+      ValueError: another process, which is named, holds the lock.
     """
     path = pathlib.Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
         file = open(path, "a+", encoding="utf-8")
         with file:
             _lock(file, path)
-            if not _is_there(file, path):  # its last owner has just deleted it
+            if not _is_same_file(file, path):  # its last owner has just deleted it
                 continue
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -46,7 +46,7 @@ def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _lock(file, path):
-    """Locks an open file, or raises ValueError saying who has done so."""
+    """Locks an open file, or raises a ValueError that names the owner of the lock."""
     if fcntl is None:
         return
     try:
@@ -59,12 +59,12 @@ def _lock(file, path):
         file.seek(0)
         owner = file.read() or "another process"
         raise ValueError(
-            f"{owner} is at work on {path.parent}: wait until it has finished, or end it."
+            f"{owner} is writing to {path.parent}: wait until it has finished, or stop it."
         ) from None
 
 
-def _is_there(file, path):
-    """Says whether a name still leads to an open file."""
+def _is_same_file(file, path):
+    """Whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,11 +1,10 @@
-"""Makes one data set of the parts that several machines packed; the work behind `merge`.
+"""Merges the parts that several machines packed into one data set; the work behind `merge`.
 
-    OUTPUT/parts/00003-of-00064/                 a part: a data set, plain or of buckets, as `packing` writes it
+    OUTPUT/parts/00003-of-00064/                 a part: a plain or bucketed data set, as `pack --shard` writes it
     OUTPUT/clips-train.tfrecord-00120-of-02000   shards move here, part after part, under their final numbers
 
-Everything is checked before the first shard moves, and the parts' JSON files stay until all else is done: a call that
-was ended is continued by the same call. dataset_info.json (or buckets.json) comes last, as in packing; then the parts
-are removed.
+All parts are checked before the first shard moves, and their JSON files are kept until the end, so an interrupted call
+can be repeated. As in packing, dataset_info.json (or buckets.json) is written last; then the parts are removed.
 """
 
 import collections
@@ -21,24 +20,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videogen_jax.data import packed_data, records
-from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder
+from videogen_jax.packing import bucket_assignment, metadata, pack_buckets
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing import sources as source_lists
-from videogen_jax.packing.locking import hold_folder
-
-SPLITS = pack_folder.SPLITS
+from videogen_jax.packing.locking import lock_folder
+from videogen_jax.packing.shards import SPLITS
 
 
 class Shard(NamedTuple):
-    """A record file of a part."""
+    """A TFRecord file of a part."""
 
     split: str
     path: Path  # in the part
     clips: int
 
 
-class Piece(NamedTuple):
-    """A plain data set of a part."""
+class PartSet(NamedTuple):
+    """A part of a plain data set, or of one bucket."""
 
     folder: Path
     report: dict[str, Any]
@@ -47,47 +45,47 @@ class Piece(NamedTuple):
 
 
 def merge(output: str | Path) -> dict[str, Any]:
-    """Merges the parts in OUTPUT/parts, or checks the data set there if that is done.
+    """Merges the parts in OUTPUT/parts, or checks the data set if it is already merged.
 
     Args:
       output: folder of the data set.
     Returns:
-      The report, as `pack_folder.pack` would return it for the whole.
+      The report, as `pack_folder.pack` returns it.
     Raises:
-      ValueError: a part is missing (names the command that makes it) or damaged, or they do not belong together.
+      ValueError: a part is missing (names the command that packs it), is damaged, or does not match the others.
     """
     output = Path(output)
     if not output.is_dir():
-        raise ValueError(f"there is no folder {output}: give --output as you gave it to pack.")
-    with hold_folder(output):
-        if _is_whole(output):
+        raise ValueError(f"there is no folder {output}: use the same --output as for pack.")
+    with lock_folder(output):
+        if _is_set_finished(output):
             check(output)
             _remove_parts(output)
             report = json.loads((output / pack_settings.REPORT).read_text(encoding="utf-8"))
             return report | {"finished_before": True}
         folders = _find_parts(output)
         reports = [_read_json(folder / pack_settings.REPORT) for folder in folders]
-        noted = _compare_parts(folders, reports)
-        report = _merge_reports(reports, noted)
-        if "buckets" in noted:
+        saved = _compare_parts(folders, reports)
+        report = _merge_reports(reports, saved)
+        if "buckets" in saved:
             _merge_buckets(output, folders, report)
         else:
-            pieces = [_read_piece(folder) for folder in folders]
-            _want_training(output, pieces, report)
-            _merge_plain(output, pieces, report, work=output / "parts")
+            part_sets = [_read_part_set(folder) for folder in folders]
+            _check_training_clips(output, part_sets, report)
+            _merge_plain(output, part_sets, report, work=output / "parts")
         shutil.rmtree(output / "parts")
     return report | {"finished_before": False}
 
 
 def check(output: str | Path) -> dict[str, dict[str, int]]:
-    """Checks a finished data set: every shard is there, has its size and as many records as it should.
+    """Checks that all shards of a finished data set exist with the right size and number of records.
 
     Args:
-      output: folder of a data set of clips or latents, plain or of buckets.
+      output: folder of a data set of pixels or latents, plain or bucketed.
     Returns:
-      Bucket ("" for a plain set) -> split -> clips.
+      Bucket ("" for a plain set) -> split -> number of clips.
     Raises:
-      ValueError: something is missing or damaged, which is named.
+      ValueError: names the file that is missing or damaged.
     """
     output = Path(output)
     names = [""]
@@ -101,31 +99,31 @@ def check(output: str | Path) -> dict[str, dict[str, int]]:
                 _check_count(Path(path), length, f"delete {output} and pack again")
         counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
         scores = output / name / records.MOTION_SCORES
-        # Latents may be of several variants of each clip, which have its score.
+        # Latents may have several variants of each clip, with one motion score.
         variants = ((data.latents and data.latents.augment) or {}).get("variants", 1)
         if scores.exists() and len(np.load(scores)) * variants != counts[name].get("train", 0):
             raise ValueError(f"{scores} does not belong to its data set: pack again.")
     return counts
 
 
-def _is_whole(output):
+def _is_set_finished(output):
     marks = (pack_settings.PLAIN_MARK, pack_settings.BUCKETS_MARK)
     return any((output / mark).exists() for mark in marks)
 
 
 def _remove_parts(output):
-    """Removes what a call left that was ended between its last two steps."""
+    """Removes the parts left by a call that was interrupted between its last two steps."""
     parts = output / "parts"
     if any(parts.glob("*-of-*/**/*.tfrecord-*")):
         raise ValueError(
-            f"{output} is a finished data set, and {parts} has shards that are not in it: pack into another --output, "
-            f"or delete {parts}."
+            f"{output} is a finished data set, but {parts} has shards that are not in it: choose another --output for "
+            f"pack, or delete {parts}."
         )
     shutil.rmtree(parts, ignore_errors=True)
 
 
 def _find_parts(output) -> list[Path]:
-    """Returns the folders of all n parts in order; each is finished."""
+    """Returns the folders of all n parts in order, after checking that each is finished."""
     found = {}
     for folder in sorted((output / "parts").glob("*-of-*")):
         if match := re.fullmatch(r"(\d{5,})-of-(\d{5,})", folder.name):
@@ -137,22 +135,22 @@ def _find_parts(output) -> list[Path]:
         )
     if len(totals) > 1:
         raise ValueError(
-            f"{output / 'parts'} has parts of {' and of '.join(map(str, totals))}: delete those that you do not want."
+            f"{output / 'parts'} has parts of {' and of '.join(map(str, totals))}: delete those of the wrong number."
         )
     (total,) = totals
-    done = {index for (index, _), folder in found.items() if _is_finished(folder)}
+    done = {index for (index, _), folder in found.items() if _is_part_finished(folder)}
     missing = [index for index in range(total) if index not in done]
     if missing:
-        raise ValueError(_say_missing(output, missing, total, found, done))
+        raise ValueError(_missing_message(output, missing, total, found, done))
     return [found[index, total] for index in range(total)]
 
 
-def _is_finished(folder):
-    return _is_whole(folder) or (folder / pack_settings.EMPTY_MARK).exists()
+def _is_part_finished(folder):
+    return _is_set_finished(folder) or (folder / pack_settings.EMPTY_MARK).exists()
 
 
-def _say_missing(output, missing, total, found, done):
-    """Says which parts are missing, and the command that makes the first of them."""
+def _missing_message(output, missing, total, found, done):
+    """Returns an error message with the missing parts and the command that packs the first of them."""
     flags = {"output": output, "shard": f"{missing[0]}/{total}"}
     if done:
         report = _read_json(found[min(done), total] / pack_settings.REPORT)
@@ -161,40 +159,40 @@ def _say_missing(output, missing, total, found, done):
     skipped = ("videos", "synthetic")
     words = [f"--{name}={value}" for name, value in flags.items() if name not in skipped]
     command = shlex.join(["python", "-m", "videogen_jax.pack", *words])
-    command += "" if done else " and the flags of the others"
+    command += "" if done else " and the flags of the other parts"
     begun = [index for index in missing if (index, total) in found]
     state = "begun but not finished" if missing[0] in begun else "missing"
-    more = f" (and {len(missing) - 1} others are not there)" if len(missing) > 1 else ""
+    more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
     return f"part {missing[0]} of {total} is {state}{more}: call {command}"
 
 
 def _compare_parts(folders, reports) -> dict[str, Any]:
-    """Returns the settings that all parts share, "shard" left out; raises ValueError where they do not."""
+    """Returns the common settings of all parts without "shard"; raises ValueError if they differ."""
     first = {name: value for name, value in reports[0]["settings"].items() if name != "shard"}
     for index, (folder, report) in enumerate(zip(folders, reports, strict=True)):
-        noted = dict(report["settings"])
-        if noted.pop("shard", None) != f"{index}/{len(folders)}":
-            raise ValueError(f"{folder} is no such part: delete it and pack it again.")
-        for name in sorted(first.keys() | noted.keys()):
-            then, now = first.get(name), noted.get(name)
+        saved = dict(report["settings"])
+        if saved.pop("shard", None) != f"{index}/{len(folders)}":
+            raise ValueError(f"{folder} was packed as another part: delete it and pack it again.")
+        for name in sorted(first.keys() | saved.keys()):
+            then, now = first.get(name), saved.get(name)
             if then != now:
-                what = f"{name} is {now} there and {then} in the first part"
+                what = f"its {name} is {now}, but {then} in the first part"
                 if name == "videos":
-                    what = "the videos or their captions were others than for the first part"
+                    what = "its videos or their captions differ from those of the first part"
                 raise ValueError(
-                    f"{folder} does not belong to the other parts ({what}): delete it and pack it again from the same "
+                    f"{folder} does not match the other parts ({what}): delete it and pack it again from the same "
                     "folder with the same flags."
                 )
     return first
 
 
-def _merge_reports(reports, noted) -> dict[str, Any]:
-    """Returns the report of the whole; "clips" and "buckets" are filled in later."""
+def _merge_reports(reports, saved) -> dict[str, Any]:
+    """Merges the reports of all parts; "clips" and "buckets" are filled in later."""
     cut_off: dict[str, int] = {}
     for report in reports:
         cut_off |= report["frames_cut_off"]
     return {
-        "settings": noted,
+        "settings": saved,
         "input": reports[0]["input"],
         "clips": {},
         "skipped": pack_buckets.list_skipped({}, reports),
@@ -205,8 +203,8 @@ def _merge_reports(reports, noted) -> dict[str, Any]:
     }
 
 
-def _read_piece(folder) -> Piece:
-    """Reads what a part, or a bucket of one, says about itself."""
+def _read_part_set(folder) -> PartSet:
+    """Reads the description of a part, or of one bucket of a part."""
     shards, num_bytes = [], {}
     if not (folder / pack_settings.EMPTY_MARK).exists():
         info = _read_json(folder / pack_settings.PLAIN_MARK)
@@ -216,52 +214,54 @@ def _read_piece(folder) -> Piece:
             for shard, clips in enumerate(lengths):
                 name = records.shard_name(split["name"], shard, len(lengths))
                 shards.append(Shard(split["name"], folder / name, clips))
-    return Piece(folder, _read_json(folder / pack_settings.REPORT), shards, num_bytes)
+    return PartSet(folder, _read_json(folder / pack_settings.REPORT), shards, num_bytes)
 
 
 def _merge_buckets(output, folders, report):
-    """Merges bucket by bucket, and writes buckets.json."""
+    """Merges the parts bucket by bucket, and writes buckets.json."""
     table = [bucket_assignment.parse_buckets(name)[0] for name in report["settings"]["buckets"]]
-    pieces = {}
+    part_sets = {}
     for bucket in table:
         names = [folder / bucket.name for folder in folders]
-        pieces[bucket] = [_read_piece(folder) for folder in names if folder.is_dir()]
-    _want_training(output, [piece for own in pieces.values() for piece in own], report)
-    for bucket, own in pieces.items():  # before anything moves
-        _check_pieces(output / bucket.name, own)
+        part_sets[bucket] = [_read_part_set(folder) for folder in names if folder.is_dir()]
+    _check_training_clips(
+        output, [part_set for bucket_sets in part_sets.values() for part_set in bucket_sets], report
+    )
+    for bucket, bucket_sets in part_sets.items():  # before any shard moves
+        _check_part_sets(output / bucket.name, bucket_sets)
     report["buckets"] = {}
-    for bucket, own in pieces.items():
-        if own:
-            noted = {k: v for k, v in own[0].report["settings"].items() if k != "shard"}
-            prints = [piece.report["settings"]["videos"] for piece in own]
-            noted["videos"] = source_lists.add_fingerprints(prints)
-            merged = _merge_reports([piece.report for piece in own], noted)
-            _merge_plain(output / bucket.name, own, merged, work=output / "parts")
+    for bucket, bucket_sets in part_sets.items():
+        if bucket_sets:
+            saved = {k: v for k, v in bucket_sets[0].report["settings"].items() if k != "shard"}
+            prints = [part_set.report["settings"]["videos"] for part_set in bucket_sets]
+            saved["videos"] = source_lists.add_fingerprints(prints)
+            merged = _merge_reports([part_set.report for part_set in bucket_sets], saved)
+            _merge_plain(output / bucket.name, bucket_sets, merged, work=output / "parts")
             report["buckets"][bucket.name] = merged["clips"]
     pack_buckets.finish(output, report, table, whole=True)
 
 
-def _want_training(output, pieces, report):
-    """Raises ValueError where no piece has a clip for training."""
-    if not any(shard.split == "train" for piece in pieces for shard in piece.shards):
+def _check_training_clips(output, part_sets, report):
+    """Raises ValueError if no part has a training clip."""
+    if not any(shard.split == "train" for part_set in part_sets for shard in part_set.shards):
         reasons = "; ".join(f"{i['file']}: {i['reason']}" for i in report["skipped"][:3])
         raise ValueError(
-            f"none of the parts has a clip for training ({reasons}): delete {output / 'parts'} and pack again with "
+            f"none of the parts has a training clip ({reasons}): delete {output / 'parts'} and pack again with "
             "more videos, or other settings."
         )
 
 
 def _merge_plain(
     output: Path,
-    pieces: Sequence[Piece],
+    part_sets: Sequence[PartSet],
     report: dict[str, Any],
     work: Path,
 ) -> None:
-    """Moves the shards of all pieces to a folder and describes them as one data set; fills in the report."""
-    moves = _check_pieces(output, pieces)
+    """Moves the shards of all parts to one folder and writes its description; fills in the report."""
+    moves = _check_part_sets(output, part_sets)
     clips = collections.Counter()
-    for piece in pieces:
-        for shard in piece.shards:
+    for part_set in part_sets:
+        for shard in part_set.shards:
             clips[shard.split] += shard.clips
     report["clips"] = {split: clips[split] for split in SPLITS}
     output.mkdir(exist_ok=True)
@@ -272,61 +272,63 @@ def _merge_plain(
         size = target.stat().st_size - packed_data.FRAMING * shard.clips
         sizes[shard.split].append((shard.clips, size))
     words, scores = collections.Counter(), []
-    for piece in pieces:
-        words.update(_read_json(piece.folder / "statistics.json")["words"])
-        scores.append(np.load(piece.folder / records.MOTION_SCORES))
+    for part_set in part_sets:
+        words.update(_read_json(part_set.folder / "statistics.json")["words"])
+        scores.append(np.load(part_set.folder / records.MOTION_SCORES))
     settings = _read_settings(report["settings"])
-    pack_folder.write_descriptions(output, settings, words, np.concatenate(scores), report)
-    pack_folder.finish_plain(output, work, sizes)
+    metadata.write_descriptions(output, settings, words, np.concatenate(scores), report)
+    metadata.finish_plain(output, work, sizes)
 
 
-def _read_settings(noted) -> pack_settings.Settings:
-    """Makes settings of what `pack_settings.note_settings` made of them."""
-    height, width = map(int, noted["size"].split("x"))
+def _read_settings(saved) -> pack_settings.Settings:
+    """Inverts `pack_settings.settings_to_json`."""
+    height, width = map(int, saved["size"].split("x"))
     names = ("fps", "frames", "min_frames", "validation_fraction", "clips_per_shard")
-    return pack_settings.Settings((height, width), **{name: noted[name] for name in names})
+    return pack_settings.Settings((height, width), **{name: saved[name] for name in names})
 
 
-def _check_pieces(output, pieces) -> list[tuple[Shard, Path]]:
-    """Checks shards, counts and sources of all pieces.
+def _check_part_sets(output, part_sets) -> list[tuple[Shard, Path]]:
+    """Checks shards, counts and sources of all parts.
 
     Returns:
-      (shard, where it goes) for each; it may be there already.
+      (shard, final path) for each shard, which may have moved already.
     Raises:
-      ValueError: names what is missing, damaged or there twice.
+      ValueError: names the file that is missing or damaged, or a source that is in two parts.
     """
-    moves = list(_number_shards(output, pieces))
-    places = {shard.path: shard.path if shard.path.exists() else target for shard, target in moves}
+    moves = list(_number_shards(output, part_sets))
+    current = {shard.path: shard.path if shard.path.exists() else target for shard, target in moves}
     owners: dict[str, Path] = {}
-    for piece in pieces:
-        advice = f"delete {piece.folder} and pack that part again"
+    for part_set in part_sets:
+        advice = f"delete {part_set.folder} and pack that part again"
         sizes = collections.Counter()
-        for shard in piece.shards:
-            path = places[shard.path]
+        for shard in part_set.shards:
+            path = current[shard.path]
             if not path.exists():
-                raise ValueError(f"the record file {shard.path} is missing: {advice}.")
+                raise ValueError(f"the TFRecord file {shard.path} is missing: {advice}.")
             _check_count(path, shard.clips, advice)
             sizes[shard.split] += path.stat().st_size - packed_data.FRAMING * shard.clips
-        if any(sizes[split] != size for split, size in piece.num_bytes.items()):
-            raise ValueError(f"the record files of {piece.folder} have not their sizes: {advice}.")
-        clips = _read_json(piece.folder / pack_folder.SOURCES_FILE)
+        if any(sizes[split] != size for split, size in part_set.num_bytes.items()):
+            raise ValueError(
+                f"the TFRecord files of {part_set.folder} have the wrong size: {advice}."
+            )
+        clips = _read_json(part_set.folder / metadata.SOURCES_FILE)
         for name in clips:
             if name in owners:
-                raise ValueError(f"{name} is in {owners[name]} and in {piece.folder}: {advice}.")
-            owners[name] = piece.folder
-        train = sum(shard.clips for shard in piece.shards if shard.split == "train")
-        scores = np.load(piece.folder / records.MOTION_SCORES)
-        if sum(clips.values()) != sum(s.clips for s in piece.shards) or len(scores) != train:
+                raise ValueError(f"{name} is in {owners[name]} and in {part_set.folder}: {advice}.")
+            owners[name] = part_set.folder
+        train = sum(shard.clips for shard in part_set.shards if shard.split == "train")
+        scores = np.load(part_set.folder / records.MOTION_SCORES)
+        if sum(clips.values()) != sum(s.clips for s in part_set.shards) or len(scores) != train:
             raise ValueError(
-                f"the files of {piece.folder} count other clips than its shards: {advice}."
+                f"the clip counts of {part_set.folder} do not match its shards: {advice}."
             )
     return moves
 
 
-def _number_shards(output, pieces) -> Iterator[tuple[Shard, Path]]:
-    """Yields each shard of the pieces with its final path, split by split."""
+def _number_shards(output, part_sets) -> Iterator[tuple[Shard, Path]]:
+    """Yields each shard of the parts with its final path, split by split."""
     for split in SPLITS:
-        shards = [s for piece in pieces for s in piece.shards if s.split == split]
+        shards = [s for part_set in part_sets for s in part_set.shards if s.split == split]
         for number, shard in enumerate(shards):
             yield shard, output / records.shard_name(split, number, len(shards))
 
@@ -334,8 +336,8 @@ def _number_shards(output, pieces) -> Iterator[tuple[Shard, Path]]:
 def _check_count(path: Path, clips: int, advice: str) -> None:
     found = packed_data.count_records(path)
     if found != clips:
-        what = "breaks off" if found is None else f"has {found} clips instead of {clips}"
-        raise ValueError(f"the record file {path} {what}: {advice}.")
+        what = "is truncated" if found is None else f"has {found} clips instead of {clips}"
+        raise ValueError(f"the TFRecord file {path} {what}: {advice}.")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -1,13 +1,13 @@
 """Packs a folder of videos and images of mixed shapes into buckets; the work behind `pack --buckets`.
 
-    OUTPUT/unfinished/settings.json   what the data set is made of
-    OUTPUT/unfinished/probes.jsonl    size and length of each file, as its index tells, one a line
-    OUTPUT/120x384x640/               each bucket is a plain data set, packed by `packing`
+    OUTPUT/unfinished/settings.json   settings of the data set
+    OUTPUT/unfinished/probes.jsonl    one line per file: size and length according to its index
+    OUTPUT/120x384x640/               each bucket is a plain data set, packed by `pack_folder`
     OUTPUT/pack_report.json
-    OUTPUT/buckets.json               comes last: a set that has it is whole
+    OUTPUT/buckets.json               written last; marks the data set as finished
 
-A call that was ended goes on behind the files that are probed and the shards that are finished. Which source goes to
-which bucket follows from the probes (`bucketing`); which split, from its name alone, for all its clips in all buckets.
+An interrupted call resumes after the probed files and the finished shards. The bucket of a source follows from its
+probe (`bucket_assignment`), its split from its name alone, for all its clips in all buckets.
 """
 
 import collections
@@ -25,26 +25,26 @@ from tqdm import tqdm
 
 from videogen_jax.data import atomic_files, image_io, video_io
 from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import bucket_assignment, pack_folder, sources
+from videogen_jax.packing import bucket_assignment, pack_folder, shards, sources
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
-from videogen_jax.packing.locking import hold_folder
+from videogen_jax.packing.locking import lock_folder
 from videogen_jax.packing.settings import Settings
 
-PROBES_AHEAD = 64  # per worker
+PROBES_AHEAD = 64  # queued per worker
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketSettings:
-    """What a data set in buckets is made of; two calls with equal settings make equal shards."""
+    """Settings of a bucketed data set; the shards are a function of the settings and the files."""
 
     buckets: tuple[Bucket, ...]
     fps: float  # frames per second
-    validation_fraction: float  # share of the sources
-    clips_per_shard: int  # at most
+    validation_fraction: float  # of the sources
+    clips_per_shard: int  # maximum
 
-    def of(self, bucket: Bucket) -> Settings:
-        """Returns the settings of the plain data set that a bucket is."""
+    def for_bucket(self, bucket: Bucket) -> Settings:
+        """Returns the settings of a bucket, which is a plain data set."""
         return Settings(
             size=(bucket.height, bucket.width),
             fps=self.fps,
@@ -55,10 +55,10 @@ class BucketSettings:
         )
 
 
-def note_settings(settings: BucketSettings) -> dict:
-    """Returns the settings as noted with a data set: JSON values by the names of their flags."""
-    noted = dataclasses.asdict(settings) | {"synthetic": None}
-    return noted | {"buckets": [bucket.name for bucket in settings.buckets]}
+def settings_to_json(settings: BucketSettings) -> dict:
+    """Returns the settings as JSON values, keyed by flag."""
+    values = dataclasses.asdict(settings) | {"synthetic": None}
+    return values | {"buckets": [bucket.name for bucket in settings.buckets]}
 
 
 def pack_buckets(
@@ -71,67 +71,69 @@ def pack_buckets(
     share: tuple[int, int] | None = None,
     progress: bool | None = None,
 ) -> dict:
-    """Packs a folder into buckets; continues what was begun with the same settings.
+    """Packs a folder into buckets, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: of the videos and images.
+      folder: folder of the videos and images.
       output: folder of the data set.
-      settings: what it is made of.
-      workers: processes that read files.
+      settings: settings of the data set.
+      workers: number of processes that read files.
       strict: stop at the first source that would be skipped.
-      share: (i, n): pack every n-th source from the i-th on, into OUTPUT/parts, for `merging`.
+      share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       progress: show a progress bar on stderr; None: only on a terminal.
     Returns:
-      The report, as written to OUTPUT/pack_report.json: that of `pack_folder.pack` with "buckets" (clips of each bucket
-      in each split) and "left_out" (bucket -> why it has no data set).
+      The content of OUTPUT/pack_report.json: that of `pack_folder.pack`, with "buckets" (clips per bucket and split)
+      and "left_out" (bucket -> why it is omitted).
     Raises:
-      ValueError: no bucket takes any source, or as `pack_folder.pack`.
+      ValueError: no source fits a bucket, or as `pack_folder.pack`.
       OSError, WorkerDied: as `pack_folder.pack`.
     """
     output = pathlib.Path(output)
     found, skipped = sources.list_sources(folder)
-    noted = note_settings(settings) | {"videos": sources.fingerprint(found, skipped)}
-    if report := pack_settings.finished_report(output, noted):
+    saved = settings_to_json(settings) | {"videos": sources.fingerprint(found, skipped)}
+    if report := pack_settings.finished_report(output, saved):
         return report
-    pack_folder.refuse_mixture(output, share)
+    pack_folder.check_sharding(output, share)
     found = sources.fix_splits(found, settings.validation_fraction)
     if share:
         found = found[share[0] :: share[1]]
-        noted |= {"shard": f"{share[0]}/{share[1]}"}
+        saved |= {"shard": f"{share[0]}/{share[1]}"}
         output = pack_folder.part_folder(output, share)
     options = {"workers": workers, "strict": strict, "progress": progress}
-    with hold_folder(output), make_pool(workers) as pool:
-        return pack_settings.finished_report(output, noted) or _pack_all(
-            folder, output, found, skipped, settings, noted, pool=pool, **options
+    with lock_folder(output), make_pool(workers) as pool:
+        return pack_settings.finished_report(output, saved) or _pack_all(
+            folder, output, found, skipped, settings, saved, pool=pool, **options
         )
 
 
-def _pack_all(folder, output, found, skipped, settings, noted, **options):
+def _pack_all(folder, output, found, skipped, settings, saved, **options):
     """Probes the sources, packs them bucket by bucket and finishes the set; returns the report."""
     started = time.monotonic()
-    work = pack_settings.claim_output(output, noted)
+    work = pack_settings.claim_output(output, saved)
     if options["strict"] and skipped:
-        pack_folder.refuse(*min(skipped.items()))
+        sources.refuse_skipped(*min(skipped.items()))
     probes = _probe_all(folder, found, work, settings.fps, **options)
-    pieces, misfits, cut_off = _plan(found, probes, settings.buckets)
-    if options["strict"] and misfits:
-        pack_folder.refuse(*min(misfits.items()))
-    whole = "shard" not in noted
+    pieces, unmatched, cut_off = _plan(found, probes, settings.buckets)
+    if options["strict"] and unmatched:
+        sources.refuse_skipped(*min(unmatched.items()))
+    whole = "shard" not in saved
     if whole and not pieces:
         shutil.rmtree(work)
         shapes = [probe for probe in probes if not isinstance(probe, str)]
-        text = bucket_assignment.describe_misfit(shapes, list(misfits.values()), settings.fps)
-        raise ValueError(f"--buckets covers none of the {len(found)} sources in {folder}: {text}.")
+        text = bucket_assignment.describe_unmatched(shapes, list(unmatched.values()), settings.fps)
+        raise ValueError(f"none of the {len(found)} sources in {folder} fits --buckets: {text}.")
     reports = {}
     for bucket in settings.buckets:
-        if own := pieces[bucket]:
-            reports[bucket] = _pack_bucket(folder, output, settings, bucket, own, noted, **options)
+        if bucket_pieces := pieces[bucket]:
+            reports[bucket] = _pack_bucket(
+                folder, output, settings, bucket, bucket_pieces, saved, **options
+            )
     report = {
-        "settings": noted,
+        "settings": saved,
         "input": os.fspath(folder),
         "clips": {},
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
-        "skipped": list_skipped(skipped | misfits, reports.values()),
+        "skipped": list_skipped(skipped | unmatched, reports.values()),
         "frames_cut_off": dict(sorted(cut_off.items())),
         "long_captions": pack_folder.long_captions(found),
         "seconds": round(time.monotonic() - started, 1),
@@ -140,22 +142,22 @@ def _pack_all(folder, output, found, skipped, settings, noted, **options):
     return report | {"finished_before": False}
 
 
-def _pack_bucket(folder, output, settings, bucket, pieces, noted, **options):
-    """Packs the pieces of a bucket into OUTPUT/its name; returns the report."""
+def _pack_bucket(folder, output, settings, bucket, pieces, saved, **options):
+    """Packs the pieces of a bucket into a plain data set OUTPUT/BUCKET; returns the report."""
     target = output / bucket.name
-    own = settings.of(bucket)
-    bucket_noted = pack_settings.note_settings(own, None)
-    bucket_noted |= {"videos": sources.sum_fingerprint(pieces)}
-    if "shard" in noted:
-        bucket_noted |= {"shard": noted["shard"]}
-    report = pack_settings.finished_report(target, bucket_noted)
+    bucket_settings = settings.for_bucket(bucket)
+    bucket_saved = pack_settings.settings_to_json(bucket_settings, None)
+    bucket_saved |= {"videos": sources.sum_fingerprint(pieces)}
+    if "shard" in saved:
+        bucket_saved |= {"shard": saved["shard"]}
+    report = pack_settings.finished_report(target, bucket_saved)
     return report or pack_folder.pack_sources(
         folder,
         target,
         pieces,
         {},
-        own,
-        bucket_noted,
+        bucket_settings,
+        bucket_saved,
         whole=False,
         label=bucket.name,
         **options,
@@ -163,7 +165,7 @@ def _pack_bucket(folder, output, settings, bucket, pieces, noted, **options):
 
 
 def list_skipped(skipped: dict[str, str], reports) -> list[dict[str, str]]:
-    """Returns what was skipped and why, once for each: before packing, and in the buckets."""
+    """Returns the files skipped before packing and in the buckets with their reasons, without duplicates."""
     pairs = set(skipped.items())
     for report in reports:
         pairs |= {(item["file"], item["reason"]) for item in report["skipped"]}
@@ -171,19 +173,19 @@ def list_skipped(skipped: dict[str, str], reports) -> list[dict[str, str]]:
 
 
 def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: bool) -> None:
-    """Writes pack_report.json and, last, buckets.json; says in the report which buckets are left out.
+    """Writes pack_report.json and, last, buckets.json.
 
     Args:
       output: folder of the data set.
-      report: of it; "clips" and "left_out" are filled in.
+      report: its report; "clips" and "left_out" are filled in.
       table: all buckets.
-      whole: no part of a set: buckets without clips for training are removed, and one with them is wanted.
+      whole: the data set is not a part: buckets without training clips are removed, and at least one must remain.
     Raises:
-      ValueError: no bucket has a clip for training.
+      ValueError: no bucket has a training clip.
     """
     counts = report["buckets"]
     report["clips"] = {
-        split: sum(clips[split] for clips in counts.values()) for split in pack_folder.SPLITS
+        split: sum(clips[split] for clips in counts.values()) for split in shards.SPLITS
     }
     names = [b.name for b in table if b.name in counts and (not whole or counts[b.name]["train"])]
     if not names and whole:
@@ -191,12 +193,12 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
             shutil.rmtree(output / folder, ignore_errors=True)
         first = "; ".join(f"{i['file']}: {i['reason']}" for i in report["skipped"][:3])
         raise ValueError(
-            f"no clip for training came out of {report['input']} ({first}): add videos, or lower --validation_fraction."
+            f"no training clip came out of {report['input']} ({first}): add videos, or lower --validation_fraction."
         )
     report["left_out"] = {
-        bucket.name: "it got clips for validation only"
+        bucket.name: "it got validation clips only"
         if counts.get(bucket.name, {}).get("validation")
-        else "it got no clip for training"
+        else "it got no training clip"
         for bucket in table
         if whole and bucket.name not in names
     }
@@ -212,26 +214,26 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
 
 
 def _plan(found, probes, table):
-    """Returns (bucket -> its sources, name -> why no bucket takes it, name -> frames cut off)."""
-    pieces, misfits, cut_off = collections.defaultdict(list), {}, {}
+    """Returns (bucket -> its pieces of sources, name -> why no bucket accepts it, name -> frames cut off)."""
+    pieces, unmatched, cut_off = collections.defaultdict(list), {}, {}
     for source, probe in zip(found, probes, strict=True):
         if isinstance(probe, str):
-            misfits[source.name] = probe
+            unmatched[source.name] = probe
             continue
-        runs, reason = bucket_assignment.plan_runs(probe, table)
+        segments, reason = bucket_assignment.plan_segments(probe, table)
         if reason:
-            misfits[source.name] = reason
+            unmatched[source.name] = reason
             continue
-        for run in runs:
-            piece = dataclasses.replace(source, first=run.first, count=run.count)
-            pieces[run.bucket].append(piece)
-        if left := probe.frames - sum(run.count for run in runs):
+        for segment in segments:
+            piece = dataclasses.replace(source, first=segment.first, count=segment.count)
+            pieces[segment.bucket].append(piece)
+        if left := probe.frames - sum(segment.count for segment in segments):
             cut_off[source.name] = left
-    return pieces, misfits, cut_off
+    return pieces, unmatched, cut_off
 
 
 def _probe_all(folder, found, work, fps, workers, strict, progress, pool) -> list[Shape | str]:
-    """Returns the shape of each source, or the reason why it cannot be read; keeps a note of each."""
+    """Returns the shape of each source, or the reason why it cannot be read; appends new ones to probes.jsonl."""
     path = work / "probes.jsonl"
     known = _read_probes(path)
     left = [source.name for source in found if source.name not in known]
@@ -246,19 +248,19 @@ def _probe_all(folder, found, work, fps, workers, strict, progress, pool) -> lis
             file.flush()
             bar.update()
             if strict and isinstance(probe, str):
-                pack_folder.refuse(name, probe)
+                sources.refuse_skipped(name, probe)
     return [p if isinstance(p, str) else Shape(*p) for p in (known[s.name] for s in found)]
 
 
 def _read_probes(path) -> dict[str, list | str]:
-    """Returns the noted probes; drops a line that was cut off."""
+    """Reads probes.jsonl, dropping an incomplete last line."""
     known = {}
     if path.exists():
         text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        known = dict(json.loads(line) for line in whole.splitlines())
-        if whole != text:
-            atomic_files.write_text(path, whole)
+        complete = text[: text.rfind("\n") + 1]
+        known = dict(json.loads(line) for line in complete.splitlines())
+        if complete != text:
+            atomic_files.write_text(path, complete)
     return known
 
 
@@ -280,16 +282,16 @@ def _probe(folder, names, fps, workers, pool) -> Iterator[tuple[str, list | str]
     except BrokenProcessPool:
         near = [name for name, _ in itertools.islice(waiting, workers)]
         raise WorkerDied(
-            f"a worker process died while {' or '.join(near)} was looked at (out of memory, killed, or a crash of the "
-            "decoder): call the same command again to continue, with fewer --workers or without that file."
+            f"a worker process died while probing {' or '.join(near)} (out of memory, killed, or a crash of the "
+            "decoder): call the same command again to resume, with fewer --workers or without that file."
         ) from None
 
 
 def probe_source(path: str, fps: float) -> Shape | str:
-    """Tells the shape of a video or an image without decoding it whole; runs in a worker.
+    """Reads the shape of a video or an image without decoding all of it; runs in a worker.
 
     Args:
-      path: of the file.
+      path: video or image file.
       fps: frame rate of the data set.
     Returns:
       Its shape, or the reason why it cannot be read.

@@ -1,4 +1,4 @@
-"""The captioned videos and images of a folder, in the order in which they are packed."""
+"""Lists the captioned videos and images of a folder in packing order."""
 
 import dataclasses
 import hashlib
@@ -10,43 +10,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from videogen_jax.data import image_io, video_io
 
 UNWANTED_IMAGE = (
-    "it is an image, and the clips have more frames: pack images with --frames=1, or with --buckets "
+    "it is an image, and the clips have several frames: pack images with --frames=1, or with --buckets "
     "of one frame"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A video or image file with its caption; or some of the frames of a video."""
+    """A captioned video or image file, or a range of frames of a video."""
 
     name: str  # path within the folder, with "/"
     caption: str
-    place: float  # in [0, 1): order and split follow from it
+    order_key: float  # hash in [0, 1) that determines order and split
     num_bytes: int
-    first: int = 0  # frame at which it starts, counted at the frame rate of the data set
-    count: int | None = None  # frames of it; None: up to the end
-    split: str | None = None  # "train" or "validation"; None: decided while packing
+    first: int = 0  # first frame, at the frame rate of the data set
+    count: int | None = None  # number of frames; None: to the end
+    split: str | None = None  # "train" or "validation"; None: chosen while packing
 
 
 def list_sources(folder, images: bool = True) -> tuple[list[Source], dict[str, str]]:
     """Finds the captioned videos and images of a folder and its subfolders.
 
-    `name.mp4` takes its caption from `name.txt` beside it: UTF-8, with or without a byte order
-    mark, surrounding blanks removed. Hidden files and folders are left out.
+    The caption of `name.mp4` is `name.txt` next to it: UTF-8 with or without a byte order mark, stripped. Hidden files
+    and folders are ignored.
 
     Args:
       folder: path of the folder.
-      images: whether images are wanted; else they are skipped, with the reason.
+      images: whether to pack images; otherwise they are skipped with a reason.
     Returns:
-      (sources, skipped): the sources by rising place, which is a hash (blake2b) of the name without
-      its suffix, so that neighbours are unrelated and a video stays in its split when others come
-      or go; and name -> reason for the videos and images without a usable caption.
+      (sources, skipped): the sources sorted by order key, a hash (blake2b) of the name without its suffix, so that
+      neighbours are unrelated and a video stays in its split when others are added or removed; and name -> reason for
+      the videos and images without a usable caption.
     Raises:
-      ValueError: there is no such folder, nothing to pack in it, or no usable caption.
+      ValueError: the folder does not exist, or has nothing to pack or no usable caption.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give --input the folder of your videos.")
+        raise ValueError(f"there is no folder {folder}: set --input to the folder of your videos.")
     wanted = (*video_io.SUFFIXES, *image_io.SUFFIXES)
     sources, skipped = [], {}
     for parent, folders, files in os.walk(folder):
@@ -61,28 +61,28 @@ def list_sources(folder, images: bool = True) -> tuple[list[Source], dict[str, s
             if shown != name:
                 reason = "the file's name is not UTF-8 text: rename it"
             if not path.exists():
-                reason = "it is a link to a file that is not there"
+                reason = "it is a link to a missing file"
             if not images and image_io.is_image(name):
                 reason = UNWANTED_IMAGE
             if reason:
                 skipped[shown] = reason
             else:
                 num_bytes = path.stat().st_size
-                sources.append(Source(name, caption, _place(name, path.suffix), num_bytes))
+                sources.append(Source(name, caption, _order_key(name, path.suffix), num_bytes))
     if not sources:
-        raise ValueError(_nothing_usable(folder, images, skipped))
-    return sorted(sources, key=lambda source: (source.place, source.name)), skipped
+        raise ValueError(_no_sources_message(folder, images, skipped))
+    return sorted(sources, key=lambda source: (source.order_key, source.name)), skipped
 
 
-def _nothing_usable(folder, images, skipped):
-    """Returns what to say of a folder without a single source."""
+def _no_sources_message(folder, images, skipped):
+    """Returns the error message for a folder without a usable source."""
     unusable = {name: why for name, why in skipped.items() if why != UNWANTED_IMAGE}
     what = "videos or images" if images else "videos"
     if unusable:
         name, reason = min(unusable.items())
         return (
-            f"none of the {len(unusable)} {what} in {folder} has a caption that can be used (for "
-            f"{name}: {reason}): write what name.mp4 shows into name.txt beside it, as UTF-8 text."
+            f"none of the {len(unusable)} {what} in {folder} has a usable caption ("
+            f"{name}: {reason}): write the caption of name.mp4 to name.txt next to it, as UTF-8 text."
         )
     if skipped:
         return (
@@ -91,19 +91,19 @@ def _nothing_usable(folder, images, skipped):
         )
     suffixes = (*video_io.SUFFIXES, *(image_io.SUFFIXES if images else ()))
     return (
-        f"{folder} holds no video{' or image' if images else ''}: put files with one of the "
-        f"suffixes {', '.join(suffixes)} there."
+        f"{folder} holds no video{' or image' if images else ''}: add files with one of the "
+        f"suffixes {', '.join(suffixes)}."
     )
 
 
-def _place(name, suffix):
-    """Returns a hash in [0, 1) of a name without its suffix."""
+def _order_key(name, suffix):
+    """Hashes a name without its suffix to [0, 1)."""
     digest = hashlib.blake2b(name.removesuffix(suffix).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits, or 1 - 2**-60 rounds to 1
 
 
 def _read_caption(path):
-    """Returns (caption, None), or (None, the reason why it cannot be used)."""
+    """Returns (caption, None), or (None, the reason why it is unusable)."""
     try:
         caption = path.read_bytes().decode("utf-8-sig").strip()
     except FileNotFoundError:
@@ -116,10 +116,10 @@ def _read_caption(path):
 
 
 def fingerprint(sources: Sequence[Source], skipped: Mapping[str, str]) -> dict:
-    """Returns {"count", "digest"}, which tell one set of videos from another.
+    """Returns {"count", "digest"} of a set of videos.
 
-    The digest covers names, file sizes and captions, not the pixels. Images that are not wanted
-    do not count: they may come and go.
+    The digest covers names, file sizes and captions, but not pixels. Skipped images are ignored, so that they may be
+    added or removed.
     """
     digest = hashlib.blake2b(digest_size=16)
     for source in sources:
@@ -130,18 +130,18 @@ def fingerprint(sources: Sequence[Source], skipped: Mapping[str, str]) -> dict:
 
 
 def sum_fingerprint(pieces: Iterable[Source]) -> dict:
-    """Returns {"count", "digest"} of pieces in any order: those of two lists add up to those of both."""
+    """Returns {"count", "digest"} of pieces, independent of their order and additive over disjoint lists."""
     parts = []
     for piece in pieces:
-        known = dataclasses.asdict(piece)
-        del known["place"]  # follows from the name
-        digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=16)
+        fields = dataclasses.asdict(piece)
+        del fields["order_key"]  # follows from the name
+        digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16)
         parts.append({"count": 1, "digest": digest.hexdigest()})
     return add_fingerprints(parts)
 
 
 def add_fingerprints(parts: Iterable[Mapping]) -> dict:
-    """Returns the sum of what `sum_fingerprint` returned for parts of a whole."""
+    """Adds the fingerprints from `sum_fingerprint` of disjoint parts."""
     count = total = 0
     for part in parts:
         count += part["count"]
@@ -150,21 +150,29 @@ def add_fingerprints(parts: Iterable[Mapping]) -> dict:
 
 
 def fix_splits(sources: Sequence[Source], fraction: float) -> list[Source]:
-    """Decides the split of each source before any is read, so that parts of a whole agree.
+    """Chooses the split of each source before any is read, so that all parts agree.
 
     Args:
-      sources: of `list_sources`, the whole folder's.
-      fraction: share of the validation split.
+      sources: all sources of the folder, from `list_sources`.
+      fraction: fraction of the validation split.
     Returns:
-      The sources with their splits: validation below `fraction`; the first name where that is
-      none, and never the last name. What has the same name but for its suffix stays together.
+      The sources with their splits: validation if the order key is below `fraction`; at least the first name, and never
+      the last. Files whose names differ only in their suffix stay together.
     """
-    held_out = [source.place < fraction for source in sources]
+    held_out = [source.order_key < fraction for source in sources]
     if fraction and not any(held_out):
-        held_out = [source.place == sources[0].place for source in sources]
+        held_out = [source.order_key == sources[0].order_key for source in sources]
     if all(held_out):
-        held_out = [source.place != sources[-1].place for source in sources]
+        held_out = [source.order_key != sources[-1].order_key for source in sources]
     return [
         dataclasses.replace(source, split="validation" if out else "train")
         for source, out in zip(sources, held_out, strict=True)
     ]
+
+
+def refuse_skipped(name: str, reason: str) -> None:
+    """Raises the ValueError of --strict for a source that would be skipped."""
+    raise ValueError(
+        f"{name} would be skipped ({reason}), and --strict stops there: repair or remove it, or call "
+        "again without --strict."
+    )

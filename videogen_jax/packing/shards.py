@@ -1,0 +1,180 @@
+"""Writes the shards of a plain data set, with a journal from which an interrupted call resumes.
+
+Both are in OUTPUT/unfinished, as the docstring of `pack_folder` describes.
+"""
+
+import collections
+import contextlib
+import itertools
+import json
+import os
+
+import numpy as np
+
+from videogen_jax.data import atomic_files, records
+from videogen_jax.data import vocabulary as vocabularies
+from videogen_jax.packing.extraction import read_clips
+from videogen_jax.packing.sources import refuse_skipped
+
+SPLITS = ("train", "validation")
+MAX_SHARD_BYTES = 256 * 2**20  # limits what is lost when a call is interrupted
+
+
+def read_journal(output, work) -> list[dict]:
+    """Reads the journal up to the first shard that is missing or incomplete, and truncates it there.
+
+    Args:
+      output: folder of the data set.
+      work: OUTPUT/unfinished.
+    Returns:
+      One entry per finished shard, in the order in which they were written.
+    """
+    path = work / "journal.jsonl"
+    shards = []
+    if path.exists():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut short by a kill
+            for line in path.read_text(encoding="utf-8").splitlines():
+                shards.append(json.loads(line))
+    for index, (shard, final_name) in enumerate(zip(shards, _final_names(shards), strict=True)):
+        paths = (work / _work_name(shard), output / final_name)
+        if not any(p.exists() and p.stat().st_size == shard["file_bytes"] for p in paths):
+            shards = shards[:index]
+            break
+    atomic_files.write_text(path, "".join(json.dumps(shard) + "\n" for shard in shards))
+    return shards
+
+
+def _work_name(shard):
+    return f"{shard['split']}-{shard['shard']:05d}"
+
+
+def _final_names(shards):
+    totals = collections.Counter(shard["split"] for shard in shards)
+    return [records.shard_name(s["split"], s["shard"], totals[s["split"]]) for s in shards]
+
+
+def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
+    """Writes shard by shard, each followed by a line of the journal.
+
+    Args:
+      videos: yields (index of the source, path of its clips, reason to skip it, frames cut off) in order.
+      work: OUTPUT/unfinished.
+      found: all sources of the data set.
+      settings: settings of the data set.
+      journal: entries of the finished shards; new ones are appended.
+      strict: stop at the first source that is skipped.
+      bar: progress bar over sources.
+    Returns:
+      {"skipped", "cut_off"} of the sources after the last shard.
+    """
+    skipped, cut_off = {}, {}
+    clips = _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar)
+    first = next(clips, None)  # starts the workers before TensorFlow is imported, which takes 10 s
+    if first is None:
+        return {"skipped": skipped, "cut_off": cut_off}
+    features = records.make_features()
+    groups = itertools.groupby(itertools.chain([first], clips), key=lambda clip: clip[0])
+    for (split, number), group in groups:
+        shard = {"split": split, "shard": number, "packed": collections.Counter()}
+        shard |= {"next": None, "motion_scores": []}
+
+        def serialize(group=group, shard=shard):
+            for _, position, record in group:
+                shard["packed"][position[0]] += 1
+                shard["next"] = position  # source and clip with which the next shard begins
+                shard["motion_scores"].append(record["motion_score"])
+                yield records.serialize_clip(features, **record)
+
+        path = work / _work_name(shard)
+        shard["clips"], shard["bytes"] = records.write_shard(path, serialize())
+        shard["file_bytes"] = path.stat().st_size
+        shard["packed"] = list(shard["packed"].items())  # [source, number of its clips]
+        shard |= {"skipped": dict(skipped), "cut_off": dict(cut_off)}
+        with open(work / "journal.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(shard) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        journal.append(shard)
+        skipped.clear()
+        cut_off.clear()
+    return {"skipped": skipped, "cut_off": cut_off}
+
+
+def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar):
+    """Yields all clips in order as ((split, shard), (source, index of the next clip), record).
+
+    Adds to `skipped`, name -> reason, and `cut_off`, name -> frames.
+    """
+    shards = collections.Counter(shard["split"] for shard in journal)  # number started per split
+    begin = tuple(journal[-1]["next"]) if journal else (0, 0)
+    bar.update(begin[0])
+    split, clips, num_bytes = None, 0, 0
+    for index, spill, reason, frames in videos:
+        name = found[index].name
+        if frames:
+            cut_off[name] = frames
+        if reason:
+            skipped[name] = reason
+            if strict:
+                refuse_skipped(name, reason)
+        partial = index == begin[0] and begin[1]  # resumes within a source, which keeps its split
+        wanted = journal[-1]["split"] if partial else _choose_split(index, found, settings, shards)
+        for clip, record in enumerate(() if reason else read_clips(spill)):
+            if (index, clip) < begin:
+                continue
+            full = clips == settings.clips_per_shard or num_bytes >= MAX_SHARD_BYTES
+            if wanted != split or full:
+                split, clips, num_bytes = wanted, 0, 0
+                shards[split] += 1
+            clips, num_bytes = clips + 1, num_bytes + sum(map(len, record["strips"]))
+            record |= {"caption": found[index].caption, "source": name}
+            yield (split, shards[split] - 1), (index, clip + 1), record
+        bar.update()
+
+
+def _choose_split(index, found, settings, shards):
+    """Chooses the split of a source by its order key, leaving neither split empty if possible.
+
+    Sources are sorted by order key, so the validation split comes first. It gets at least one source, however few there
+    are, and leaves at least one for training.
+    """
+    if found[index].split:
+        return found[index].split
+    fraction = settings.validation_fraction
+    if not fraction or (index == len(found) - 1 and not shards["train"]):
+        return "train"
+    missing = not shards["validation"] and not shards["train"]
+    return "validation" if found[index].order_key < fraction or missing else "train"
+
+
+def move_shards(output, work, journal) -> None:
+    """Moves the finished shards from `work` to `output`, under their final names."""
+    for shard, name in zip(journal, _final_names(journal), strict=True):
+        if (work / _work_name(shard)).exists():  # else an interrupted call has moved it already
+            os.replace(work / _work_name(shard), output / name)
+
+
+def count_words(journal, found) -> collections.Counter:
+    """Counts the words of the captions of all training clips."""
+    words = collections.Counter()
+    for shard in journal:
+        if shard["split"] == "train":
+            for index, clips in shard["packed"]:
+                for word in vocabularies.split_words(found[index].caption):
+                    words[word] += clips
+    return words
+
+
+def count_clips(journal, found) -> collections.Counter:
+    """Counts the clips of each source, by its name."""
+    clips = collections.Counter()
+    for shard in journal:
+        for index, count in shard["packed"]:
+            clips[found[index].name] += count
+    return clips
+
+
+def training_scores(journal) -> np.ndarray:
+    """Returns the motion scores (N,) float32 of the training clips, in order."""
+    scores = [score for s in journal if s["split"] == "train" for score in s["motion_scores"]]
+    return np.asarray(scores, np.float32)
