@@ -102,6 +102,7 @@ class _Steps:
     pixels: bool
     batch_size: int
     layout: NamedSharding  # of keys and values
+    noise_time: jax.Array  # () time of the noise on frames that enter the cache
 
     def start(self) -> State:
         """An empty cache, with rows for every call of guidance."""
@@ -182,7 +183,6 @@ class _Steps:
         """The state with the first n latent frames of x0 in the cache."""
         schedule, window = self.schedule, self.window
         cleanest = schedule.time_of_step(np.float64(0))
-        noisy = times_at_fraction(jnp.float32(window.prefix_noise), schedule)
         # As prefixes are in training: known by the mask, nearly clean in x_t, and none beside it.
         prefix = {"mask": jnp.ones(x0.shape[:2]), "known": jnp.zeros(x0.shape)}
         prefix = {name: array for name, array in prefix.items() if name in condition}
@@ -192,7 +192,10 @@ class _Steps:
             for one in guidance.guidance_conditions(condition, self.null_text, *self._scales)
         ]
         noise = sampler.draw_noise(keys, schedule.num_steps + 1, x0.shape[1:])
-        levels = [jnp.full(x0.shape[0], level, x0.dtype) for level in schedule.alpha_sigma(noisy)]
+        levels = [
+            jnp.full(x0.shape[0], level, x0.dtype)
+            for level in schedule.alpha_sigma(self.noise_time)
+        ]
         x = objective.add_noise(x0, noise, *levels)
         t = jnp.full(x.shape[0], cleanest)  # labelled clean in spite of the noise, against drift
         inputs = jax.tree.map(guidance.interleave, *((x, t, one) for one in conditions))
@@ -254,6 +257,7 @@ def make_rollout(
         pixels=pixels,
         batch_size=batch_size,
         layout=layout,
+        noise_time=times_at_fraction(jnp.float32(window.prefix_noise), schedule),
     )
     state = State(KVCache(layout, layout, whole), whole)
     inputs = (state, param_shardings, rows, rows)
