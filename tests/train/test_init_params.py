@@ -150,7 +150,7 @@ def test_the_loop_starts_from_the_run_and_goes_on_from_its_own_checkpoint(text_r
     [
         ({"model.width": 24}, r"model\.width is 24, but 12 in init\.path"),
         ({"model.num_heads": 3}, r"model\.num_heads is 3, but 2 in init\.path"),
-        ({"model.patch_size": (2, 4, 4)}, r"model\.patch_size is \[2, 4, 4\], but \[1, 4, 4\]"),
+        ({"model.patch_size": (2, 4, 4)}, r"model\.patch_size is \(2, 4, 4\), but \(1, 4, 4\)"),
     ],
 )
 def test_another_model_is_refused(text_run, data, changes, sentence):
