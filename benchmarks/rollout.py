@@ -24,11 +24,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from configs import long_bouncing
-from tests.tiny import make_run
 from videogen_jax.generate import run_rollout, run_sampler
+from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.parallel.mesh import BATCH
 from videogen_jax.run import model as run_model
-from videogen_jax.train import training_run
 
 STEPS = 10  # of the sampler
 WINDOW, CHUNK = 33, 8
@@ -104,15 +103,15 @@ def compare_time(repeats: int) -> None:
     config.update_from_flattened_dict(OVERRIDES)
     once = run_model.with_shape(config, (48, 32, 32))
     once.unlock().model.time_cycle = 48
-    mesh = run_sampler.choose_sample_mesh(once, 1, jax.devices())
-    runs = {name: make_run(one, mesh) for name, one in {"rollout": config, "once": once}.items()}
-    params = jax.jit(runs["once"].model.init_params, out_shardings=runs["once"].shardings.params)()
+    mesh = run_model.make_sampling_mesh(once, 1, jax.devices())
+    windowed, whole = (run_model.make_model(one, mesh) for one in (config, once))
+    params = jax.jit(whole.init_params, out_shardings=whole.param_shardings)()
     seeds = jax.device_put(np.zeros(1, np.uint32), NamedSharding(mesh, BATCH))
-    text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], runs["once"].model.null_text)
+    text = jax.tree.map(lambda leaf: np.asarray(leaf)[None], whole.null_text)
 
-    def at_once(run: training_run.Run) -> float:
-        programs = run_sampler.make_run_programs(run, run_sampler.sampler_options(run.config))
-        condition = jax.device_put(run_sampler.make_condition(run.model, text, 0.0), programs.rows)
+    def at_once(model: run_model.Model) -> float:
+        programs = run_sampler.make_run_programs(model, SamplerSettings(**model.sampling))
+        condition = jax.device_put(run_sampler.make_condition(model, text, 0.0), programs.rows)
 
         def call() -> jax.Array:
             x_t, keys = programs.init(seeds)
@@ -120,12 +119,11 @@ def compare_time(repeats: int) -> None:
 
         return median_seconds(call, repeats)
 
-    plan = run_rollout.plan_rollout(config)
-    rollout = run_rollout.make_run_rollout(
-        runs["rollout"], plan, run_sampler.sampler_options(config)
-    )
-    shape = run_rollout.chunk_shape(config, plan)
-    condition = run_sampler.make_condition(config, text, 0.0, shape)
+    plan = run_rollout.plan_rollout(windowed)
+    settings = SamplerSettings(**windowed.sampling)
+    rollout = run_rollout.make_run_rollout(windowed, plan, settings)
+    shape = run_rollout.chunk_shape(windowed, plan)
+    condition = run_sampler.make_condition(windowed, text, 0.0, shape)
     condition = jax.device_put(condition, rollout.rows)
     state, times = rollout.start(), []
     for chunk in range(61):
@@ -135,13 +133,12 @@ def compare_time(repeats: int) -> None:
         if chunk:  # the first one compiles
             times.append(time.perf_counter() - started)
     cached = np.median(times) / CHUNK
-    whole = at_once(runs["once"]) / 48
-    again = at_once(runs["rollout"]) / CHUNK
+    once_through, again = at_once(whole) / 48, at_once(windowed) / CHUNK
     print(
         f"\n{STEPS} steps, {mesh.size} devices; a rollout's programs compiled: {rollout.extend._cache_size()}\n"
     )
     print("| way | ms a frame | against the rollout |\n| --- | --- | --- |")
-    for name, value in {"rollout": cached, "at once": whole, "recomputed": again}.items():
+    for name, value in {"rollout": cached, "at once": once_through, "recomputed": again}.items():
         print(f"| {name} | {1000 * value:.1f} | {value / cached:.2f} |")
     total = np.cumsum(times)
     print("\n| frames | s | s a frame |\n| --- | --- | --- |")

@@ -24,19 +24,25 @@ def run_ours(work: peers.Work) -> None:
     from videogen_jax.run import ema
     from videogen_jax.run.state import init_state
     from videogen_jax.train import optimizers
-    from videogen_jax.train.step import make_loss, make_train_step
+    from videogen_jax.train.loss import make_clip_losses, make_loss
+    from videogen_jax.train.step import make_train_step
 
     model, params = peers.make_ours(work)
     x, _, text = peers.example(work)
-    loss = make_loss(
+    schedule = make_schedule("linear")
+    clip_losses = make_clip_losses(
         lambda params, x_t, t, condition: model.apply(
             {"params": params}, x_t, t, condition["text"]
         ),
-        make_schedule("linear"),
-        jax.tree.map(lambda rows: rows[0], text),
+        schedule,
         prediction="eps",
         weighting="uniform",
         gamma=5.0,
+    )
+    loss = make_loss(
+        clip_losses,
+        schedule,
+        jax.tree.map(lambda rows: rows[0], text),
         time_distribution="uniform",
         time_mean=0.0,
         time_std=1.0,
@@ -51,7 +57,7 @@ def run_ours(work: peers.Work) -> None:
     step = make_train_step(loss, optimizer, rate, accumulation=1, ema_decays=decays)
     step = jax.jit(step, donate_argnums=0)
     precision = "bfloat16" if work.precision == "bfloat16" else "float32"
-    state = init_state(params, optimizer, decays, jax.random.key(0), precision)
+    state = init_state(params, optimizer.init, decays, jax.random.key(0), precision)
     del params
     batch = jax.device_put({"video": x, "text": text})
 

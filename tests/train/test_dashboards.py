@@ -207,7 +207,7 @@ def test_wandb_has_what_the_other_writers_have_and_goes_on_with_the_run(tmp_path
         metrics.write_bars(writer, step, "loss_by_noise_level/histogram", np.array([0.5, 0.125]))
         writer.write_images(step, {"samples/first": clips[:, 0]})
         writer.write_histograms(step, {"samples/pixels": clips})
-        metrics.show_config(writer, step, tmp_path, tiny_config())
+        metrics.show_config(writer, step, tmp_path, tiny_config().to_dict())
         writer.close()
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) == 2
