@@ -104,8 +104,8 @@ def test_a_state_on_the_host_is_saved_and_restored_there(tmp_path):
     [
         ({"remat": "blocks"}, "memory.remat 'blocks': choose one of none, block, selective"),
         ({"remat": "selective", "saved": ("scores",)}, "choose among qkv, attention, mlp"),
-        ({"remat": "selective"}, "'selective' wants names to save"),
-        ({"remat": "block", "saved": ("mlp",)}, "'selective' wants names to save"),
+        ({"remat": "selective"}, "'selective' requires names to save"),
+        ({"remat": "block", "saved": ("mlp",)}, "'selective' requires names to save"),
         ({"offload_activations": True}, "memory.remat is 'none'"),
         ({"pieces": 3}, "memory.pieces of 3 does not divide the 4 "),
         ({"attention_kernel": "flash"}, "'flash': choose one of auto, cudnn, xla"),

@@ -389,7 +389,7 @@ def _load(name: str, path: str, file: str, abstract_params: Any) -> Any:
             name_sources(abstract_params),
             abstract_params,
             what=f"the autoencoder {name!r}",
-            way_out=f"Name weights of that autoencoder ({file}), or choose another vae.name of {', '.join(NAMES)}.",
+            remedy=f"Name weights of that autoencoder ({file}), or choose another vae.name of {', '.join(NAMES)}.",
         )
     except WeightsError as error:
         raise WeightsError(f"{found}: {error}") from None

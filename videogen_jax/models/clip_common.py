@@ -227,7 +227,7 @@ def place_tower(
             _name_sources(abstract_params, prefix, projection),
             abstract_params,
             what=f"the {what} that config.json describes",
-            way_out=f"Name the {FILE} of a {what} in transformers' layout, with its own {CONFIG_FILE}.",
+            remedy=f"Name the {FILE} of a {what} in transformers' layout, with its own {CONFIG_FILE}.",
             unread=[name for name in tensors if re.fullmatch(f"{unread}|{UNREAD}", name)],
         )
     except WeightsError as error:

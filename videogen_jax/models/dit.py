@@ -1,22 +1,22 @@
-"""A diffusion transformer for video: attention within frames and over frames in turn, or over all tokens.
+"""Video diffusion transformer with alternating spatial and temporal attention, or joint attention over all tokens.
 
-    x_t (B, T*pt, H*ph, W*pw, C) --patches--> tokens (B, T, N, D) + positions
+    x_t (B, T*pt, H*ph, W*pw, C) --patchify, linear--> tokens (B, T, N, D) + positions
       blocks (blocks.py): spatial and temporal in turn, or joint
-    --norm, shift, scale, linear--> patches --> prediction, shape of x_t
+    --adaLN, linear, unpatchify--> prediction, shape of x_t
 
     condition (B, T or 1, D) = embedded time + pooled text or class + micro-conditions
 
-| conditioning | channels beside x_t                          | for                                          |
+| conditioning | channels concatenated to x_t                 | for                                          |
 | ------------ | -------------------------------------------- | -------------------------------------------- |
 | none         |                                              | text to video                                |
-| prefix       | mask of the clean frames                     | long video, arXiv:2411.16375                 |
-| frames       | known frames; mask of those that they show   | image to video, arXiv:2311.15127; and prefix |
+| prefix       | mask of known frames                         | long video, arXiv:2411.16375                 |
+| frames       | known frames and their mask                  | image to video, arXiv:2311.15127; and prefix |
 
-Time t is per clip (B,) or per latent frame (B, T), so that clean context frames can sit beside noisy ones. A picture is
-a video of T = 1: it skips the temporal blocks, so that pictures and videos train the same parameters.
+Time t is per clip (B,) or per latent frame (B, T), so that clean context frames can be mixed with noisy ones. An image
+is a video with T = 1 and skips the temporal blocks, so images and videos train the same parameters.
 
-A causal model can be asked for the frames that follow others: it then sees the keys and values that its temporal blocks
-had for those (`KVCache`), and hands out its own.
+A causal model can continue a video: its temporal blocks attend to the cached keys and values of earlier frames
+(`KVCache`), and it returns those of the new frames.
 
 Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, variant 1.
 """
@@ -49,36 +49,38 @@ CHOICES = {
 
 
 class VideoDiT(nn.Module):
-    """The denoiser."""
+    """The denoising network."""
 
     patch_size: tuple[int, int, int]  # (pt, ph, pw)
-    width: int
-    depth: int  # blocks; spatial and temporal ones count together
+    width: int  # D, hidden size
+    depth: int  # number of blocks, spatial and temporal ones together
     num_heads: int
     mlp_ratio: int
     attention: str  # factorized, joint
-    causal: bool  # temporal or joint attention sees its own and earlier latent frames only
+    causal: bool  # temporal or joint attention is causal over latent frames
     positions: str  # see positions.py
     modulation: str  # see blocks.py
     qk_norm: bool
     cross_attention: str  # see blocks.py
-    pooled_text: bool  # joins the condition
-    micro_conditions: tuple[str, ...]  # names; each has an embedder of its own
-    conditioning: str  # see above
-    time_cycle: int  # frames after which positions in time begin again; 0: never
+    pooled_text: bool  # add the pooled text embedding to the condition
+    micro_conditions: tuple[str, ...]  # names; each has its own embedder
+    conditioning: str  # see the table above
+    time_cycle: int  # period of temporal positions in latent frames; 0 for none
     text_depth: int  # layers of the caption encoder
     text_encoder: str  # words, class, embeddings
-    vocabulary_size: int  # words, or classes and one for no class; unused by embeddings
+    vocabulary_size: (
+        int  # number of words, or of classes plus one for no class; unused by embeddings
+    )
     dtype: jnp.dtype
-    out_channels: int | None = None  # as x_t
-    position_grid: tuple[float, float] | None = None  # (rows, columns) of tokens, as the video's
-    token_sharding: TokenSharding | None = None  # how they lie on a mesh; None for one device
+    out_channels: int | None = None  # None: as x_t
+    position_grid: tuple[float, float] | None = None  # (rows, columns) in tokens; None: the video's
+    token_sharding: TokenSharding | None = None  # None on one device
     kernel: str = "xla"  # see attention.py
     remat: str = "none"  # see remat.py, as the next two
     saved: tuple[str, ...] = ()
     offload: bool = False
-    pieces: int = 1  # in which MLPs and the last layer are computed, one after the other
-    unroll: int = 1  # turns of the loop over blocks that are compiled as one
+    pieces: int = 1  # sequential pieces in which MLPs and the last layer are computed
+    unroll: int = 1  # iterations of the scan over blocks that are unrolled
 
     @nn.compact
     def __call__(
@@ -92,31 +94,31 @@ class VideoDiT(nn.Module):
         start: jax.Array | None = None,
         kv_cache: KVCache | None = None,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Predicts noise, clean video or velocity, whichever the objective trains.
+        """Predicts noise, clean video or velocity, depending on the objective.
 
         Args:
           x_t: (B, T*pt, H*ph, W*pw, C), noisy video, float.
-          t: (B,) or (B, T), diffusion time on the schedule's clock, float or int.
-          text: by `text_encoder`. words: (B, L) int32, caption ids, 0 is padding. class: (B,) int32 labels, the last
-            one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool, True at the leading ones that
-            count} and, for `pooled_text`, "pooled": (B, P).
+          t: (B,) or (B, T), the schedule's `model_time`, float or int.
+          text: depends on `text_encoder`. words: (B, L) int32, caption ids, 0 is padding. class: (B,) int32 labels, the
+            last one for no class. embeddings: {"tokens": (B, L, E), "mask": (B, L) bool, True at leading valid tokens}
+            and, for `pooled_text`, "pooled": (B, P).
           micro: name -> (B,) float32, exactly those in `micro_conditions`.
           known: (B, T*pt, H*ph, W*pw, C) known frames, for the conditioning "frames".
-          mask: (B, T*pt) float, 1 at frames that are known, for "frames" and "prefix".
-          start: (B,) or () int32, number of the first latent frame in its video, with `time_cycle`; 0 if None.
-          kv_cache: of the latent frames ahead of x_t.
+          mask: (B, T*pt) float, 1 at known frames, for "frames" and "prefix".
+          start: (B,) or () int32, index of the first latent frame in its video, with `time_cycle`; 0 if None.
+          kv_cache: keys and values of the latent frames before x_t.
         Returns:
-          (B, T*pt, H*ph, W*pw, C or out_channels) float32; with a KV cache also the keys and values of x_t's own latent
+          (B, T*pt, H*ph, W*pw, C or out_channels) float32; with a KV cache also the keys and values of x_t's latent
           frames, each (G, B, N, T, K, Dh).
         Raises:
-          ValueError: a field is unknown or does not go with another, a size does not fit, or text, micro-conditions or
-            frames are not those that the model reads.
+          ValueError: a field is unknown or conflicts with another, a size does not fit, or text, micro-conditions or
+            frames do not match the model's fields.
         Source: micro-conditions, Stable Video Diffusion, arXiv:2311.15127, appendix.
         """
         self._check()
         if kv_cache is not None and not (self.causal and self.attention == "factorized"):
             raise ValueError(
-                f"A model with model.causal={self.causal} and model.attention={self.attention!r} remembers no frames: "
+                f"A model with model.causal={self.causal} and model.attention={self.attention!r} has no KV cache: "
                 "train one with causal=True and attention='factorized' for long videos."
             )
         added = self.positions in positions.ADDED_IN_TIME
@@ -142,30 +144,31 @@ class VideoDiT(nn.Module):
             modulation = self._dense(6 * self.width, "shared_modulation")(nn.silu(condition))
         coordinates = positions.coordinates(grid, self.position_grid)  # (T, N, 3)
         shared = (modulation, tokens, lengths, coordinates, time_table)
-        x, own = self._blocks(x, kv_cache, *shared)
+        x, keys_values = self._blocks(x, kv_cache, *shared)
 
         shift, scale = self._last_modulation(condition)  # (B, T or 1, 1, D)
         patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         unembed = self._dense(patch * (self.out_channels or channels), "unembed")
 
-        def read_out(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        def last_layer(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
             return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
 
-        x = remat.in_pieces(read_out, unembed, x, 2, self.pieces, self.token_sharding)
+        x = remat.in_pieces(last_layer, unembed, x, 2, self.pieces, self.token_sharding)
         video = patches.unpatchify(x, self.patch_size, height, width)
-        return video if kv_cache is None else (video, own)
+        return video if kv_cache is None else (video, keys_values)
 
     def _join_known(
         self, x_t: jax.Array, known: jax.Array | None, mask: jax.Array | None
     ) -> jax.Array:
-        """x_t with the channels that tell what is known: (B, T*pt, H*ph, W*pw, C')."""
+        """x_t with the conditioning channels: (B, T*pt, H*ph, W*pw, C')."""
         given = {"known": known, "mask": mask}
         given = {name for name, array in given.items() if array is not None}
-        wanted = {"none": set(), "prefix": {"mask"}, "frames": {"known", "mask"}}
-        if given != wanted[self.conditioning]:
+        needs = {"none": set(), "prefix": {"mask"}, "frames": {"known", "mask"}}
+        required = needs[self.conditioning]
+        if given != required:
             raise ValueError(
-                f"The model is given {' and '.join(sorted(given)) or 'no'} frames, but model.conditioning is "
-                f"{self.conditioning!r}: give {' and '.join(sorted(wanted[self.conditioning])) or 'none'}."
+                f"The frame arguments are {' and '.join(sorted(given)) or 'none'}, but model.conditioning is "
+                f"{self.conditioning!r}: give {' and '.join(sorted(required)) or 'none'}."
             )
         if mask is None:
             return x_t
@@ -177,7 +180,7 @@ class VideoDiT(nn.Module):
         return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
     def _read_text(self, text: Any) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-        """Tokens (B, L, D), how many count (B,), for cross-attention; vector (B, D) for the condition."""
+        """Tokens (B, L, D) and their lengths (B,) for cross-attention; vector (B, D) for the condition."""
         if self.text_encoder == "class":
             init = layers.EMBED_INIT
             embed = nn.Embed(
@@ -196,10 +199,10 @@ class VideoDiT(nn.Module):
                 name="caption_encoder",
             )(text)
         else:
-            wanted = ("tokens", "mask", "pooled") if self.pooled_text else ("tokens", "mask")
-            if missing := [name for name in wanted if name not in text]:
+            required = ("tokens", "mask", "pooled") if self.pooled_text else ("tokens", "mask")
+            if missing := [name for name in required if name not in text]:
                 raise ValueError(
-                    f"The text embeddings lack {', '.join(missing)}: the model reads {', '.join(wanted)}."
+                    f"The text embeddings lack {', '.join(missing)}: the model reads {', '.join(required)}."
                 )
             tokens, mask, pooled = text["tokens"], text["mask"], text.get("pooled")
             if self.cross_attention != "none":
@@ -217,7 +220,7 @@ class VideoDiT(nn.Module):
     def _embed_condition(
         self, t: jax.Array, vector: jax.Array | None, micro: Mapping[str, jax.Array]
     ) -> jax.Array:
-        """(B, T or 1, D) float32: time, text and micro-conditions, added up."""
+        """(B, T or 1, D) float32: the sum of the embedded time, text and micro-conditions."""
         if set(micro) != set(self.micro_conditions):
             raise ValueError(
                 f"The micro-conditions given are {', '.join(sorted(micro)) or 'none'}, but "
@@ -239,13 +242,14 @@ class VideoDiT(nn.Module):
     def _add_positions(
         self, x: jax.Array, grid: tuple[int, int, int], start: jax.Array | None, cached: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Tokens with what is added to them, and what is to be added ahead of the first temporal block."""
+        """Tokens with added positions, and the table to be added before the first temporal block."""
         table, time_table, frames = None, None, None
         if start is not None and self.time_cycle:
             frames = start[..., None] + jnp.arange(grid[0])  # (T,) or (B, T)
         if self.positions == "sincos":
-            where = (self.position_grid, frames, self.time_cycle)
-            table = positions.sincos_3d(grid, self.width, *where)
+            table = positions.sincos_3d(
+                grid, self.width, self.position_grid, frames, self.time_cycle
+            )
         elif self.positions in ("latte", "dit"):
             table = positions.sincos_2d(grid[1:], self.width, self.position_grid)
         if self.positions == "latte" and (grid[0] > 1 or cached):
@@ -258,16 +262,16 @@ class VideoDiT(nn.Module):
     def _blocks(
         self, x: jax.Array, kv_cache: KVCache | None, *shared: Any
     ) -> tuple[jax.Array, Any]:
-        """All blocks, and what temporal ones remember; `shared` are `Block`'s arguments after x, and the time table."""
+        """All blocks; returns x and the new keys and values. `shared`: further arguments of `BlockGroup`."""
         kinds = blocks.KINDS[self.attention]
         block, group = remat.wrap(
             blocks.Block, blocks.BlockGroup, self.remat, self.saved, self.offload
         )
-        past, length = (None, None) if kv_cache is None else (kv_cache[:2], kv_cache.length)
+        cached, length = (None, None) if kv_cache is None else (kv_cache[:2], kv_cache.length)
         shared = (*shared, length)
         scan = nn.scan(
             group,
-            in_axes=(0, nn.broadcast if past is None else 0, *(nn.broadcast for _ in shared)),
+            in_axes=(0, nn.broadcast if cached is None else 0, *(nn.broadcast for _ in shared)),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             unroll=self.unroll,
@@ -287,10 +291,11 @@ class VideoDiT(nn.Module):
             dtype=self.dtype,
         )
         index = jnp.arange(self.depth // len(kinds))
-        return scan(kinds, make_block, self.token_sharding, name="blocks")(x, index, past, *shared)
+        run_blocks = scan(kinds, make_block, self.token_sharding, name="blocks")
+        return run_blocks(x, index, cached, *shared)
 
     def _last_modulation(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Shift and scale ahead of the last layer: of a layer of their own, or of a table."""
+        """Shift and scale before the last layer, from a linear layer (adaln_zero) or a table (adaln_single)."""
         if self.modulation == "adaln_zero":
             both = self._dense(2 * self.width, "modulation")(nn.silu(condition))
             shift, scale = jnp.split(both.astype(jnp.float32), 2, axis=-1)
@@ -307,12 +312,12 @@ class VideoDiT(nn.Module):
                 )
         if self.attention == "factorized" and self.depth % 2:
             raise ValueError(
-                f"model.depth is {self.depth}, but spatial and temporal blocks come in pairs: make it even."
+                f"model.depth is {self.depth}, but spatial and temporal blocks form pairs: make it even."
             )
         if self.time_cycle and not self.causal:
             raise ValueError(
-                f"model.time_cycle is {self.time_cycle}, but only a causal model goes on and on: set it to 0, or "
-                "model.causal to True."
+                f"model.time_cycle is {self.time_cycle}, but only a causal model can make videos of any length: set it "
+                "to 0, or model.causal to True."
             )
         if self.width % self.num_heads:
             raise ValueError(
@@ -326,11 +331,11 @@ class VideoDiT(nn.Module):
             )
         if self.cross_attention == "none" and not self.pooled_text:
             raise ValueError(
-                "model.cross_attention is 'none' and model.pooled_text is False, so that the text would reach nothing: "
+                "model.cross_attention is 'none' and model.pooled_text is False, so the text would be ignored: "
                 "change one of them."
             )
         if self.text_encoder != "words" and self.text_depth:
             raise ValueError(
-                f"model.text_depth is {self.text_depth}, but only the text encoder 'words' has layers to learn: "
+                f"model.text_depth is {self.text_depth}, but only the text encoder 'words' has trainable layers: "
                 "set it to 0."
             )

@@ -1,36 +1,36 @@
-"""Floating-point operations of the model, counted from its shape.
+"""Floating-point operations (FLOPs) of the model, computed from its sizes.
 
-One clip, one forward pass; a multiply and an add count as two. D width, r mlp_ratio, M = T N video tokens, L text
-tokens of E numbers each, S keys that a query sees in the mean:
+Counts one forward pass over one clip; a multiply and an add are two FLOPs. D hidden size, r mlp_ratio, M = T N video
+tokens, L text tokens of size E, S mean number of keys that a query attends to:
 
 | part                            | operations             | times                                    |
 | ------------------------------- | ---------------------- | ---------------------------------------- |
 | patch embedding, last layer     | 2 M D (p_in + p_out)   | 1                                        |
 | queries, keys, values, out      | 8 M D^2                | every block                              |
-| scores, and their mix of values | 4 M S D                | every block                              |
+| scores, weighted sum of values  | 4 M S D                | every block                              |
 | MLP                             | 4 r M D^2              | every block                              |
 | cross-attention: query, out     | 4 M D^2                | every block; pixart: all but temporal    |
 | cross-attention: key, value     | 4 L D^2                | as above                                 |
-| cross-attention: scores, mix    | 4 M L D                | as above                                 |
+| cross-attention: scores, values | 4 M L D                | as above                                 |
 | caption encoder                 | (24 D + 4 L) L D       | text_depth layers                        |
-| caption projection              | 2 L (E + D) D          | 1, where cross-attention reads another   |
-|                                 |                        | encoder's tokens                         |
+| caption projection              | 2 L (E + D) D          | 1, if cross-attention reads the tokens   |
+|                                 |                        | of a pretrained encoder                  |
 
-S is N in spatial blocks, T in temporal ones, T N in joint ones; with `causal` (T + 1) / 2 frames in place of T. A
-picture (T = 1) skips the temporal blocks. The number of heads changes nothing.
+S is N in spatial blocks, T in temporal ones, T N in joint ones; with `causal`, (T + 1) / 2 replaces T. An image (T = 1)
+skips the temporal blocks. The number of heads does not matter.
 
-Left out: what is elementwise (norms, softmax, GELU, rotations), and layers on a single vector of a clip (time, pooled
-text, micro-conditions and the modulation made of them), each below one percent from some hundred tokens on.
+Not counted: elementwise operations (norms, softmax, GELU, rotary embedding), and layers on one vector per clip (time,
+pooled text, micro-conditions and modulation), each below one percent from a few hundred tokens on.
 
-A train step is three times the forward pass: the backward pass multiplies twice for each product. Activations that are
-computed anew (remat, flash attention) are no work of the model and are not counted.
+A train step is three times the forward pass, since the backward pass has two products for each forward one.
+Recomputation (remat, flash attention) is not counted, as usual for model FLOPs.
 
 Source: the accounting of PaLM, arXiv:2204.02311, appendix B.
 """
 
 from videogen_jax.models.blocks import KINDS
 
-TRAIN_FACTOR = 3  # forward and backward passes over the forward pass alone
+TRAIN_FACTOR = 3  # forward and backward pass, relative to the forward pass
 
 
 def count_flops(
@@ -48,28 +48,28 @@ def count_flops(
     text_depth: int = 0,
     text_width: int = 0,
 ) -> int:
-    """Counts the operations of one forward pass over one clip, by the table above.
+    """FLOPs of one forward pass over one clip, by the table at the top of this file.
 
     Args:
-      grid: (T, H, W), tokens, as of `patches.patch_grid`.
+      grid: (T, H, W) in tokens, from `patches.patch_grid`.
       width: D.
-      depth: blocks, spatial and temporal ones together.
-      mlp_ratio: hidden width of the MLP over D.
+      depth: number of blocks, spatial and temporal ones together.
+      mlp_ratio: hidden size of the MLP over D.
       attention: factorized, joint.
-      causal: whether frames see only themselves and those before them.
+      causal: whether attention over frames is causal.
       cross_attention: none, gated, pixart.
-      patch_in: numbers in a patch of the input, pt ph pw C.
-      patch_out: of the output.
+      patch_in: elements of an input patch, pt ph pw C.
+      patch_out: elements of an output patch.
       text_tokens: L.
       text_depth: layers of the caption encoder.
-      text_width: E, numbers per token of another text encoder; 0 where the captions are the model's own words.
+      text_width: E of a pretrained text encoder; 0 for the encoder "words".
     Returns:
-      Operations; `TRAIN_FACTOR` times as many in a train step.
+      FLOPs; a train step takes `TRAIN_FACTOR` times as many.
     """
-    frames, places = grid[0], grid[1] * grid[2]
-    tokens = frames * places
-    seen_frames = (frames + 1) / 2 if causal else frames
-    keys = {"spatial": places, "temporal": seen_frames, "joint": seen_frames * places}
+    frames, spatial = grid[0], grid[1] * grid[2]
+    tokens = frames * spatial
+    mean_frames = (frames + 1) / 2 if causal else frames
+    keys = {"spatial": spatial, "temporal": mean_frames, "joint": mean_frames * spatial}
 
     total = 2 * tokens * width * (patch_in + patch_out)
     kinds = [kind for kind in KINDS[attention] if kind != "temporal" or frames > 1]

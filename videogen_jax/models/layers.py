@@ -1,6 +1,6 @@
-"""The layers that the diffusion transformer and its text encoder are made of.
+"""Layers of the diffusion transformer and its caption encoder.
 
-Parameters are float32; `dtype` is the type of the matrix products. Norms, softmax and modulation are float32 inside.
+Parameters are float32; `dtype` is the type of matrix products. Norms, softmax and modulation are computed in float32.
 """
 
 from typing import Any
@@ -20,24 +20,24 @@ EMBED_INIT = nn.initializers.normal(0.02)
 
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
-    """Sinusoids of a diffusion time: cosines first, then sines, as DiT's weights expect.
+    """Sinusoidal embedding of a diffusion time: cosines first, then sines, as DiT's weights expect.
 
     Args:
       t: any shape, in steps of the schedule (0 .. 999), any number type.
-      dim: width of the result, even.
+      dim: size of the embedding, even.
       max_period: longest wavelength over 2 pi, in steps.
     Returns:
       (*t.shape, dim) float32.
     Source: facebookresearch/DiT, `TimestepEmbedder.timestep_embedding`.
     """
-    # float64: a late time multiplies what is rounded here.
+    # In float64, since large t amplify rounding errors of the frequencies.
     frequencies = max_period ** (-np.arange(dim // 2) / (dim // 2))
     angles = t.astype(jnp.float32)[..., None] * frequencies.astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Layer norm over the last axis without learned scale: adaLN supplies it.
+    """Layer norm over the last axis without learned scale and shift, which adaLN provides.
 
     Args:
       x: (..., D), any float type.
@@ -47,7 +47,7 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """
     shape = x.shape
     if len(shape) > 1 and shape[0] == 1:
-        x = x[0]  # the gradient of a batch of one is four times slower in XLA's CPU
+        x = x[0]  # the gradient is four times slower with a batch axis of 1 in XLA's CPU backend
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
@@ -55,7 +55,7 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """adaLN: normalises, scales by 1 + `scale` and shifts.
+    """adaLN: normalizes, scales by 1 + `scale` and shifts.
 
     Args:
       x: (B, T, N, D).
@@ -69,7 +69,7 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a learned scale, float32 inside."""
+    """Root-mean-square norm over the last axis with a learned scale, computed in float32."""
 
     epsilon: float = 1e-6
 
@@ -83,18 +83,14 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to itself or to a context.
-
-    `qk_norm` normalises queries and keys; `out_init` starts the last projection; `tokens` say how x lies on a mesh;
-    `joint`: each device has a part of the tokens of every sequence; `kernel` is of attention.py.
-    """
+    """Multi-head self-attention, or cross-attention to a context."""
 
     num_heads: int
-    qk_norm: bool = True
-    out_init: nn.initializers.Initializer = KERNEL_INIT
-    token_sharding: TokenSharding | None = None
-    joint: bool = False
-    kernel: str = "xla"
+    qk_norm: bool = True  # RMSNorm of queries and keys
+    out_init: nn.initializers.Initializer = KERNEL_INIT  # of the output projection
+    token_sharding: TokenSharding | None = None  # None on one device
+    joint: bool = False  # sequences are sharded over tokens
+    kernel: str = "xla"  # see attention.py
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -107,22 +103,22 @@ class Attention(nn.Module):
         causal: bool = False,
         lengths: jax.Array | None = None,
         rotary: jax.Array | None = None,
-        past: tuple[jax.Array, jax.Array] | None = None,
+        cached: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attends over the axis before the last.
+        """Attends over the last axis but one.
 
         Args:
           x: (B, *G, N, D).
-          context: (B, M, E) to take keys and values from; x itself if None.
-          mask: bool, broadcast to (B, N, M), False where a query may not see a key; None if it may see all.
-          causal: token i sees tokens 0 to i.
-          lengths: (B,) int32, tokens of the context (or of x) that are seen, the leading ones; None if all are.
-          rotary: (N, A) or (B, N, A), positions that rotate queries and keys; None for no rotation. Of keys that
-            have a past, (P + N, A): the queries' positions are the last ones.
-          past: keys and values (B, *G, P, K, Dh) of tokens ahead of x, not rotated; they are seen where the mask,
-            (B or 1, N, P + N), says so.
+          context: (B, M, E), source of keys and values; x if None.
+          mask: bool, broadcast to (B, N, M), False where a query must not attend to a key; None for no mask.
+          causal: token i attends to tokens 0 to i.
+          lengths: (B,) int32, number of valid leading tokens of the context (or of x); None if all are valid.
+          rotary: (N, A) or (B, N, A), positions for rotary embedding; None for none. With `cached`, (P + N, A), the
+            queries' positions last.
+          cached: keys and values (B, *G, P, K, Dh) of tokens before x, without rotary embedding; then the mask is
+            (B or 1, N, P + N).
         Returns:
-          (B, *G, N, D) of type `dtype`; with a past also x's own keys and values, not rotated.
+          (B, *G, N, D) of type `dtype`; with `cached` also x's keys and values, without rotary embedding.
         Source: QK-norm, arXiv:2302.05442, section 2.
         """
         width = x.shape[-1]
@@ -137,9 +133,9 @@ class Attention(nn.Module):
         if self.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
-        own = (key, value)
-        if past is not None:
-            key, value = (jnp.concatenate(pair, axis=-3) for pair in zip(past, own, strict=True))
+        new = (key, value)
+        if cached is not None:
+            key, value = (jnp.concatenate(pair, axis=-3) for pair in zip(cached, new, strict=True))
         if rotary is not None:
             query = rotate(query, rotary[..., -query.shape[-3] :, :])
             key = rotate(key, rotary)
@@ -157,7 +153,7 @@ class Attention(nn.Module):
         out = nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )(out)
-        return out if past is None else (out, own)
+        return out if cached is None else (out, new)
 
     def _project(self, name: str, features: tuple[int, ...]) -> nn.Module:
         return nn.DenseGeneral(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
@@ -179,7 +175,7 @@ class MLP(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Two linear layers with a SiLU between: takes a conditioning vector to the model's width."""
+    """Two linear layers with a SiLU between: projects a conditioning vector to the hidden size."""
 
     width: int
     dtype: jnp.dtype = jnp.float32

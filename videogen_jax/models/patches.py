@@ -1,7 +1,7 @@
-"""Between video and tokens: 3-D patches.
+"""3-D patches: conversion between video and tokens.
 
-A patch of size (pt, ph, pw) covers pt frames and ph x pw places; a video (B, T*pt, H*ph, W*pw, C) is (B, T, H*W) tokens
-of pt*ph*pw*C numbers each.
+A patch (pt, ph, pw) spans pt frames and ph x pw pixels (or latent positions); a video (B, T*pt, H*ph, W*pw, C) has
+(B, T, H*W) patches with pt*ph*pw*C elements each.
 """
 
 import einops
@@ -14,12 +14,12 @@ def patch_grid(
     """Number of patches along (time, height, width).
 
     Args:
-      video_shape: (frames, height, width), in frames and pixels (or latent places).
+      video_shape: (frames, height, width), in frames and pixels (or latent positions).
       patch_size: (pt, ph, pw), same units.
     Returns:
-      (T, H, W), the grid of tokens.
+      (T, H, W), the token grid.
     Raises:
-      ValueError: a side is not a multiple of the patch.
+      ValueError: a size is not a multiple of the patch's.
     """
     names = ("frames", "height", "width")
     for name, size, patch in zip(names, video_shape, patch_size, strict=True):
@@ -33,15 +33,15 @@ def patch_grid(
 
 
 def patchify(video: jax.Array, patch_size: tuple[int, int, int]) -> jax.Array:
-    """Cuts a video into patches.
+    """Splits a video into patches.
 
     Args:
       video: (B, T*pt, H*ph, W*pw, C), any float type.
       patch_size: (pt, ph, pw).
     Returns:
-      (B, T, H*W, pt*ph*pw*C), the same numbers.
+      (B, T, H*W, pt*ph*pw*C).
     Raises:
-      ValueError: a side is not a multiple of the patch.
+      ValueError: a size is not a multiple of the patch's.
     """
     patch_grid(video.shape[1:4], patch_size)
     pt, ph, pw = patch_size
@@ -58,8 +58,8 @@ def unpatchify(
     Args:
       patches: (B, T, H*W, pt*ph*pw*C).
       patch_size: (pt, ph, pw).
-      height: of the video, in pixels (H*ph).
-      width: of the video, in pixels (W*pw).
+      height: H*ph.
+      width: W*pw.
     Returns:
       (B, T*pt, H*ph, W*pw, C).
     """

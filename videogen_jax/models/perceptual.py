@@ -111,7 +111,7 @@ def load_vgg(path: str) -> Any:
             name_sources(shapes),
             shapes,
             what="VGG16",
-            way_out="Name torchvision's weights, such as timm/vgg16.tv_in1k, or set perceptual.weight to 0.",
+            remedy="Name torchvision's weights, such as timm/vgg16.tv_in1k, or set perceptual.weight to 0.",
         )
     except WeightsError as error:
         raise WeightsError(f"{found}: {error}") from None

@@ -1,14 +1,14 @@
-"""Where a token is: tables that are added to the tokens, and rotations of queries and keys.
+"""Position embeddings: sinusoidal tables added to tokens, and rotary embeddings of queries and keys.
 
-| positions | space (h, w)                       | time t                                                    |
-| --------- | ---------------------------------- | --------------------------------------------------------- |
-| sincos    | added, a third of the width each   | added, the last third                                     |
-| rope      | rotates spatial or joint attention | rotates temporal or joint attention                       |
-| dit       | added: half columns, half rows     | rotates temporal or joint attention                       |
-| latte     | added: half columns, half rows     | added ahead of the first temporal block, if T > 1         |
+| positions | space (h, w)                            | time t                                               |
+| --------- | --------------------------------------- | ---------------------------------------------------- |
+| sincos    | added, a third of the hidden size each  | added, the remaining third                           |
+| rope      | rotary, in spatial or joint attention   | rotary, in temporal or joint attention               |
+| dit       | added: half columns, half rows          | rotary, in temporal or joint attention               |
+| latte     | added: half columns, half rows          | added before the first temporal block, if T > 1      |
 
-Positions count patches from 0. A grid of another size than that which the positions were made for is stretched over
-the same range.
+Positions count patches from 0. If the grid differs from the original one, its positions are interpolated over the
+original range.
 """
 
 import jax
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 POSITIONS = ("sincos", "rope", "latte", "dit")
-ADDED_IN_TIME = ("sincos", "latte")  # the others rotate, which sees differences of times alone
+ADDED_IN_TIME = ("sincos", "latte")  # absolute in time; the rotary ones are relative
 
-# Which of (t, h, w) rotate the queries and keys of which attention; none where nothing is named.
+# Rotary axes, of (t, h, w), by positions and kind of attention; no rotary embedding where absent.
 ROTARY_AXES = {
     ("rope", "spatial"): (1, 2),
     ("rope", "temporal"): (0,),
@@ -29,20 +29,20 @@ ROTARY_AXES = {
 
 
 def split_width(dim: int, axes: int) -> tuple[int, ...]:
-    """Shares a width out among axes: equal even parts, and the first takes what is left over.
+    """Splits a size among axes: equal even parts, the first of which includes the remainder.
 
     Args:
-      dim: width of the tokens or of a head.
+      dim: hidden size or head dimension.
       axes: number of axes, of (t, h, w).
     Returns:
       The parts, even and at least 2.
     Raises:
-      ValueError: the width is odd or too small.
+      ValueError: the size is odd or too small.
     """
     if dim % 2 or dim < 2 * axes:
         raise ValueError(
             f"Positions along {axes} axes need an even width of at least {2 * axes}, not {dim}: "
-            "change model.width (for rotations model.width / model.num_heads) or model.positions."
+            "change model.width (for rotary ones model.width / model.num_heads) or model.positions."
         )
     part = dim // axes // 2 * 2
     return (dim - (axes - 1) * part,) + (axes - 1) * (part,)
@@ -52,10 +52,10 @@ def axis_positions(count: int, original: float | None = None) -> np.ndarray:
     """Positions along one axis.
 
     Args:
-      count: of patches.
-      original: number of patches that the positions were made for; `count` if None.
+      count: number of patches.
+      original: number of patches of the original grid; `count` if None.
     Returns:
-      (count,) float64 from 0, spread over [0, original).
+      (count,) float64, evenly spaced over [0, original).
     """
     return np.arange(count) * ((original or count) / count)
 
@@ -65,7 +65,7 @@ def sincos_1d(positions: np.ndarray, dim: int, max_period: float = 10_000.0) -> 
 
     Args:
       positions: (N,) in patches.
-      dim: width of the result, even.
+      dim: size of the embedding, even.
       max_period: longest wavelength over 2 pi, in patches.
     Returns:
       (N, dim) float32.
@@ -78,17 +78,17 @@ def sincos_1d(positions: np.ndarray, dim: int, max_period: float = 10_000.0) -> 
 def sincos_2d(
     grid: tuple[int, int], dim: int, original: tuple[float, float] | None = None
 ) -> jax.Array:
-    """Positions of a frame's tokens as in DiT: columns in the first half of the width, rows in the second.
+    """Position embedding of a frame's tokens as in DiT: columns in the first half of the channels, rows in the second.
 
     Args:
       grid: (H, W) in patches.
-      dim: model width D, a multiple of 4.
-      original: (H, W) that the positions were made for; `grid` if None.
+      dim: hidden size D, a multiple of 4.
+      original: original grid (H, W); `grid` if None.
     Returns:
       (H*W, D) float32.
     Raises:
       ValueError: D is not a multiple of 4.
-    Source: DiT, arXiv:2212.09748; stretched as diffusers' `PatchEmbed`.
+    Source: DiT, arXiv:2212.09748; interpolation as in diffusers' `PatchEmbed`.
     """
     if dim % 4:
         raise ValueError(
@@ -112,18 +112,18 @@ def sincos_3d(
     frames: jax.Array | None = None,
     cycle: int = 0,
 ) -> jax.Array:
-    """Positions of a grid of tokens: a third of the width for each of time, height and width.
+    """Position embedding of a token grid: a third of the channels each for time, height and width.
 
-    The table is spread out inside the program: as a constant of it, that of a long video would take gigabytes.
+    Broadcast inside the program: as a constant, the table of a long video would take gigabytes.
 
     Args:
       grid: (T, H, W) in patches.
-      dim: model width D, even and at least 6.
-      original: (H, W) that the positions were made for; those of `grid` if None.
-      frames: see `sincos_frames`, as the next.
-      cycle: 0 for none.
+      dim: hidden size D, even and at least 6.
+      original: original (H, W); those of `grid` if None.
+      frames: see `sincos_frames`.
+      cycle: see `sincos_frames`.
     Returns:
-      (T, H*W, D) float32, or (B, T, H*W, D) where `frames` are of each clip.
+      (T, H*W, D) float32, or (B, T, H*W, D) for `frames` per clip.
     Raises:
       ValueError: D is odd or less than 6.
     Source: MAE's 2-D table (arXiv:2111.06377, appendix), with time added.
@@ -144,13 +144,13 @@ def sincos_3d(
 def sincos_frames(
     count: int, dim: int, frames: jax.Array | None = None, cycle: int = 0
 ) -> jax.Array:
-    """Positions in time: of a clip that begins a video, or of frames of one that goes on and on.
+    """Temporal position embedding, optionally cyclic.
 
     Args:
       count: T.
-      dim: width of the result, even.
-      frames: (T,) or (B, T) int32, numbers of the frames in the video; 0 to T - 1 if None.
-      cycle: frames after which positions begin again, so that a video of any length has those that training saw.
+      dim: size of the embedding, even.
+      frames: (T,) or (B, T) int32, indices of the frames in the video; 0 to T - 1 if None.
+      cycle: period in frames, so that videos of any length use positions seen in training; 0 for none.
     Returns:
       (T, dim) float32, or (B, T, dim).
     Source: cyclic positions, Ca2-VDM, arXiv:2411.16375, section 3.3.
@@ -168,7 +168,7 @@ def coordinates(
 
     Args:
       grid: (T, H, W) in patches.
-      original: (H, W) that the positions were made for; those of `grid` if None.
+      original: original (H, W); those of `grid` if None.
     Returns:
       (T, H*W, 3) float32.
     """
@@ -180,10 +180,10 @@ def coordinates(
 
 
 def rotate(x: jax.Array, positions: jax.Array, max_period: float = 10_000.0) -> jax.Array:
-    """Axial rotary positions: turns pairs of numbers by angles that grow with the position.
+    """Axial rotary embedding: rotates pairs of channels by angles proportional to the position.
 
-    The scores of rotated queries and keys depend on differences of positions alone. Number i of a head is the partner
-    of number i + Dh/2; each axis turns its own pairs.
+    Attention scores then depend on relative positions only. Channel i of a head is paired with channel i + Dh/2; the
+    pairs are divided among the axes.
 
     Args:
       x: (B, N, K, Dh), queries or keys, any float type.
@@ -192,7 +192,7 @@ def rotate(x: jax.Array, positions: jax.Array, max_period: float = 10_000.0) -> 
     Returns:
       (B, N, K, Dh) of x's type and norms.
     Raises:
-      ValueError: Dh cannot be shared out among A axes.
+      ValueError: Dh cannot be divided among A axes.
     Source: RoFormer, arXiv:2104.09864, section 3.2.2; axial form, arXiv:2403.13298.
     """
     widths = split_width(x.shape[-1], positions.shape[-1])
@@ -203,8 +203,8 @@ def rotate(x: jax.Array, positions: jax.Array, max_period: float = 10_000.0) -> 
     angles = jnp.concatenate(angles, axis=-1)[..., None, :]  # (N, 1, Dh/2) or (B, N, 1, Dh/2)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def _frequencies(dim: int, max_period: float) -> np.ndarray:

@@ -1,21 +1,21 @@
-"""What the backward pass finds in memory, and what it computes again.
+"""Rematerialization (activation checkpointing): what is saved for the backward pass, and what is recomputed.
 
-| remat     | kept of each block                       | computed again         |
+| remat     | saved per block                          | recomputed             |
 | --------- | ---------------------------------------- | ---------------------- |
 | none      | everything                               | nothing                |
 | block     | its input                                | the whole block        |
-| selective | its input, and the tensors named `saved` | what lies between them |
+| selective | its input, and the tensors in `saved`    | the rest               |
 
-| saved     | numbers per token  | which                                                                              |
+| saved     | elements per token | which                                                                              |
 | --------- | ------------------ | ---------------------------------------------------------------------------------- |
-| qkv       | 3 D                | queries, keys and values, as attention reads them                                  |
-| attention | D                  | attention's result, so that its scores are not computed again                      |
-| mlp       | mlp_ratio D        | the MLP's hidden layer ahead of its GELU                                           |
+| qkv       | 3 D                | queries, keys and values, after norm and rotary embedding                          |
+| attention | D                  | output of attention, so that its scores are not recomputed                         |
+| mlp       | mlp_ratio D        | hidden layer of the MLP before its GELU                                            |
 
-The input of a block is kept on this side of the exchange between devices, so that no exchange is done again. With
-`offload` inputs wait in the host's pinned memory.
+A block's input is saved after the all-to-all before it, so that this is not repeated. With `offload`, inputs are kept
+in pinned host memory.
 
-Source: arXiv:1604.06174; which tensors are worth keeping, arXiv:2205.05198, section 4.
+Source: arXiv:1604.06174; the choice of tensors, arXiv:2205.05198, section 4.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,16 +30,12 @@ from videogen_jax.parallel.sequence_parallel import TokenSharding
 POLICIES = ("none", "block", "selective")
 SAVED = ("qkv", "attention", "mlp")
 INPUT = "block_input"
-# cuDNN's flash attention: its result and the sums that its backward pass reads.
+# cuDNN's flash attention: its output and the softmax statistics for its backward pass.
 FLASH_PRIMITIVES = ("dot_product_attention_fwd_wrapper", "dot_product_attention_fwd")
 
 
 def check_remat(policy: str, saved: Sequence[str], offload: bool) -> None:
-    """Refuses what has no meaning.
-
-    Raises:
-      ValueError: a name is unknown, or options do not go together.
-    """
+    """Raises ValueError if a name is unknown or options conflict."""
     if policy not in POLICIES:
         raise ValueError(f"Unknown memory.remat {policy!r}: choose one of {', '.join(POLICIES)}.")
     if unknown := [name for name in saved if name not in SAVED]:
@@ -48,12 +44,12 @@ def check_remat(policy: str, saved: Sequence[str], offload: bool) -> None:
         )
     if (policy == "selective") != bool(saved):
         raise ValueError(
-            f"memory.remat is {policy!r} and memory.saved is {tuple(saved)}: 'selective' wants names to save, "
-            "and no other does."
+            f"memory.remat is {policy!r} and memory.saved is {tuple(saved)}: 'selective' requires names to save, "
+            "and the other policies allow none."
         )
     if offload and policy == "none":
         raise ValueError(
-            "memory.offload_activations is on, but memory.remat is 'none', which keeps more than the blocks' inputs: "
+            "memory.offload_activations is True, but memory.remat is 'none', which saves more than the blocks' inputs: "
             "set it to 'block' or 'selective'."
         )
 
@@ -61,31 +57,31 @@ def check_remat(policy: str, saved: Sequence[str], offload: bool) -> None:
 def wrap(
     block: type[nn.Module], group: type[nn.Module], policy: str, saved: Sequence[str], offload: bool
 ) -> tuple[Callable[..., nn.Module], type[nn.Module]]:
-    """A block that is computed again, and the group of blocks around it that offloads their inputs.
+    """Adds rematerialization to a block, and offloading of block inputs to the group around it.
 
     Args:
       block: class of a block.
-      group: class of what names the inputs of its blocks INPUT, and calls them.
+      group: class of a group, which names the inputs of its blocks INPUT and calls the blocks.
       policy: one of POLICIES.
-      saved: names, of SAVED.
-      offload: inputs go to the host.
+      saved: names of SAVED.
+      offload: keep inputs in pinned host memory.
     Returns:
-      (block, group), to be used in their place.
+      (block, group), the wrapped classes.
     Raises:
-      ValueError: of `check_remat`.
+      ValueError: see `check_remat`.
     """
     check_remat(policy, saved, offload)
     if policy == "none":
         return block, group
-    # With barriers (prevent_cse), or XLA computes a whole group's blocks again ahead of their turn.
-    block = nn.remat(block, policy=_keep(saved, ()))
+    # Keep prevent_cse's barriers: without them XLA recomputes all blocks of a group early.
+    block = nn.remat(block, policy=_make_policy(saved, ()))
     if offload:
-        group = nn.remat(group, policy=_keep(saved, (INPUT,)), prevent_cse=False)
+        group = nn.remat(group, policy=_make_policy(saved, (INPUT,)), prevent_cse=False)
     return block, group
 
 
-def _keep(saved: Sequence[str], offloaded: Sequence[str]) -> Callable[..., Any]:
-    """A checkpoint policy."""
+def _make_policy(saved: Sequence[str], offloaded: Sequence[str]) -> Callable[..., Any]:
+    """A checkpoint policy that also saves cuDNN's flash attention for the name "attention"."""
     names = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=saved,
         names_which_can_be_offloaded=offloaded,
@@ -109,18 +105,18 @@ def in_pieces(
     pieces: int,
     token_sharding: TokenSharding | None,
 ) -> jax.Array:
-    """Computes a layer that treats all tokens alike for equal parts of them, one after the other.
+    """Applies a tokenwise layer to equal pieces of the tokens in sequence, to save activation memory.
 
-    Each part is computed again in the backward pass, so that no more than x is kept. Devices gather the layer's
-    parameters once, not for each part.
+    Each piece is recomputed in the backward pass, so only x is saved. The layer's parameters are gathered once, not per
+    piece.
 
     Args:
-      run: (the layer, (B, T, N, D)) to (B, T, N, E).
-      layer: bound, with a name and a `dtype`.
+      run: (layer, (B, T, N, D)) to (B, T, N, E).
+      layer: bound module with a name and a `dtype`.
       x: (B, T, N, D).
-      axis: to cut, 1 or 2.
-      pieces: how many.
-      token_sharding: how x is sharded over the mesh; None on one device.
+      axis: axis to split, 1 or 2.
+      pieces: number of pieces.
+      token_sharding: None on one device.
     Returns:
       (B, T, N, E).
     Raises:
@@ -136,11 +132,11 @@ def in_pieces(
     params = jax.tree.map(lambda leaf: leaf.astype(layer.dtype), layer.variables["params"])
     if token_sharding is not None:
         params = token_sharding.gather_params({layer.name: params})[layer.name]
-    alone = layer.clone(parent=None)
+    unbound = layer.clone(parent=None)
 
     @jax.checkpoint
-    def run_part(part: jax.Array) -> jax.Array:
-        return run(lambda x: alone.apply({"params": params}, x), part)
+    def run_piece(piece: jax.Array) -> jax.Array:
+        return run(lambda x: unbound.apply({"params": params}, x), piece)
 
-    parts = jax.lax.map(run_part, jnp.stack(jnp.split(x, pieces, axis)))  # (P, B, T, N, E)
-    return jnp.concatenate(list(parts), axis)
+    outputs = jax.lax.map(run_piece, jnp.stack(jnp.split(x, pieces, axis)))  # (P, B, T, N, E)
+    return jnp.concatenate(list(outputs), axis)

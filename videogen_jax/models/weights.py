@@ -133,7 +133,7 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any)
         plan.sources,
         params,
         what=f"the model in the layout {layout!r}",
-        way_out=f"Build the model with the fields of models/weight_layouts.py's {plan.fields}, or choose another "
+        remedy=f"Build the model with the fields of models/weight_layouts.py's {plan.fields}, or choose another "
         f"init.layout of {', '.join(LAYOUTS)}.",
         kept=plan.kept,
         unread=plan.unread,
@@ -163,7 +163,7 @@ def place_tensors(
     params: Any,
     *,
     what: str,
-    way_out: str,
+    remedy: str,
     kept: str = r"(?!)",
     unread: Iterable[str] = (),
 ) -> Any:
@@ -174,7 +174,7 @@ def place_tensors(
       sources: leaf -> where it comes from.
       params: parameters, or their shapes. Those under `blocks/` are stacked.
       what: that they are of, for the error.
-      way_out: a sentence for the error.
+      remedy: a sentence for the error.
       kept: regular expression of the leaves that stay without a source.
       unread: tensors that may be there and are not needed.
     Returns:
@@ -211,7 +211,7 @@ def place_tensors(
     problems = {"missing": missing, "unexpected": sorted(unexpected), "misshapen": misshapen}
     if any(problems.values()):
         listed = "; ".join(_list(kind, names) for kind, names in problems.items() if names)
-        raise WeightsError(f"These weights do not fit {what}: {listed}. {way_out}")
+        raise WeightsError(f"These weights do not fit {what}: {listed}. {remedy}")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: new.get(path_name(path), leaf), params
     )

@@ -204,7 +204,7 @@ def _group_size(attributes: str, devices: int) -> int:
 def count_memory_bytes(text: str) -> int:
     """Bytes that kernels read from and write to device memory per run of the program.
 
-    Every kernel reads its operands and writes its result; only the slice where an array is sliced or updated in place.
+    Every kernel reads its operands and writes its result; if an array is sliced or updated in place, only the slice.
 
     Args:
       text: `compiled.as_text()`.

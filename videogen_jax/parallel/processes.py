@@ -74,13 +74,13 @@ def join(
         )
     except (ValueError, RuntimeError) as error:
         cause = str(error).splitlines()[0].rstrip(".")
-        way_out = (
+        remedy = (
             "start the processes with srun, mpirun or a Kubernetes Job (which needs pip install kubernetes), or give "
             + ", ".join(given)
             if detect
             else f"start all {num_processes} of them, each with the address of process 0"
         )
-        raise ValueError(f"This process could not join the others ({cause}): {way_out}.") from error
+        raise ValueError(f"This process could not join the others ({cause}): {remedy}.") from error
 
 
 def _check_explicit(
