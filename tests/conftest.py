@@ -34,6 +34,12 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector, which JAX's tracing calls often, need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def give_memory_back():
     """What a file compiled goes with it: the programs of them all would be gigabytes."""

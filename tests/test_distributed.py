@@ -1,5 +1,6 @@
 """Two processes on one machine: they train, save and go on as one process with the same devices does."""
 
+import functools
 import os
 import re
 import signal
@@ -13,11 +14,14 @@ import jax
 import numpy as np
 import pytest
 
+from configs import quickstart
 from tests.conftest import ROOT
+from tests.data.packed import pack_moving_shapes
 from tests.tiny import make_run
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.run import checkpoint, saved_config
+from videogen_jax.train import loop
 
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -33,31 +37,25 @@ OVERRIDES = {
     "model.depth": 2,
     "model.num_heads": 2,
     "model.patch_size": (2, 6, 6),
-    "train.steps": 8,
     "train.log_every": 1,
     "learning_rate.warmup_steps": 4,
     "ema.widths": (0.05,),
-    "ema.snapshot_every": 5,
-    "checkpoint.every": 3,
     "sample.every": 1000,
     "sample.num_inference_steps": 2,
     "train.validation_batches": 1,
 }
+SHORT = {"train.steps": 8, "checkpoint.every": 3, "ema.snapshot_every": 5}
+LONG = {"train.steps": 40, "checkpoint.every": 10, "ema.snapshot_every": 25}  # time for a signal
 MESHES = {  # of two devices, one in each process
-    "data": {"mesh.data": 2},
-    "fsdp": {"mesh.data": 1, "mesh.fsdp": 2},
-    "seq, one clip": {"mesh.data": 1, "mesh.seq": 2, "batch_size": 1},
+    "data": SHORT | {"mesh.data": 2},
+    "fsdp": LONG | {"mesh.data": 1, "mesh.fsdp": 2},
+    "seq, one clip": SHORT | {"mesh.data": 1, "mesh.seq": 2, "batch_size": 1},
 }
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed") / "data"
-    command = [sys.executable, "-m", "videogen_jax.pack", "--synthetic=moving_shapes", "--clips=24"]
-    command += [f"--output={folder}", "--size=24", "--frames=8", "--fps=8", "--workers=1"]
-    command += ["--validation_fraction=0.2"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
-    return folder
+    return pack_moving_shapes(tmp_path_factory.mktemp("packed"), clips=24, size=24, frames=8)
 
 
 def free_port():
@@ -96,17 +94,38 @@ def start(data, workdir, count, last=None, **changes):
 def finish(started, workdir):
     """Exit codes, and what each process wrote."""
     try:
-        codes = [process.wait(timeout=240) for process in started]
+        codes = [process.wait(timeout=600) for process in started]
     finally:
         for process in started:
             process.kill()
     return codes, [Path(f"{workdir}.{i}.log").read_text() for i in range(len(started))]
 
 
-def train(data, workdir, count, **changes):
-    codes, logs = finish(start(data, workdir, count, **changes), workdir)
-    assert codes == [0] * count, logs[0][-3000:] + logs[-1][-3000:]
+def train_in_two(data, workdir, **changes):
+    codes, logs = finish(start(data, workdir, 2, **changes), workdir)
+    assert codes == [0, 0], logs[0][-3000:] + logs[1][-3000:]
     return logs
+
+
+def train_in_one(data, workdir, **changes):
+    """As launch.py does, in the process of the tests."""
+    config = quickstart.get_config()
+    options = OVERRIDES | {"data.path": str(data)} | changes
+    config.update_from_flattened_dict(options)
+    loop.train(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def in_two(data, tmp_path_factory):
+    """Workdir and logs of an undisturbed run of two processes on one of MESHES, which several tests look at."""
+    folder = tmp_path_factory.mktemp("in_two")
+
+    @functools.cache
+    def find(name):
+        workdir = folder / name
+        return workdir, train_in_two(data, workdir, **MESHES[name])
+
+    return find
 
 
 def read_state(workdir):
@@ -123,23 +142,24 @@ def assert_close(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_two_processes_equal_one(name, data, tmp_path):
-    train(data, tmp_path / "one", 1, **MESHES[name])
-    logs = train(data, tmp_path / "two", 2, **MESHES[name])
-    assert_close(read_state(tmp_path / "two"), read_state(tmp_path / "one"))
+def test_two_processes_equal_one(name, data, in_two, tmp_path):
+    train_in_one(data, tmp_path, **MESHES[name])
+    workdir, logs = in_two(name)
+    assert_close(read_state(workdir), read_state(tmp_path))
     # One process speaks and writes.
     assert "loss/train" in logs[0] and "loss/train" not in logs[1]
-    assert len(list((tmp_path / "two" / "tensorboard").glob("events.*"))) == 1
-    assert {path.name for path in (tmp_path / "two" / "snapshots").iterdir()} == {"5", "8"}
+    assert len(list((workdir / "tensorboard").glob("events.*"))) == 1
+    saved = {MESHES[name][key] for key in ("ema.snapshot_every", "train.steps")}
+    assert {int(path.name) for path in (workdir / "snapshots").iterdir()} == saved
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
-    changes = MESHES["fsdp"] | {"train.steps": 40, "checkpoint.every": 10}
+def test_a_signal_to_one_process_stops_both_and_they_go_on(data, in_two, tmp_path):
+    changes = MESHES["fsdp"]
     workdir = tmp_path / "stopped"
     started = start(data, workdir, 2, **changes)
     log = Path(f"{workdir}.0.log")
-    deadline = time.time() + 200
+    deadline = time.time() + 600
     while not re.search(r"\[4\]", log.read_text()):
         assert started[0].poll() is None and time.time() < deadline, log.read_text()[-3000:]
         time.sleep(0.02)
@@ -148,9 +168,9 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
     assert codes == [143, 143], logs[0][-3000:] + logs[1][-3000:]
     stopped = read_state(workdir)
     assert 4 <= stopped.step < 40
-    train(data, workdir, 2, **changes)
-    train(data, tmp_path / "whole", 2, **changes)
-    jax.tree.map(np.testing.assert_array_equal, read_state(workdir), read_state(tmp_path / "whole"))
+    train_in_two(data, workdir, **changes)
+    whole, _ = in_two("fsdp")
+    jax.tree.map(np.testing.assert_array_equal, read_state(workdir), read_state(whole))
 
 
 def test_an_error_of_one_process_ends_both(data, tmp_path):

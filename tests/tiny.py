@@ -26,6 +26,7 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.train.validation_batches = 1
     config.ema.update({"decays": (0.9,), "widths": (), "snapshot_every": 0})
     config.mesh.update({"data": 1, "fsdp": 2, "seq": 1, "tensor": 1})
+    config.memory.unroll = 1  # compiles faster
     config.checkpoint.update({"every": 5, "keep": 2})
     config.sample.prompts = ("a red circle moving left", "a blue square moving up")
     config.sample.update({"every": 5, "batch_size": 2, "num_inference_steps": 3})

@@ -1,11 +1,13 @@
-"""Plain and bucketed packed data sets, written directly without lossy video files."""
+"""Packed data sets: plain and bucketed ones written directly, without lossy video files; and moving shapes."""
 
 import collections
 import json
 
 import numpy as np
 
-from videogen_jax.data import bucketed_data, records
+from videogen_jax.data import bucketed_data, records, synthetic
+from videogen_jax.packing import pack_folder
+from videogen_jax.packing.settings import Settings
 
 
 def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1):
@@ -57,3 +59,19 @@ def random_clips(shape, count, seed=0):
     frames, height, width = shape
     small = rng.integers(20, 230, (count, frames, height // 8, width // 8, 3), np.uint8)
     return list(small.repeat(8, axis=2).repeat(8, axis=3))
+
+
+def pack_moving_shapes(folder, clips, size, frames, fps=8.0, validation_fraction=0.2):
+    """What `videogen_jax.pack --synthetic=moving_shapes` makes, in this process; returns the data set's folder."""
+    videos = {"size": size, "frames": frames, "fps": fps}
+    synthetic.write_shapes(folder / "videos", "moving_shapes", clips=clips, seed=0, **videos)
+    settings = Settings(
+        size=(size, size),
+        fps=fps,
+        frames=frames,
+        min_frames=frames,
+        validation_fraction=validation_fraction,
+        clips_per_shard=256,
+    )
+    pack_folder.pack(folder / "videos", folder / "data", settings, workers=1, progress=False)
+    return folder / "data"

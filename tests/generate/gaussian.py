@@ -55,8 +55,8 @@ def make_predict(schedule, prediction):
     return predict
 
 
-def run(schedule, prediction, name, count, count_samples, spacing="linspace"):
-    """Samples (N, 3) at each time from the exact law at the first; the levels; and their xi."""
+def run(schedule, prediction, name, count, count_samples, spacing="linspace", return_all=True):
+    """Samples (N, 3) at each time, or at the last alone, from the exact law at the first; the levels; and their xi."""
     steps = sampler.make_steps(
         schedule, prediction, sampler=name, num_inference_steps=count, spacing=spacing
     )
@@ -75,10 +75,12 @@ def run(schedule, prediction, name, count, count_samples, spacing="linspace"):
             prediction=prediction,
             sigma_data=schedule.sigma_data,
             clip_x0=False,
-            return_all=True,
-        )
+            return_all=return_all,
+        ),
+        # Many samples and steps: for once it is worth optimizing.
+        compiler_options={"xla_backend_optimization_level": 2},
     )(jnp.asarray(x_t))
-    return np.asarray(each).reshape(count, -1, 3), steps, xi
+    return np.asarray(each).reshape(-1, count_samples, 3), steps, xi
 
 
 def prediction_of(schedule):

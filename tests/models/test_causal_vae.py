@@ -105,14 +105,15 @@ def test_later_frames_change_no_earlier_latent_or_pixel_by_a_bit():
 
 def test_first_frame_alone_is_an_image():
     autoencoder, params = make()
+    encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
     video = to_float(clip(2, 9, 16, 8))
-    z = autoencoder.encode(params, video)
+    z = encode(params, video)
     assert z.shape == (2, 3, 2, 1, 3)
-    image = autoencoder.encode(params, video[:, :1])
+    image = encode(params, video[:, :1])
     np.testing.assert_allclose(image, z[:, :1], atol=1e-5)
-    pixels = autoencoder.decode(params, z)
+    pixels = decode(params, z)
     assert pixels.shape == video.shape
-    np.testing.assert_allclose(autoencoder.decode(params, image), pixels[:, :1], atol=1e-5)
+    np.testing.assert_allclose(decode(params, image), pixels[:, :1], atol=1e-5)
 
 
 def test_latents_are_drawn_with_a_key():
@@ -152,11 +153,12 @@ def test_streamed_is_whole(frames, mesh):
 def test_states_carry_a_stream_exactly():
     autoencoder, params = make()
     z = latents(autoencoder, 2, 7, 3, 2)
-    whole = np.asarray(autoencoder.decode_tail(params, z))
+    whole = np.asarray(jax.jit(autoencoder.decode_tail)(params, z))
+    decode_stream = jax.jit(autoencoder.decode_stream)
     for cuts in ([1, 2, 3, 4, 5, 6], [3], [2, 3, 6]):
         state, parts = None, []
         for part in np.split(z, cuts, axis=1):
-            pixels, state = autoencoder.decode_stream(params, state, part)
+            pixels, state = decode_stream(params, state, part)
             parts.append(pixels)
         np.testing.assert_allclose(np.concatenate(parts, axis=1)[:, 3:], whole, atol=1e-5)
 
@@ -205,7 +207,9 @@ def test_blocks_computed_again_are_the_same():
     video = jnp.asarray(to_float(clip(1, 4, 8, 8)))
     _, params = make()
     plain, again = (
-        causal_vae.Encoder(NETWORK, jnp.float32, remat).apply({"params": params["encoder"]}, video)
+        jax.jit(causal_vae.Encoder(NETWORK, jnp.float32, remat).apply)(
+            {"params": params["encoder"]}, video
+        )
         for remat in (False, True)
     )
     np.testing.assert_allclose(plain, again, atol=1e-6)

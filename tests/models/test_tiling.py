@@ -30,7 +30,7 @@ def test_published_taef2_in_tiles_is_the_whole_picture():
     np.testing.assert_allclose(tiled, whole, atol=STEP / 10)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(30, 26), (33, 8), (10, 24)])
+@pytest.mark.parametrize(("rows", "columns"), [(26, 24), (33, 8), (10, 24)])
 def test_taef2_in_tiles_is_the_whole_picture(rows, columns):
     autoencoder, params = random_taef2()
     z = latents(autoencoder, rows, columns)

@@ -40,11 +40,10 @@ def test_micro_conditions_reach_the_model_by_name(name):
     assert condition["fps"].tolist() == [config.data.fps] * 2
     assert condition["motion"].tolist() == [100.0] * 2
     x_t = jax.random.normal(jax.random.key(0), (2, *run.model.video_shape))
-    before = run.model.apply(params, x_t, jnp.array([3, 5]), condition)
+    apply = jax.jit(run.model.apply)
+    before = apply(params, x_t, jnp.array([3, 5]), condition)
     moved = condition | {name: condition[name] + np.float32([0, 7])}
-    change = jnp.abs(run.model.apply(params, x_t, jnp.array([3, 5]), moved) - before).max(
-        (1, 2, 3, 4)
-    )
+    change = jnp.abs(apply(params, x_t, jnp.array([3, 5]), moved) - before).max((1, 2, 3, 4))
     assert change[0] == 0 and change[1] > 1e-4
 
 
@@ -58,10 +57,10 @@ def test_edms_model_sees_scaled_video_and_the_logarithm_of_sigma():
     condition = {"text": np.full((2, config.text.length), 4, np.int32)}
     scale = 1 / jnp.sqrt(sigma**2 + 0.25)
     # On a clock of steps the model sees x_t and t as they are.
-    expected = run.model.apply(
+    expected = jax.jit(run.model.apply)(
         params, x_t * scale[:, None, None, None, None], jnp.log(sigma) / 4, condition
     )
-    got = edm.model.apply(params, x_t, sigma, condition)
+    got = jax.jit(edm.model.apply)(params, x_t, sigma, condition)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 

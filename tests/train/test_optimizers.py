@@ -56,9 +56,9 @@ def test_muon_turns_each_block_matrix_into_a_nearly_orthogonal_update():
     params = jax.jit(run.init)().params
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params)
-    state = run.optimizer.init(params)
-    _, state = run.optimizer.update(grads, state, params)  # the rate of step 0 is 0
-    updates, _ = run.optimizer.update(grads, state, params)
+    update = jax.jit(run.optimizer.update)
+    _, state = update(grads, jax.jit(run.optimizer.init)(params), params)  # the rate of step 0 is 0
+    updates, _ = update(grads, state, params)
     width = config.model.width
     qkv = np.asarray(updates["blocks"]["spatial"]["attention"]["qkv"]["kernel"][0], np.float64)
     for i in range(3):

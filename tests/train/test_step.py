@@ -104,11 +104,18 @@ def test_dropped_captions_are_the_null_caption():
     )
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision_trains_like_float32(precision):
+@pytest.fixture(scope="module")
+def exact():
+    """The losses of eight steps in float32."""
     config = tiny_config()
     config.train.steps = 8
-    exact = run_steps(config, 8)[2]
+    return run_steps(config, 8)[2]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_trains_like_float32(precision, exact):
+    config = tiny_config()
+    config.train.steps = 8
     config.train.precision = precision
     _, state, losses = run_steps(config, 8)
     np.testing.assert_allclose(losses, exact, rtol=2e-2)
