@@ -128,12 +128,14 @@ def test_a_cut_caption_is_told(tmp_path, caplog):
 def test_other_weights_are_refused(tmp_path):
     """Those of a text encoder alone, by config.json and by their tensors, and another vocabulary."""
     path = write_clip(tmp_path / "text")
-    with pytest.raises(WeightsError, match="is of 'clip_text_model': name the folder of a whole"):
+    with pytest.raises(
+        WeightsError, match="is the config of 'clip_text_model': give the folder of a full"
+    ):
         clip_score.make_clip_scorer(path)
     given = json.loads((tmp_path / "text" / CONFIG_FILE).read_text())
     whole = {"model_type": "clip", "text_config": given, "projection_dim": 8}
     (tmp_path / "text" / CONFIG_FILE).write_text(json.dumps(whole))
-    with pytest.raises(WeightsError, match="holds no CLIP image encoder: name the weights of a w"):
+    with pytest.raises(WeightsError, match="has no CLIP image encoder: give the weights of a f"):
         clip_score.make_clip_scorer(path)
     save_reference(tmp_path / "words", words=90)
     with pytest.raises(ValueError, match="reads 90 ids, but CLIP's tokenizer has 49408"):

@@ -1,4 +1,4 @@
-"""Autoencoders to test with: published weights where they are at hand, PyTorch's networks with random ones."""
+"""Autoencoders for tests: published weights if available, else PyTorch's networks with random ones."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ def taef2_weights() -> Path:
 
 
 def random_taef2():
-    """The network with random weights that keep numbers in range, and its parameters."""
+    """The network with random weights that keep activations in range, and its parameters."""
     autoencoder = autoencoders.make_autoencoder("taef2")
     return autoencoder, _draw(autoencoder.abstract_params)
 
 
 def sd_config(**changes):
-    """A small network of four levels, as Stable Diffusion's."""
+    """A small network with four levels like Stable Diffusion's."""
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.42.1",
@@ -50,7 +50,7 @@ def random_sd(folder, **changes):
 
 
 def _draw(tree):
-    """He's normal numbers for kernels; small ones elsewhere, around 1 for norms."""
+    """He-normal kernels; small random values elsewhere, around 1 for norm scales."""
     rng = np.random.default_rng(0)
 
     def draw(tree):

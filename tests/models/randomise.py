@@ -1,4 +1,4 @@
-"""Random parameters: fresh ones are special (gates are zero), and shapes cost no compilation."""
+"""Random parameters from shapes, without compiling `init`; initial ones are special, since gates are zero."""
 
 import zlib
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def randomise(tree, scale=0.4):
-    """Normal numbers fixed by each leaf's path; around 1 where they are the scale of a norm."""
+    """Normal random values seeded by each leaf's path; around 1 for norm scales."""
 
     def draw(path, leaf):
         rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
@@ -19,13 +19,13 @@ def randomise(tree, scale=0.4):
 
 
 def random_params(module, *args, scale=0.4):
-    """Random parameters of a Flax module for these arguments."""
+    """Random parameters of a Flax module with these arguments."""
     args = jax.tree.map(jnp.asarray, args)
     return randomise(jax.eval_shape(module.init, jax.random.key(0), *args)["params"], scale)
 
 
 def apply(module, params, *args, **options):
-    """The module's output, compiled."""
+    """The module's output, computed under jit."""
     return jax.jit(lambda params, *args: module.apply({"params": params}, *args, **options))(
         params, *args
     )

@@ -1,11 +1,11 @@
-"""Attention in pieces against the formula in float64, and what it keeps in memory."""
+"""Chunked attention against the formula in float64, its memory, and the kernels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen_jax.models.attention import attend, choose_kernel, count_pieces
+from videogen_jax.models.attention import attend, choose_kernel, count_chunks
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 24, 20, 3, 8
 
@@ -35,26 +35,26 @@ def formula(query, key, value, mask):
 
 @pytest.mark.parametrize("mask", masks())
 @pytest.mark.parametrize("largest", [10**9, 1000, 1])
-def test_pieces_give_the_numbers_of_the_whole(mask, largest):
+def test_chunked_attention_agrees_with_the_formula(mask, largest):
     mask = masks()[mask]
     got = jax.jit(lambda *a: attend(*a, mask, largest_scores=largest))(*inputs())
     np.testing.assert_allclose(got, formula(*inputs(), mask), atol=2e-6)
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_pieces_give_the_gradients_of_the_whole(mask):
+def test_chunked_attention_has_the_same_gradients(mask):
     mask = masks()[mask]
 
     def loss(inputs, largest):
         return jnp.sum(jnp.sin(attend(*inputs, mask, largest_scores=largest)))
 
-    whole = jax.jit(jax.grad(lambda x: loss(x, 10**9)))(inputs())
-    pieces = jax.jit(jax.grad(lambda x: loss(x, 1000)))(inputs())
-    for got, expected in zip(pieces, whole, strict=True):
+    expected_grads = jax.jit(jax.grad(lambda x: loss(x, 10**9)))(inputs())
+    grads = jax.jit(jax.grad(lambda x: loss(x, 1000)))(inputs())
+    for got, expected in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
-def test_memory_grows_with_the_sequence_and_not_with_its_square():
+def test_memory_is_linear_in_the_sequence_length():
     def temporary(length):
         x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
         loss = jax.grad(lambda x: jnp.sum(attend(x, x, x, largest_scores=2**14)))
@@ -66,22 +66,22 @@ def test_memory_grows_with_the_sequence_and_not_with_its_square():
 
 
 @pytest.mark.parametrize(
-    ("length", "scores", "pieces"),
+    ("length", "scores", "chunks"),
     [(24, 100, 1), (24, 1000, 1), (24, 1001, 2), (24, 4500, 6), (24, 10**9, 24), (7, 2000, 7)],
 )
-def test_pieces_are_equal_and_as_few_as_can_be(length, scores, pieces):
-    assert count_pieces(length, scores, 1000) == pieces
+def test_chunks_are_equal_and_as_few_as_possible(length, scores, chunks):
+    assert count_chunks(length, scores, 1000) == chunks
 
 
-@pytest.mark.parametrize("queries", [QUERIES, 13])  # cuDNN refuses odd numbers
+@pytest.mark.parametrize("queries", [QUERIES, 13])  # cuDNN rejects odd numbers
 @pytest.mark.parametrize("lengths", [None, [3, 19]])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("width", [8, 5])
-def test_padding_for_cudnn_changes_no_number(queries, lengths, causal, width, monkeypatch):
+def test_padding_for_cudnn_does_not_change_the_result(queries, lengths, causal, width, monkeypatch):
     real = jax.nn.dot_product_attention
 
     def stand_in(query, key, value, implementation, **options):
-        """XLA's kernel behind cuDNN's conditions."""
+        """XLA's kernel with cuDNN's requirements."""
         assert implementation == "cudnn" and query.dtype == jnp.bfloat16
         assert all(array.shape[1] % 2 == 0 and array.shape[3] % 8 == 0 for array in (query, key))
         return real(query, key, value, **options)
@@ -96,9 +96,9 @@ def test_padding_for_cudnn_changes_no_number(queries, lengths, causal, width, mo
     )
     got = attend(query, key, value, causal=causal, lengths=lengths, kernel="cudnn")
     monkeypatch.undo()
-    wanted = attend(query, key, value, causal=causal, lengths=lengths, kernel="xla")
-    assert got.shape == wanted.shape and got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=2e-2)
+    expected = attend(query, key, value, causal=causal, lengths=lengths, kernel="xla")
+    assert got.shape == expected.shape and got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(got), np.float32(expected), atol=2e-2)
 
 
 def test_groups_share_the_keys_of_their_context():
@@ -108,14 +108,14 @@ def test_groups_share_the_keys_of_their_context():
     got = attend(query, key, value, lengths=lengths)
     mask = (np.arange(KEYS) < lengths[:, None])[:, None, None]
     for group in range(4):
-        wanted = formula(query[:, group], key, value, mask)
-        np.testing.assert_allclose(got[:, group], wanted, atol=2e-6)
+        expected = formula(query[:, group], key, value, mask)
+        np.testing.assert_allclose(got[:, group], expected, atol=2e-6)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"lengths": [7, 19]}])
-def test_cudnn_gives_the_numbers_of_xla(options):
+def test_cudnn_agrees_with_xla(options):
     arrays = [array.astype(jnp.bfloat16) for array in inputs()]
     if "causal" in options:
         arrays = [arrays[0]] * 3
@@ -126,12 +126,12 @@ def test_cudnn_gives_the_numbers_of_xla(options):
     def loss(arrays, kernel):
         return jnp.sum(jnp.sin(attend(*arrays, kernel=kernel, **options).astype(jnp.float32)))
 
-    for got, wanted in zip(
+    for got, expected in zip(
         jax.grad(loss)(arrays, "cudnn"), jax.grad(loss)(arrays, "xla"), strict=True
     ):
-        np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=5e-2)
+        np.testing.assert_allclose(np.float32(got), np.float32(expected), atol=5e-2)
 
 
-def test_the_kernel_is_xla_where_there_is_no_gpu():
+def test_the_kernel_is_xla_without_a_gpu():
     assert choose_kernel("auto", jax.devices("cpu")) == "xla"
     assert choose_kernel("xla", jax.devices("cpu")) == "xla"

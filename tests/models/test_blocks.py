@@ -1,4 +1,4 @@
-"""What a block mixes, what moves it, and what must not."""
+"""Transformer blocks: which inputs affect which outputs, and the formulas in float64."""
 
 import functools
 
@@ -11,7 +11,7 @@ from tests.models import randomise
 from videogen_jax.models import positions
 from videogen_jax.models.blocks import Block
 
-BATCH, FRAMES, PLACES, WIDTH, WORDS = 2, 3, 4, 12, 5
+BATCH, FRAMES, SPATIAL, WIDTH, WORDS = 2, 3, 4, 12, 5
 KINDS = ("spatial", "temporal", "joint")
 
 
@@ -44,7 +44,7 @@ def make_block(kind, **changes):
 def block_inputs(single=False):
     lengths = np.array([3, 5], np.int32)
     return (
-        normal(BATCH, FRAMES, PLACES, WIDTH),
+        normal(BATCH, FRAMES, SPATIAL, WIDTH),
         normal(BATCH, FRAMES, 6 * WIDTH if single else WIDTH, seed=1),
         normal(BATCH, WORDS, WIDTH, seed=2),
         lengths,
@@ -55,32 +55,32 @@ def block_inputs(single=False):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
 @pytest.mark.parametrize("cross_attention", ["none", "gated", "pixart"])
-def test_a_new_block_is_the_identity(kind, modulation, cross_attention):
+def test_a_block_is_the_identity_at_initialization(kind, modulation, cross_attention):
     block = new_block(kind, modulation=modulation, cross_attention=cross_attention)
     x, condition, *rest = block_inputs(modulation == "adaln_single")
-    if modulation == "adaln_single":  # the shared layer is zero at first, too
+    if modulation == "adaln_single":  # the shared layer is initialized to zero too
         condition = np.zeros_like(condition)
     call = jax.jit(lambda key: block.init_with_output(key, x, condition, *rest)[0])
     np.testing.assert_array_equal(call(jax.random.key(0)), x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_block_mixes_along_its_own_axis_only(kind):
-    """Spatial blocks keep frames apart, temporal blocks keep places apart, to the bit; joint ones mix all."""
+def test_a_block_mixes_tokens_along_its_axis_only(kind):
+    """Spatial blocks do not mix frames, temporal blocks not spatial positions; joint ones mix all tokens."""
     _, params, call = make_block(kind)
     x, *rest = block_inputs()
     before = np.asarray(call(params, x, *rest))
     moved = x.copy()
-    moved[0, 1, 2, 0] += 1  # one number of one token
+    moved[0, 1, 2, 0] += 1  # one channel of one token
     change = np.abs(np.asarray(call(params, moved, *rest)) - before).max(-1)  # (B, T, N)
-    reached = np.zeros((BATCH, FRAMES, PLACES), bool)
+    reached = np.zeros((BATCH, FRAMES, SPATIAL), bool)
     reached[{"spatial": (0, 1), "temporal": (0, slice(None), 2), "joint": 0}[kind]] = True
     assert np.all(change[~reached] == 0)
     assert np.all(change[reached] > 1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_blocks_condition_acts_where_its_frame_is_attended(kind):
+def test_a_condition_per_frame_affects_the_frames_that_attend_to_it(kind):
     _, params, call = make_block(kind)
     x, condition, *rest = block_inputs()
     before = np.asarray(call(params, x, condition, *rest))
@@ -94,8 +94,8 @@ def test_a_blocks_condition_acts_where_its_frame_is_attended(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_part_of_a_blocks_modulation_matters(kind):
-    """Shift, scale and gate of attention and MLP: six parts, none idle."""
+def test_every_part_of_the_modulation_matters(kind):
+    """Shift, scale and gate of attention and MLP: six parts."""
     _, params, call = make_block(kind)
     args = block_inputs()
     before = np.asarray(call(params, *args))
@@ -111,20 +111,20 @@ def test_every_part_of_a_blocks_modulation_matters(kind):
     ("kind", "cross_attention"),
     [*((kind, "gated") for kind in KINDS), ("spatial", "pixart"), ("joint", "pixart")],
 )
-def test_a_block_reads_the_words_but_not_the_padding(kind, cross_attention):
+def test_cross_attention_reads_tokens_but_not_padding(kind, cross_attention):
     _, params, call = make_block(kind, cross_attention=cross_attention)
-    x, condition, text, lengths, places = block_inputs()
+    x, condition, text, lengths, coordinates = block_inputs()
     mask = np.arange(WORDS) < lengths[:, None]
-    before = np.asarray(call(params, x, condition, text, lengths, places))
+    before = np.asarray(call(params, x, condition, text, lengths, coordinates))
     padded = np.where(mask[..., None], text, 99.0).astype(np.float32)
-    np.testing.assert_array_equal(call(params, x, condition, padded, lengths, places), before)
-    spoken = text + mask[..., None].astype(np.float32)
-    change = np.abs(np.asarray(call(params, x, condition, spoken, lengths, places)) - before)
+    np.testing.assert_array_equal(call(params, x, condition, padded, lengths, coordinates), before)
+    changed = text + mask[..., None].astype(np.float32)
+    change = np.abs(np.asarray(call(params, x, condition, changed, lengths, coordinates)) - before)
     assert np.all(change.max(-1) > 1e-5)
 
 
-def test_cross_attention_as_in_pixart_is_in_spatial_and_joint_blocks_alone():
-    """Without norm and gate: ten times larger tokens, other queries."""
+def test_pixart_cross_attention_is_in_spatial_and_joint_blocks_only():
+    """It has neither norm nor gate."""
     names = {kind: set(make_block(kind, cross_attention="pixart")[1]) for kind in KINDS}
     plain = {"attention", "mlp", "modulation"}
     assert names["temporal"] == plain
@@ -155,8 +155,8 @@ def attend(query, key, value, mask):
     return out
 
 
-def turn(x, angles):
-    """(M, K, Dh) as Dh/2 complex numbers, by (M, Dh/2)."""
+def rotate(x, angles):
+    """Rotates (M, K, Dh), read as Dh/2 complex numbers, by (M, Dh/2)."""
     half = x.shape[-1] // 2
     pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
     return np.concatenate([pairs.real, pairs.imag], -1)
@@ -165,7 +165,7 @@ def turn(x, angles):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_block_is_its_formula_in_float64(kind, modulation, causal):
+def test_a_block_matches_its_formula_in_float64(kind, modulation, causal):
     """DiT's block with either modulation, pixart's cross-attention, rotary positions and a causal mask."""
     options = {"modulation": modulation, "causal": causal, "positions": "rope"}
     options |= {"qk_norm": False, "cross_attention": "pixart"}
@@ -173,10 +173,10 @@ def test_a_block_is_its_formula_in_float64(kind, modulation, causal):
     _, params, call = make_block(kind, **options)
     got = np.asarray(call(params, *args))
     p = f64(params)
-    x, condition, text, text_lengths, places = (np.asarray(a, np.float64) for a in args)
+    x, condition, text, text_lengths, coordinates = (np.asarray(a, np.float64) for a in args)
 
     axes = {"spatial": [1, 2], "temporal": [0], "joint": [0, 1, 2]}[kind]
-    rates = {  # a head of 6: three pairs, shared out among the axes, the first one taking the rest
+    rates = {  # head dimension 6: three pairs, divided among the axes, with the remainder for the first
         "spatial": [[1, 0], [10_000**-0.5, 0], [0, 1]],
         "temporal": [[1], [10_000 ** (-1 / 3)], [10_000 ** (-2 / 3)]],
         "joint": np.eye(3),
@@ -190,18 +190,18 @@ def test_a_block_is_its_formula_in_float64(kind, modulation, causal):
                 silu = condition[b, t] / (1 + np.exp(-condition[b, t]))
                 dense = silu @ p["modulation"]["kernel"] + p["modulation"]["bias"]
                 six[t] = dense.reshape(6, WIDTH)
-        frame, place = np.divmod(np.arange(FRAMES * PLACES), PLACES)
+        frame, position = np.divmod(np.arange(FRAMES * SPATIAL), SPATIAL)
         tokens, six = x[b].reshape(-1, WIDTH), six[frame]  # (T N, D), (T N, 6, D)
-        rotary = places.reshape(-1, 3)[:, axes] @ np.transpose(rates)  # (T N, Dh / 2)
+        rotary = coordinates.reshape(-1, 3)[:, axes] @ np.transpose(rates)  # (T N, Dh / 2)
 
         y = layer_norm(tokens) * (1 + six[:, 1]) + six[:, 0]
         qkv = np.einsum("nd,dckh->cnkh", y, p["attention"]["qkv"]["kernel"])
         qkv = qkv + p["attention"]["qkv"]["bias"][:, None]
-        mask = {"spatial": frame[:, None] == frame, "temporal": place[:, None] == place}
+        mask = {"spatial": frame[:, None] == frame, "temporal": position[:, None] == position}
         mask = mask.get(kind, np.ones((len(frame),) * 2, bool))
         if causal:
             mask = mask & (frame[:, None] >= frame)
-        y = attend(turn(qkv[0], rotary), turn(qkv[1], rotary), qkv[2], mask)
+        y = attend(rotate(qkv[0], rotary), rotate(qkv[1], rotary), qkv[2], mask)
         out = p["attention"]["out"]
         tokens = tokens + six[:, 2] * (np.einsum("nkh,khd->nd", y, out["kernel"]) + out["bias"])
 

@@ -1,4 +1,4 @@
-"""The causal video autoencoder: streams are the whole, later frames change nothing earlier, frame 0 is an image."""
+"""The causal video VAE: streaming equals the whole, causality in time, and the first frame as an image."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(("frames", "ways"), [(12, "9 or 13"), (16, "13 or 17"), (0, "1 or 5")])
-def test_other_numbers_of_frames_are_refused_with_both_neighbours(frames, ways):
-    with pytest.raises(ValueError, match=f"take {ways} frames"):
+def test_the_error_for_other_numbers_of_frames_names_both_neighbours(frames, ways):
+    with pytest.raises(ValueError, match=f"use {ways} frames"):
         make()[0].latent_shape(frames, 8, 8)
 
 
@@ -60,12 +60,12 @@ def test_other_numbers_of_frames_are_refused_with_both_neighbours(frames, ways):
         (causal_vae.Network(blocks=0), "below 1"),
     ],
 )
-def test_sizes_that_make_no_network_are_refused(network, line):
+def test_invalid_sizes_are_rejected(network, line):
     with pytest.raises(ValueError, match=line):
         causal_vae.check_network(network)
 
 
-def test_convolution_in_time_is_torchs_padded_before_the_first_frame():
+def test_temporal_convolution_is_pytorchs_with_causal_padding():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 4, 6)).astype(np.float32)
     module = causal_vae.TemporalConv(7, jnp.float32)
@@ -79,15 +79,15 @@ def test_convolution_in_time_is_torchs_padded_before_the_first_frame():
     np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
 
 
-def test_gathered_places_hold_their_block_and_spread_again():
+def test_space_to_depth_folds_blocks_and_is_inverted():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 8, 3)).astype(np.float32)
-    y = np.asarray(causal_vae.gather_places(jnp.asarray(x), (4, 2, 2)))
+    y = np.asarray(causal_vae.space_to_depth(jnp.asarray(x), (4, 2, 2)))
     assert y.shape == (2, 1, 3, 4, 48)
     np.testing.assert_array_equal(y[1, 0, 2, 1].reshape(4, 2, 2, 3), x[1, :, 4:6, 2:4])
-    np.testing.assert_array_equal(causal_vae.spread_places(jnp.asarray(y), (4, 2, 2)), x)
+    np.testing.assert_array_equal(causal_vae.depth_to_space(jnp.asarray(y), (4, 2, 2)), x)
 
 
-def test_later_frames_change_no_earlier_latent_or_pixel_by_a_bit():
+def test_later_frames_do_not_change_earlier_latents_or_pixels():
     autoencoder, params = make()
     encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
     video = to_float(clip(1, 13, 16, 16))
@@ -103,7 +103,7 @@ def test_later_frames_change_no_earlier_latent_or_pixel_by_a_bit():
     assert np.abs(changed[:, 5] - pixels[:, 5]).max() > 1e-3
 
 
-def test_first_frame_alone_is_an_image():
+def test_the_first_frame_is_encoded_as_an_image():
     autoencoder, params = make()
     encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
     video = to_float(clip(2, 9, 16, 8))
@@ -116,7 +116,7 @@ def test_first_frame_alone_is_an_image():
     np.testing.assert_allclose(decode(params, image), pixels[:, :1], atol=1e-5)
 
 
-def test_latents_are_drawn_with_a_key():
+def test_latents_are_sampled_with_a_key():
     autoencoder, params = make()
     video = to_float(clip(1, 5, 8, 8))
     params["encoder"]["leave_0"]["bias"] = np.r_[np.zeros(3), np.log([4.0, 1.0, 0.25])].astype("f")
@@ -131,8 +131,8 @@ def test_latents_are_drawn_with_a_key():
 
 @pytest.mark.parametrize("frames", [4, 8, 12, 40])
 @pytest.mark.parametrize("mesh", [{}, {"data": 2}, {"fsdp": 2, "seq": 2}], ids=["1", "2", "4"])
-def test_streamed_is_whole(frames, mesh):
-    """On several devices too: rows (here of 4 latents) lie on them, and neighbours exchange edges."""
+def test_streaming_equals_the_whole(frames, mesh):
+    """Also on several devices, sharded over rows (here 4 latents) with halo exchange."""
     autoencoder, params = make()
     video = clip(2, 25, 32, 16)
     mesh = make_mesh(**mesh)
@@ -146,7 +146,7 @@ def test_streamed_is_whole(frames, mesh):
     assert max(map(len, parts)) <= frames
     streamed = np.concatenate(parts).reshape(pixels.shape)
     assert streamed.dtype == np.uint8
-    # Half a step of a byte, and a value on the edge of two may fall to either side.
+    # Half a uint8 level; and a value between two levels may be rounded either way.
     assert np.abs(to_float(streamed) - pixels).max() <= 1 / 255 + 1e-5
 
 
@@ -163,7 +163,7 @@ def test_states_carry_a_stream_exactly():
         np.testing.assert_allclose(np.concatenate(parts, axis=1)[:, 3:], whole, atol=1e-5)
 
 
-def test_rows_or_columns_lie_on_the_devices_or_each_computes_the_whole():
+def test_rows_or_columns_are_sharded_if_they_divide():
     autoencoder, _ = make()
     for size, shard in {(4, 3): (2, 2, 3), (3, 4): (2, 3, 2), (3, 3): (2, 3, 3)}.items():
         decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 8, size)
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_video():
         assert sum(len(part) for part in chunks.decode_chunks(decoder, params, z[:3])) == 9
 
 
-def test_tiles_are_the_whole_picture_and_chunks_have_none():
+def test_tiles_equal_the_whole_image_and_chunks_reject_them():
     autoencoder, params = make(SMALL)
     assert autoencoder.tile_margin == 3
     z = latents(autoencoder, 2, 2, 20, 11)
@@ -203,7 +203,7 @@ def test_tiles_are_the_whole_picture_and_chunks_have_none():
         chunks.make_decoder(autoencoder, make_mesh(), 4, (20, 11), tile=10)
 
 
-def test_blocks_computed_again_are_the_same():
+def test_remat_does_not_change_gradients():
     video = jnp.asarray(to_float(clip(1, 4, 8, 8)))
     _, params = make()
     plain, again = (
@@ -215,6 +215,6 @@ def test_blocks_computed_again_are_the_same():
     np.testing.assert_allclose(plain, again, atol=1e-6)
 
 
-def test_weights_of_a_run_are_not_read_here():
+def test_the_error_for_a_run_names_the_function_that_reads_it():
     with pytest.raises(ValueError, match="read_autoencoder"):
         autoencoders.make_autoencoder("workdir", "runs/vae")

@@ -1,4 +1,4 @@
-"""Chunks of frames on a mesh: what the whole video gives, one program, no frame that is not asked for."""
+"""Chunks of frames on a mesh: agreement with the whole video, one program, no superfluous computation."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def make(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["taef2", "sd"])
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "seq": 2}], ids=["one", "four"])
-def test_chunks_are_the_whole_video(tmp_path, name, mesh):
+def test_decoding_in_chunks_equals_the_whole_video(tmp_path, name, mesh):
     autoencoder, params = make(tmp_path, name)
     z = latents(autoencoder, 2, 5, 3, 4)
     whole = np.asarray(jax.jit(autoencoder.decode)(params, z)).reshape(10, 24, 32, 3)
@@ -36,14 +36,14 @@ def test_chunks_are_the_whole_video(tmp_path, name, mesh):
     parts = list(chunks.decode_chunks(decoder, params, z))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert all(part.dtype == np.uint8 for part in parts)
-    # A value on the edge of two may fall to either side.
+    # A value between two levels may be rounded either way.
     assert np.abs(np.concatenate(parts) - pixels(whole)).max() <= 1
     assert np.mean(np.concatenate(parts) != pixels(whole)) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["taef2", "sd"])
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}], ids=["one", "four"])
-def test_chunks_are_encoded_as_the_whole_video(tmp_path, name, mesh):
+def test_encoding_in_chunks_equals_the_whole_video(tmp_path, name, mesh):
     autoencoder, params = make(tmp_path, name)
     frames = np.random.default_rng(0).integers(0, 256, (1, 6, 24, 32, 3), np.uint8)
     whole = jax.jit(autoencoder.encode)(params, frames / np.float32(127.5) - 1)
@@ -65,8 +65,8 @@ def make_video_autoencoder():
     ("name", "portions"), [("taef2", (1, 4, 2)), ("causal", (2, 4, 2)), ("causal", (1, 3, 4))]
 )
 @pytest.mark.parametrize("mesh", [{}, {"data": 2}], ids=["one", "two"])
-def test_videos_side_by_side_are_decoded_as_they_come(name, portions, mesh):
-    """Portions of a whole number of chunks, of three videos in turn, are each video decoded at once."""
+def test_streams_decode_latents_as_they_arrive(name, portions, mesh):
+    """Portions of three videos, in multiples of a chunk, give each video decoded at once."""
     autoencoder, params = random_taef2() if name == "taef2" else make_video_autoencoder()
     z = latents(autoencoder, 3, sum(portions), 3, 4)
     whole = pixels(np.asarray(jax.jit(autoencoder.decode)(params, z)))
@@ -82,15 +82,17 @@ def test_videos_side_by_side_are_decoded_as_they_come(name, portions, mesh):
     assert made.shape == whole.shape and made.dtype == np.uint8
     assert np.abs(made - whole).max() <= 1 and np.mean(made != whole) < 1e-3
     assert decoder.program._cache_size() == 1
-    # A second opening begins anew.
+    # Opening streams again starts anew.
     again = chunks.open_streams(decoder, params, 1)(z[:1, : portions[0]])
     np.testing.assert_array_equal(again[0], parts[0][0])
 
 
-def test_a_stream_takes_whole_chunks_alone():
+def test_a_stream_requires_multiples_of_a_chunk():
     autoencoder, params = make_video_autoencoder()
     decoder = chunks.make_decoder(autoencoder, make_mesh(), 8, (3, 4))
-    with pytest.raises(ValueError, match="3 latent frames are no whole chunks of 2"):
+    with pytest.raises(
+        ValueError, match="3 latent frames are not a multiple of the decoder's chunk of 2"
+    ):
         chunks.open_streams(decoder, params, 1)(latents(autoencoder, 1, 3, 3, 4))
 
 
@@ -111,7 +113,7 @@ def test_tiles_in_chunks(tmp_path):
     assert np.abs(tiled.astype(int) - whole).max() <= 1
 
 
-def test_frames_lie_on_all_devices_and_do_not_talk():
+def test_frames_are_sharded_without_communication():
     autoencoder, _ = random_taef2()
     mesh = make_mesh(data=2, fsdp=2, seq=2)
     decoder = chunks.make_decoder(autoencoder, mesh, 3, (22, 8), 21)
@@ -123,12 +125,12 @@ def test_frames_lie_on_all_devices_and_do_not_talk():
     text = compiled.as_text()
     for collective in ("all-reduce", "all-to-all", "collective-permute"):
         assert f" {collective}(" not in text, collective
-    # Pixels are gathered at the end, as bytes; nothing else.
+    # The only collective gathers the uint8 pixels at the end.
     gathers = [line for line in text.splitlines() if " all-gather(" in line]
     assert gathers and all("u8[8,176,64,3]" in line for line in gathers), gathers
 
 
-def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked():
+def test_memory_does_not_grow_with_the_video_and_chunks_are_computed_on_demand():
     autoencoder = autoencoders.make_autoencoder("identity")
     decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 4, (6, 5))
     program, calls = decoder.program, []
@@ -147,7 +149,7 @@ def test_memory_does_not_grow_with_the_video_and_chunks_come_as_they_are_asked()
     assert program._cache_size() == 1
 
 
-def test_a_part_of_a_chunk_is_computed_alone():
+def test_less_than_a_chunk_can_be_computed():
     autoencoder = autoencoders.make_autoencoder("identity")
     encoder = chunks.make_encoder(autoencoder, make_mesh(), 4, (6, 5))
     frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)
@@ -155,11 +157,11 @@ def test_a_part_of_a_chunk_is_computed_alone():
     decoder = chunks.make_decoder(autoencoder, make_mesh(), 4, (6, 5))
     np.testing.assert_array_equal(decoder({}, encoder({}, frames)), frames)
     for wrong in (frames[:0], frames[:, :5], np.concatenate([frames, frames])):
-        with pytest.raises(ValueError, match=r"do not fit this program of \(4, 6, 5, 3\)"):
+        with pytest.raises(ValueError, match=r"do not fit this program for \(4, 6, 5, 3\)"):
             encoder({}, wrong)
 
 
-def test_nothing_moves_between_host_and_device_unasked():
+def test_there_are_no_implicit_transfers():
     autoencoder, params = random_taef2()
     decoder = chunks.make_decoder(autoencoder, make_mesh(data=2), 2, (2, 2))
     params = decoder.put_params(params)

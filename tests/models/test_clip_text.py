@@ -1,4 +1,4 @@
-"""CLIP's text encoder: what transformers' PyTorch classes give with the same weights; what does not fit is named."""
+"""CLIP's text encoder against transformers with the same weights, and errors for weights that do not fit."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SIZES = {
 
 
 def save_reference(folder, kind="CLIPTextModel", seed=0, **changes):
-    """A network of transformers with random weights, also written to a folder."""
+    """A network of transformers with random weights, also saved to a folder."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def save_reference(folder, kind="CLIPTextModel", seed=0, **changes):
 
 
 def draw_ids(pad, length=77, seed=1):
-    """Captions that are empty, short, full, and cut: bos, words, eos, padding."""
+    """Captions that are empty, short, full and truncated: bos, words, eos, padding."""
     rng = np.random.default_rng(seed)
     ids = np.full((5, length), pad, np.int32)
     for row, words in zip(ids, (0, 1, length // 3, length - 3, length - 2), strict=True):
@@ -92,7 +92,7 @@ def check(folder, network, ids, atol=1e-4):
 @pytest.mark.parametrize("eos", [END, 2], ids=["eos", "legacy"])
 @pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"])
 def test_equals_transformers(tmp_path, kind, eos, activation):
-    """Padded with the end of text and with 0; ids 2 are among the words."""
+    """With padding by the end-of-text token and by 0; id 2 occurs among the words."""
     network = save_reference(tmp_path, kind, hidden_act=activation, eos_token_id=eos)
     for pad in (END, 0):
         ids = draw_ids(pad)
@@ -102,15 +102,15 @@ def test_equals_transformers(tmp_path, kind, eos, activation):
     assert encoder.length == 77 and encoder.pad_id == (0 if activation == "gelu" else END)
 
 
-def test_the_first_of_several_ends_counts(tmp_path):
-    """A caption may spell the end of text."""
+def test_the_first_end_of_text_counts(tmp_path):
+    """A caption may contain the end-of-text token."""
     network = save_reference(tmp_path)
     ids = draw_ids(0)
     ids[3, 10] = END
     check(tmp_path, network, ids)
 
 
-def test_captions_of_the_tokenizer_cut_at_77_equal_transformers(tmp_path):
+def test_captions_truncated_at_77_tokens_equal_transformers(tmp_path):
     """Ids of real captions, one of 200 words, with the published vocabulary."""
     import torch
 
@@ -128,7 +128,7 @@ def test_captions_of_the_tokenizer_cut_at_77_equal_transformers(tmp_path):
     assert mask.sum(axis=1).tolist() == [2, 7, 77]
 
 
-def test_what_is_behind_the_end_changes_nothing_that_counts(tmp_path):
+def test_padding_does_not_affect_unmasked_tokens(tmp_path):
     save_reference(tmp_path)
     encoder = clip_text.make_text_encoder(str(tmp_path))
     params = encoder.load()
@@ -137,7 +137,7 @@ def test_what_is_behind_the_end_changes_nothing_that_counts(tmp_path):
     counts = whole[1][..., None]
     np.testing.assert_allclose(whole[0] * counts, other[0] * counts, atol=1e-6)
     np.testing.assert_allclose(whole[2], other[2], atol=1e-6)
-    assert np.abs(whole[0] - other[0]).max() > 0.1  # what is padded with is seen there
+    assert np.abs(whole[0] - other[0]).max() > 0.1  # padding affects masked tokens
     short = encode(encoder, params, draw_ids(0)[:3, :30])
     np.testing.assert_allclose(short[0], other[0][:3, :30], atol=1e-5)
 
@@ -148,12 +148,12 @@ def test_other_sizes_and_few_positions(tmp_path):
     network = save_reference(tmp_path, **sizes)
     encoder = check(tmp_path, network, draw_ids(0, 16))
     assert encoder.length == 16 and encoder.width == 24
-    with pytest.raises(ValueError, match="17 tokens are more than the 16 that this text encoder"):
+    with pytest.raises(ValueError, match="17 tokens exceed the maximum of this text encoder, 16"):
         encoder.encode(encoder.load(), np.zeros((1, 17), np.int32))
 
 
 def test_old_files_load(tmp_path):
-    """With the prefix, a table of positions, config.json that nests and doubles its fields, and float16."""
+    """With a prefix, a table of position ids, nested and duplicate fields in config.json, and float16."""
     network = save_reference(tmp_path)
     tensors = load_file(tmp_path / clip_text.FILE)
     assert not any(name.startswith("text_model.") for name in tensors)
@@ -183,11 +183,11 @@ def test_old_files_load(tmp_path):
 
     halves = {name: array.astype(np.float16) for name, array in tensors.items()}
     save_file(halves, tmp_path / clip_text.FILE)
-    network.half().float()  # what rounding leaves
+    network.half().float()  # round to float16
     check(tmp_path, network, draw_ids(0))
 
 
-def test_a_folder_of_parts_loads(tmp_path):
+def test_a_folder_of_sharded_weights_loads(tmp_path):
     network = save_reference(tmp_path)
     tensors = load_file(tmp_path / clip_text.FILE)
     (tmp_path / clip_text.FILE).unlink()
@@ -209,7 +209,7 @@ def test_bfloat16_is_close_and_results_are_float32(tmp_path):
         assert 0 < np.abs(rough[i] - exact[i]).max() < 0.2 * exact[i].std()
 
 
-def test_published_sizes_are_known_without_a_network(hub):  # noqa: F811
+def test_published_sizes_are_known_offline(hub):  # noqa: F811
     """63.1 and 123.1 million parameters of CLIP's text transformers, and their projections."""
     counts = {"openai/clip-vit-base-patch32": 63_165_952 + 512**2}
     counts |= {"openai/clip-vit-large-patch14": 123_060_480 + 768**2}
@@ -223,11 +223,11 @@ def test_published_sizes_are_known_without_a_network(hub):  # noqa: F811
     assert not hub.asked
 
 
-# ------------------------------------------------------------------------ what does not load
+# ------------------------------------------------------------------------------------ errors
 
 
-def test_the_sizes_are_the_tensors_where_they_say_enough(tmp_path):
-    """OpenCLIP's ViT-bigG is the only one of its size; here with a small vocabulary."""
+def test_sizes_are_inferred_from_tensors_if_unambiguous(tmp_path):
+    """OpenCLIP's ViT-bigG is the only model of its size; here with a small vocabulary."""
     shapes = {"embeddings.token_embedding.weight": (60, 1280)}
     shapes |= {"embeddings.position_embedding.weight": (77, 1280), "final_layer_norm.bias": (1280,)}
     for i in range(32):
@@ -244,18 +244,18 @@ def test_the_sizes_are_the_tensors_where_they_say_enough(tmp_path):
     assert kernel.shape == (32, 1280, 5120)
 
 
-def test_without_a_config_what_cannot_be_told_is_refused(tmp_path):
+def test_ambiguous_sizes_without_a_config_are_rejected(tmp_path):
     save_reference(tmp_path)
     (tmp_path / clip_text.CONFIG_FILE).unlink()
     message = (
-        r"has no config\.json beside it, and whether a text encoder of 3 layers and width 32 uses "
-        r"quick_gelu or gelu cannot be told .*: place the config\.json of the same model beside it"
+        r"has no config\.json beside it, and the activation .* of a text encoder of 3 layers and width 32 "
+        r"cannot be inferred: put the model's config\.json beside it"
     )
     for path in (tmp_path, tmp_path / clip_text.FILE):
         with pytest.raises(WeightsError, match=message):
             clip_text.make_text_encoder(str(path))
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / clip_text.FILE)
-    with pytest.raises(WeightsError, match="holds no CLIP text encoder: name the model.safet"):
+    with pytest.raises(WeightsError, match="has no CLIP text encoder: give the model.safet"):
         clip_text.make_text_encoder(str(tmp_path))
 
 
@@ -273,10 +273,10 @@ def test_weights_of_another_network_are_listed(tmp_path):
     assert "1 missing (text_model.encoder.layers.1.mlp.fc2.bias)" in message
     assert "1 unexpected (text_model.encoder.layers.7.mlp.fc2.bias)" in message
     assert "1 misshapen (text_model.final_layer_norm.bias (31,) for final_layer_norm" in message
-    assert message.endswith("in transformers' layout, with its own config.json.")
+    assert message.endswith("in transformers' layout, with its config.json.")
 
 
-def test_a_projection_must_be_as_the_config_says(tmp_path):
+def test_a_projection_must_match_the_config(tmp_path):
     save_reference(tmp_path / "with", "CLIPTextModelWithProjection")
     save_reference(tmp_path / "without")
     shutil.copy(tmp_path / "with" / clip_text.CONFIG_FILE, tmp_path / "without")
@@ -287,47 +287,47 @@ def test_a_projection_must_be_as_the_config_says(tmp_path):
 @pytest.mark.parametrize("suffix", [".bin", ".pt"])
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("config", [False, True])
-def test_pickles_are_refused(tmp_path, suffix, folder, config):
+def test_pickles_are_rejected(tmp_path, suffix, folder, config):
     path = tmp_path / f"pytorch_model{suffix}"
     path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     if config:
         (tmp_path / clip_text.CONFIG_FILE).write_text(json.dumps({"model_type": "clip_text_model"}))
-    with pytest.raises(WeightsError, match="is a pickle, which can run code"):
+    with pytest.raises(WeightsError, match="is a pickle, which can execute code"):
         clip_text.make_text_encoder(str(tmp_path if folder else path)).load()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"model_type": ', r"config\.json is no JSON of a model .*: fetch it again"),
-        ("[]", r"config\.json is no JSON of a model .*: fetch it again"),
-        ('{"model_type": "t5"}', "is of 't5': name the folder of a CLIP text encoder"),
+        ('{"model_type": ', r"config\.json is not a model's JSON .*: download it again"),
+        ("[]", r"config\.json is not a model's JSON .*: download it again"),
+        ('{"model_type": "t5"}', "is the config of 't5': give the folder of a CLIP text encoder"),
         ('{"hidden_act": "relu"}', "hidden_act 'relu': only quick_gelu and gelu are known"),
         ('{"hidden_size": 100, "num_attention_heads": 8}', "hidden_size 100 does not divide by"),
         ('{"eos_token_id": [1, 2]}', r"eos_token_id \[1, 2\] is no positive whole number"),
     ],
 )
-def test_configs_of_other_networks_are_refused(tmp_path, content, message):
+def test_configs_of_other_networks_are_rejected(tmp_path, content, message):
     (tmp_path / clip_text.CONFIG_FILE).write_text(content)
     with pytest.raises(WeightsError, match=f"^{re.escape(str(tmp_path))}.*{message}"):
         clip_text.make_text_encoder(str(tmp_path))
 
 
-def test_an_unreachable_hub_says_what_to_place_where(hub, tmp_path):  # noqa: F811
-    place = re.escape(str(tmp_path / "owner" / "unknown"))
-    with pytest.raises(FileNotFoundError, match=f"place config.json of .* at {place}/config.json"):
+def test_the_error_for_an_unreachable_hub_says_where_to_put_the_file(hub, tmp_path):  # noqa: F811
+    target = re.escape(str(tmp_path / "owner" / "unknown"))
+    with pytest.raises(FileNotFoundError, match=f"put config.json of .* at {target}/config.json"):
         clip_text.make_text_encoder("owner/unknown")
     encoder = clip_text.make_text_encoder("owner/unknown", fetch=False)
     with pytest.raises(
-        FileNotFoundError, match=f"place {clip_text.FILE} of .* at {place}/{clip_text.FILE}"
+        FileNotFoundError, match=f"put {clip_text.FILE} of .* at {target}/{clip_text.FILE}"
     ):
         encoder.load()
     with pytest.raises(FileNotFoundError, match="There is no '/no/such/file'"):
         clip_text.make_text_encoder("/no/such/file")
 
 
-def test_misuse_is_refused():
+def test_misuse_is_rejected():
     with pytest.raises(ValueError, match="dtype 'float16' of a text encoder: choose float32 or"):
         clip_text.make_text_encoder("", dtype="float16")
-    with pytest.raises(ValueError, match=r"has no weights: name model\.safetensors .*text\.path"):
+    with pytest.raises(ValueError, match=r"has no weights: set text\.path to model\.safetensors"):
         clip_text.make_text_encoder("").load()

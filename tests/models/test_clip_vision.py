@@ -1,4 +1,4 @@
-"""CLIP's image encoder: what transformers' PyTorch classes give with the same weights; what does not fit is named."""
+"""CLIP's image encoder against transformers with the same weights, and errors for weights that do not fit."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SIZES = {
 
 
 def save_reference(folder, projection=24, **changes):
-    """A CLIPModel of transformers with random weights, also written to a folder."""
+    """A CLIPModel of transformers with random weights, also saved to a folder."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def draw_pixels(size, count=3):
 
 
 def expect(network, pixels):
-    """The vectors of transformers, float32."""
+    """The embeddings of transformers, float32."""
     import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -68,7 +68,7 @@ def expect(network, pixels):
     ids=["quick_gelu", "gelu", "sizes"],
 )
 def test_equals_transformers(tmp_path, changes):
-    """Pixels that fill no patch are left out, as there."""
+    """Pixels outside whole patches are ignored, as in transformers."""
     network = save_reference(tmp_path, **changes)
     for path in (tmp_path, tmp_path / FILE):
         encoder = clip_vision.make_image_encoder(str(path))
@@ -115,8 +115,8 @@ def test_published_sizes(tmp_path):
 @pytest.mark.parametrize(
     "size", [(224, 224), (240, 427), (97, 33), (64, 64), (225, 224), (360, 641), (500, 301)]
 )
-def test_frames_are_cropped_as_transformers_does(size):
-    """Smooth and noisy pictures, larger and smaller, of odd sides; all bytes equal."""
+def test_frames_are_cropped_as_in_transformers(size):
+    """Smooth and noisy images, larger and smaller, of odd sizes; exactly equal."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -130,25 +130,25 @@ def test_frames_are_cropped_as_transformers_does(size):
     np.testing.assert_allclose(normed, np.moveaxis(expected, 1, -1), atol=1e-5)
 
 
-# ------------------------------------------------------------------------ what does not load
+# ------------------------------------------------------------------------------------ errors
 
 
-def test_weights_of_a_text_encoder_are_refused(tmp_path):
-    """By config.json, or by the tensors beside one of a whole CLIP."""
+def test_weights_of_a_text_encoder_are_rejected(tmp_path):
+    """By config.json, or by the tensors if config.json is of a full CLIP."""
     write_clip(tmp_path / "text")
     place = re.escape(str(tmp_path / "text"))
-    message = "is of 'clip_text_model': name the folder of a whole CLIP"
+    message = "is the config of 'clip_text_model': give the folder of a full CLIP"
     with pytest.raises(WeightsError, match=f"^{place}.*{message}"):
         clip_vision.make_image_encoder(str(tmp_path / "text"))
     given = {"model_type": "clip", "vision_config": SIZES}
     (tmp_path / "text" / CONFIG_FILE).write_text(json.dumps(given))
     encoder = clip_vision.make_image_encoder(str(tmp_path / "text"))
-    message = r"holds no CLIP image encoder: name the weights of a whole CLIP \(transformers"
+    message = r"has no CLIP image encoder: give the weights of a full CLIP \(transformers"
     with pytest.raises(WeightsError, match=f"^{place}.*{message}"):
         encoder.load()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_errors_name_what_is_missing(tmp_path):
     save_reference(tmp_path)
     tensors = load_file(tmp_path / FILE)
     tensors.pop("visual_projection.weight")
@@ -161,7 +161,7 @@ def test_what_is_missing_is_named(tmp_path):
     assert "1 unexpected (vision_model.encoder.layers.7.mlp.fc2.bias)" in message
     (tmp_path / CONFIG_FILE).unlink()
     for path in (tmp_path, tmp_path / FILE):
-        with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
             clip_vision.make_image_encoder(str(path))
     with pytest.raises(ValueError, match="dtype 'float16' of an image encoder: choose float32 or"):
         clip_vision.make_image_encoder(str(tmp_path), dtype="float16")

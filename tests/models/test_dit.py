@@ -1,4 +1,4 @@
-"""What the transformer mixes, what moves it, and what must not."""
+"""The diffusion transformer: which inputs affect which outputs, its options, and its errors."""
 
 import functools
 
@@ -66,8 +66,8 @@ def random_params(**changes):
     return randomise.random_params(make_model(**changes), *inputs(), scale=0.3)
 
 
-def moved_frames(x, *args, params, frame, **changes):
-    """(T,) how far the first video's frames move when one of them is pushed, the second's staying put."""
+def frame_changes(x, *args, params, frame, **changes):
+    """(T,) change of the first video's output when one of its input frames changes; the second's must not."""
     pushed = x.copy()
     pushed[0, frame] += 1
     change = np.abs(apply(params, pushed, *args, **changes) - apply(params, x, *args, **changes))
@@ -77,11 +77,11 @@ def moved_frames(x, *args, params, frame, **changes):
 
 
 def without(params, *kinds):
-    """The same parameters with adaLN off in the named places: identity blocks, plain last norm."""
+    """The parameters with zero modulation in the named parts: identity blocks, or an unmodulated last norm."""
     blocks = dict(params["blocks"])
     for kind in set(kinds) & {"spatial", "temporal"}:
-        silent = jax.tree.map(jnp.zeros_like, blocks[kind]["modulation"])
-        blocks[kind] = blocks[kind] | {"modulation": silent}
+        zeros = jax.tree.map(jnp.zeros_like, blocks[kind]["modulation"])
+        blocks[kind] = blocks[kind] | {"modulation": zeros}
         if "text_gate" in blocks[kind]:
             blocks[kind]["text_gate"] = jnp.zeros_like(blocks[kind]["text_gate"])
     params = params | {"blocks": blocks}
@@ -91,7 +91,7 @@ def without(params, *kinds):
 
 
 @pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
-def test_a_new_model_says_zero(modulation):
+def test_the_output_is_zero_at_initialization(modulation):
     changes = {"modulation": modulation}
     params = jax.jit(make_model(**changes).init)(jax.random.key(0), *inputs())["params"]
     out = apply(params, *inputs(), **changes)
@@ -99,7 +99,7 @@ def test_a_new_model_says_zero(modulation):
     np.testing.assert_array_equal(out, 0)
 
 
-def test_every_pair_has_a_spatial_and_a_temporal_block_that_act():
+def test_every_pair_has_an_effective_spatial_and_temporal_block():
     """Regression: the first implementation had a space-time block only every third layer."""
     params = random_params(depth=4)
     args = inputs()
@@ -116,8 +116,8 @@ def test_every_pair_has_a_spatial_and_a_temporal_block_that_act():
             assert np.abs(after - before).max() > 1e-3, (kind, pair)
 
 
-def test_a_model_without_temporal_blocks_would_not_mix_frames():
-    """The frames meet in temporal blocks and nowhere else, and there they do meet."""
+def test_only_temporal_blocks_mix_frames():
+    """A change of one frame reaches the others with temporal blocks, and not without them."""
     x, t, text = inputs()
     moved = x.copy()
     moved[0, 1] += 1
@@ -129,8 +129,8 @@ def test_a_model_without_temporal_blocks_would_not_mix_frames():
     assert change[0, 1] > 1e-4 and np.all(change[0, [0, 2]] == 0)
 
 
-def test_frames_have_positions_in_time():
-    """Regression: without them, a film played backwards would give the output backwards."""
+def test_outputs_depend_on_the_order_of_frames():
+    """Regression: without temporal positions, a reversed video would give the reversed output."""
     x, t, text = inputs()
     params = random_params()
     forward = apply(params, x, t, text)
@@ -139,7 +139,7 @@ def test_frames_have_positions_in_time():
 
 
 @pytest.mark.parametrize("axis", [2, 3])
-def test_places_have_positions_in_space(axis):
+def test_outputs_depend_on_the_order_of_patches(axis):
     def swap(video):
         return np.concatenate(np.split(video, 2, axis)[::-1], axis)  # exchanges the patches
 
@@ -151,7 +151,7 @@ def test_places_have_positions_in_space(axis):
 
 @jax.jit
 def gradients_of_output(params):
-    """Of the summed squares of the output, by time and by parameters."""
+    """Gradients of the sum of squares of the output, with respect to time and parameters."""
     x, t, text = inputs()
     model = make_model(cross_attention="none", text_depth=0)
 
@@ -162,20 +162,20 @@ def gradients_of_output(params):
 
 
 @pytest.mark.parametrize("kind", ["spatial", "temporal"])
-def test_time_and_caption_reach_the_video_through_either_kind_of_block(kind):
+def test_time_and_caption_condition_both_kinds_of_blocks(kind):
     """Regression: the first implementation's temporal residual was not conditioned."""
     other = {"spatial": "temporal", "temporal": "spatial"}[kind]
     changes = {"cross_attention": "none", "text_depth": 0}
     by_time, by_params = gradients_of_output(without(random_params(**changes), other, "last"))
     by_word = by_params["caption_encoder"]["words"]["embedding"]
     assert np.all(np.abs(by_time) > 1e-4)
-    assert np.all(np.abs(by_word[3:8]).max(1) > 1e-3)  # the words said
+    assert np.all(np.abs(by_word[3:8]).max(1) > 1e-3)  # the words of the captions
     np.testing.assert_array_equal(by_word[:3], 0)
     np.testing.assert_array_equal(by_word[8:], 0)
 
 
 @pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
-def test_one_time_is_the_same_time_for_every_frame(modulation):
+def test_a_time_per_clip_equals_the_same_time_per_frame(modulation):
     x, t, text = inputs()
     params = random_params(modulation=modulation)
     per_frame = np.repeat(t[:, None], FRAMES, axis=1)
@@ -187,7 +187,7 @@ def test_one_time_is_the_same_time_for_every_frame(modulation):
     )
 
 
-def test_a_frames_own_time_moves_it_alone_until_frames_meet():
+def test_a_time_per_frame_affects_other_frames_through_temporal_blocks_only():
     x, t, text = inputs()
     times = np.repeat(t[:, None], FRAMES, axis=1)
     clean = times.copy()
@@ -199,7 +199,7 @@ def test_a_frames_own_time_moves_it_alone_until_frames_meet():
         assert np.all(change[:, 1:] > 1e-5) if spreads else np.all(change[:, 1:] == 0)
 
 
-def test_padding_behind_a_caption_does_not_matter():
+def test_caption_padding_has_no_effect():
     x, t, text = inputs()
     params = random_params()
     before = apply(params, x, t, text)
@@ -212,7 +212,7 @@ def test_padding_behind_a_caption_does_not_matter():
     np.testing.assert_array_equal(apply(other, x, t, text), before)
 
 
-def test_the_words_matter_one_by_one_and_in_their_order():
+def test_every_word_and_their_order_matter():
     x, t, text = inputs()
     params = random_params()
     before = apply(params, x, t, text)
@@ -225,20 +225,20 @@ def test_the_words_matter_one_by_one_and_in_their_order():
     assert np.abs(apply(params, x, t, swapped) - before).max() > 1e-4
 
 
-def test_a_caption_without_words_is_no_nan():
+def test_an_empty_caption_gives_finite_outputs():
     x, t, text = inputs()
     assert np.all(np.isfinite(apply(random_params(), x, t, np.zeros_like(text))))
 
 
-def test_cross_attention_is_there_only_where_it_is_asked_for():
-    reading = random_params()["blocks"]
+def test_cross_attention_adds_its_parameters_only_when_enabled():
+    gated = random_params()["blocks"]
     plain = random_params(cross_attention="none")["blocks"]
     for kind in ("spatial", "temporal"):
         assert set(plain[kind]) == {"attention", "mlp", "modulation"}
-        assert set(reading[kind]) - set(plain[kind]) == {"text_attention", "text_norm", "text_gate"}
+        assert set(gated[kind]) - set(plain[kind]) == {"text_attention", "text_norm", "text_gate"}
 
 
-def test_the_pooled_caption_is_the_mean_over_its_words():
+def test_the_pooled_caption_is_the_mean_over_words():
     module = CaptionEncoder(16, 8, 0, 2)
     ids = np.array([[3, 4, 0], [5, 0, 0]])
     params = randomise.random_params(module, ids)
@@ -250,7 +250,7 @@ def test_the_pooled_caption_is_the_mean_over_its_words():
 
 
 @pytest.mark.parametrize("positions", ["sincos", "latte"])
-def test_remat_changes_no_gradient(positions):
+def test_remat_does_not_change_gradients(positions):
     args, changes = inputs(), {"cross_attention": "none", "text_depth": 0, "positions": positions}
     params, gradients = random_params(**changes), []
     for remat in ("none", "block"):
@@ -272,7 +272,7 @@ PIXART = {"modulation": "adaln_single", "cross_attention": "pixart", "qk_norm": 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.04), (jnp.float16, 0.006)])
 @pytest.mark.parametrize("changes", [{}, {"attention": "joint", "positions": "rope"} | PIXART])
-def test_half_precision_stays_close_to_single(dtype, tolerance, changes):
+def test_half_precision_is_close_to_float32(dtype, tolerance, changes):
     args = inputs()
     params = random_params(**changes)
     exact = apply(params, *args, **changes)
@@ -298,7 +298,7 @@ def test_half_precision_stays_close_to_single(dtype, tolerance, changes):
         ),
         (
             {"cross_attention": "none", "pooled_text": False},
-            r"cross_attention is 'none' and model\.pooled_text is False, .*reach nothing",
+            r"cross_attention is 'none' and model\.pooled_text is False, .*would be ignored",
         ),
         ({"text_encoder": "embeddings"}, r"model\.text_depth is 1, but only .*'words'"),
         (
@@ -318,7 +318,7 @@ def test_half_precision_stays_close_to_single(dtype, tolerance, changes):
         ({"patch_size": (1, 4, 5)}, "width of 8 is not a multiple of the patch of 5"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(changes, message):
+def test_conflicting_fields_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(make_model(**changes).init, jax.random.key(0), *inputs())
 
@@ -330,7 +330,7 @@ PLAIN = {"cross_attention": "none", "text_depth": 0}
 
 
 def scramble(params, *names):
-    """Random numbers under the named parts of every block."""
+    """Randomizes the named parts of every block."""
     scrambled = randomise.randomise(params["blocks"], 0.3)
     blocks = {
         kind: block | {name: scrambled[kind][name] for name in names if name in block}
@@ -342,8 +342,8 @@ def scramble(params, *names):
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
 @pytest.mark.parametrize("modulation", ["adaln_zero", "adaln_single"])
 @pytest.mark.parametrize("cross_attention", ["none", "gated", "pixart"])
-def test_new_blocks_let_the_tokens_pass(attention, modulation, cross_attention):
-    """What they compute reaches nothing: all gates are shut."""
+def test_blocks_are_the_identity_at_initialization(attention, modulation, cross_attention):
+    """All gates are zero, so the parameters of their branches have no effect."""
     changes = {"attention": attention, "modulation": modulation, "text_depth": 0}
     changes |= {"cross_attention": cross_attention}
     params = jax.jit(make_model(**changes).init)(jax.random.key(0), *inputs())["params"]
@@ -356,12 +356,12 @@ def test_new_blocks_let_the_tokens_pass(attention, modulation, cross_attention):
     assert np.abs(apply(opened, *inputs(), **changes) - before).max() > 1e-3
 
 
-def test_joint_attention_is_one_kind_of_block_and_may_be_odd_in_number():
+def test_joint_attention_has_one_kind_of_block_and_allows_odd_depths():
     changes = PLAIN | {"attention": "joint", "depth": 3}
     params = random_params(**changes)
     assert set(params["blocks"]) == {"joint"}
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(params["blocks"]))
-    change = moved_frames(*inputs(), params=params, frame=1, **changes)
+    change = frame_changes(*inputs(), params=params, frame=1, **changes)
     assert np.all(change > 1e-4)
 
 
@@ -371,17 +371,17 @@ def test_causal_attention_leaks_nothing_from_later_frames(attention, kind):
     changes = PLAIN | {"attention": attention, "positions": kind, "causal": True}
     params = random_params(**changes)
     for frame in range(FRAMES):
-        change = moved_frames(*inputs(), params=params, frame=frame, **changes)
-        assert np.all(change[:frame] == 0)  # to the bit
+        change = frame_changes(*inputs(), params=params, frame=frame, **changes)
+        assert np.all(change[:frame] == 0)  # exactly
         assert np.all(change[frame:] > 1e-4)
-    both_ways = moved_frames(*inputs(), params=params, frame=2, **changes | {"causal": False})
-    assert np.all(both_ways > 1e-4)
+    bidirectional = frame_changes(*inputs(), params=params, frame=2, **changes | {"causal": False})
+    assert np.all(bidirectional > 1e-4)
 
 
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
 @pytest.mark.parametrize("kind", ["rope", "latte", "dit"])
-def test_every_kind_of_positions_tells_time_and_space(attention, kind):
-    def mirror(video, axis):  # exchanges the patches, or turns the film
+def test_every_kind_of_positions_distinguishes_time_and_space(attention, kind):
+    def mirror(video, axis):  # swaps the patches, or reverses the frames
         parts = np.split(video, video.shape[axis] // (1 if axis == 1 else 4), axis)
         return np.concatenate(parts[::-1], axis)
 
@@ -395,7 +395,7 @@ def test_every_kind_of_positions_tells_time_and_space(attention, kind):
 
 
 @pytest.mark.parametrize("kind", ["sincos", "rope", "latte", "dit"])
-def test_positions_stretch_over_the_grid_they_were_made_for(kind):
+def test_positions_are_interpolated_over_the_original_grid(kind):
     changes = PLAIN | {"positions": kind}
     params = random_params(**changes)
     before = apply(params, *inputs(), **changes)
@@ -406,42 +406,42 @@ def test_positions_stretch_over_the_grid_they_were_made_for(kind):
 
 
 @pytest.mark.parametrize("kind", ["sincos", "rope", "latte", "dit"])
-def test_a_picture_skips_the_temporal_blocks(kind):
-    """Whatever these hold; and the spatial ones are the video's."""
+def test_an_image_skips_the_temporal_blocks(kind):
+    """Their parameters have no effect; the spatial blocks are those of videos."""
     x, t, text = inputs()
-    picture, changes = x[:, :1], PLAIN | {"positions": kind}
+    image, changes = x[:, :1], PLAIN | {"positions": kind}
     params = random_params(**changes)
-    before = apply(params, picture, t, text, **changes)
+    before = apply(params, image, t, text, **changes)
     broken = params["blocks"] | {
         "temporal": jax.tree.map(lambda leaf: leaf * np.nan, params["blocks"]["temporal"])
     }
     without_time = {"blocks": {"spatial": params["blocks"]["spatial"]}}
     for other in (params | {"blocks": broken}, params | without_time):
-        np.testing.assert_array_equal(apply(other, picture, t, text, **changes), before)
-    shut = without(params, "spatial")
-    assert np.abs(apply(shut, picture, t, text, **changes) - before).max() > 1e-3
+        np.testing.assert_array_equal(apply(other, image, t, text, **changes), before)
+    identity = without(params, "spatial")
+    assert np.abs(apply(identity, image, t, text, **changes) - before).max() > 1e-3
     first = apply(without(params, "temporal"), x, t, text, **changes)[:, :1]
-    if kind == "latte":  # adds the time to the tokens, in videos
+    if kind == "latte":  # adds temporal positions, in videos only
         assert np.abs(first - before).max() > 1e-3
     else:
         np.testing.assert_allclose(first, before, atol=2e-5)
 
 
-def test_a_picture_cannot_fill_a_patch_of_two_frames():
+def test_an_image_does_not_fit_a_patch_of_two_frames():
     x, t, text = inputs()
     model = make_model(patch_size=(2, 4, 4))
     with pytest.raises(ValueError, match="frames of 1 is not a multiple of the patch of 2"):
         jax.eval_shape(model.init, jax.random.key(0), x[:, :1], t, text)
 
 
-def silent(params):
-    """The same parameters with blocks that add nothing, whatever modulates them."""
+def zero_outputs(params):
+    """The parameters with zero output layers in all blocks, which makes these the identity."""
     blocks = {kind: dict(block) for kind, block in params["blocks"].items()}
     for block in blocks.values():
         for name, last in (("attention", "out"), ("mlp", "down"), ("text_attention", "out")):
             if name in block:
-                shut = jax.tree.map(np.zeros_like, block[name][last])
-                block[name] = block[name] | {last: shut}
+                zeros = jax.tree.map(np.zeros_like, block[name][last])
+                block[name] = block[name] | {last: zeros}
     return params | {"blocks": blocks}
 
 
@@ -460,7 +460,7 @@ def layer_norm(x):
 
 
 def first_tokens(p, x):
-    """(B, T, N, D) float64, patches before their positions."""
+    """(B, T, N, D) float64, embedded patches without positions."""
     return dense(p["patch_embed"], np.float64(patches.patchify(x, (1, 4, 4))))
 
 
@@ -470,10 +470,10 @@ def to_video(p, tokens):
 
 
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
-def test_latte_adds_the_time_once_to_videos_alone(attention):
+def test_latte_adds_temporal_positions_once_and_to_videos_only(attention):
     x, t, text = inputs()
     changes = PLAIN | {"attention": attention, "positions": "latte", "depth": 4}
-    params = without(silent(random_params(**changes)), "last")
+    params = without(zero_outputs(random_params(**changes)), "last")
     p = jax.tree.map(np.float64, params)
     for frames in (FRAMES, 1):
         tokens = first_tokens(p, x[:, :frames]) + np.asarray(positions.sincos_2d((2, 2), WIDTH))
@@ -484,14 +484,14 @@ def test_latte_adds_the_time_once_to_videos_alone(attention):
 
 
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_the_last_layer_adds_a_table_to_the_condition_as_it_is(per_frame):
-    """adaln_single in float64; of three conditions: time, a class and a micro-condition."""
+def test_the_last_layer_adds_a_table_to_the_condition(per_frame):
+    """adaln_single in float64, with three conditions: time, a class and a micro-condition."""
     x, t, _ = inputs()
     t = np.stack([t, t / 2, t + 9], axis=1) if per_frame else t
     changes = PLAIN | {"modulation": "adaln_single", "positions": "rope"}
     changes |= {"text_encoder": "class", "micro_conditions": ("fps",)}
     args = (x, t, np.array([3, 15]), {"fps": np.array([8.0, 24.0], np.float32)})
-    params = silent(randomise.random_params(make_model(**changes), *args, scale=0.3))
+    params = zero_outputs(randomise.random_params(make_model(**changes), *args, scale=0.3))
     p = jax.tree.map(np.float64, params)
 
     def features(values):
@@ -506,15 +506,15 @@ def test_the_last_layer_adds_a_table_to_the_condition_as_it_is(per_frame):
 
 
 def test_one_shared_layer_modulates_all_blocks():
-    """A push of its bias is the same push of every block's table."""
+    """Adding to its bias equals adding to every block's table."""
     changes = PLAIN | {"modulation": "adaln_single", "depth": 4}
     params = random_params(**changes)
     before = apply(params, *inputs(), **changes)
-    push = normal(6, WIDTH) / 5
+    offset = normal(6, WIDTH) / 5
     shared = params["shared_modulation"]
-    by_layer = params | {"shared_modulation": shared | {"bias": shared["bias"] + push.ravel()}}
+    by_layer = params | {"shared_modulation": shared | {"bias": shared["bias"] + offset.ravel()}}
     blocks = {
-        kind: block | {"scale_shift_table": block["scale_shift_table"] + push}
+        kind: block | {"scale_shift_table": block["scale_shift_table"] + offset}
         for kind, block in params["blocks"].items()
     }
     pushed = apply(by_layer, *inputs(), **changes)
@@ -523,14 +523,14 @@ def test_one_shared_layer_modulates_all_blocks():
     np.testing.assert_allclose(again, pushed, atol=2e-5)
 
 
-# ----------------------------------------------------------------------- what the model is told
+# ---------------------------------------------------------------------------------- conditioning
 
 
 def micro(**values):
     return {name: np.asarray(value, np.float32) for name, value in values.items()}
 
 
-def test_micro_conditions_move_the_output_each_by_itself():
+def test_each_micro_condition_affects_the_output():
     changes = PLAIN | {"micro_conditions": ("fps", "motion")}
     args = inputs()
     given = micro(fps=[8, 24], motion=[10, 200])
@@ -541,11 +541,11 @@ def test_micro_conditions_move_the_output_each_by_itself():
         other = given | {name: given[name] + np.array([5, 0], np.float32)}
         change = np.abs(apply(params, *args, other, **changes) - before).max((1, 2, 3, 4))
         assert change[0] > 1e-3 and change[1] == 0
-        # With its embedder shut, a condition is nothing, and the others go on.
-        shut = params | {f"{name}_embed": jax.tree.map(np.zeros_like, params[f"{name}_embed"])}
-        quiet = apply(shut, *args, given, **changes)
-        np.testing.assert_array_equal(apply(shut, *args, other, **changes), quiet)
-        assert np.abs(quiet - before).max() > 1e-3
+        # With a zero embedder, a condition has no effect, and the others still do.
+        zero = params | {f"{name}_embed": jax.tree.map(np.zeros_like, params[f"{name}_embed"])}
+        without_it = apply(zero, *args, given, **changes)
+        np.testing.assert_array_equal(apply(zero, *args, other, **changes), without_it)
+        assert np.abs(without_it - before).max() > 1e-3
     order = PLAIN | {"micro_conditions": ("motion", "fps")}
     np.testing.assert_allclose(apply(params, *args, given, **order), before, atol=1e-5)
 
@@ -559,13 +559,13 @@ def test_micro_conditions_move_the_output_each_by_itself():
         ((), micro(fps=[1, 1]), "given are fps, but .* are none:"),
     ],
 )
-def test_other_micro_conditions_than_the_models_are_refused(names, given, message):
+def test_micro_conditions_other_than_the_models_are_rejected(names, given, message):
     model = make_model(micro_conditions=names)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), *inputs(), given)
 
 
-def test_classes_join_the_time_and_read_no_words():
+def test_classes_are_added_to_the_condition():
     changes = PLAIN | {"text_encoder": "class"}
     x, t, _ = inputs()
     params = randomise.random_params(make_model(**changes), x, t, np.array([0, 1]), scale=0.3)
@@ -587,10 +587,10 @@ def embeddings():
 
 @pytest.mark.parametrize("cross_attention", ["none", "gated", "pixart"])
 @pytest.mark.parametrize("pooled_text", [False, True])
-def test_embeddings_are_read_where_the_model_asks_for_them(cross_attention, pooled_text):
+def test_embeddings_are_read_by_the_parts_that_use_them(cross_attention, pooled_text):
     reads = cross_attention != "none"
     if not reads and not pooled_text:
-        return  # refused
+        return  # rejected
     changes = EMBEDDED | {"cross_attention": cross_attention, "pooled_text": pooled_text}
     x, t, _ = inputs()
     text = embeddings()
@@ -608,7 +608,7 @@ def test_embeddings_are_read_where_the_model_asks_for_them(cross_attention, pool
         assert change[1] == 0 and (change[0] > 1e-4 if moves else change[0] == 0), name
 
 
-def test_embeddings_that_lack_a_part_are_refused():
+def test_embeddings_that_lack_a_part_are_rejected():
     x, t, _ = inputs()
     text = {"tokens": embeddings()["tokens"]}
     with pytest.raises(ValueError, match="lack mask, pooled: the model reads tokens, mask, pooled"):
@@ -629,6 +629,6 @@ def test_outputs_may_have_other_channels_than_inputs():
     params = random_params(out_channels=5)
     out = apply(params, *inputs(), out_channels=5)
     assert out.shape == (*VIDEO[:-1], 5)
-    # Whole numbers of the clock serve as well.
+    # Integer times work too.
     x, t, text = inputs()
     np.testing.assert_array_equal(apply(params, x, np.int32(t), text, out_channels=5), out)

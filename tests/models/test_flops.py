@@ -1,4 +1,4 @@
-"""Counted operations against those of XLA, and against sums over what a mask lets through."""
+"""FLOPs against XLA's count, and against the number of unmasked pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from videogen_jax.models.dit import VideoDiT
 from videogen_jax.models.flops import TRAIN_FACTOR, count_flops
 from videogen_jax.models.patches import patch_grid
 
-SIZE, PATCH = 16, (1, 2, 2)  # of a square frame, in latent places
+SIZE, PATCH = 16, (1, 2, 2)  # height and width of a frame, in latents
 SHAPE = {"frames": 6, "channels": 4, "words": 24, "text_width": 0}
 MODEL = {
     "width": 256,
@@ -43,13 +43,13 @@ def make_model(text_width, text_depth=0, **changes):
 
 
 def split(changes):
-    """The shape of the inputs, and the fields of the model."""
+    """(sizes of the inputs, fields of the model)."""
     shape = {name: changes.get(name, value) for name, value in SHAPE.items()}
     return shape, {name: value for name, value in changes.items() if name not in SHAPE}
 
 
 def xla_flops(grad=False, **changes):
-    """What XLA counts in the program of one clip; it counts the body of a loop once, so one group of blocks."""
+    """XLA's count for one clip; it counts a loop's body once, hence one group of blocks."""
     shape, fields = split(changes)
     model = make_model(shape["text_width"], **fields)
     clip = jnp.zeros((1, shape["frames"], SIZE, SIZE, shape["channels"]))
@@ -88,8 +88,8 @@ def flops(**changes):
         {"cross_attention": "none", "attention": "joint", "depth": 1},
     ],
 )
-def test_flops_are_those_that_xla_counts(changes):
-    """XLA counts what is elementwise too, the more of it the smaller the model: some percent here."""
+def test_flops_agree_with_xla(changes):
+    """XLA also counts elementwise operations: a few percent at this model size."""
     assert flops(**changes) == pytest.approx(xla_flops(**changes), rel=0.04)
 
 
@@ -104,8 +104,8 @@ def test_flops_are_those_that_xla_counts(changes):
         {"width": 512},
     ],
 )
-def test_every_size_adds_what_xla_counts_for_it(changes):
-    """Small parts are seen in what they add."""
+def test_flops_grow_with_every_size_as_in_xla(changes):
+    """Differences reveal small parts."""
     base = {"text_width": 96} if "text_width" in changes else {}
     added = xla_flops(**changes) - xla_flops(**base)
     assert flops(**changes) - flops(**base) == pytest.approx(added, rel=0.04)
@@ -115,16 +115,16 @@ def test_a_train_step_is_three_forward_passes():
     assert TRAIN_FACTOR * flops() == pytest.approx(xla_flops(grad=True), rel=0.05)
 
 
-def test_flops_grow_with_the_blocks_alone():
+def test_flops_are_linear_in_the_depth():
     two, four, eight = (flops(depth=depth) for depth in (2, 4, 8))
     assert eight - four == 2 * (four - two) > 0
 
 
 @pytest.mark.parametrize(("attention", "tokens"), [("factorized", 1), ("joint", 64)])
-def test_causal_counts_the_pairs_that_see_each_other(attention, tokens):
-    """What the mask takes away, for 4 D operations a pair; `tokens` of a frame are in a sequence."""
+def test_causal_attention_counts_unmasked_pairs(attention, tokens):
+    """Masked pairs save 4 D FLOPs each; a sequence has `tokens` tokens per frame."""
     frame = np.repeat(np.arange(6), tokens)
-    hidden = np.sum(frame[:, None] < frame[None])
+    masked = np.sum(frame[:, None] < frame[None])
     sequences, blocks = (64, 1) if attention == "factorized" else (1, 2)
-    whole, causal = (flops(attention=attention, causal=flag) for flag in (False, True))
-    assert whole - causal == blocks * sequences * hidden * 4 * MODEL["width"]
+    full, causal = (flops(attention=attention, causal=flag) for flag in (False, True))
+    assert full - causal == blocks * sequences * masked * 4 * MODEL["width"]

@@ -1,4 +1,4 @@
-"""Weights by name: where they are looked for, and what to do when they are not to be had."""
+"""Files of published models: local paths, downloads from the hub, and errors."""
 
 import builtins
 import re
@@ -15,13 +15,13 @@ FILE = "model.safetensors"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub that has one file, and notes what it is asked for."""
+    """A fake hub with one file, which records requests."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("huggingface_hub")
-    module.asked = []
+    module.requests = []
 
     def hf_hub_download(repository, file):
-        module.asked.append((repository, file))
+        module.requests.append((repository, file))
         if repository != "owner/known":
             raise FileNotFoundError("We have no connection.\nTry later.")
         (tmp_path / "cache").write_text("weights")
@@ -40,46 +40,46 @@ def hub(monkeypatch, tmp_path):
         ("owner/known/deep/other.safetensors", "deep/other.safetensors"),
     ],
 )
-def test_names_are_fetched(hub, tmp_path, path, file):
+def test_hub_names_are_downloaded(hub, tmp_path, path, file):
     assert find_file(path, FILE) == tmp_path / "cache"
-    assert hub.asked == [("owner/known", file)]
+    assert hub.requests == [("owner/known", file)]
 
 
-def test_what_is_here_is_not_fetched(hub, tmp_path):
+def test_local_files_are_not_downloaded(hub, tmp_path):
     folder = tmp_path / "owner" / "known"
     folder.mkdir(parents=True)
     (folder / FILE).touch()
     assert find_file("owner/known", FILE).samefile(folder / FILE)
     assert find_file(str(folder / FILE), "other.safetensors") == folder / FILE
-    with pytest.raises(FileNotFoundError, match="owner/known holds no config.json: name the fol"):
+    with pytest.raises(FileNotFoundError, match="owner/known has no config.json: give the fol"):
         find_file("owner/known", "config.json")
-    assert not hub.asked
+    assert not hub.requests
 
 
-def test_an_unreachable_hub_says_what_to_place_where(hub, tmp_path):
-    place = re.escape(str(tmp_path / "owner" / "unknown" / FILE))
-    message = rf"no owner/unknown/{FILE} here .*\(FileNotFoundError: We have no connection\): "
-    with pytest.raises(FileNotFoundError, match=message + rf"place .* at {place}, or name"):
+def test_the_error_for_an_unreachable_hub_says_where_to_put_the_file(hub, tmp_path):
+    target = re.escape(str(tmp_path / "owner" / "unknown" / FILE))
+    message = rf"no local owner/unknown/{FILE} .*\(FileNotFoundError: We have no connection\): "
+    with pytest.raises(FileNotFoundError, match=message + rf"put .* at {target}, or give"):
         find_file("owner/unknown", FILE)
-    with pytest.raises(FileNotFoundError, match="place config.json of the hub's owner/unknown at"):
+    with pytest.raises(FileNotFoundError, match="put config.json of the hub's owner/unknown at"):
         autoencoders.make_autoencoder("sd", "owner/unknown")
-    # Following it helps.
+    # Following the advice works.
     (tmp_path / "owner" / "unknown").mkdir(parents=True)
     (tmp_path / "owner" / "unknown" / FILE).touch()
     assert find_file("owner/unknown", FILE).is_file()
 
 
-def test_a_hub_that_is_not_installed_says_so(hub, monkeypatch):
+def test_the_error_without_huggingface_hub_says_so(hub, monkeypatch):
     monkeypatch.delitem(sys.modules, "huggingface_hub")
     real = builtins.__import__
 
-    def refuse(name, *args, **options):
+    def fail(name, *args, **options):
         if name == "huggingface_hub":
             raise ImportError(name)
         return real(name, *args, **options)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    message = r"not installed \(pip install huggingface_hub\): place model.safetensors of"
+    monkeypatch.setattr(builtins, "__import__", fail)
+    message = r"not installed \(pip install huggingface_hub\): put model.safetensors of"
     with pytest.raises(FileNotFoundError, match=message):
         find_file("owner/known", FILE)
 
@@ -87,15 +87,15 @@ def test_a_hub_that_is_not_installed_says_so(hub, monkeypatch):
 @pytest.mark.parametrize(
     "path", ["/no/such/folder", "weights.safetensors", "owner/model.bin", "../owner/known"]
 )
-def test_paths_are_no_names(hub, path):
-    with pytest.raises(FileNotFoundError, match=f"There is no '{re.escape(path)}': name a"):
+def test_paths_are_not_hub_names(hub, path):
+    with pytest.raises(FileNotFoundError, match=f"There is no '{re.escape(path)}': give a"):
         find_file(path, FILE)
-    assert not hub.asked
+    assert not hub.requests
 
 
 def test_the_real_package_offline(monkeypatch, tmp_path):
     pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="place model.safetensors of the hub's owner/none"):
+    with pytest.raises(FileNotFoundError, match="put model.safetensors of the hub's owner/none"):
         find_file("owner/none", FILE)

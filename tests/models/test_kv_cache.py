@@ -1,4 +1,4 @@
-"""A causal model that goes on from frames: what it remembers, what it does not see, when positions begin again."""
+"""Continuing a video with a causal model: the KV cache, causality, and cyclic positions."""
 
 import functools
 
@@ -74,14 +74,14 @@ def random_params(**changes):
 
 
 def empty_cache():
-    """Nothing is remembered; what lies in the slots must not be seen."""
+    """An empty cache; the content of its slots must not matter."""
     shape = (2, 2, 4, SLOTS, HEADS, WIDTH // HEADS)
     return KVCache(normal(*shape, seed=7), 30 * normal(*shape, seed=8), np.int32(0))
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rope", "latte", "dit"])
-def test_a_video_in_two_parts_is_the_whole_one(positions):
-    """The second part is a single frame; and the whole wraps around the cycle."""
+def test_a_video_in_two_parts_equals_the_whole(positions):
+    """The second part is a single frame, and positions wrap around the cycle."""
     changes = {"positions": positions}
     params, apply = random_params(**changes), jitted_apply(**changes)
     start = np.array([4, 1], np.int32)
@@ -96,14 +96,14 @@ def test_a_video_in_two_parts_is_the_whole_one(positions):
     np.testing.assert_allclose(
         np.concatenate(parts, axis=1), whole, atol=1e-5 * np.abs(whole).max()
     )
-    # And what is remembered is seen.
+    # The cached frames matter.
     emptied = kv_cache._replace(length=np.int32(0))
     out, _ = apply(params, args | {"kv_cache": emptied})
     assert np.abs(out - whole[:, 5:]).max() > 1e-2 * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("positions", ["sincos", "latte", "rope"])
-def test_positions_begin_again_after_the_cycle(positions):
+def test_outputs_repeat_after_the_cycle(positions):
     changes = {"positions": positions}
     apply = functools.partial(jitted_apply(**changes), random_params(**changes))
     first, later, again = (
@@ -111,14 +111,16 @@ def test_positions_begin_again_after_the_cycle(positions):
         for start in ([0, 3], [1, 3], [CYCLE, 3 + 5 * CYCLE])
     )
     np.testing.assert_array_equal(again, first)
-    moved = np.abs(later - first).max((1, 2, 3, 4))
-    assert moved[1] == 0
-    assert moved[0] == 0 if positions == "rope" else moved[0] > 1e-3  # rotations see differences
+    change = np.abs(later - first).max((1, 2, 3, 4))
+    assert change[1] == 0
+    assert (
+        change[0] == 0 if positions == "rope" else change[0] > 1e-3
+    )  # rotary positions are relative
 
 
 @pytest.mark.parametrize("seq", [1, 2])
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
-def test_a_causal_model_leaks_nothing_from_later_frames_to_the_bit(attention, seq):
+def test_a_causal_model_leaks_exactly_nothing_from_later_frames(attention, seq):
     changes = {"attention": attention, "conditioning": "frames", "positions": "rope"}
     model = make_model(**changes, token_sharding=TokenSharding(make_mesh(seq=seq)))
     params = random_params(**changes)
@@ -130,46 +132,50 @@ def test_a_causal_model_leaks_nothing_from_later_frames_to_the_bit(attention, se
 
     before = outputs(inputs())
     for frame in range(1, FRAMES):
-        pushed = jax.tree.map(np.copy, inputs())
-        pushed["x_t"][:, frame:] *= -7
-        pushed["mask"][:, frame:] = 1 - pushed["mask"][:, frame:]
-        pushed["t"][:, frame:] += 11
-        after = outputs(pushed)
+        changed = jax.tree.map(np.copy, inputs())
+        changed["x_t"][:, frame:] *= -7
+        changed["mask"][:, frame:] = 1 - changed["mask"][:, frame:]
+        changed["t"][:, frame:] += 11
+        after = outputs(changed)
         np.testing.assert_array_equal(after[:, :frame], before[:, :frame])
         assert np.all(np.abs(after - before)[:, frame:].max((0, 2, 3, 4)) > 1e-3)
 
 
-def test_a_model_that_is_not_causal_shows_how_a_leak_would_look():
+def test_a_model_that_is_not_causal_does_leak():
     changes = {"causal": False, "time_cycle": 0}
     params, apply = random_params(**changes), jitted_apply(**changes)
-    pushed = inputs()
-    pushed["x_t"][:, 5] *= -7
-    assert np.abs(apply(params, pushed) - apply(params, inputs()))[:, :5].max() > 1e-3
+    changed = inputs()
+    changed["x_t"][:, 5] *= -7
+    assert np.abs(apply(params, changed) - apply(params, inputs()))[:, :5].max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("changes", "args", "message"),
     [
-        ({"causal": False, "time_cycle": 0}, {}, r"model\.causal=False .* remembers no frames"),
-        ({"attention": "joint"}, {}, r"model\.attention='joint' remembers no frames"),
+        ({"causal": False, "time_cycle": 0}, {}, r"model\.causal=False .* has no KV cache"),
+        ({"attention": "joint"}, {}, r"model\.attention='joint' has no KV cache"),
         ({}, {}, "Positions 'sincos' .* give the start"),
         ({"positions": "latte", "time_cycle": 0}, {"start": 0}, r"model\.time_cycle above 0"),
         ({"causal": False}, {"kv_cache": None}, r"model\.time_cycle is 8, but only a causal model"),
         (
             {"conditioning": "none"},
             {"kv_cache": None},
-            r"is given mask frames, but model\.conditioning is 'none': give none",
+            r"frame arguments are mask, but model\.conditioning is 'none': give none",
         ),
         (
             {"conditioning": "frames"},
             {"kv_cache": None},
-            r"is given mask frames, but .*'frames': give known and mask",
+            r"frame arguments are mask, but .*'frames': give known and mask",
         ),
-        ({}, {"kv_cache": None, "mask": None}, r"is given no frames, but .*'prefix': give mask"),
+        (
+            {},
+            {"kv_cache": None, "mask": None},
+            r"frame arguments are none, but .*'prefix': give mask",
+        ),
         ({"conditioning": "all"}, {}, r"model\.conditioning 'all': .*none, prefix, frames"),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes, args, message):
+def test_conflicting_options_are_rejected(changes, args, message):
     model = make_model(**changes)
     args = inputs(kv_cache=empty_cache()) | args
     with pytest.raises(ValueError, match=message):

@@ -20,7 +20,7 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5)])
-def test_times_become_cosines_and_then_sines(shape):
+def test_time_embeddings_are_cosines_then_sines(shape):
     t = np.array([0.0, 1.0, 17.0, 500.0, 999.0])
     times = np.broadcast_to(t, shape)
     got = layers.timestep_embedding(jnp.asarray(times), 16)
@@ -33,7 +33,7 @@ def test_times_become_cosines_and_then_sines(shape):
         )
 
 
-def test_times_may_be_whole_numbers():
+def test_times_may_be_integers():
     t = jnp.arange(0, 1000, 111)
     np.testing.assert_array_equal(
         layers.timestep_embedding(t, 8), layers.timestep_embedding(t.astype(jnp.float32), 8)
@@ -51,8 +51,8 @@ def test_modulate_is_a_layer_norm_with_the_conditions_scale_and_shift():
     np.testing.assert_allclose(layers.modulate(x, shift, scale), expected, atol=5e-5)
 
 
-def test_norms_are_float32_inside():
-    """The squares of 300 pass float16's largest number."""
+def test_norms_are_computed_in_float32():
+    """The square of 300 exceeds float16's range."""
     x = jnp.full((1, 4), 300.0, jnp.float16).at[0, 0].set(-300)
     out = layers.RMSNorm().apply({"params": {"scale": jnp.ones(4)}}, x)
     assert out.dtype == jnp.float16
@@ -65,7 +65,7 @@ def rms_norm(x, scale):
 
 
 def attention(query, key, value, params, mask, qk_norm=True):
-    """softmax(norm(q) norm(k) / sqrt(Dh)) v, a head and a row at a time, in float64."""
+    """softmax(norm(q) norm(k) / sqrt(Dh)) v in float64, one head and query at a time."""
     if qk_norm:
         query = rms_norm(query, params["query_norm"]["scale"])
         key = rms_norm(key, params["key_norm"]["scale"])
@@ -80,7 +80,7 @@ def attention(query, key, value, params, mask, qk_norm=True):
     return np.einsum("bnkd,kde->bne", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
-# How it is asked for, and which keys each of 5 queries sees.
+# Options of attention, and the keys that each of 5 queries attends to.
 MASKS = {
     "none": lambda keys: ({}, True),
     "lengths": lambda keys: (
@@ -119,7 +119,7 @@ def test_attention_is_softmax_over_queries_and_keys(mask, cross, qk_norm):
 
 
 @pytest.mark.parametrize("cross", [False, True])
-def test_groups_of_sequences_are_attended_one_by_one(cross):
+def test_groups_of_sequences_equal_single_sequences(cross):
     x, context = normal(2, 3, 5, 12), normal(2, 4, 8, seed=1) if cross else None
     lengths = np.array([2, 4], np.int32)
     module = layers.Attention(num_heads=2)
@@ -130,7 +130,7 @@ def test_groups_of_sequences_are_attended_one_by_one(cross):
         np.testing.assert_allclose(got[:, group], one, atol=1e-6)
 
 
-def test_queries_and_keys_are_normalised():
+def test_queries_and_keys_are_normalized():
     """QK-norm: ten times larger queries and keys change nothing."""
     x = normal(1, 4, 8)
     module = layers.Attention(num_heads=2)
@@ -140,24 +140,24 @@ def test_queries_and_keys_are_normalised():
     np.testing.assert_allclose(apply(module, larger, x), apply(module, params, x), atol=1e-4)
 
 
-def test_rotary_positions_count_by_their_differences_and_leave_values_alone():
-    x, places = normal(2, 5, 12), np.array([0, 3, 4, 8, 2], np.float32)[:, None]
+def test_rotary_embedding_is_relative_and_does_not_affect_values():
+    x, positions = normal(2, 5, 12), np.array([0, 3, 4, 8, 2], np.float32)[:, None]
     module = layers.Attention(num_heads=2)
     params = random_params(module, x)
 
-    def attend(positions):
-        return np.asarray(apply(module, params, x, rotary=positions))
+    def attend(rotary):
+        return np.asarray(apply(module, params, x, rotary=rotary))
 
-    np.testing.assert_allclose(attend(places + 7), attend(places), atol=2e-5)
+    np.testing.assert_allclose(attend(positions + 7), attend(positions), atol=2e-5)
     np.testing.assert_allclose(attend(np.full((5, 1), 3.0)), attend(None), atol=2e-5)
-    assert np.abs(attend(places) - attend(None)).max() > 1e-2
-    # Equal values come out as they are, however their keys are turned.
+    assert np.abs(attend(positions) - attend(None)).max() > 1e-2
+    # A weighted sum of equal values does not depend on the rotation of keys.
     same = np.repeat(x[:, :1], 5, axis=1)
-    turned = np.asarray(apply(module, params, same, rotary=places))
-    np.testing.assert_allclose(turned, apply(module, params, same), atol=2e-5)
+    rotated = np.asarray(apply(module, params, same, rotary=positions))
+    np.testing.assert_allclose(rotated, apply(module, params, same), atol=2e-5)
 
 
-def test_mlp_is_two_matrices_with_a_gelu_between():
+def test_mlp_is_two_linear_layers_with_a_gelu_between():
     x = normal(2, 3, 6)
     module = layers.MLP(ratio=3)
     params = random_params(module, x)

@@ -1,4 +1,4 @@
-"""VGG16's features and the distance made of them, against PyTorch with the same random weights."""
+"""VGG16's features and the perceptual distance, against PyTorch with the same random weights."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def frames(seed):
     return np.random.default_rng(seed).uniform(-1, 1, (2, 32, 16, 3)).astype(np.float32)
 
 
-def test_distance_and_its_gradient_are_pytorchs(network):
+def test_distance_and_its_gradient_agree_with_pytorch(network):
     features, file = network
     params = perceptual.load_vgg(str(file))
     x, y = frames(0), frames(1)
@@ -69,21 +69,21 @@ def test_distance_and_its_gradient_are_pytorchs(network):
     np.testing.assert_allclose(gradient, x.grad.numpy(), atol=1e-3 * scale)
 
 
-def test_equal_pictures_are_at_0_with_a_gradient_that_is_finite():
+def test_equal_images_have_distance_0_and_finite_gradients():
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), perceptual.abstract_vgg())
     x = frames(0)
     value, gradient = jax.value_and_grad(perceptual.distance, argnums=1)(params, x, x)
     assert value == 0 and np.isfinite(gradient).all()
 
 
-def test_other_weights_are_refused(network, tmp_path):
+def test_other_weights_are_rejected(network, tmp_path):
     _, file = network
     save_file(
         {"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "a.safetensors"
     )
     with pytest.raises(WeightsError, match="do not fit VGG16: 25 missing"):
         perceptual.load_vgg(str(tmp_path / "a.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         perceptual.load_vgg(str(tmp_path))
     assert set(perceptual.drop_classifier({"features.0.weight": 1, "classifier.0.bias": 2})) == {
         "features.0.weight"

@@ -1,4 +1,4 @@
-"""Positions against formulas, one number at a time, and against what they are for."""
+"""Position embeddings against formulas in plain Python, and their properties."""
 
 import math
 
@@ -17,7 +17,7 @@ def sincos(position, dim):
 
 
 @pytest.mark.parametrize("dim", [2, 8, 22])
-def test_sincos_1d_is_the_formula(dim):
+def test_sincos_1d_matches_the_formula(dim):
     got = positions.sincos_1d(np.arange(500), dim)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, [sincos(i, dim) for i in range(500)], atol=1e-6)
@@ -36,20 +36,20 @@ def test_sincos_3d_gives_each_axis_its_part(dim, time, space):
                 np.testing.assert_allclose(got[t, y * 4 + x], expected, atol=1e-6)
 
 
-def test_no_two_positions_are_alike():
+def test_all_positions_differ():
     table = np.asarray(positions.sincos_3d((20, 5, 5), 12)).reshape(-1, 12)
     assert len(np.unique(table.round(5), axis=0)) == 500
 
 
-def test_the_table_of_a_long_video_is_no_constant_of_the_program():
-    """480 frames of 32x32 patches at width 512 are a gigabyte."""
+def test_the_table_of_a_long_video_is_not_a_constant_of_the_program():
+    """480 frames of 32x32 patches at hidden size 512 take a gigabyte."""
     program = jax.make_jaxpr(lambda: positions.sincos_3d((480, 32, 32), 512))()
     assert program.out_avals[0].shape == (480, 1024, 512)
     assert sum(np.size(constant) for constant in program.consts) < 1e6
 
 
 @pytest.mark.parametrize("dim", [4, 7])
-def test_widths_without_room_for_three_axes_are_refused(dim):
+def test_sizes_too_small_for_three_axes_are_rejected(dim):
     with pytest.raises(ValueError, match="even width of at least 6, not"):
         positions.sincos_3d((1, 1, 1), dim)
 
@@ -63,13 +63,13 @@ def test_sincos_2d_has_the_columns_first():
             np.testing.assert_allclose(got[y * 3 + x], sincos(x, 8) + sincos(y, 8), atol=1e-6)
 
 
-def test_sincos_2d_needs_room_for_rows_and_columns():
+def test_sincos_2d_requires_a_multiple_of_four():
     with pytest.raises(ValueError, match=r"model\.width is 14, but .* multiple of 4"):
         positions.sincos_2d((2, 2), 14)
 
 
 @pytest.mark.parametrize(("grid", "size"), [((4, 6), None), ((4, 6), (2, 3)), ((2, 5), (4, 5))])
-def test_sincos_2d_stretches_as_diffusers(grid, size):
+def test_sincos_2d_interpolates_as_diffusers(grid, size):
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     rows, columns = size or grid
     for base, axis in ((rows, 0), (columns, 1)):
@@ -79,8 +79,8 @@ def test_sincos_2d_stretches_as_diffusers(grid, size):
         np.testing.assert_allclose(got[:, half], expected.numpy()[:, half], atol=2e-6)
 
 
-def test_every_kind_of_position_is_stretched_over_the_same_range():
-    """Twice the patches along an axis: every second one lies where one lay before."""
+def test_all_tables_are_interpolated_over_the_original_range():
+    """With twice the patches along an axis, every second one has a position of the original grid."""
     for table in (
         lambda grid, size: positions.sincos_2d(grid[1:], 24, size),
         lambda grid, size: positions.sincos_3d(grid, 24, size),
@@ -100,55 +100,57 @@ def test_coordinates_are_those_of_the_token():
     np.testing.assert_array_equal(got, np.moveaxis(np.indices((3, 2, 4)), 0, -1))
 
 
-def rotated(x, place):
-    """Axis by axis, pair by pair, as complex numbers in float64."""
-    dim, axes = len(x), len(place)
+def rotate_reference(x, position):
+    """Rotary embedding pair by pair, as complex numbers in float64."""
+    dim, axes = len(x), len(position)
     widths = positions.split_width(dim, axes)
     angles = [
-        p / 10_000 ** (2 * i / w) for p, w in zip(place, widths, strict=True) for i in range(w // 2)
+        p / 10_000 ** (2 * i / w)
+        for p, w in zip(position, widths, strict=True)
+        for i in range(w // 2)
     ]
     pairs = (x[: dim // 2] + 1j * x[dim // 2 :]) * np.exp(1j * np.array(angles))
     return np.concatenate([pairs.real, pairs.imag])
 
 
 @pytest.mark.parametrize(("dim", "axes"), [(8, 1), (8, 2), (6, 2), (12, 3), (16, 3)])
-def test_rotation_turns_pairs_by_their_positions(dim, axes):
+def test_rotate_rotates_pairs_by_their_positions(dim, axes):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 3, dim)).astype(np.float32)
-    places = rng.integers(0, 30, (2, 5, axes)).astype(np.float32)
-    whole = np.asarray(positions.rotate(x, places))
-    same = np.asarray(positions.rotate(x, places[0]))
+    tokens = rng.integers(0, 30, (2, 5, axes)).astype(np.float32)
+    whole = np.asarray(positions.rotate(x, tokens))
+    same = np.asarray(positions.rotate(x, tokens[0]))
     assert whole.shape == x.shape and whole.dtype == np.float32
     for n in range(5):
         for head in range(3):
             for b in range(2):
-                expected = rotated(np.float64(x[b, n, head]), places[b, n])
+                expected = rotate_reference(np.float64(x[b, n, head]), tokens[b, n])
                 np.testing.assert_allclose(whole[b, n, head], expected, atol=2e-5)
-            expected = rotated(np.float64(x[1, n, head]), places[0, n])
+            expected = rotate_reference(np.float64(x[1, n, head]), tokens[0, n])
             np.testing.assert_allclose(same[1, n, head], expected, atol=2e-5)
     norms = np.linalg.norm(np.float64(whole), axis=-1)
     np.testing.assert_allclose(norms, np.linalg.norm(np.float64(x), axis=-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-def test_scores_of_rotated_pairs_see_differences_alone(axes):
+def test_scores_depend_on_relative_positions_only(axes):
     rng = np.random.default_rng(1)
     query, key = rng.standard_normal((2, 1, 6, 2, 12)).astype(np.float32)
-    places = rng.integers(0, 20, (6, axes)).astype(np.float32)
+    tokens = rng.integers(0, 20, (6, axes)).astype(np.float32)
     shift = rng.integers(1, 9, axes).astype(np.float32)
 
     def scores(moved_query, moved_key):
         q, k = positions.rotate(query, moved_query), positions.rotate(key, moved_key)
         return np.einsum("bnkh,bmkh->bknm", np.float64(q), np.float64(k))
 
-    before = scores(places, places)
-    np.testing.assert_allclose(scores(places + shift, places + shift), before, atol=1e-4)
+    before = scores(tokens, tokens)
+    np.testing.assert_allclose(scores(tokens + shift, tokens + shift), before, atol=1e-4)
     for axis in range(axes):  # and all of them
         one = np.eye(axes, dtype=np.float32)[axis]
-        assert np.abs(scores(places + one, places) - before).max() > 0.1
+        assert np.abs(scores(tokens + one, tokens) - before).max() > 0.1
 
 
-def test_the_first_position_rotates_nothing_and_the_type_stays():
+def test_position_zero_is_the_identity_and_the_type_is_kept():
     x = np.random.default_rng(0).standard_normal((1, 2, 1, 8))
     for dtype in (jnp.float32, jnp.bfloat16):
         value = jnp.asarray(x, dtype)
@@ -158,13 +160,13 @@ def test_the_first_position_rotates_nothing_and_the_type_stays():
 
 
 @pytest.mark.parametrize(("dim", "axes"), [(7, 1), (2, 2), (4, 3), (0, 1)])
-def test_heads_that_cannot_be_shared_out_are_refused(dim, axes):
+def test_head_dimensions_that_cannot_be_divided_are_rejected(dim, axes):
     message = rf"{axes} axes need an even width of at least {2 * axes}, not {dim}: .*num_heads"
     with pytest.raises(ValueError, match=message):
         positions.rotate(jnp.zeros((1, 1, 1, dim)), jnp.zeros((1, axes)))
 
 
-def test_positions_in_time_begin_again_after_the_cycle():
+def test_temporal_positions_repeat_after_the_cycle():
     plain = np.asarray(positions.sincos_frames(5, 12))
     np.testing.assert_array_equal(plain, positions.sincos_1d(np.arange(5), 12))
     starts = jnp.array([0, 3, 5, 13])
@@ -174,11 +176,11 @@ def test_positions_in_time_begin_again_after_the_cycle():
     for b, start in enumerate((0, 3, 5, 13)):
         for i in range(7):
             np.testing.assert_array_equal(got[b, i], plain[(start + i) % 5])
-    # Without a start the clip begins the video.
+    # Without frame indices, positions start at 0.
     np.testing.assert_array_equal(positions.sincos_frames(7, 12, None, 5), got[0])
 
 
-def test_each_clip_of_a_batch_has_its_own_positions_in_time():
+def test_temporal_positions_can_differ_between_clips():
     frames = jnp.array([[0, 1], [3, 4], [4, 5]])
     whole = np.asarray(positions.sincos_3d((4, 2, 3), 16, frames=jnp.arange(4), cycle=4))
     np.testing.assert_array_equal(whole, positions.sincos_3d((4, 2, 3), 16))

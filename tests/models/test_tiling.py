@@ -1,4 +1,4 @@
-"""Tiles: what the whole picture gives, up to what the decoder's norms make of a tile."""
+"""Tiled decoding agrees with decoding the whole image, up to norms over a tile."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from tests.models.autoencoders import random_sd, random_taef2, taef2_weights
 from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import tiling
 
-STEP = 2 / 255  # of uint8, in [-1, 1]
+STEP = 2 / 255  # one uint8 level in [-1, 1]
 
 
 def decode(autoencoder, params, latents, tile):
@@ -21,7 +21,7 @@ def latents(autoencoder, rows, columns):
     return rng.standard_normal((1, 2, rows, columns, autoencoder.channels)).astype(np.float32)
 
 
-def test_published_taef2_in_tiles_is_the_whole_picture():
+def test_published_taef2_in_tiles_equals_the_whole_image():
     autoencoder = autoencoders.make_autoencoder("taef2", str(taef2_weights()))
     params = autoencoder.load()
     z = latents(autoencoder, 42, 24)
@@ -31,7 +31,7 @@ def test_published_taef2_in_tiles_is_the_whole_picture():
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(26, 24), (33, 8), (10, 24)])
-def test_taef2_in_tiles_is_the_whole_picture(rows, columns):
+def test_taef2_in_tiles_equals_the_whole_image(rows, columns):
     autoencoder, params = random_taef2()
     z = latents(autoencoder, rows, columns)
     whole = decode(autoencoder, params, z, 0)
@@ -39,8 +39,8 @@ def test_taef2_in_tiles_is_the_whole_picture(rows, columns):
     np.testing.assert_allclose(decode(autoencoder, params, z, 22), whole, atol=1e-5)
 
 
-def test_no_pixel_of_the_whole_picture_reaches_further_than_the_margin():
-    """Gradients: the tail's reach is within the margin, and within two latents of it."""
+def test_the_receptive_field_is_within_the_margin():
+    """By gradients: the margin is not too small, and at most two latents too large."""
     autoencoder, params = random_taef2()
     features = np.random.default_rng(0).standard_normal((1, 1, 48, 1, 64)).astype(np.float32)
 
@@ -52,8 +52,8 @@ def test_no_pixel_of_the_whole_picture_reaches_further_than_the_margin():
     assert autoencoder.tile_margin - 2 < 24 - seen[0] <= autoencoder.tile_margin
 
 
-def test_sd_in_tiles_fades_from_one_into_the_next(tmp_path):
-    """Norms see a tile, so that it differs everywhere, but by no more at a seam than elsewhere."""
+def test_sd_in_tiles_has_no_seams(tmp_path):
+    """Norms are over a tile, so values differ everywhere, but not more at a seam than elsewhere."""
     autoencoder, params = random_sd(tmp_path)
     z = latents(autoencoder, 48, 20)
     whole, tiled = decode(autoencoder, params, z, 0), decode(autoencoder, params, z, 32)
@@ -62,7 +62,7 @@ def test_sd_in_tiles_fades_from_one_into_the_next(tmp_path):
     starts, weights = tiling.tile_axis(autoencoder, 48, 32, 8)
     assert list(starts) == [0, 16]
     jumps = np.abs(np.diff(error, axis=2)).mean(axis=(0, 1, 3, 4))  # between neighbouring rows
-    # Where a tile begins or ends to count.
+    # Rows where a tile's weight starts or ends.
     edges = [
         start * 8 + int(np.flatnonzero(w)[i])
         for start, w in zip(starts, weights, strict=True)
@@ -73,8 +73,8 @@ def test_sd_in_tiles_fades_from_one_into_the_next(tmp_path):
     assert max(jumps[edge - 1 : edge + 1].max() for edge in inner) < 1.5 * np.median(jumps)
 
 
-def test_sd_in_tiles_is_the_whole_picture_where_norms_are_the_same(tmp_path, monkeypatch):
-    """With norms of fixed statistics what is left are convolutions, which reach 12.3 latents."""
+def test_sd_in_tiles_equals_the_whole_image_with_equal_norm_statistics(tmp_path, monkeypatch):
+    """With fixed statistics only convolutions are left, with a radius of 12.3 latents."""
     from videogen_jax.models import sd_vae
 
     monkeypatch.setattr(sd_vae, "group_norm", lambda groups, epsilon, name: lambda x: x / 4)
@@ -88,7 +88,7 @@ def test_sd_in_tiles_is_the_whole_picture_where_norms_are_the_same(tmp_path, mon
 
 @pytest.mark.parametrize("length", [5, 22, 23, 40, 41, 100])
 @pytest.mark.parametrize("tile", [22, 30])
-def test_weights_sum_to_one_and_tiles_cover(length, tile):
+def test_weights_sum_to_one_and_tiles_cover_the_axis(length, tile):
     autoencoder = autoencoders.make_autoencoder("taef2")
     starts, weights = tiling.tile_axis(autoencoder, length, tile, 8)
     total = np.zeros(length * 8)
@@ -96,7 +96,7 @@ def test_weights_sum_to_one_and_tiles_cover(length, tile):
     for start, weight in zip(starts, weights, strict=True):
         assert start >= 0 and start + size <= length and weight.shape == (size * 8,)
         total[start * 8 : (start + size) * 8] += weight
-        # What lies within the margin of an inner edge is not used.
+        # The margin at an inner edge has no weight.
         margin = autoencoder.tile_margin * 8
         assert start == 0 or (weight[:margin] == 0).all()
         assert start + size == length or (weight[-margin:] == 0).all()
@@ -104,12 +104,10 @@ def test_weights_sum_to_one_and_tiles_cover(length, tile):
     assert np.diff(starts).max(initial=0) <= tile - tiling.tile_overlap(autoencoder)
 
 
-def test_tiles_that_their_overlap_fills_are_refused():
+def test_tiles_not_larger_than_their_overlap_are_rejected():
     autoencoder = autoencoders.make_autoencoder("taef2")
     for tile in (-1, 1, 20):
-        with pytest.raises(
-            ValueError, match=f"tile of {tile} latents .* 20: take 40 or more, or 0"
-        ):
+        with pytest.raises(ValueError, match=f"tile of {tile} latents .* 20: use 40 or more, or 0"):
             tiling.check_tile(autoencoder, tile)
     for tile in (0, 21):
         tiling.check_tile(autoencoder, tile)

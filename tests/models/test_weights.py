@@ -1,4 +1,4 @@
-"""Published weights: our outputs and gradients are PyTorch's; what does not fit is named."""
+"""Published weights: outputs and gradients against PyTorch, and errors for weights that do not fit."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ def normal(*shape, seed=0):
 
 
 def scramble(module, scale=0.15):
-    """Random parameters, those that start at zero too."""
+    """Random parameters, also where the initialization is zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -38,7 +38,7 @@ def state(module):
 
 
 def torch_output_and_norm(module, *args):
-    """Output, and the norm of the gradient of its mean square by all parameters."""
+    """Output, and the norm of the gradient of its mean square with respect to all parameters."""
     out = module(*args)
     out.square().mean().backward()
     squares = [p.grad.double().square().sum() for p in module.parameters() if p.grad is not None]
@@ -93,7 +93,7 @@ LATTE = {
 
 @functools.cache
 def latte(**changes):
-    with warnings.catch_warnings():  # of the libraries that diffusers looks for
+    with warnings.catch_warnings():  # of libraries that diffusers imports
         warnings.simplefilter("ignore")
         diffusers = pytest.importorskip("diffusers")
     return scramble(diffusers.LatteTransformer3DModel(**LATTE | changes))
@@ -112,12 +112,12 @@ def latte_inputs(frames=FRAMES, side=8, masked=False):
 
 
 def run_latte(module, x, t, text):
-    # Its attention takes a bias, one for each frame.
+    # Its attention takes an additive mask per frame.
     bias = (torch.from_numpy(text["mask"]).float() - 1) * 10_000
     bias = bias.repeat_interleave(x.shape[1], 0)[:, None]
 
     def call(video, t, tokens):
-        # A picture passes by the temporal blocks by a switch.
+        # Images skip the temporal blocks by an option.
         temporal = x.shape[1] > 1
         options = {"enable_temporal_attentions": temporal, "return_dict": False}
         return module(video, t, tokens, bias, **options)[0].movedim(1, -1)
@@ -128,7 +128,7 @@ def run_latte(module, x, t, text):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_latte_gives_diffusers_outputs_and_gradients(masked):
+def test_latte_agrees_with_diffusers_in_outputs_and_gradients(masked):
     module, args = latte(), latte_inputs(masked=masked)
     call, torch_args = run_latte(module, *args)
     model = latte_model()
@@ -144,8 +144,8 @@ def test_latte_gives_diffusers_outputs_and_gradients(masked):
 @pytest.mark.parametrize(
     ("frames", "side", "sample_size"), [(1, 8, 8), (FRAMES, 12, 8), (FRAMES, 8, 128)]
 )
-def test_latte_makes_pictures_and_other_sizes_as_diffusers_does(frames, side, sample_size):
-    """Other sizes stretch the positions."""
+def test_latte_agrees_with_diffusers_for_images_and_other_sizes(frames, side, sample_size):
+    """Other sizes interpolate the positions."""
     changes = {"sample_size": sample_size}
     module, args = latte(**changes), latte_inputs(frames, side)
     call, torch_args = run_latte(module, *args)
@@ -168,9 +168,9 @@ def test_latte_without_its_variances_keeps_the_first_channels():
     np.testing.assert_allclose(outs[1], outs[0][..., :CHANNELS], atol=1e-4)
 
 
-def test_other_models_than_text_to_video_latte_are_refused():
+def test_models_other_than_text_to_video_latte_are_rejected():
     for name, value in (("norm_type", "layer_norm"), ("attention_bias", False), ("norm_eps", 1e-5)):
-        with pytest.raises(ValueError, match=f"config has {name} {value!r} where"):
+        with pytest.raises(ValueError, match=f"config has {name}={value!r}, but only"):
             weight_layouts.latte_fields(LATTE | {name: value})
 
 
@@ -189,7 +189,7 @@ def dit():
 
 
 def dit_model(**changes):
-    """The fields of a DiT of these small sizes."""
+    """Fields of a small DiT."""
     small = {"width": WIDTH, "depth": 2 * DEPTH, "num_heads": HEADS, "vocabulary_size": CLASSES + 1}
     small |= {"out_channels": 2 * CHANNELS, "position_grid": (SIDE, SIDE)}
     fields = weight_layouts.dit_fields("S", PATCH) | small | {"remat": "none", "dtype": jnp.float32}
@@ -203,12 +203,12 @@ def dit_inputs(frames):
 
 
 def fresh(model, *args):
-    """Parameters of a new model."""
+    """Parameters at initialization."""
     return jax.jit(model.init)(jax.random.key(0), *args)["params"]
 
 
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
-def test_dit_gives_the_papers_outputs_and_gradients(attention):
+def test_dit_agrees_with_the_paper_in_outputs_and_gradients(attention):
     depth = DEPTH * (2 if attention == "factorized" else 1)
     module, args, model = dit(), dit_inputs(1), dit_model(attention=attention, depth=depth)
     params = weights.convert_tensors(state(module), "dit", shapes(model, *args))
@@ -225,8 +225,8 @@ def test_dit_gives_the_papers_outputs_and_gradients(attention):
     assert norm == pytest.approx(expected_norm, rel=1e-3)
 
 
-def test_dit_makes_a_video_of_its_images_until_time_is_learned():
-    """New temporal blocks, a new cross-attention and a fresh fps: frame by frame, DiT."""
+def test_a_video_model_from_dit_equals_dit_per_frame_at_initialization():
+    """With new temporal blocks, cross-attention and fps condition."""
     module, args = dit(), dit_inputs(FRAMES)
     x, t, labels = args
     model = dit_model(out_channels=None)
@@ -242,8 +242,8 @@ def test_dit_makes_a_video_of_its_images_until_time_is_learned():
             np.testing.assert_allclose(picture[:, 0], video[:, frame], atol=2e-5)
 
 
-def test_dit_starts_a_model_of_captions():
-    """Temporal blocks, words, gates and micro-conditions stay; spatial blocks are DiT's."""
+def test_dit_initializes_a_model_of_captions():
+    """Temporal blocks, words, gates and micro-conditions keep their values; spatial blocks are DiT's."""
     x, t, _ = dit_inputs(FRAMES)
     changes = {"text_encoder": "words", "vocabulary_size": 16, "cross_attention": "gated"}
     changes |= {"text_depth": 1, "micro_conditions": ("fps",), "out_channels": None}
@@ -260,7 +260,7 @@ def test_dit_starts_a_model_of_captions():
         jax.tree.map(np.testing.assert_array_equal, blocks["spatial"][name], old["spatial"][name])
     kernel = state(dit())["blocks.1.mlp.fc1.weight"]
     np.testing.assert_array_equal(blocks["spatial"]["mlp"]["up"]["kernel"][1], kernel.T)
-    # The video is made of the same model's pictures.
+    # The video equals the same model's images.
     video = apply(model, params, *args)
     assert np.std(video) > 0.5
     for frame in range(FRAMES):
@@ -270,21 +270,21 @@ def test_dit_starts_a_model_of_captions():
 
 @pytest.mark.parametrize(("size", "parameters"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_dit_has_the_sizes_of_the_paper(size, parameters):
-    """Millions, of table 1 of arXiv:2212.09748, with patch 2 and learned variances."""
+    """Millions, from table 1 of arXiv:2212.09748, with patch 2 and learned variances."""
     model = VideoDiT(**weight_layouts.dit_fields(size, 2), remat="none", dtype=jnp.float32)
     args = (jnp.zeros((1, 1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes(model, *args)))
     assert count / 1e6 == pytest.approx(parameters, abs=0.6)
 
 
-def test_a_dit_that_never_was_is_refused():
+def test_unknown_sizes_of_dit_are_rejected():
     for size, patch in (("M", 2), ("XL", 3)):
         with pytest.raises(ValueError, match=f"no DiT-{size}/{patch}: .* S, B, L, XL .* 2, 4, 8"):
             weight_layouts.dit_fields(size, patch)
     assert weight_layouts.dit_fields("XL", 4, image_size=512)["position_grid"] == (16, 16)
 
 
-# -------------------------------------------------------------------------- what does not fit
+# ------------------------------------------------------------------------------------ errors
 
 
 def convert_dit(tensors, **changes):
@@ -296,7 +296,7 @@ def convert_dit(tensors, **changes):
     return weights.convert_tensors(tensors, "dit", shapes(model, x, t, text))
 
 
-def test_weights_that_do_not_fit_are_listed_with_the_way_out():
+def test_the_error_for_weights_that_do_not_fit_lists_them_and_the_remedy():
     tensors = state(dit())
     del tensors["x_embedder.proj.bias"]
     tensors["head.weight"] = normal(2, 2)
@@ -338,24 +338,24 @@ def test_weights_that_do_not_fit_are_listed_with_the_way_out():
         ),
     ],
 )
-def test_dit_weights_in_another_model_are_refused(changes, message):
+def test_dit_weights_for_another_model_are_rejected(changes, message):
     with pytest.raises(weights.WeightsError, match=message):
         convert_dit(state(dit()), **changes)
 
 
-def test_classes_are_dropped_where_the_model_has_none_and_positions_are_its_own():
+def test_classes_are_dropped_if_the_model_has_none_and_positions_are_checked():
     changes = {"text_encoder": "words", "cross_attention": "none"}
     convert_dit(state(dit()), **changes)
     tensors = state(dit())
     table = tensors["pos_embed"]
     tensors["pos_embed"] = table + 0.003  # rounding
     convert_dit(tensors)
-    for other in (table[:, ::-1], table[:, :-1]):  # learned, and no square
+    for other in (table[:, ::-1], table[:, :-1]):  # another table, and not a square
         with pytest.raises(weights.WeightsError, match="pos_embed is not DiT's table"):
             convert_dit(tensors | {"pos_embed": other})
 
 
-def test_the_other_layouts_weights_are_refused():
+def test_weights_of_the_other_layout_are_rejected():
     args, model = latte_inputs(), latte_model()
     with pytest.raises(weights.WeightsError, match=r"missing .*, and \d+ more.*unexpected"):
         weights.convert_tensors(state(dit()), "latte", shapes(model, *args))
@@ -363,7 +363,7 @@ def test_the_other_layouts_weights_are_refused():
         weights.convert_tensors({}, "pixart", {})
 
 
-def test_latte_in_a_model_of_words_is_refused():
+def test_latte_weights_for_a_model_of_words_are_rejected():
     x, t, _ = latte_inputs()
     model = latte_model(text_encoder="words", vocabulary_size=16)
     with pytest.raises(weights.WeightsError, match=r"caption_encoder/words/embedding \(not in"):
@@ -393,7 +393,7 @@ def test_a_file_and_a_folder_are_read(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("index", [False, True])
-def test_parts_are_read_with_and_without_an_index(tmp_path, tensors, index):
+def test_sharded_weights_are_read_with_and_without_an_index(tmp_path, tensors, index):
     names = {name: f"model-{i}-of-3.safetensors" for i, name in enumerate(tensors)}
     for name, file in names.items():
         save_file({name: tensors[name]}, tmp_path / file)
@@ -405,7 +405,7 @@ def test_parts_are_read_with_and_without_an_index(tmp_path, tensors, index):
     (tmp_path / names["b.weight"]).unlink()
     if index:
         with pytest.raises(
-            FileNotFoundError, match="model-1-of-3.safetensors: name .* whole model"
+            FileNotFoundError, match="model-1-of-3.safetensors: give .* all files of the model"
         ):
             weights.read_tensors(tmp_path)
 
@@ -452,35 +452,35 @@ def test_pickles_are_not_read(tmp_path, suffix, folder):
         weights.read_tensors(tmp_path if folder else path)
 
 
-def test_files_that_are_not_there_or_not_whole_are_named(tmp_path, tensors):
-    with pytest.raises(FileNotFoundError, match="There is no .*model.safetensors: name"):
+def test_errors_name_files_that_are_missing_or_damaged(tmp_path, tensors):
+    with pytest.raises(FileNotFoundError, match="There is no .*model.safetensors: give"):
         weights.read_tensors(tmp_path / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"has no \*\.safetensors"):
         weights.read_tensors(tmp_path)
     save_file(tensors, tmp_path / "model.safetensors")
     save_file({"c": normal(9)}, tmp_path / "model.fp16.safetensors")
-    with pytest.raises(weights.WeightsError, match=r"holds c twice, .* name the file of one"):
+    with pytest.raises(weights.WeightsError, match=r"contains c twice, .* give the file of one"):
         weights.read_tensors(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for broken in (b"", whole[:4], whole[:-3]):
         (tmp_path / "model.safetensors").write_bytes(broken)
-        with pytest.raises(weights.WeightsError, match="no whole safetensors file"):
+        with pytest.raises(weights.WeightsError, match="not a valid safetensors file"):
             weights.read_tensors(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("content", ["{not json", "{}", "[1]"])
-def test_a_damaged_index_is_named(tmp_path, content):
+def test_the_error_for_a_damaged_index_names_it(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(weights.WeightsError, match="model.safetensors.index.json is no index"):
+    with pytest.raises(weights.WeightsError, match="model.safetensors.index.json is not an index"):
         weights.read_tensors(tmp_path)
 
 
-def test_a_pickle_in_capitals_is_one(tmp_path):
+def test_suffixes_of_pickles_are_case_insensitive(tmp_path):
     (tmp_path / "X.PT").write_bytes(b"")
     with pytest.raises(weights.WeightsError, match="X.PT is a pickle"):
         weights.read_tensors(tmp_path / "X.PT")
 
 
-def test_a_table_of_positions_of_another_rank_is_refused():
+def test_a_table_of_positions_of_another_rank_is_rejected():
     with pytest.raises(weights.WeightsError, match=r"pos_embed has the shape \(16, 8\)"):
         weights.convert_tensors({"pos_embed": np.zeros((16, 8))}, "dit", {})

@@ -1,4 +1,4 @@
-"""Text encoders to test with: CLIP's files with random weights, written without PyTorch."""
+"""Text encoders for tests: CLIP's files with random weights, written without PyTorch."""
 
 import json
 
@@ -9,7 +9,7 @@ WIDTH, POOLED, LENGTH = 12, 8, 77
 
 
 def write_clip(folder, seed=0, vocabulary=49_408, positions=LENGTH, activation="quick_gelu"):
-    """A `CLIPTextModelWithProjection` of two layers; returns the folder as text."""
+    """A `CLIPTextModelWithProjection` with two layers; returns the folder as a string."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["CLIPTextModelWithProjection"],

@@ -1,4 +1,4 @@
-"""DiT in PyTorch, from the paper and with the published names of its tensors: the truth for models/weights.py."""
+"""DiT in PyTorch, from the paper, with the published tensor names: the reference for models/weights.py."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def table(side, width):
-    """(side * side, width): half for the column, half for the row; sines, then cosines of each."""
+    """(side * side, width): half for columns, half for rows; sines, then cosines of each."""
     rows = []
     for row in range(side):
         for column in range(side):

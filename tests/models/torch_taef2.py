@@ -1,4 +1,4 @@
-"""taef2 in PyTorch, from its description: nothing of it is shared with ours."""
+"""taef2 in PyTorch, from its description, independent of the JAX implementation."""
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def up():
 
 
 class Taef2(nn.Module):
-    """`encoder` and `decoder`, whose tensors are named as in the published file."""
+    """`encoder` and `decoder`, with the tensor names of the published file."""
 
     def __init__(self):
         super().__init__()

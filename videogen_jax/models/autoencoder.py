@@ -1,15 +1,15 @@
-"""Autoencoders: video to latents and back, behind one interface.
+"""Autoencoders between video and latents, with one interface.
 
-| name     | weights                    | downsample | channels | shift and scale            |
-| -------- | -------------------------- | ---------- | -------- | -------------------------- |
-| identity | none                       | (1, 1, 1)  | 3        | 0 and 1                    |
-| taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                    |
-| sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | of config.json; 0, 0.18215 |
-| workdir  | of a run of launch.py      | (4, 8, 8)  | 16       | 0 and 1                    |
+| name     | weights                    | downsample | channels | shift and scale             |
+| -------- | -------------------------- | ---------- | -------- | --------------------------- |
+| identity | none                       | (1, 1, 1)  | 3        | 0 and 1                     |
+| taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                     |
+| sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | config.json, or 0, 0.18215  |
+| workdir  | a run of launch.py         | (4, 8, 8)  | 16       | 0 and 1                     |
 
-Latents are normalised by channel, (latents - shift) * scale, and that is how `encode` gives and `decode` takes them.
-The first three take each frame for itself. `workdir` (causal_vae.py) is causal in time, and its first frame stands
-alone: 1 + 4k frames become 1 + k latents.
+`encode` returns and `decode` takes latents normalized per channel, (latents - shift) * scale. The first three process
+frames independently. `workdir` (causal_vae.py) is causal in time and encodes the first frame alone, so that 1 + 4k
+frames become 1 + k latent frames.
 """
 
 import functools
@@ -32,51 +32,45 @@ DTYPES = ("float32", "bfloat16")
 IMAGE_DOWNSAMPLE = (1, 8, 8)
 
 Frames = Callable[[Any, jax.Array], jax.Array]  # (params, (N, ...)) to (N, ...)
-# (params, state, whole groups of frames or their latents) to (the other one, state); the state None before the first.
+# (params, state, whole groups of frames, or their latents) to (latents, or frames; state); the first state is None.
 Stream = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 
 
 class Autoencoder(NamedTuple):
-    """An autoencoder without its parameters, which `load` reads."""
+    """An autoencoder; its parameters are read by `load`."""
 
     name: str
-    channels: int  # C, of the latents
-    downsample: tuple[int, int, int]  # pixels per latent, in (time, height, width)
+    channels: int  # C, latent channels
+    downsample: tuple[int, int, int]  # pixels per latent in (time, height, width)
     shift: np.ndarray  # (C,) float32
     scale: np.ndarray  # (C,) float32
-    abstract_params: Any  # tree of shapes, float32
-    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
-    # Latents here are before shift and scale.
+    abstract_params: Any  # tree of jax.ShapeDtypeStruct, float32
+    load: Callable[[], Any]  # () to parameters, float32 NumPy
+    # Without normalization of the latents:
     encode_raw: Callable[[Any, jax.Array, jax.Array | None], jax.Array]  # (params, video, key)
     decode_head: Frames  # (params, (B, T, h, w, C)) to features (B, T, h, w, D)
-    decode_tail: Frames  # (params, features) to video (B, T, H, W, 3), [-1, 1] and a little around
-    tile_margin: int  # latents from the edge of a tile in which its tail is not the whole picture's
-    tile_blend: int  # latents over which one tile fades into the next
-    # Of an autoencoder that is causal in time; None where each frame is for itself.
+    decode_tail: Frames  # (params, features) to video (B, T, H, W, 3), about [-1, 1], not clipped
+    tile_margin: int  # latents at a tile's edge where decode_tail differs from the full image
+    tile_blend: int  # latents over which neighbouring tiles are blended
+    # For autoencoders that are causal in time, else None:
     encode_stream: Stream | None = None
     decode_stream: Stream | None = None
 
     @property
     def causal(self) -> bool:
-        """Whether the first frame stands alone, and a long video is a stream with a state."""
+        """Whether it is causal in time: the first frame is encoded alone, and long videos are streamed with a state."""
         return self.decode_stream is not None
 
     def video_frames(self, latents: int) -> int:
-        """Frames of the video that so many latent frames are of."""
+        """Number of video frames for a number of latent frames."""
         group = self.downsample[0]
         return 1 + group * (latents - 1) if self.causal else group * latents
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Shape of a video's latents.
+        """Shape (T, h, w, C) of the latents of a video with `frames` frames of height x width pixels.
 
-        Args:
-          frames: of the video.
-          height: in pixels.
-          width: in pixels.
-        Returns:
-          (T, h, w, C).
         Raises:
-          ValueError: a size does not divide.
+          ValueError: a size is not a multiple of `downsample`, or frames are not 1 + 4k if it is causal.
         """
         sizes = {"frames": frames, "height": height, "width": width}
         if self.causal:
@@ -84,15 +78,15 @@ class Autoencoder(NamedTuple):
             if frames < 1 or frames % group != 1 % group:
                 below = max(frames - 1, 0) // group * group + 1
                 raise ValueError(
-                    f"A video of {frames} frames does not suit the autoencoder {self.name!r}, to which the first frame "
-                    f"is one latent and every {group} more another: take {below} or {below + group} frames."
+                    f"A video of {frames} frames does not fit the autoencoder {self.name!r}, which encodes the first "
+                    f"frame and then every {group} frames as one latent: use {below} or {below + group} frames."
                 )
             sizes["frames"] = frames + group - 1
         for (axis, size), factor in zip(sizes.items(), self.downsample, strict=True):
             if size % factor:
                 raise ValueError(
-                    f"A video's {axis} of {size} does not divide by {factor}, as the autoencoder {self.name!r} needs: "
-                    f"take {size // factor * factor} or {-(-size // factor) * factor}."
+                    f"A video's {axis} of {size} is not a multiple of {factor}, as the autoencoder {self.name!r} "
+                    f"requires: use {size // factor * factor} or {-(-size // factor) * factor}."
                 )
         sizes = zip(sizes.values(), self.downsample, strict=True)
         return (*(size // factor for size, factor in sizes), self.channels)
@@ -101,33 +95,27 @@ class Autoencoder(NamedTuple):
         """Encodes videos.
 
         Args:
-          params: of `load`.
-          video: (B, T, H, W, 3) in [-1, 1], height and width multiples of `downsample`.
-          key: None for the latents' mean, or a key to draw them with (`sd` and `workdir`).
+          params: from `load`.
+          video: (B, T, H, W, 3) in [-1, 1].
+          key: None for the mean of the latents, or a random key to sample them (`sd` and `workdir`).
         Returns:
-          (B, T, h, w, C) float32, normalised.
+          (B, T, h, w, C) float32, normalized.
         Raises:
-          ValueError: the video does not divide, or the latents are not random.
+          ValueError: the video does not fit (see `latent_shape`), or a key is given to a deterministic encoder.
         """
         self.latent_shape(*video.shape[1:4])
-        return self.normalise(self.encode_raw(params, video, key))
+        return self.normalize(self.encode_raw(params, video, key))
 
-    def normalise(self, latents: jax.Array) -> jax.Array:
-        """Takes shift and scale off.
-
-        Args:
-          latents: (..., C) as the network gives them.
-        Returns:
-          (..., C) float32.
-        """
+    def normalize(self, latents: jax.Array) -> jax.Array:
+        """(latents - shift) * scale for latents (..., C) of the network, float32."""
         return (latents.astype(jnp.float32) - self.shift) * self.scale
 
     def decode(self, params: Any, latents: jax.Array) -> jax.Array:
         """Decodes latents.
 
         Args:
-          params: of `load`.
-          latents: (B, T, h, w, C), normalised.
+          params: from `load`.
+          latents: (B, T, h, w, C), normalized.
         Returns:
           (B, T, H, W, 3) float32 in [-1, 1].
         """
@@ -135,18 +123,11 @@ class Autoencoder(NamedTuple):
         return jnp.clip(video.astype(jnp.float32), -1, 1)
 
     def decode_features(self, params: Any, latents: jax.Array) -> jax.Array:
-        """Undoes the normalisation and computes the decoder's head.
+        """The decoder's head: normalized latents (B, T, h, w, C) to features (B, T, h, w, D)."""
+        return self.decode_head(params, self.denormalize(latents))
 
-        Args:
-          params: of `load`.
-          latents: (B, T, h, w, C), normalised.
-        Returns:
-          (B, T, h, w, D).
-        """
-        return self.decode_head(params, self.denormalise(latents))
-
-    def denormalise(self, latents: jax.Array) -> jax.Array:
-        """The inverse of `normalise`."""
+    def denormalize(self, latents: jax.Array) -> jax.Array:
+        """The inverse of `normalize`."""
         return latents.astype(jnp.float32) / self.scale + self.shift
 
 
@@ -157,25 +138,23 @@ def make_autoencoder(
 
     Args:
       name: one of NAMES.
-      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py). Empty: the network is Stable
-        Diffusion 1's (or taef2's) and `load` refuses. A file or folder without config.json counts as Stable
-        Diffusion 1's too.
-      dtype: of the convolutions, one of DTYPES. Parameters, group norms and latents are float32.
-      fetch: False: a config.json that is on the hub alone counts as Stable Diffusion 1's, so that shapes are known
-        without a network.
-    Returns:
-      The autoencoder.
+      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py). If empty, the network is Stable
+        Diffusion 1's (or taef2's) and `load` raises. Without config.json the network is Stable Diffusion 1's too.
+      dtype: compute type of the convolutions, one of DTYPES. Parameters, group norms and latents are float32.
+      fetch: if False, assume Stable Diffusion 1's config.json for one on the hub, so that shapes are known offline.
     Raises:
-      ValueError: the name or dtype is unknown, or the weights are a run's, which train/ reads.
-      FileNotFoundError: there is nothing at the path, nor on the hub.
-      WeightsError: config.json is of another network.
+      ValueError: the name or dtype is unknown, or the autoencoder is a run's, which run/trained_autoencoder.py reads.
+      FileNotFoundError: the path exists neither here nor on the hub.
+      WeightsError: config.json describes another network.
     """
     if name not in NAMES:
         raise ValueError(f"Unknown vae.name {name!r}: choose one of {', '.join(NAMES)}.")
     if dtype not in DTYPES:
         raise ValueError(f"Unknown vae.dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if name == "workdir":
-        raise ValueError("The autoencoder 'workdir' is read by train.trained_vae.read_autoencoder.")
+        raise ValueError(
+            "The autoencoder 'workdir' is read by run.trained_autoencoder.read_autoencoder."
+        )
     if name == "identity":
         return _make_identity()
     if name == "taef2":
@@ -186,14 +165,12 @@ def make_autoencoder(
 def with_statistics(
     autoencoder: Autoencoder, mean: Sequence[float], deviation: Sequence[float]
 ) -> Autoencoder:
-    """The same autoencoder with latents of mean 0 and deviation 1 in each channel, over the data set measured.
+    """The autoencoder with shift and scale replaced, so that the latents of a data set have mean 0 and variance 1.
 
     Args:
-      autoencoder: with which the data set was encoded.
-      mean: (C,), of the latents that it gave.
-      deviation: (C,), positive.
-    Returns:
-      The autoencoder with shift and scale replaced.
+      autoencoder: the autoencoder that encoded the data set.
+      mean: (C,), mean of these latents per channel.
+      deviation: (C,), their standard deviation.
     """
     shift = autoencoder.shift + np.asarray(mean) / autoencoder.scale
     scale = autoencoder.scale / np.asarray(deviation)
@@ -206,15 +183,13 @@ def make_causal(
     dtype: str = "float32",
     name: str = "workdir",
 ) -> Autoencoder:
-    """Makes the video autoencoder that is trained here.
+    """Makes the causal video autoencoder of causal_vae.py.
 
     Args:
       network: its sizes.
-      load: () to its parameters.
-      dtype: of the convolutions, one of DTYPES.
-      name: of the autoencoder, for errors.
-    Returns:
-      The autoencoder.
+      load: () to parameters.
+      dtype: compute type of the convolutions, one of DTYPES.
+      name: name in error messages.
     """
     encoder = causal_vae.Encoder(network, jnp.dtype(dtype))
     decoder = causal_vae.Decoder(network, jnp.dtype(dtype))
@@ -251,7 +226,7 @@ def make_causal(
         abstract_params=jax.eval_shape(init, jax.random.key(0)),
         load=load,
         encode_raw=encode,
-        # Nothing looks at the whole picture: all of the decoder can be in tiles.
+        # No layer has a global receptive field, so the whole decoder can be tiled.
         decode_head=lambda params, latents: latents,
         decode_tail=decode,
         tile_margin=network.margin,
@@ -262,9 +237,9 @@ def make_causal(
 
 
 def _make_identity() -> Autoencoder:
-    def pass_on(params: Any, video: jax.Array, key: None = None) -> jax.Array:
+    def identity(params: Any, video: jax.Array, key: None = None) -> jax.Array:
         del params
-        _refuse_key("identity", key)
+        _reject_key("identity", key)
         return video
 
     return Autoencoder(
@@ -275,9 +250,9 @@ def _make_identity() -> Autoencoder:
         scale=np.ones(3, np.float32),
         abstract_params={},
         load=dict,
-        encode_raw=pass_on,
-        decode_head=pass_on,
-        decode_tail=pass_on,
+        encode_raw=identity,
+        decode_head=identity,
+        decode_tail=identity,
         tile_margin=0,
         tile_blend=0,
     )
@@ -291,7 +266,7 @@ def _make_taef2(path: str, dtype: Any) -> Autoencoder:
     abstract_params = {"encoder": _shapes(encoder, 3), "decoder": decoder}
 
     def encode(params: Any, video: jax.Array, key: None = None) -> jax.Array:
-        _refuse_key("taef2", key)
+        _reject_key("taef2", key)
         return _per_frame(encoder, params["encoder"], (video + 1) / 2)
 
     def decode_tail(params: Any, features: jax.Array) -> jax.Array:
@@ -308,7 +283,7 @@ def _make_taef2(path: str, dtype: Any) -> Autoencoder:
         encode_raw=encode,
         decode_head=lambda params, z: _per_frame(head, params["decoder"], z),
         decode_tail=decode_tail,
-        # The tail's convolutions reach 10 places at 1/4 of full resolution, 10 at 1/2, 5 at full: 8.1 latents.
+        # Receptive field of the tail: 10 pixels at 1/4 of full resolution, 10 at 1/2, 5 at full, thus 8.1 latents.
         tile_margin=9,
         tile_blend=2,
     )
@@ -344,7 +319,7 @@ def _make_sd(path: str, dtype: Any, fetch: bool) -> Autoencoder:
             latents = _per_frame(mix_out, params["post_quant_conv"], latents)
         return _per_frame(head, params["decoder"], latents)
 
-    shift, scale = sd_vae.normalisation(config)
+    shift, scale = sd_vae.normalization(config)
     return Autoencoder(
         name="sd",
         channels=channels,
@@ -376,12 +351,12 @@ def _find_config(path: str, fetch: bool) -> sd_vae.Config:
 def _load(name: str, path: str, file: str, abstract_params: Any) -> Any:
     if not path:
         raise ValueError(
-            f"The autoencoder {name!r} has no weights: name {file} or its folder, or a model on the hub, in vae.path."
+            f"The autoencoder {name!r} has no weights: set vae.path to {file}, its folder or a model on the hub."
         )
     here = Path(path)
-    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
+    # A folder without this file may hold sharded weights, or a pickle, which is rejected.
     found = here if here.is_dir() and not (here / file).is_file() else find_file(path, file)
-    rename = taef2.rename_published if name == "taef2" else sd_vae.rename_old
+    rename = taef2.rename_published if name == "taef2" else sd_vae.rename_legacy
     tensors = rename(read_tensors(found))
     try:
         return place_tensors(
@@ -389,15 +364,16 @@ def _load(name: str, path: str, file: str, abstract_params: Any) -> Any:
             name_sources(abstract_params),
             abstract_params,
             what=f"the autoencoder {name!r}",
-            remedy=f"Name weights of that autoencoder ({file}), or choose another vae.name of {', '.join(NAMES)}.",
+            remedy=f"Set vae.path to weights of that autoencoder ({file}), or choose another vae.name of "
+            f"{', '.join(NAMES)}.",
         )
     except WeightsError as error:
         raise WeightsError(f"{found}: {error}") from None
 
 
-def _refuse_key(name: str, key: Any) -> None:
+def _reject_key(name: str, key: Any) -> None:
     if key is not None:
-        raise ValueError(f"Latents of {name!r} are not random: encode without a key.")
+        raise ValueError(f"The encoder {name!r} is deterministic: encode without a key.")
 
 
 def _shapes(module: nn.Module, channels: int, size: int = 8) -> Any:

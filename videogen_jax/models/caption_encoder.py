@@ -1,4 +1,4 @@
-"""What the model is told: captions of its own vocabulary, or tokens of a text encoder that was trained elsewhere."""
+"""Text conditioning modules: a caption encoder trained with the model, and a projection of pretrained embeddings."""
 
 import flax.linen as nn
 import jax
@@ -12,17 +12,14 @@ PADDING_ID = 0  # as in data/vocabulary.py
 
 
 class CaptionEncoder(nn.Module):
-    """Word embeddings, `depth` transformer layers, and their mean over the words.
+    """Word embeddings, `depth` transformer layers and mean pooling over words."""
 
-    `vocabulary_size` counts every id that data/vocabulary.py hands out, the special ones included.
-    """
-
-    vocabulary_size: int
+    vocabulary_size: int  # including the special ids of data/vocabulary.py
     width: int
     depth: int
     num_heads: int
-    token_sharding: TokenSharding | None = None  # how clips lie on a mesh
-    kernel: str = "xla"  # of attention.py
+    token_sharding: TokenSharding | None = None  # None on one device
+    kernel: str = "xla"  # see attention.py
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -30,13 +27,13 @@ class CaptionEncoder(nn.Module):
         """Encodes captions.
 
         Args:
-          ids: (B, L) int32, one or more words and then 0 where there is none.
+          ids: (B, L) int32, padded with 0.
         Returns:
-          tokens (B, L, D) of type `dtype`, mask (B, L) bool (True where there is a word), pooled (B, D) float32.
+          tokens (B, L, D) of type `dtype`, mask (B, L) bool (True at words), pooled (B, D) float32.
         """
         mask = ids != PADDING_ID
         lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-        # float32 of unit variance: words that start nearly equal are learned late.
+        # Unit variance: if word embeddings are nearly equal at initialization, they are learned late.
         embed_init = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocabulary_size, self.width, embedding_init=embed_init, name="words")(ids)
         x = x + positions.sincos_1d(np.arange(ids.shape[1]), self.width)
@@ -59,7 +56,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionProjection(nn.Module):
-    """Two linear layers with a GELU (tanh form) between: takes another encoder's tokens to the model's width.
+    """Two linear layers with a GELU (tanh form) between: projects text tokens to the hidden size.
 
     Source: PixArt-alpha, arXiv:2310.00426, section 2.3.
     """

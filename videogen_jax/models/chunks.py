@@ -1,8 +1,8 @@
-"""Encoding and decoding in chunks of frames, spread over all devices of a mesh: the video stays on the host.
+"""Encoding and decoding videos chunk by chunk on all devices of a mesh, while the video stays on the host.
 
-One program for all chunks; parameters on every device whole. What it needs of a device does not grow with the video.
-Autoencoders of single frames share the frames of a chunk among the devices, which exchange nothing. A causal one shares
-rows (or columns) of all frames, whose edges neighbours exchange, and hands its state from chunk to chunk.
+One program is compiled for all chunks, with replicated parameters; its device memory does not depend on the length of
+the video. Autoencoders that process frames independently shard a chunk over frames, without communication. A causal
+autoencoder shards rows (or columns) of all frames, with halo exchange, and passes a state from chunk to chunk.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,44 +18,38 @@ from videogen_jax.models.tiling import check_tile, decode_in_tiles
 
 
 class ChunkProgram(NamedTuple):
-    """A compiled-once function of one chunk, which is also called with less than a chunk.
+    """A jitted function of one chunk, and what is needed to apply it to videos of any length.
 
-    Frames here are what goes in: of a video, or of its latents. An autoencoder that is causal in time hands a state
-    from chunk to chunk of one video; for others the state is None, and a chunk may hold frames of several videos.
+    "Frames" are its inputs, video frames or latent frames. A causal autoencoder passes a state between the chunks of a
+    video; for others the state is None, and a chunk may contain frames of several videos.
     """
 
-    # jitted: (params, state, chunk) to (chunk, state); the chunk whole on every device
+    # jitted: (params, state, chunk) to (output chunk, replicated; state)
     program: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
     abstract_args: tuple[Any, Any, jax.ShapeDtypeStruct]  # with shardings, to compile without data
-    start: Callable[[], Any] = lambda: None  # () to the state before a video
-    group: tuple[int, int] = (1, 1)  # frames in, and what comes out for them
-    repeats: int = 0  # how often a video's first frame goes in before it
-    drops: int = 0  # what comes out first of a video and is not of it
+    init_state: Callable[[], Any] = lambda: None  # the state before the first chunk of a video
+    group: tuple[int, int] = (1, 1)  # input frames, and output frames for them
+    repeats: int = 0  # extra copies of a video's first frame in the input
+    drops: int = 0  # output frames to drop at the beginning of a video
 
     @property
     def frames(self) -> int:
-        """Frames of a chunk."""
+        """Input frames of a chunk."""
         return self.abstract_args[2].shape[0]
 
     def put_params(self, params: Any) -> Any:
-        """Lays parameters on all devices.
-
-        Args:
-          params: of `Autoencoder.load`.
-        Returns:
-          The same, on the devices.
-        """
+        """Replicates the parameters of `Autoencoder.load` on the devices."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_args[0])
         return jax.device_put(params, shardings)
 
     def __call__(self, params: Any, frames: Any) -> np.ndarray:
-        """Computes a video of up to a chunk.
+        """Processes a video of at most one chunk.
 
         Args:
-          params: of `put_params`.
-          frames: (n, ...), n at most `frames` less `repeats`.
+          params: from `put_params`.
+          frames: (n, ...), n at most `self.frames - self.repeats`.
         Returns:
-          (m, ...).
+          (m, ...), the output frames.
         Raises:
           ValueError: the frames do not fit.
         """
@@ -63,36 +57,35 @@ class ChunkProgram(NamedTuple):
         return next(self.stream(params, np.asarray(frames)[None]))
 
     def stream(self, params: Any, videos: Any) -> Iterator[np.ndarray]:
-        """Computes videos of any length, a chunk ahead of what is asked for.
+        """Processes videos of any length; the next chunk is dispatched before a chunk is yielded.
 
         Args:
-          params: of `Autoencoder.load`, or of `put_params`.
+          params: from `Autoencoder.load` or `put_params`.
           videos: (B, T, ...).
         Yields:
-          (n, ...) in order: those of the first video, then of the next, a chunk at a time and at last what is left.
+          (n, ...), the output frames of the videos in order, chunk by chunk; the last one may be shorter.
         """
         params = self.put_params(params)
         if self.abstract_args[1] is None:
             videos = videos.reshape(1, -1, *videos.shape[2:])
-        ahead = None
-        for now in self._dispatch(params, videos):
-            if ahead:
-                yield np.asarray(ahead[0])[ahead[1]]
-            ahead = now
-        if ahead:
-            yield np.asarray(ahead[0])[ahead[1]]
+        previous = None
+        for current in self._dispatch(params, videos):
+            if previous:
+                yield np.asarray(previous[0])[previous[1]]
+            previous = current
+        if previous:
+            yield np.asarray(previous[0])[previous[1]]
 
     def _dispatch(self, params: Any, videos: Any) -> Iterator[tuple[jax.Array, slice]]:
-        """Chunks under way, and the part of each that is wanted."""
+        """Dispatches chunks; yields each output on the device and the slice of its valid frames."""
         expected = self.abstract_args[2]
         for video in videos:
             self._check(video)
-            state, length = self.start(), len(video) + self.repeats
+            state, length = self.init_state(), len(video) + self.repeats
             for first in range(0, length, self.frames):
                 end = min(first + self.frames, length)
-                index = np.minimum(
-                    np.arange(first, first + self.frames), end - 1
-                )  # fills the last chunk up
+                # The last chunk is padded with the last frame.
+                index = np.minimum(np.arange(first, first + self.frames), end - 1)
                 chunk = np.asarray(video[np.maximum(index - self.repeats, 0)], expected.dtype)
                 out, state = self.program(params, state, jax.device_put(chunk, expected.sharding))
                 frames_in, frames_out = self.group
@@ -104,7 +97,7 @@ class ChunkProgram(NamedTuple):
         count = len(frames) + self.repeats
         if frames.shape[1:] != expected[1:] or not 0 < len(frames) <= most or count % self.group[0]:
             raise ValueError(
-                f"Frames of shape {frames.shape} do not fit this program of {expected}: make one for their size."
+                f"Frames of shape {frames.shape} do not fit this program for {expected}: make one for their size."
             )
 
 
@@ -118,28 +111,28 @@ def make_decoder(
     """Makes the program that decodes a chunk.
 
     Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-      mesh: whose devices share the frames, or rows of all frames where the autoencoder is causal.
-      frames_per_chunk: of the video, at a time over all devices; rounded up to a multiple of them, or of the frames
-        that one latent is of.
-      size: (height, width) of the latents.
+      autoencoder: from `autoencoder.make_autoencoder`.
+      mesh: shards a chunk over frames, or over rows if the autoencoder is causal.
+      frames_per_chunk: video frames per chunk, over all devices; rounded up to a multiple of the devices, or of the
+        frames per latent if the autoencoder is causal.
+      size: (height, width) in latents.
       tile: see `tiling.decode_in_tiles`.
     Returns:
-      (params, (F, h, w, C) normalised latents, float32) to (F, H, W, 3) uint8, F times the stride in time.
+      (params, (F, h, w, C) normalized latents, float32) to (F * temporal stride, H, W, 3) uint8.
     Raises:
-      ValueError: the tile is no larger than its overlap, or the autoencoder is causal and has no tiles in chunks.
+      ValueError: the tile is not larger than its overlap, or tiling is requested for a causal autoencoder.
     """
     check_tile(autoencoder, tile)
     if tile and autoencoder.causal:
         raise ValueError(
-            f"The autoencoder {autoencoder.name!r} hands a state from chunk to chunk of a whole picture: "
+            f"The autoencoder {autoencoder.name!r} passes a state between chunks and cannot be tiled: "
             f"set vae.tile to 0 instead of {tile}, and lower vae.chunk_frames to save memory."
         )
 
     def decode(params: Any, state: Any, latents: jax.Array) -> tuple[jax.Array, Any]:
         if not autoencoder.causal:
             return to_pixels(decode_in_tiles(autoencoder, params, latents[None], tile)[0]), state
-        raw = autoencoder.denormalise(latents[None])
+        raw = autoencoder.denormalize(latents[None])
         video, state = autoencoder.decode_stream(params, state, raw)
         return to_pixels(video[0]), state
 
@@ -153,15 +146,15 @@ def make_decoder(
 def make_encoder(
     autoencoder: Autoencoder, mesh: Mesh, frames_per_chunk: int, size: tuple[int, int]
 ) -> ChunkProgram:
-    """Makes the program that encodes a chunk, to the latents' mean.
+    """Makes the program that encodes a chunk to the mean of its latents.
 
     Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-      mesh: as of `make_decoder`.
-      frames_per_chunk: as of `make_decoder`.
-      size: (height, width) of the frames.
+      autoencoder: from `autoencoder.make_autoencoder`.
+      mesh: see `make_decoder`.
+      frames_per_chunk: see `make_decoder`.
+      size: (height, width) in pixels.
     Returns:
-      (params, (F, H, W, 3) uint8) to (F over the stride in time, h, w, C) float32, normalised.
+      (params, (F, H, W, 3) uint8) to (F / temporal stride, h, w, C) float32, normalized.
     """
 
     def encode(params: Any, state: Any, frames: jax.Array) -> tuple[jax.Array, Any]:
@@ -169,7 +162,7 @@ def make_encoder(
         if not autoencoder.causal:
             return autoencoder.encode(params, video)[0], state
         latents, state = autoencoder.encode_stream(params, state, video)
-        return autoencoder.normalise(latents)[0], state
+        return autoencoder.normalize(latents)[0], state
 
     group, y_factor, x_factor = autoencoder.downsample
     frames = -(-frames_per_chunk // group) * group
@@ -179,28 +172,28 @@ def make_encoder(
 
 
 def decode_chunks(decoder: ChunkProgram, params: Any, latents: Any) -> Iterator[np.ndarray]:
-    """Decodes videos of any length; neither they nor their latents are whole on a device.
+    """Decodes videos of any length; devices hold one chunk at a time.
 
     Args:
-      decoder: of `make_decoder`.
-      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
-      latents: (B, T, h, w, C) or (T, h, w, C), normalised.
+      decoder: from `make_decoder`.
+      params: from `Autoencoder.load` or `ChunkProgram.put_params`.
+      latents: (B, T, h, w, C) or (T, h, w, C), normalized.
     Yields:
-      (n, H, W, 3) uint8, the frames of the first video, then of the next; a chunk may hold the seam.
+      (n, H, W, 3) uint8, the frames of the videos in order; a chunk may span two videos.
     """
     latents = jax.device_get(latents)
     yield from decoder.stream(params, latents[None] if latents.ndim == 4 else latents)
 
 
 def decode_videos(decoder: ChunkProgram, params: Any, latents: Any) -> np.ndarray:
-    """As `decode_chunks`, all at once.
+    """Decodes videos with `decode_chunks` and concatenates the frames.
 
     Args:
-      decoder: of `make_decoder`.
-      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
-      latents: (B, T, h, w, C), normalised.
+      decoder: from `make_decoder`.
+      params: from `Autoencoder.load` or `ChunkProgram.put_params`.
+      latents: (B, T, h, w, C), normalized.
     Returns:
-      (B, T times the stride in time, H, W, 3) uint8; of a causal autoencoder (B, 1 + (T - 1) stride, H, W, 3).
+      (B, T * temporal stride, H, W, 3) uint8; for a causal autoencoder (B, 1 + (T - 1) * temporal stride, H, W, 3).
     """
     frames = np.concatenate(list(decode_chunks(decoder, params, latents)))
     return frames.reshape(len(latents), -1, *frames.shape[1:])
@@ -209,28 +202,28 @@ def decode_videos(decoder: ChunkProgram, params: Any, latents: Any) -> np.ndarra
 def open_streams(
     decoder: ChunkProgram, params: Any, count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Decodes videos side by side while they are made.
+    """Opens decoding streams for videos whose latents arrive incrementally.
 
     Args:
-      decoder: of `make_decoder`; of a causal autoencoder, its chunk divides all numbers of frames that come.
-      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
-      count: videos, B.
+      decoder: from `make_decoder`; for a causal autoencoder, its chunk must divide every number of arriving frames.
+      params: from `Autoencoder.load` or `ChunkProgram.put_params`.
+      count: number of videos, B.
     Returns:
       A function from the next latents, (B, n, h, w, C), to their frames (B, m, H, W, 3) uint8.
     """
     params = decoder.put_params(params)
     causal = decoder.abstract_args[1] is not None
-    states = [decoder.start() for _ in range(count)]
-    begun = False
+    states = [decoder.init_state() for _ in range(count)]
+    started = False
 
     def push(latents: np.ndarray) -> np.ndarray:
-        nonlocal begun
+        nonlocal started
         if not causal:
             return decode_videos(decoder, params, latents)
         if latents.shape[1] % decoder.frames:
             raise ValueError(
-                f"{latents.shape[1]} latent frames are no whole chunks of {decoder.frames}: make a decoder whose "
-                "chunk divides them."
+                f"{latents.shape[1]} latent frames are not a multiple of the decoder's chunk of {decoder.frames}: "
+                "make a decoder whose chunk divides them."
             )
         videos = []
         for i, video in enumerate(latents):
@@ -240,34 +233,28 @@ def open_streams(
                 chunk = jax.device_put(chunk, decoder.abstract_args[2].sharding)
                 out, states[i] = decoder.program(params, states[i], chunk)
                 parts.append(np.asarray(out))
-            videos.append(np.concatenate(parts)[0 if begun else decoder.drops :])
-        begun = True
+            videos.append(np.concatenate(parts)[0 if started else decoder.drops :])
+        started = True
         return np.stack(videos)
 
     return push
 
 
 def encode_chunks(encoder: ChunkProgram, params: Any, frames: Any) -> Iterator[np.ndarray]:
-    """Encodes videos of any length.
+    """Encodes videos of any length; devices hold one chunk at a time.
 
     Args:
-      encoder: of `make_encoder`.
-      params: of `Autoencoder.load`, or of `ChunkProgram.put_params`.
+      encoder: from `make_encoder`.
+      params: from `Autoencoder.load` or `ChunkProgram.put_params`.
       frames: (B, T, H, W, 3) or (T, H, W, 3) uint8.
     Yields:
-      (n, h, w, C) float32 normalised latents, those of the first video, then of the next.
+      (n, h, w, C) float32 normalized latents of the videos in order.
     """
     yield from encoder.stream(params, frames[None] if frames.ndim == 4 else frames)
 
 
 def to_pixels(video: jax.Array) -> jax.Array:
-    """Float in [-1, 1] to uint8, rounded; values outside are clamped.
-
-    Args:
-      video: any shape.
-    Returns:
-      Same shape, uint8.
-    """
+    """Converts float in [-1, 1] to uint8 by rounding; values outside are clipped."""
     return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
@@ -279,37 +266,37 @@ def _make_program(
     dtype: Any,
     rows: tuple[int, int],
 ) -> ChunkProgram:
-    """Lays chunks of `shape` on the mesh; `rows` are height and width of the latents."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    axes: list[Any] = [None, None, None]  # of frames, height, width
+    """Jits a function of chunks of `shape` with shardings; `rows` are height and width in latents."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    axes: list[Any] = [None, None, None]  # mesh axes of frames, height, width
     if not autoencoder.causal:
         shape = (-(-shape[0] // mesh.size) * mesh.size, *shape[1:])
         axes[0] = mesh.axis_names
     else:
-        # Frames wait for each other; rows need but their neighbours. Where neither rows nor columns divide, each
-        # device computes the whole.
+        # Frames depend on all earlier ones, rows on their neighbours only. If neither rows nor columns divide, each
+        # device computes everything.
         divides = [axis for axis, length in enumerate(rows, 1) if length % mesh.size == 0]
         if divides:
             axes[divides[0]] = mesh.axis_names
-    params = _place(autoencoder.abstract_params, whole)
+    params = _with_sharding(autoencoder.abstract_params, replicated)
     chunk = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-    start = lambda: None  # noqa: E731
+    init_state = lambda: None  # noqa: E731
     state = None
     if autoencoder.causal:
-        spread = NamedSharding(mesh, PartitionSpec(None, *axes))
-        state = _place(jax.eval_shape(function, params, None, chunk)[1], spread)
+        sharded = NamedSharding(mesh, PartitionSpec(None, *axes))
+        state = _with_sharding(jax.eval_shape(function, params, None, chunk)[1], sharded)
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)  # noqa: E731
-        start = jax.jit(zeros, out_shardings=spread)
+        init_state = jax.jit(zeros, out_shardings=sharded)
     program = jax.jit(
         function,
         in_shardings=jax.tree.map(lambda leaf: leaf.sharding, (params, state, chunk)),
-        out_shardings=(whole, jax.tree.map(lambda leaf: leaf.sharding, state)),
+        out_shardings=(replicated, jax.tree.map(lambda leaf: leaf.sharding, state)),
         donate_argnums=1,
     )
-    return ChunkProgram(program, (params, state, chunk), start)
+    return ChunkProgram(program, (params, state, chunk), init_state)
 
 
-def _place(tree: Any, sharding: NamedSharding) -> Any:
+def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )

@@ -1,6 +1,6 @@
-"""What CLIP's two towers share: the layers, the reading of config.json, and the names of their tensors.
+"""Code shared by CLIP's text and image encoders: layers, reading of config.json and weights.
 
-Modules carry the names of their tensors; the layers are stacked under `blocks/`.
+Modules are named like their tensors; layers are stacked under `blocks/`.
 
 Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
 """
@@ -26,12 +26,12 @@ from videogen_jax.parallel.sharding import path_name
 FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16")
-# Of neither tower, or no weights: may be in the file, and is not read.
-UNREAD = r"logit_scale|(.*\.)?position_ids"
+# Tensors of neither encoder, which are ignored.
+IGNORED = r"logit_scale|(.*\.)?position_ids"
 
 
 class Sizes(Protocol):
-    """What the layers need to know of a tower's config.json."""
+    """The fields of an encoder's config.json that its layers use."""
 
     hidden_size: int  # E
     intermediate_size: int
@@ -42,27 +42,20 @@ class Sizes(Protocol):
 
 
 def check_dtype(dtype: str, what: str) -> None:
-    """Refuses a type that a tower does not compute in.
-
-    Args:
-      dtype: its name.
-      what: the tower, for the error.
-    Raises:
-      ValueError: it is none of DTYPES.
-    """
+    """Raises ValueError, naming `what`, if a compute type is not one of DTYPES."""
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r} of {what}: choose {' or '.join(DTYPES)}.")
 
 
 def make_layers(config: Sizes, dtype: Any, causal: bool) -> nn.Module:
-    """Makes all layers of a tower.
+    """Makes the layers of an encoder.
 
     Args:
-      config: their sizes.
-      dtype: in which they compute.
-      causal: each token sees those up to itself alone.
+      config: sizes.
+      dtype: compute type.
+      causal: whether attention is causal.
     Returns:
-      A module: (B, N, E) to the same shape, and None.
+      A module from (B, N, E) to (the same shape, None).
     """
     blocks = nn.scan(
         Block,
@@ -74,7 +67,7 @@ def make_layers(config: Sizes, dtype: Any, causal: bool) -> nn.Module:
 
 
 class Block(nn.Module):
-    """One layer: attention and an MLP, each behind a norm and beside an identity."""
+    """A pre-norm transformer layer: attention and MLP with residual connections."""
 
     config: Sizes
     dtype: Any
@@ -82,13 +75,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """Computes one layer.
-
-        Args:
-          x: (B, N, E).
-        Returns:
-          The same shape, and None for `nn.scan`.
-        """
+        """(B, N, E) to the same shape, and None for `nn.scan`."""
         config = self.config
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         h = make_norm(config, "layer_norm1")(x).astype(self.dtype)
@@ -110,41 +97,34 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 def make_norm(config: Sizes, name: str) -> nn.Module:
-    """Makes a norm, which computes in float32.
-
-    Args:
-      config: of the tower.
-      name: of the module.
-    Returns:
-      A module: (..., E) to the same shape, float32.
-    """
-    # The fast variance loses digits where a few channels are very large, as CLIP's are.
+    """A layer norm named `name`, computed in float32."""
+    # The fast variance is imprecise if a few channels are very large, as in CLIP.
     return nn.LayerNorm(
         config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
     )
 
 
-def read_fields(path: Path, tower: str, wanted: str) -> dict[str, Any]:
-    """Reads transformers' config.json of a tower, or of a whole CLIP.
+def read_fields(path: Path, tower: str, expected: str) -> dict[str, Any]:
+    """Reads transformers' config.json of an encoder or a full CLIP.
 
     Args:
       path: the file.
       tower: text or vision.
-      wanted: what to name instead, where the file is of another network.
+      expected: name of the expected model in the error.
     Returns:
-      The fields of the tower. `projection_dim` is None where it has no projection.
+      The fields of the encoder. `projection_dim` is None if it has no projection.
     Raises:
-      WeightsError: the file is no JSON, or of another network.
+      WeightsError: the file is not JSON, or describes another network.
     """
-    own = f"clip_{tower}_model"
+    encoder_type = f"clip_{tower}_model"
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        kind = given.get("model_type", "clip" if f"{tower}_config" in given else own)
+        kind = given.get("model_type", "clip" if f"{tower}_config" in given else encoder_type)
     except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is no JSON of a model ({error}): fetch it again.") from None
-    if kind not in ("clip", own):
-        raise WeightsError(f"{path} is of {kind!r}: name the folder of {wanted}.")
-    if kind == "clip":  # old files have the fields twice, and transformers goes by the second
+        raise WeightsError(f"{path} is not a model's JSON ({error}): download it again.") from None
+    if kind not in ("clip", encoder_type):
+        raise WeightsError(f"{path} is the config of {kind!r}: give the folder of {expected}.")
+    if kind == "clip":  # old files have the fields twice, and transformers uses the second ones
         fields = given.get(f"{tower}_config") or {}
         fields = fields | (given.get(f"{tower}_config_dict") or {})
         return fields | {"projection_dim": given.get("projection_dim", 512)}
@@ -153,27 +133,25 @@ def read_fields(path: Path, tower: str, wanted: str) -> dict[str, Any]:
 
 
 def check_config(path: Path, config: Any) -> Any:
-    """Refuses a config of another network.
+    """Validates and returns the config of an encoder.
 
     Args:
-      path: where it was read, for the error.
-      config: a tower's.
-    Returns:
-      The config.
+      path: its file, for the error.
+      config: fields of the encoder.
     Raises:
-      WeightsError: says which field.
+      WeightsError: names the invalid field.
     """
     if config.hidden_act not in ("quick_gelu", "gelu"):
         raise WeightsError(
-            f"{path}: hidden_act {config.hidden_act!r}: only quick_gelu and gelu are known."
+            f"{path}: hidden_act {config.hidden_act!r}: only quick_gelu and gelu are supported."
         )
     for name, kind in type(config).__annotations__.items():
         value = getattr(config, name)
         if kind is int and (not isinstance(value, int) or value < 1):
-            raise WeightsError(f"{path}: {name} {value!r} is no positive whole number.")
+            raise WeightsError(f"{path}: {name} {value!r} is not a positive integer.")
     if config.hidden_size % config.num_attention_heads:
         raise WeightsError(
-            f"{path}: hidden_size {config.hidden_size} does not divide by num_attention_heads "
+            f"{path}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
             f"{config.num_attention_heads}."
         )
     return config
@@ -185,13 +163,13 @@ def find_weights(path: str) -> tuple[Path, dict[str, np.ndarray]]:
     Args:
       path: see hub.py.
     Returns:
-      Where they are; name -> array.
+      (local path, name -> array).
     Raises:
       FileNotFoundError: there are none.
       WeightsError: they cannot be read.
     """
     here = Path(path)
-    # A folder without the usual file may hold the weights in parts, or a pickle, which is refused.
+    # A folder without FILE may hold sharded weights, or a pickle, which is rejected.
     found = here if here.is_dir() and not (here / FILE).is_file() else find_file(path, FILE)
     return found, read_tensors(found)
 
@@ -203,21 +181,21 @@ def place_tower(
     *,
     prefix: str,
     projection: str,
-    unread: str,
+    ignored: str,
     what: str,
 ) -> Any:
-    """Puts tensors into a tower's parameters.
+    """Converts tensors to the parameters of an encoder.
 
     Args:
-      found: of `find_weights`, for the error.
-      tensors: of the same.
-      abstract_params: tree of shapes.
-      prefix: of all names of tensors but the projection's.
-      projection: module that stands beside the tower.
-      unread: regular expression of tensors that are not of this tower.
-      what: the tower, for the error.
+      found: path from `find_weights`, for the error.
+      tensors: tensors from `find_weights`.
+      abstract_params: tree of jax.ShapeDtypeStruct.
+      prefix: prefix of all tensor names except the projection's.
+      projection: name of the projection.
+      ignored: regular expression of tensors of the other encoder.
+      what: name of the encoder in the error.
     Returns:
-      Tree of parameters, float32 NumPy.
+      Parameters, float32 NumPy.
     Raises:
       WeightsError: they do not fit.
     """
@@ -227,8 +205,8 @@ def place_tower(
             _name_sources(abstract_params, prefix, projection),
             abstract_params,
             what=f"the {what} that config.json describes",
-            remedy=f"Name the {FILE} of a {what} in transformers' layout, with its own {CONFIG_FILE}.",
-            unread=[name for name in tensors if re.fullmatch(f"{unread}|{UNREAD}", name)],
+            remedy=f"Give the {FILE} of a {what} in transformers' layout, with its {CONFIG_FILE}.",
+            ignored=[name for name in tensors if re.fullmatch(f"{ignored}|{IGNORED}", name)],
         )
     except WeightsError as error:
         raise WeightsError(f"{found}: {error}") from None

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: captions to tokens for cross-attention and one pooled vector.
+"""CLIP's text encoder: captions to token embeddings for cross-attention and a pooled embedding.
 
 | weights                              | width | layers | pooled | activation |
 | ------------------------------------ | ----- | ------ | ------ | ---------- |
@@ -7,8 +7,8 @@
 | Stable Diffusion 2's text_encoder    | 1024  | 23     | 1024   | gelu       |
 | SDXL's text_encoder_2                | 1280  | 32     | 1280   | gelu       |
 
-And any other size in the layout of transformers' `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection`, as
-OpenCLIP's models. The other tower is clip_vision.py, and clip_common.py is what both share.
+And any other size in the layout of transformers' `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection`, such as
+OpenCLIP's models. The image encoder is in clip_vision.py, shared code in clip_common.py.
 
 Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
 """
@@ -38,13 +38,17 @@ from videogen_jax.models.clip_common import (
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.weights import PICKLES, WeightsError, read_tensors
 
-HEAD_WIDTH = 64  # numbers per head in every published model
-LEGACY_EOS = 2  # what old files of config.json say: end of text is then the largest id
-VISION = r"vision_model\..*|visual_projection\..*"  # of the other tower: is not read
+HEAD_DIM = 64  # head dimension of every published model
+LEGACY_EOS = (
+    2  # eos_token_id of old config.json files: the end-of-text token is then the largest id
+)
+VISION = (
+    r"vision_model\..*|visual_projection\..*"  # tensors of the image encoder, which are ignored
+)
 
 
 class Config(NamedTuple):
-    """Fields of transformers' config.json that shape the network; the defaults are transformers' own (ViT-B/32)."""
+    """Fields of transformers' config.json that define the network; the defaults are transformers' (ViT-B/32)."""
 
     vocab_size: int = 49_408
     hidden_size: int = 512
@@ -55,14 +59,12 @@ class Config(NamedTuple):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49_407
-    projection_dim: int | None = (
-        None  # width of `text_projection`; None where the weights have none
-    )
+    projection_dim: int | None = None  # output size of `text_projection`; None without one
 
 
 BASE = Config(projection_dim=512)
 LARGE = Config(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
-PUBLISHED = {  # what is known of the hub's models without asking it
+PUBLISHED = {  # configs of models on the hub, to know shapes offline
     "openai/clip-vit-base-patch32": BASE,
     "openai/clip-vit-base-patch16": BASE,
     "openai/clip-vit-large-patch14": LARGE,
@@ -82,21 +84,21 @@ PUBLISHED = {  # what is known of the hub's models without asking it
         projection_dim=1280,
     ),
 }
-# Without config.json the activation is told by the size where one model alone has it: (width, layers).
+# The activation by (hidden size, layers), for sizes where it is unique; used without config.json.
 ACTIVATIONS = {(1024, 23): "gelu", (1024, 24): "gelu", (1280, 32): "gelu"}
 
 
 class TextEncoder(NamedTuple):
-    """A text encoder without its parameters, which `load` reads."""
+    """A text encoder; its parameters are read by `load`."""
 
-    name: str  # the path that it was made from
-    width: int  # E, of the tokens
-    pooled_width: int  # P
-    length: int  # tokens that it takes at most, begin and end among them
+    name: str  # its path
+    width: int  # E, size of token embeddings
+    pooled_width: int  # P, size of the pooled embedding
+    length: int  # maximum number of tokens, including start and end of text
     vocabulary_size: int
-    pad_id: int  # what the model's own tokenizer writes behind the end of text
-    abstract_params: Any  # tree of shapes, float32
-    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
+    pad_id: int  # padding id of the model's tokenizer
+    abstract_params: Any  # tree of jax.ShapeDtypeStruct, float32
+    load: Callable[[], Any]  # () to parameters, float32 NumPy
     # (params, ids (B, L) int32) to tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32
     encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
@@ -104,23 +106,21 @@ class TextEncoder(NamedTuple):
 def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) -> TextEncoder:
     """Makes a text encoder; its weights are read when `load` is called.
 
-    `encode` gives the last layer's states behind the final norm; a mask that is True up to the end of text, that one
-    included; and the state at the end of text, through `text_projection` where the weights have it. Attention is
-    causal, so that what stands behind the end of text changes nothing that the mask shows.
+    `encode` returns the hidden states of the last layer after the final norm; a mask, True up to and including the end
+    of text; and the state at the end of text, projected by `text_projection` if there is one. Attention is causal, so
+    padding after the end of text does not affect unmasked tokens.
 
     Args:
       path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py), with config.json beside the
-        weights. Without one the sizes are the tensors', if the activation can be told from them. Empty: the network is
-        that of openai/clip-vit-large-patch14, and `load` refuses.
-      dtype: of the computation, one of DTYPES. Parameters, norms and results are float32.
-      fetch: False: a model that is on the hub alone counts as the one of PUBLISHED, or as
-        openai/clip-vit-large-patch14, so that shapes are known without a network.
-    Returns:
-      The text encoder.
+        weights. Without config.json, sizes are inferred from the tensors, if they determine the activation. If empty,
+        the network is that of openai/clip-vit-large-patch14 and `load` raises.
+      dtype: compute type, one of DTYPES. Parameters, norms and results are float32.
+      fetch: if False, take the config of a model on the hub from PUBLISHED (by default
+        openai/clip-vit-large-patch14's), so that shapes are known offline.
     Raises:
       ValueError: the dtype is unknown.
-      FileNotFoundError: there is nothing at the path, nor on the hub.
-      WeightsError: config.json is of another network, or is missing and needed.
+      FileNotFoundError: the path exists neither here nor on the hub.
+      WeightsError: config.json describes another network, or is missing and needed.
     """
     check_dtype(dtype, "a text encoder")
     config = _find_config(path, fetch)
@@ -137,7 +137,7 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
         pooled_width=config.projection_dim or config.hidden_size,
         length=config.max_position_embeddings,
         vocabulary_size=config.vocab_size,
-        # OpenAI's tokenizer pads with the end of text, OpenCLIP's with 0; the activation tells them apart.
+        # OpenAI's tokenizer pads with the end-of-text token, OpenCLIP's with 0; the activation distinguishes them.
         pad_id=0 if config.hidden_act == "gelu" else config.vocab_size - 1,
         abstract_params=abstract_params,
         load=functools.partial(_load, path, abstract_params),
@@ -146,7 +146,7 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
 
 
 class Transformer(nn.Module):
-    """The network."""
+    """CLIP's text transformer."""
 
     config: Config
     dtype: Any
@@ -160,12 +160,12 @@ class Transformer(nn.Module):
         Returns:
           tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32.
         Raises:
-          ValueError: L is more than the model has positions.
+          ValueError: L exceeds the model's number of positions.
         """
         config, length = self.config, ids.shape[1]
         if length > config.max_position_embeddings:
             raise ValueError(
-                f"{length} tokens are more than the {config.max_position_embeddings} that this text encoder takes."
+                f"{length} tokens exceed the maximum of this text encoder, {config.max_position_embeddings}."
             )
         embed = functools.partial(nn.Embed, features=config.hidden_size)
         x = embed(config.vocab_size, name="embeddings.token_embedding")(ids)
@@ -184,27 +184,23 @@ class Transformer(nn.Module):
 
 
 def find_end(ids: jax.Array, eos_token_id: int) -> jax.Array:
-    """Where captions end.
+    """Index of the first end-of-text token.
 
     Args:
       ids: (B, L) int32.
-      eos_token_id: of config.json. LEGACY_EOS stands for the largest id, whichever it is.
+      eos_token_id: from config.json; LEGACY_EOS means the largest id of the caption.
     Returns:
-      (B,) int32, place of the first end of text.
+      (B,) int32.
     """
     found = ids if eos_token_id == LEGACY_EOS else ids == eos_token_id
     return jnp.argmax(found, axis=1)
 
 
 def read_config(path: Path) -> Config:
-    """Reads transformers' config.json of a text encoder, or of a whole CLIP.
+    """Reads transformers' config.json of a text encoder or a full CLIP; missing fields have transformers' defaults.
 
-    Args:
-      path: the file.
-    Returns:
-      The fields that matter. What it leaves out is as in transformers.
     Raises:
-      WeightsError: it is no JSON, or of another network.
+      WeightsError: it is not JSON, or describes another network.
     """
     fields = read_fields(path, "text", "a CLIP text encoder")
     return check_config(
@@ -225,20 +221,20 @@ def _find_config(path: str, fetch: bool) -> Config:
 
 
 def _infer_config(path: Path) -> Config:
-    """The network by its tensors' shapes, where they say enough."""
+    """Infers the config from the shapes of the tensors."""
     file = path / FILE if path.is_dir() else path
     if file.suffix.lower() in PICKLES or not file.is_file():
-        read_tensors(path)  # says what is wrong, if that is
-        raise WeightsError(f"{path} holds no {CONFIG_FILE}: place that of the same model there.")
+        read_tensors(path)  # raises if the weights are invalid
+        raise WeightsError(f"{path} has no {CONFIG_FILE}: put that of the same model there.")
     try:
         with safe_open(file, "np") as opened:
             shapes = {
                 name.removeprefix("text_model."): opened.get_slice(name).get_shape()
-                for name in opened.keys()  # noqa: SIM118 (it is no mapping)
+                for name in opened.keys()  # noqa: SIM118 (not a mapping)
             }
     except SafetensorError as error:
         raise WeightsError(
-            f"{file} is no whole safetensors file ({error}): fetch it again."
+            f"{file} is not a valid safetensors file ({error}): download it again."
         ) from None
     layers = [
         int(found[1])
@@ -251,14 +247,13 @@ def _infer_config(path: Path) -> Config:
         hidden, _ = shapes["encoder.layers.0.mlp.fc1.weight"]
     except (KeyError, ValueError):
         raise WeightsError(
-            f"{file} holds no CLIP text encoder: name the {FILE} of one, in transformers' layout."
+            f"{file} has no CLIP text encoder: give the {FILE} of one, in transformers' layout."
         ) from None
     activation = ACTIVATIONS.get((width, len(layers)))
     if activation is None:
         raise WeightsError(
-            f"{file} has no {CONFIG_FILE} beside it, and whether a text encoder of {len(layers)} layers and width "
-            f"{width} uses quick_gelu or gelu cannot be told from its tensors: place the {CONFIG_FILE} of the same "
-            "model beside it."
+            f"{file} has no {CONFIG_FILE} beside it, and the activation (quick_gelu or gelu) of a text encoder of "
+            f"{len(layers)} layers and width {width} cannot be inferred: put the model's {CONFIG_FILE} beside it."
         )
     return check_config(
         file,
@@ -267,7 +262,7 @@ def _infer_config(path: Path) -> Config:
             hidden_size=width,
             intermediate_size=hidden,
             num_hidden_layers=len(layers),
-            num_attention_heads=max(width // HEAD_WIDTH, 1),
+            num_attention_heads=max(width // HEAD_DIM, 1),
             max_position_embeddings=positions,
             hidden_act=activation,
             projection_dim=shapes.get("text_projection.weight", [None])[0],
@@ -278,11 +273,11 @@ def _infer_config(path: Path) -> Config:
 def _load(path: str, abstract_params: Any) -> Any:
     if not path:
         raise ValueError(
-            f"The text encoder has no weights: name {FILE} or its folder, or a model on the hub "
-            "(openai/clip-vit-large-patch14), in text.path."
+            f"The text encoder has no weights: set text.path to {FILE}, its folder or a model on the hub "
+            "(openai/clip-vit-large-patch14)."
         )
     found, tensors = find_weights(path)
-    # The prefix is of most files, not of all.
+    # Most files have this prefix, but not all.
     prefix = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
     return place_tower(
         found,
@@ -290,6 +285,6 @@ def _load(path: str, abstract_params: Any) -> Any:
         abstract_params,
         prefix=prefix,
         projection="text_projection",
-        unread=VISION,
+        ignored=VISION,
         what="CLIP text encoder",
     )

@@ -1,13 +1,13 @@
-"""CLIP's image encoder: pictures to one vector, which the text encoder's pooled vector of a fitting caption is near.
+"""CLIP's image encoder: images to embeddings close to the pooled text embeddings of matching captions.
 
-| weights                         | pixels | patch | width | layers | vector | activation |
+| weights                         | pixels | patch | width | layers | output | activation |
 | ------------------------------- | ------ | ----- | ----- | ------ | ------ | ---------- |
 | openai/clip-vit-base-patch32    | 224    | 32    | 768   | 12     | 512    | quick_gelu |
 | openai/clip-vit-large-patch14   | 224    | 14    | 1024  | 24     | 768    | quick_gelu |
 | laion/CLIP-ViT-B-32-laion2B-... | 224    | 32    | 768   | 12     | 512    | gelu       |
 
-And any other size in the layout of transformers' `CLIPModel`. The other tower is clip_text.py, and clip_common.py is
-what both share.
+And any other size in the layout of transformers' `CLIPModel`. The text encoder is in clip_text.py, shared code in
+clip_common.py.
 
 Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_clip.py`.
 """
@@ -36,52 +36,50 @@ from videogen_jax.models.clip_common import (
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.weights import WeightsError
 
-WHOLE = "a whole CLIP (transformers' CLIPModel), text and image encoder"
-TEXT = r"text_model\..*|text_projection\..*"  # of the other tower: is not read
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of pixels in [0, 1]
+FULL_CLIP = "a full CLIP (transformers' CLIPModel), text and image encoder"
+TEXT = r"text_model\..*|text_projection\..*"  # tensors of the text encoder, which are ignored
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # statistics of pixels in [0, 1]
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class Config(NamedTuple):
-    """Fields of transformers' config.json that shape the network; the defaults are transformers' own (ViT-B/32)."""
+    """Fields of transformers' config.json that define the network; the defaults are transformers' (ViT-B/32)."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    image_size: int = 224  # pixels of a side
-    patch_size: int = 32  # of the same
+    image_size: int = 224  # height and width in pixels
+    patch_size: int = 32  # height and width in pixels
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
 
 
 class ImageEncoder(NamedTuple):
-    """An image encoder without its parameters, which `load` reads."""
+    """An image encoder; its parameters are read by `load`."""
 
-    name: str  # the path that it was made from
-    width: int  # P, of the vector
-    size: int  # S, pixels of a side
-    abstract_params: Any  # tree of shapes, float32
-    load: Callable[[], Any]  # () to the tree of parameters, float32 NumPy
+    name: str  # its path
+    width: int  # P, size of the embedding
+    size: int  # S, height and width in pixels
+    abstract_params: Any  # tree of jax.ShapeDtypeStruct, float32
+    load: Callable[[], Any]  # () to parameters, float32 NumPy
     encode: Callable[[Any, jax.Array], jax.Array]  # (params, (B, S, S, 3) uint8) to (B, P) float32
 
 
 def make_image_encoder(path: str, *, dtype: str = "float32") -> ImageEncoder:
     """Makes an image encoder; its weights are read when `load` is called.
 
-    `encode` gives the state of the class token behind the last norm, through `visual_projection`.
+    `encode` returns the state of the class token after the last norm, projected by `visual_projection`.
 
     Args:
-      path: a safetensors file of a whole CLIP, its folder, or a name on the Hugging Face hub (hub.py), with config.json
-        beside the weights: the tensors do not tell the activation.
-      dtype: of the computation, float32 or bfloat16. Parameters, norms and results are float32.
-    Returns:
-      The image encoder.
+      path: a safetensors file of a full CLIP, its folder, or a name on the Hugging Face hub (hub.py), with config.json
+        beside the weights, since the tensors do not determine the activation.
+      dtype: compute type, float32 or bfloat16. Parameters, norms and results are float32.
     Raises:
       ValueError: the dtype is unknown.
-      FileNotFoundError: there is nothing at the path, nor on the hub, or no config.json.
-      WeightsError: config.json is of another network.
+      FileNotFoundError: the path or config.json exists neither here nor on the hub.
+      WeightsError: config.json describes another network.
     """
     check_dtype(dtype, "an image encoder")
     here = Path(path)
@@ -104,20 +102,14 @@ def make_image_encoder(path: str, *, dtype: str = "float32") -> ImageEncoder:
 
 
 class VisionTransformer(nn.Module):
-    """The network."""
+    """CLIP's vision transformer."""
 
     config: Config
     dtype: Any
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Encodes pictures.
-
-        Args:
-          pixels: (B, S, S, 3) uint8.
-        Returns:
-          (B, P) float32.
-        """
+        """Encodes images, (B, S, S, 3) uint8, to (B, P) float32."""
         config = self.config
         width, patch = config.hidden_size, (config.patch_size, config.patch_size)
         x = ((pixels / np.float32(255) - MEAN) / DEVIATION).astype(self.dtype)
@@ -136,21 +128,21 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([token, x], axis=1)  # (B, 1 + N, E)
         positions = nn.Embed(x.shape[1], width, name="embeddings.position_embedding")
         x = x + positions(jnp.arange(x.shape[1]))
-        x = make_norm(config, "pre_layrnorm")(x).astype(self.dtype)  # so spelt in the weights
+        x = make_norm(config, "pre_layrnorm")(x).astype(self.dtype)  # spelling of the weights
         x, _ = make_layers(config, self.dtype, causal=False)(x)
         pooled = make_norm(config, "post_layernorm")(x[:, 0].astype(jnp.float32))  # (B, E)
         return nn.Dense(config.projection_dim, use_bias=False, name="visual_projection")(pooled)
 
 
 def crop_frames(frames: np.ndarray, size: int) -> np.ndarray:
-    """Makes squares of frames, as CLIP was trained on: the shorter side resized, then the middle.
+    """Resizes the shorter side of frames to `size` and crops the center, as in CLIP's training.
 
-    Equals transformers' CLIPImageProcessorPil up to its normalisation, which is the network's part here: Pillow's own
-    bicubic filter, antialiased, on bytes; the longer side rounded down.
+    Equals transformers' CLIPImageProcessorPil except for the normalization, which is part of the network here: Pillow's
+    antialiased bicubic filter on uint8, with the longer side rounded down.
 
     Args:
       frames: (N, H, W, 3) uint8.
-      size: S, pixels of a side.
+      size: S, height and width in pixels.
     Returns:
       (N, S, S, 3) uint8.
     """
@@ -166,16 +158,12 @@ def crop_frames(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_config(path: Path) -> Config:
-    """Reads transformers' config.json of a whole CLIP.
+    """Reads the image encoder's fields of transformers' config.json; missing ones have transformers' defaults.
 
-    Args:
-      path: the file.
-    Returns:
-      The fields that matter to the image encoder. What it leaves out is as in transformers.
     Raises:
-      WeightsError: it is no JSON, or of another network.
+      WeightsError: it is not JSON, or describes another network.
     """
-    fields = read_fields(path, "vision", WHOLE)
+    fields = read_fields(path, "vision", FULL_CLIP)
     config = Config(**{name: fields[name] for name in Config._fields if name in fields})
     return check_config(path, config)
 
@@ -183,13 +171,13 @@ def read_config(path: Path) -> Config:
 def _load(path: str, abstract_params: Any) -> Any:
     found, tensors = find_weights(path)
     if not any(name.startswith("vision_model.") for name in tensors):
-        raise WeightsError(f"{found} holds no CLIP image encoder: name the weights of {WHOLE}.")
+        raise WeightsError(f"{found} has no CLIP image encoder: give the weights of {FULL_CLIP}.")
     return place_tower(
         found,
         tensors,
         abstract_params,
         prefix="vision_model.",
         projection="visual_projection",
-        unread=TEXT,
+        ignored=TEXT,
         what="CLIP image encoder",
     )

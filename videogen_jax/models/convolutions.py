@@ -1,6 +1,6 @@
-"""The layers that the autoencoders are made of: convolutions, norms over groups, doubling.
+"""Layers of the autoencoders: convolution, group norm and upsampling.
 
-Parameters are float32; `dtype` is the type of the convolutions. Norms are float32 inside.
+Parameters are float32; `dtype` is the compute type of convolutions. Norms are computed in float32.
 """
 
 from typing import Any
@@ -21,18 +21,16 @@ def conv(
     padding: Any = None,
     bias: bool = True,
 ) -> nn.Conv:
-    """Makes a convolution of frames (N, H, W, C), padded as PyTorch's layers are.
+    """A 2-D convolution of frames (N, H, W, C) with PyTorch's padding.
 
     Args:
-      features: channels of the result.
-      name: of its parameters.
-      dtype: in which it computes.
-      size: of the kernel, odd.
-      stride: of the kernel.
-      padding: as `nn.Conv`; by default size // 2 on every side ("SAME" would put it on one, at stride 2).
-      bias: whether it has one.
-    Returns:
-      The module.
+      features: output channels.
+      name: module name.
+      dtype: compute type.
+      size: kernel size, odd.
+      stride: stride in height and width.
+      padding: see `nn.Conv`; by default size // 2 on every side ("SAME" pads one side only at stride 2).
+      bias: whether it has a bias.
     """
     return nn.Conv(
         features,
@@ -46,23 +44,21 @@ def conv(
 
 
 def group_norm(groups: int, epsilon: float, name: str) -> nn.GroupNorm:
-    """Makes a norm over groups of channels and all places of a frame, in float32.
+    """A group norm of frames, (N, H, W, C) to the same shape in float32.
 
     Args:
-      groups: that the channels divide into.
+      groups: number of groups of channels.
       epsilon: added to the variance.
-      name: of its parameters.
-    Returns:
-      The module, (N, H, W, C) to the same in float32.
+      name: module name.
     """
-    # The mean of squares minus the square of the mean would cancel: features can lie far from 0.
+    # The fast variance (mean of squares minus squared mean) would cancel, since features can have a large mean.
     return nn.GroupNorm(
         groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name
     )
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Doubles height and width by repeating each place.
+    """Doubles height and width by nearest-neighbour upsampling.
 
     Args:
       x: (N, H, W, C).

@@ -1,8 +1,8 @@
-"""Stable Diffusion's autoencoder (diffusers' `AutoencoderKL`): 8x in height and width, 4 channels or 16.
+"""Stable Diffusion's autoencoder (diffusers' `AutoencoderKL`): 8x in height and width, 4 or 16 latent channels.
 
-Each frame for itself. Modules carry the names that their tensors have in diffusers' files, so that a leaf's path is its
-tensor's name. The decoder is in two: the head, at the latents' resolution, holds the attention over the whole picture;
-the tail's group norms look at the whole picture too, so that in tiles it gives almost the same.
+Frames are processed independently. Modules are named like their tensors in diffusers' files, so that a parameter's path
+is its tensor's name. The decoder is split: the head, at latent resolution, has the global attention; the tail is tiled,
+with a small difference, since its group norms are global too.
 
 Source: Latent diffusion, arXiv:2112.10752; diffusers `models/autoencoders/vae.py`.
 """
@@ -26,15 +26,15 @@ FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 EPSILON = 1e-6  # of all group norms
 LOGVAR_RANGE = (-30.0, 20.0)
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What config.json may say beside the fields of `Config`: nothing of it changes a number here.
-INERT = {"sample_size", "force_upcast"}
+LEGACY_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Fields of config.json that are ignored, since they do not affect results here.
+IGNORED_FIELDS = {"sample_size", "force_upcast"}
 FIXED = {"in_channels": 3, "out_channels": 3, "act_fn": "silu"}
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
 class Config(NamedTuple):
-    """Fields of diffusers' config.json that shape the network; the defaults are Stable Diffusion 1's and 2's."""
+    """Fields of diffusers' config.json that define the network; the defaults are those of Stable Diffusion 1 and 2."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -50,46 +50,40 @@ class Config(NamedTuple):
 
 
 def read_config(path: Path) -> Config:
-    """Reads diffusers' config.json.
+    """Reads diffusers' config.json; missing fields have diffusers' defaults.
 
-    Args:
-      path: the file.
-    Returns:
-      Its fields. What it leaves out is as in diffusers.
     Raises:
-      WeightsError: it is no JSON, or of another network.
+      WeightsError: it is not JSON, or describes another network.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} is no JSON ({error}): fetch it again.") from None
-    # diffusers' own defaults where they are not Stable Diffusion's.
+        raise WeightsError(f"{path} is not JSON ({error}): download it again.") from None
+    # diffusers' defaults where they differ from Stable Diffusion's.
     fields = {"block_out_channels": (64,), "layers_per_block": 1}
     for name, value in given.items():
         if name in Config._fields:
             fields[name] = tuple(value) if isinstance(value, list) else value
         elif name in BLOCK_TYPES:
             if set(value) != {BLOCK_TYPES[name]}:
-                raise WeightsError(f"{path}: {name} {value}: only {BLOCK_TYPES[name]} is known.")
+                raise WeightsError(
+                    f"{path}: {name} {value}: only {BLOCK_TYPES[name]} is supported."
+                )
         elif name in FIXED:
             if value != FIXED[name]:
-                raise WeightsError(f"{path}: {name} {value!r}: only {FIXED[name]!r} is known.")
+                raise WeightsError(f"{path}: {name} {value!r}: only {FIXED[name]!r} is supported.")
         elif name == "_class_name":
             if value != "AutoencoderKL":
-                raise WeightsError(f"{path} is of {value}: name the folder of an AutoencoderKL.")
-        elif not (name in INERT or name.startswith("_")):
-            raise WeightsError(f"{path}: {name} is not known: take weights without it.")
+                raise WeightsError(
+                    f"{path} is the config of {value}: give the folder of an AutoencoderKL."
+                )
+        elif not (name in IGNORED_FIELDS or name.startswith("_")):
+            raise WeightsError(f"{path}: {name} is not supported: use weights without it.")
     return Config(**fields)
 
 
-def normalisation(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """What diffusers' pipelines subtract from latents, and by what they multiply the difference.
-
-    Args:
-      config: of the network.
-    Returns:
-      (shift, scale), each (C,) float32.
-    """
+def normalization(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and scale of diffusers' pipelines, (latents - shift) * scale; each (C,) float32."""
     shape = (config.latent_channels,)
     shift = np.full(shape, config.shift_factor or 0.0, np.float32)
     scale = np.full(shape, config.scaling_factor, np.float32)
@@ -99,23 +93,23 @@ def normalisation(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return shift, scale
 
 
-def rename_old(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Attention's tensors as diffusers names and shapes them today.
+def rename_legacy(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Converts attention tensors of old files to diffusers' current names and shapes.
 
     Args:
-      tensors: name -> array; attention may be called query, key, value, proj_attn and be 1x1 convolutions.
+      tensors: name -> array; attention may be named query, key, value, proj_attn and be 1x1 convolutions.
     Returns:
-      The same under today's names.
+      The tensors under current names.
     """
 
-    def name_today(name: str) -> str:
+    def current_name(name: str) -> str:
         return re.sub(
-            rf"(attentions\.\d+)\.({'|'.join(OLD_NAMES)})\.",
-            lambda found: f"{found[1]}.{OLD_NAMES[found[2]]}.",
+            rf"(attentions\.\d+)\.({'|'.join(LEGACY_NAMES)})\.",
+            lambda found: f"{found[1]}.{LEGACY_NAMES[found[2]]}.",
             name,
         )
 
-    renamed = {name_today(name): array for name, array in tensors.items()}
+    renamed = {current_name(name): array for name, array in tensors.items()}
     for name, array in renamed.items():
         if re.search(r"attentions\.\d+\.to_.*weight$", name) and array.shape[2:] == (1, 1):
             renamed[name] = array[:, :, 0, 0]
@@ -123,7 +117,7 @@ def rename_old(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Encoder(nn.Module):
-    """Pixels to mean and log variance of the latents, without `quant_conv`."""
+    """Encoder from pixels to mean and log variance of latents, without `quant_conv`."""
 
     config: Config
     dtype: Any
@@ -153,7 +147,7 @@ class Encoder(nn.Module):
 
 
 class DecoderHead(nn.Module):
-    """The decoder's layers at the latents' resolution, without `post_quant_conv`."""
+    """The decoder's layers at latent resolution, without `post_quant_conv`."""
 
     config: Config
     dtype: Any
@@ -172,7 +166,7 @@ class DecoderHead(nn.Module):
 
 
 class DecoderTail(nn.Module):
-    """The decoder's blocks that double."""
+    """The decoder's upsampling blocks."""
 
     config: Config
     dtype: Any
@@ -184,7 +178,7 @@ class DecoderTail(nn.Module):
         Args:
           x: (N, h, w, D).
         Returns:
-          (N, H, W, 3), [-1, 1] and a little around.
+          (N, H, W, 3), about [-1, 1], not clipped.
         """
         config, channels = self.config, self.config.block_out_channels[::-1]
         for i, width in enumerate(channels):
@@ -200,7 +194,7 @@ class DecoderTail(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two normed convolutions beside an identity, or a 1x1 convolution where the width changes."""
+    """Residual block of two convolutions with group norms; the shortcut is a 1x1 convolution if the width changes."""
 
     width: int
     groups: int
@@ -208,13 +202,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes one block.
-
-        Args:
-          x: (N, h, w, any).
-        Returns:
-          (N, h, w, width).
-        """
+        """(N, h, w, any) to (N, h, w, width)."""
         h = nn.silu(group_norm(self.groups, EPSILON, "norm1")(x))
         h = conv(self.width, "conv1", self.dtype)(h)
         h = nn.silu(group_norm(self.groups, EPSILON, "norm2")(h))
@@ -225,20 +213,14 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of one head over all places of a frame."""
+    """Residual single-head attention over all positions of a frame."""
 
     groups: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes attention and adds it.
-
-        Args:
-          x: (N, h, w, D).
-        Returns:
-          The same shape.
-        """
+        """(N, h, w, D) to the same shape."""
         width = x.shape[-1]
         tokens = einops.rearrange(
             group_norm(self.groups, EPSILON, "group_norm")(x), "n h w d -> n (h w) 1 d"

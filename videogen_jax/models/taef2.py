@@ -1,8 +1,8 @@
-"""The tiny autoencoder of FLUX.2's latents (`taef2` of madebyollin/taesd): 8x in height and width, 32 channels.
+"""Tiny autoencoder for FLUX.2's latents (`taef2` of madebyollin/taesd): 8x in height and width, 32 latent channels.
 
-Each frame for itself. Modules carry the names that their tensors have in the published file, so that a leaf's path is
-its tensor's name. The decoder is in two: the head, at the latents' resolution, holds all that looks at the whole
-picture (its group norms), so that the tail can be computed in tiles and give the same.
+Frames are processed independently. Modules are named like their tensors in the published file, so that a parameter's
+path is its tensor's name. The decoder is split: the head, at latent resolution, has all global layers (group norms), so
+that the tail can be tiled exactly.
 
 Source: https://github.com/madebyollin/taesd.
 """
@@ -22,29 +22,29 @@ FILE = "taef2.safetensors"
 CHANNELS = 32
 WIDTH = 64
 POOL_GROUPS = 4
-MAGNITUDE = 3.0  # to which the decoder limits latents, softly
+MAGNITUDE = 3.0  # the decoder's soft limit of latents
 
 
 def rename_published(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors of the hub's file, which counts layers as diffusers does, under taesd's own names.
+    """Converts tensor names of the hub's file, which follow diffusers, to taesd's.
 
     Args:
       tensors: name -> array, `encoder.layers.3...` or `encoder.3...`.
     Returns:
-      The same as `encoder.3...`; layer i of the hub's decoder is the i + 1-th, for the soft limit has no tensors.
+      The tensors as `encoder.3...`; the decoder's layer i of the hub is layer i + 1, after the soft limit.
     """
 
-    def name_here(name: str) -> str:
+    def taesd_name(name: str) -> str:
         name = re.sub(r"^encoder\.layers\.", "encoder.", name)
         return re.sub(
             r"^decoder\.layers\.(\d+)", lambda found: f"decoder.{int(found[1]) + 1}", name
         )
 
-    return {name_here(name): array for name, array in tensors.items()}
+    return {taesd_name(name): array for name, array in tensors.items()}
 
 
 class Encoder(nn.Module):
-    """Pixels to latents."""
+    """Encoder from pixels to latents."""
 
     dtype: Any
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
 
 class DecoderHead(nn.Module):
-    """The decoder's layers at the latents' resolution."""
+    """The decoder's layers at latent resolution."""
 
     dtype: Any
 
@@ -88,7 +88,7 @@ class DecoderHead(nn.Module):
 
 
 class DecoderTail(nn.Module):
-    """The decoder's layers from the first doubling on: convolutions alone."""
+    """The decoder's layers from the first upsampling on, all of them convolutions."""
 
     dtype: Any
 
@@ -99,7 +99,7 @@ class DecoderTail(nn.Module):
         Args:
           x: (N, h, w, 64).
         Returns:
-          (N, 8 h, 8 w, 3), [0, 1] and a little around.
+          (N, 8 h, 8 w, 3), about [0, 1], not clipped.
         """
         for i, blocks in ((7, 3), (12, 3), (17, 1)):
             x = upsample_nearest(x)  # (N, 2 h, 2 w, 64)
@@ -110,20 +110,14 @@ class DecoderTail(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions beside an identity; in the middle blocks, before them, a part that norms the whole picture."""
+    """Residual block of three convolutions; with `pool`, after a residual branch with a global group norm."""
 
     pool: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes one block.
-
-        Args:
-          x: (N, h, w, 64).
-        Returns:
-          The same shape.
-        """
+        """(N, h, w, 64) to the same shape."""
         if self.pool:
             h = conv(4 * WIDTH, "pool.0", self.dtype, size=1, bias=False)(x)  # (N, h, w, 256)
             h = nn.relu(group_norm(POOL_GROUPS, 1e-5, "pool.1")(h))

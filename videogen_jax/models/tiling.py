@@ -1,10 +1,10 @@
-"""Decoding in overlapping tiles that fade into each other, for pictures too large to be decoded at once.
+"""Tiled decoding of images too large to decode at once, with overlap and blending.
 
-The decoder's head is computed on the whole picture, its tail, which is where the memory goes, in tiles. Each tile is
-used from `tile_margin` latents off its edge (edges of the picture apart), and over the next `tile_blend` latents it
-fades into its neighbour. Where the tail is of convolutions that reach no further than the margin (`taef2`, `workdir`),
-tiles give what the whole picture gives. The group norms in the tail of `sd` take the statistics of the tile instead of
-the picture's: seams fade, but a tile may differ from the whole everywhere.
+The decoder's head runs on the whole image, and its tail, which takes most of the memory, on tiles. The outer
+`tile_margin` latents of a tile are discarded (except at the image border); the next `tile_blend` latents are blended
+with its neighbour. If the receptive field of the tail is within the margin (`taef2`, `workdir`), tiled decoding is
+exact. In the tail of `sd`, group norms use the statistics of the tile instead of the image: there are no visible seams,
+but values may differ everywhere.
 """
 
 from typing import Any
@@ -19,17 +19,17 @@ from videogen_jax.models.autoencoder import Autoencoder
 def decode_in_tiles(
     autoencoder: Autoencoder, params: Any, latents: jax.Array, tile: int
 ) -> jax.Array:
-    """Decodes latents, the decoder's tail in square tiles, one after another.
+    """Decodes latents, with the decoder's tail in square tiles, sequentially.
 
     Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-      params: of its `load`.
-      latents: (B, T, h, w, C), normalised.
-      tile: height and width of a tile in latents; 0 for the whole picture.
+      autoencoder: from `autoencoder.make_autoencoder`.
+      params: from its `load`.
+      latents: (B, T, h, w, C), normalized.
+      tile: height and width of a tile in latents; 0 for no tiling.
     Returns:
       (B, T, H, W, 3) float32 in [-1, 1].
     Raises:
-      ValueError: the tile is no larger than its overlap.
+      ValueError: the tile is not larger than its overlap.
     """
     check_tile(autoencoder, tile)
     rows, columns = latents.shape[2:4]
@@ -43,8 +43,8 @@ def decode_in_tiles(
     size = (min(tile, rows), min(tile, columns))
     _, y_factor, x_factor = autoencoder.downsample
 
-    def add(canvas: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        i, j = place
+    def add_tile(canvas: jax.Array, index: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        i, j = index
         top, left = jnp.asarray(tops)[i], jnp.asarray(lefts)[j]
         part = jax.lax.dynamic_slice_in_dim(features, top, size[0], axis=2)
         part = jax.lax.dynamic_slice_in_dim(part, left, size[1], axis=3)
@@ -57,51 +57,38 @@ def decode_in_tiles(
 
     frames = autoencoder.video_frames(latents.shape[1])
     canvas = jnp.zeros((len(latents), frames, rows * y_factor, columns * x_factor, 3))
-    places = np.indices((len(tops), len(lefts))).reshape(2, -1)
-    canvas, _ = jax.lax.scan(add, canvas, tuple(jnp.asarray(places)))
+    indices = np.indices((len(tops), len(lefts))).reshape(2, -1)
+    canvas, _ = jax.lax.scan(add_tile, canvas, tuple(jnp.asarray(indices)))
     return jnp.clip(canvas, -1, 1)
 
 
 def check_tile(autoencoder: Autoencoder, tile: int) -> None:
-    """Refuses a tile that its overlap fills.
-
-    Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-      tile: in latents; 0 for none.
-    Raises:
-      ValueError: it is so.
-    """
+    """Raises ValueError if a tile (in latents, 0 for no tiling) is not larger than its overlap."""
     overlap = tile_overlap(autoencoder)
     if tile < 0 or 0 < tile <= overlap:
         raise ValueError(
             f"A tile of {tile} latents is not larger than the overlap of tiles of {autoencoder.name!r}, {overlap}: "
-            f"take {2 * overlap} or more, or 0 for no tiles."
+            f"use {2 * overlap} or more, or 0 for no tiling."
         )
 
 
 def tile_overlap(autoencoder: Autoencoder) -> int:
-    """Latents that neighbouring tiles share.
-
-    Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-    Returns:
-      The least overlap.
-    """
+    """Minimum overlap of neighbouring tiles in latents."""
     return 2 * autoencoder.tile_margin + autoencoder.tile_blend
 
 
 def tile_axis(
     autoencoder: Autoencoder, length: int, tile: int, factor: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lays tiles along one axis, evenly, and gives each pixel's weights, which sum to 1.
+    """Evenly spaced tiles along one axis, and their blending weights, which sum to 1 at each pixel.
 
     Args:
-      autoencoder: of `autoencoder.make_autoencoder`.
-      length: of the axis in latents.
-      tile: in latents.
+      autoencoder: from `autoencoder.make_autoencoder`.
+      length: size of the axis in latents.
+      tile: size of a tile in latents.
       factor: pixels per latent.
     Returns:
-      Starts (n,) int32 in latents, and weights (n, min(tile, length) * factor) float32 in pixels.
+      Starts (n,) int32 in latents, and weights (n, min(tile, length) * factor) float32 per pixel.
     """
     overlap = tile_overlap(autoencoder)
     count = max(1, -(-(length - overlap) // (tile - overlap)))

@@ -1,27 +1,27 @@
-"""Public parameter layouts: which of their tensors is which of our leaves, and the fields with which they are exact.
+"""Published parameter layouts: the mapping of tensors to parameters, and the model fields for which it is exact.
 
-| layout | tensors named by                     | fill                                              | exact with     |
-| ------ | ------------------------------------ | ------------------------------------------------- | -------------- |
-| dit    | facebookresearch/DiT                 | patches, time, classes, spatial blocks, the end   | `dit_fields`   |
-| latte  | diffusers' `LatteTransformer3DModel` | all but pooled text and micro-conditions          | `latte_fields` |
+| layout | tensor names                         | parameters                                          | fields         |
+| ------ | ------------------------------------ | --------------------------------------------------- | -------------- |
+| dit    | facebookresearch/DiT                 | patches, time, classes, spatial blocks, unembedding | `dit_fields`   |
+| latte  | diffusers' `LatteTransformer3DModel` | all but pooled text and micro-conditions            | `latte_fields` |
 
-Positions, causality and the number of heads are not in the tensors: take them from the functions named.
+Positions, causality and the number of heads do not follow from the tensors: use the functions in the last column.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-SIZES = {  # of DiT: width, depth, heads
+SIZES = {  # of DiT: hidden size, depth, heads
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
 DIT_PATCHES = (2, 4, 8)
-DIT_CHANNELS = 4  # of its latents
-DIT_DOWNSAMPLING = 8  # pixels per latent place
+DIT_CHANNELS = 4  # latent channels
+DIT_DOWNSAMPLING = 8  # pixels per latent
 
-EXACT_FIELDS = {  # of both layouts
+EXACT_FIELDS = {  # for both layouts
     "mlp_ratio": 4,
     "attention": "factorized",
     "causal": False,
@@ -34,21 +34,21 @@ EXACT_FIELDS = {  # of both layouts
 
 
 class Source(NamedTuple):
-    """Where a leaf comes from: tensors joined along their first axis, then rearranged."""
+    """Source of a parameter: tensors concatenated along their first axis, then rearranged."""
 
-    names: tuple[str, ...]  # {i} stands for the number of the block
-    pattern: str  # of einops
+    names: tuple[str, ...]  # {i} is replaced by the block index
+    pattern: str  # einops pattern
 
 
 class Layout(NamedTuple):
-    """A public layout."""
+    """A published layout."""
 
-    sources: dict[str, Source]  # by leaf; those of blocks without their first axis
-    kept: str  # regular expression of the leaves that it has no tensors for
-    unread: tuple[str, ...]  # tables that we compute anew
-    first: str  # layer of the patches
-    last: str  # layer of the outputs, with or without variances
-    fields: str  # function of this module
+    sources: dict[str, Source]  # by parameter path; blocks without the stacked axis
+    optional: str  # regular expression of parameter paths without tensors
+    ignored: tuple[str, ...]  # tensors that are computed here
+    patch_layer: str  # prefix of the patch embedding's tensors
+    output_layer: str  # prefix of the output layer's tensors, with or without variances
+    fields_function: str  # function of this module
 
 
 def _linear(
@@ -106,11 +106,11 @@ LAYOUTS = {
             **_linear("blocks/spatial/mlp/down", "blocks.{i}.mlp.fc2"),
             **_linear("blocks/spatial/modulation", "blocks.{i}.adaLN_modulation.1"),
         },
-        kept=r"blocks/temporal/|blocks/\w+/text_|caption_encoder/|\w+_embed/",
-        unread=("pos_embed",),
-        first="x_embedder.proj",
-        last="final_layer.linear",
-        fields="dit_fields",
+        optional=r"blocks/temporal/|blocks/\w+/text_|caption_encoder/|\w+_embed/",
+        ignored=("pos_embed",),
+        patch_layer="x_embedder.proj",
+        output_layer="final_layer.linear",
+        fields_function="dit_fields",
     ),
     "latte": Layout(
         sources={
@@ -126,11 +126,11 @@ LAYOUTS = {
             **_latte_text("blocks/spatial/text_attention", "transformer_blocks.{i}.attn2"),
             **_latte_block("blocks/temporal", "temporal_transformer_blocks.{i}"),
         },
-        kept=r"\w+_embed/",
-        unread=("pos_embed.pos_embed", "temp_pos_embed"),
-        first="pos_embed.proj",
-        last="proj_out",
-        fields="latte_fields",
+        optional=r"\w+_embed/",
+        ignored=("pos_embed.pos_embed", "temp_pos_embed"),
+        patch_layer="pos_embed.proj",
+        output_layer="proj_out",
+        fields_function="latte_fields",
     ),
 }
 
@@ -138,17 +138,17 @@ LAYOUTS = {
 def dit_fields(
     size: str, patch: int, image_size: int = 256, num_classes: int = 1000
 ) -> dict[str, Any]:
-    """The fields of `VideoDiT` with which DiT weights give DiT's outputs, learned variances included.
+    """Fields of `VideoDiT` with which DiT weights reproduce DiT's outputs, including learned variances.
 
     Args:
       size: one of SIZES.
-      patch: side of a patch in latent places, one of DIT_PATCHES.
-      image_size: of the training, in pixels.
-      num_classes: without the one for no class.
+      patch: patch size in latents, one of DIT_PATCHES.
+      image_size: training resolution in pixels.
+      num_classes: without the class for dropped labels.
     Returns:
-      All fields but `remat` and `dtype`.
+      All fields except `remat` and `dtype`.
     Raises:
-      ValueError: size or patch is none of DiT's.
+      ValueError: DiT has no such size or patch.
     Source: DiT, arXiv:2212.09748, table 1.
     """
     if size not in SIZES or patch not in DIT_PATCHES:
@@ -175,14 +175,14 @@ def dit_fields(
 
 
 def latte_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `VideoDiT` with which Latte weights give Latte's outputs.
+    """Fields of `VideoDiT` with which Latte weights reproduce Latte's outputs.
 
     Args:
       config: content of the config.json beside the weights.
     Returns:
-      All fields but `remat` and `dtype`.
+      All fields except `remat` and `dtype`.
     Raises:
-      ValueError: the config describes another kind of model than text-to-video Latte.
+      ValueError: the config does not describe text-to-video Latte.
     Source: Latte, arXiv:2401.03048; diffusers' `LatteTransformer3DModel`.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -197,11 +197,11 @@ def latte_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in exact.items():
         if config.get(name) != value:
             raise ValueError(
-                f"This Latte config has {name} {config.get(name)!r} where the model here has {value!r}: "
-                "take weights of the shape of maxin-cn/Latte-1."
+                f"This Latte config has {name}={config.get(name)!r}, but only {value!r} is supported: "
+                "use weights with the architecture of maxin-cn/Latte-1."
             )
     patch, sample_size = config["patch_size"], config["sample_size"]
-    # diffusers squeezes the positions of large frames into those of 64 latent places.
+    # diffusers interpolates the positions of large frames into the range of 64 latents.
     side = sample_size // patch / max(sample_size // 64, 1)
     return EXACT_FIELDS | {
         "patch_size": (1, patch, patch),

@@ -1,7 +1,7 @@
-"""Published weights into our parameters, from safetensors alone: nothing is unpickled.
+"""Loading of published weights, from safetensors only: nothing is unpickled.
 
-Leaves that a layout (weight_layouts.py) has no tensors for keep the values that they have. New temporal blocks are the
-identity, so that a video model with positions "dit" begins as the image model of each of its frames.
+Parameters without tensors in a layout (weight_layouts.py) keep their values. New temporal blocks are the identity, so a
+video model with positions "dit" initially equals the image model applied to each frame.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import einops
-import jax  # and with it ml_dtypes, through which safetensors knows bfloat16
+import jax  # imports ml_dtypes, which safetensors needs for bfloat16
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -23,27 +23,15 @@ from videogen_jax.models.weight_layouts import LAYOUTS, Layout, Source
 from videogen_jax.parallel.sharding import path_name
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-LISTED = 10  # leaves of each kind that an error names
+LISTED = 10  # tensors of each kind that an error lists
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, or do not fit."""
+    """Weights that cannot be read or do not fit the model."""
 
 
 def load_weights(path: str | Path, layout: str, params: Any) -> Any:
-    """Reads weights and puts them into parameters.
-
-    Args:
-      path: see `read_tensors`.
-      layout: see `convert_tensors`.
-      params: see `convert_tensors`.
-    Returns:
-      The new tree.
-    Raises:
-      FileNotFoundError: there are no weights.
-      WeightsError: they cannot be read, or do not fit.
-      ValueError: the layout is unknown.
-    """
+    """Reads weights and converts them to parameters: `read_tensors`, then `convert_tensors`."""
     tensors = read_tensors(path)
     try:
         return convert_tensors(tensors, layout, params)
@@ -55,34 +43,34 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads safetensors.
 
     Args:
-      path: a file, or a folder that holds one model in *.safetensors, in one file or in several.
+      path: a file, or a folder with one model in one or several *.safetensors.
     Returns:
       Name -> array, of the type in the file.
     Raises:
-      FileNotFoundError: there is no such file, or the folder holds none.
-      WeightsError: a file is a pickle or damaged, or two files hold the same tensor.
+      FileNotFoundError: there is no such file, or the folder has none.
+      WeightsError: a file is a pickle or damaged, or two files contain the same tensor.
     """
     path = Path(path)
     tensors: dict[str, np.ndarray] = {}
     for file in _list_files(path) if path.is_dir() else [path]:
         if file.suffix.lower() in PICKLES:
             raise WeightsError(
-                f"{file} is a pickle, which can run code when it is read: convert it with "
+                f"{file} is a pickle, which can execute code when it is read: convert it with "
                 f"safetensors.torch.save_file(torch.load({file.name!r}, weights_only=True), 'model.safetensors')."
             )
         if not file.is_file():
             raise FileNotFoundError(
-                f"There is no {file}: name a .safetensors file, or a folder that holds the whole model."
+                f"There is no {file}: give a .safetensors file, or a folder with all files of the model."
             )
         try:
             part = load_file(file)
         except SafetensorError as error:
             raise WeightsError(
-                f"{file} is no whole safetensors file ({error}): fetch it again."
+                f"{file} is not a valid safetensors file ({error}): download it again."
             ) from None
-        if twice := sorted(set(part) & set(tensors)):
+        if duplicates := sorted(set(part) & set(tensors)):
             raise WeightsError(
-                f"{path} holds {twice[0]} twice, the second time in {file.name}: name the file of one model."
+                f"{path} contains {duplicates[0]} twice, the second time in {file.name}: give the file of one model."
             )
         tensors |= part
     return tensors
@@ -95,30 +83,30 @@ def _list_files(folder: Path) -> list[Path]:
             names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(
-                f"{indexes[0]} is no index of a model ({error}): fetch it again."
+                f"{indexes[0]} is not an index of safetensors ({error}): download it again."
             ) from None
         return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
     files = files or sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no *.safetensors: name the folder that does.")
+        raise FileNotFoundError(f"{folder} has no *.safetensors: give the folder that does.")
     return files
 
 
 def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any) -> Any:
-    """Puts published weights into parameters.
+    """Converts published weights to parameters.
 
-    Learned variances are dropped where the model has half the outputs, and the table of classes where it has none.
+    Learned variances are dropped if the model has half the outputs, and class embeddings if it has none.
 
     Args:
-      tensors: name -> array of any float type, in PyTorch's names and shapes.
+      tensors: name -> array of any float type, with PyTorch's names and shapes.
       layout: one of LAYOUTS.
       params: parameters of a `VideoDiT`, or their shapes.
     Returns:
-      A tree as `params`: float32 NumPy arrays where the layout has tensors, else the leaves given.
+      A tree like `params`: float32 NumPy arrays where the layout has tensors, else the given leaves.
     Raises:
       ValueError: the layout is unknown.
-      WeightsError: tensors are missing, unexpected or misshapen, or were trained with other positions.
+      WeightsError: tensors are missing, unexpected or misshapen, or use other position embeddings.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown init.layout {layout!r}: choose one of {', '.join(LAYOUTS)}.")
@@ -133,20 +121,20 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any)
         plan.sources,
         params,
         what=f"the model in the layout {layout!r}",
-        remedy=f"Build the model with the fields of models/weight_layouts.py's {plan.fields}, or choose another "
-        f"init.layout of {', '.join(LAYOUTS)}.",
-        kept=plan.kept,
-        unread=plan.unread,
+        remedy=f"Build the model with the fields of models/weight_layouts.py's {plan.fields_function}, or choose "
+        f"another init.layout of {', '.join(LAYOUTS)}.",
+        optional=plan.optional,
+        ignored=plan.ignored,
     )
 
 
 def name_sources(params: Any) -> dict[str, Source]:
-    """Sources for modules that are named as their tensors are: `a/b.0/kernel` is `a.b.0.weight`.
+    """Sources of parameters whose modules are named like their tensors: `a/b.0/kernel` is `a.b.0.weight`.
 
     Args:
       params: parameters of dense layers, convolutions and norms, or their shapes.
     Returns:
-      Leaf -> source.
+      Parameter path -> source.
     """
     kernels = {1: "o -> o", 2: "o i -> i o", 4: "o i h w -> h w i o"}
     sources = {}
@@ -164,30 +152,30 @@ def place_tensors(
     *,
     what: str,
     remedy: str,
-    kept: str = r"(?!)",
-    unread: Iterable[str] = (),
+    optional: str = r"(?!)",
+    ignored: Iterable[str] = (),
 ) -> Any:
-    """Puts tensors into parameters, or lists what does not fit.
+    """Converts tensors to parameters, or lists what does not fit.
 
     Args:
       tensors: name -> array of any float type.
-      sources: leaf -> where it comes from.
+      sources: parameter path -> source.
       params: parameters, or their shapes. Those under `blocks/` are stacked.
-      what: that they are of, for the error.
-      remedy: a sentence for the error.
-      kept: regular expression of the leaves that stay without a source.
-      unread: tensors that may be there and are not needed.
+      what: name of the model in the error.
+      remedy: last sentence of the error.
+      optional: regular expression of parameter paths that may lack a source and then keep their values.
+      ignored: names of tensors that may be present and are not used.
     Returns:
-      A tree as `params`: float32 NumPy arrays where there are sources, else the leaves given.
+      A tree like `params`: float32 NumPy arrays where there are sources, else the given leaves.
     Raises:
       WeightsError: tensors are missing, unexpected or misshapen.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     new, missing, misshapen = {}, [], []
-    unexpected = set(tensors) - set(unread)
+    unexpected = set(tensors) - set(ignored)
     for leaf, value in leaves.items():
         if leaf not in sources:
-            if not re.match(kept, leaf):
+            if not re.match(optional, leaf):
                 missing.append(f"{leaf} (not in this layout)")
             continue
         names, pattern = sources[leaf]
@@ -223,19 +211,19 @@ def _list(kind: str, names: list[str]) -> str:
 
 
 def _adapt(plan: Layout, leaves: Mapping[str, Any]) -> Layout:
-    """The layout for a model that may have no classes, or joint blocks in place of spatial ones."""
+    """The layout adapted to a model without classes, or with joint instead of spatial blocks."""
     sources, labels = dict(plan.sources), "label_embed/embedding"
     if labels in sources and labels not in leaves:
-        plan = plan._replace(unread=plan.unread + sources.pop(labels).names)
+        plan = plan._replace(ignored=plan.ignored + sources.pop(labels).names)
     if any(leaf.startswith("blocks/joint/") for leaf in leaves):
         sources = {leaf.replace("/spatial/", "/joint/"): source for leaf, source in sources.items()}
     return plan._replace(sources=sources)
 
 
 def _rearrange(arrays: list[np.ndarray], pattern: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Arrays joined and rearranged to a shape; None if they do not come to it."""
+    """Arrays concatenated and rearranged; None if the result does not have the given shape."""
     right = pattern.split("->")[1]
-    # Heads have to be known; the sizes of a patch are those of the array.
+    # Sizes of heads must be given to einops; those of patches follow from the array.
     lengths = {} if "(" in right else dict(zip(right.split(), shape, strict=False))
     try:
         array = einops.rearrange(np.concatenate(arrays), pattern, **lengths)
@@ -247,25 +235,26 @@ def _rearrange(arrays: list[np.ndarray], pattern: str, shape: tuple[int, ...]) -
 def _drop_variances(
     tensors: Mapping[str, np.ndarray], plan: Layout, leaves: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The first half of each patch's outputs, if the model has just that half."""
+    """Keeps the first half of the output channels (the mean) if the model has half as many outputs."""
     tensors = dict(tensors)
-    weight, bias, patch = f"{plan.last}.weight", f"{plan.last}.bias", f"{plan.first}.weight"
+    weight, bias = f"{plan.output_layer}.weight", f"{plan.output_layer}.bias"
+    patch = f"{plan.patch_layer}.weight"
     if not {weight, bias, patch} <= set(tensors):
         return tensors
     if np.ndim(tensors[weight]) == 0 or np.ndim(tensors[bias]) == 0:
-        return tensors  # misshapen: the caller says so
-    outputs, places = len(tensors[weight]), math.prod(tensors[patch].shape[2:])
-    if outputs == 2 * leaves["unembed/bias"].size and outputs % (2 * places) == 0:
+        return tensors  # misshapen, which `place_tensors` reports
+    outputs, pixels = len(tensors[weight]), math.prod(tensors[patch].shape[2:])
+    if outputs == 2 * leaves["unembed/bias"].size and outputs % (2 * pixels) == 0:
         for name in (weight, bias):
             halves = einops.rearrange(
-                tensors[name], "(p two c) ... -> two (p c) ...", p=places, two=2
+                tensors[name], "(p two c) ... -> two (p c) ...", p=pixels, two=2
             )
             tensors[name] = halves[0]
     return tensors
 
 
 def _check_positions(tensors: Mapping[str, np.ndarray]) -> None:
-    """DiT's weights hold its table of positions, which is computed here: refuses another one."""
+    """Checks that DiT's table of positions, if present, equals the one that the model computes."""
     if "pos_embed" not in tensors:
         return
     table = np.asarray(tensors["pos_embed"], np.float32)
@@ -274,22 +263,16 @@ def _check_positions(tensors: Mapping[str, np.ndarray]) -> None:
     table = table[0]  # (N, D)
     side = math.isqrt(len(table))
     expected = sincos_2d((side, side), table.shape[1])
-    # Within what bfloat16 leaves of a sine.
+    # Up to the precision of bfloat16.
     if side**2 != len(table) or not np.allclose(table, expected, atol=1e-2):
         raise WeightsError(
-            "pos_embed is not DiT's table of sines and cosines over a square: the model here has no other, "
-            "so take weights that were trained with it."
+            "pos_embed is not DiT's table of sines and cosines over a square, the only one supported: "
+            "use weights that were trained with it."
         )
 
 
 def hash_params(params: Any) -> str:
-    """Names parameters by their content: equal ones, whatever file they came from, have the same hash.
-
-    Args:
-      params: tree of arrays.
-    Returns:
-      64 hexadecimal digits.
-    """
+    """SHA-256 of a tree of arrays, by content: equal parameters have equal hashes, whatever file they came from."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
