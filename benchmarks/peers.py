@@ -1,7 +1,7 @@
-"""What the side-by-side runs share: one size of model for both frameworks, workers that take turns, and the table.
+"""Shared code of the comparisons with PyTorch: models of the same size, workers that take turns, and the table.
 
-Each side is this program again in a process of its own, so that its threads and its memory are its own. All of them
-prepare (build, compile, one round unmeasured); then they take turns, one at work while the others wait.
+Each side runs in a separate worker process of the same script, so that threads and memory are not shared. All workers
+first build, compile and run one warm-up round; then they take turns, one running while the others wait.
 """
 
 import argparse
@@ -26,10 +26,10 @@ PRESETS = {
     "xl": {"width": 1152, "depth": 28, "heads": 16, "frames": 16, "size": 32, "batch": 2},
 }
 TEXT_TOKENS, TEXT_WIDTH = 77, 768  # of CLIP's text encoder
-CHANNELS = 4  # of the latents
+CHANNELS = 4  # latent channels
 
-# Dense bf16 products with float32 sums, in operations per second: NVIDIA's data sheets of each card. The first name
-# that is part of the device's name counts.
+# Peak FLOP/s of dense bfloat16 products with float32 accumulation, from NVIDIA's data sheets. The first name that is
+# part of the device's name applies.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -44,15 +44,15 @@ MATMUL_SIZE = 2048
 
 
 class Work(NamedTuple):
-    """What both sides compute."""
+    """The model and batch that both sides compute."""
 
     width: int
-    depth: int  # blocks, spatial and temporal in turn
+    depth: int  # number of blocks, spatial and temporal ones together
     heads: int
     frames: int
-    size: int  # side of a latent frame
+    size: int  # height and width in latents
     patch: int
-    batch: int  # clips
+    batch: int  # number of clips
     precision: str
 
     @property
@@ -70,7 +70,7 @@ class Work(NamedTuple):
 
 
 def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
-    """The flags of both benchmarks; those without a value come from the preset."""
+    """The flags of both benchmarks; sizes that are not given come from the preset."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="s")
     for name in PRESETS["s"]:
@@ -84,11 +84,11 @@ def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def read_work(options: argparse.Namespace) -> Work:
-    """The size asked for: the preset's, with what the flags name; float32 on the CPU, bfloat16 elsewhere."""
+    """The preset's sizes overridden by flags; by default float32 on the CPU and bfloat16 elsewhere."""
     from videogen_jax.command import keep_freed_memory
 
     if options.side == "ours":
-        keep_freed_memory()  # as the verbs do
+        keep_freed_memory()  # as all commands do
     import jax
 
     sizes = PRESETS[options.preset]
@@ -123,7 +123,7 @@ def latte_config(work: Work) -> dict[str, Any]:
 
 
 def make_ours(work: Work) -> tuple[Any, Any]:
-    """Our model with Latte's fields, and its parameters."""
+    """This project's model with Latte's fields, and its parameters."""
     import jax
     import jax.numpy as jnp
 
@@ -143,14 +143,14 @@ def make_ours(work: Work) -> tuple[Any, Any]:
 
 
 def first_row(tree: Any) -> Any:
-    """A batch of one."""
+    """The first row of a batch, as a batch of one."""
     import jax
 
     return jax.tree.map(lambda leaf: leaf[:1], tree)
 
 
 def make_latte(work: Work, compiled: bool) -> Any:
-    """Diffusers' model, on the GPU if there is one; parameters in float32, as ours are."""
+    """Diffusers' model, on the GPU if there is one; parameters in float32, as here."""
     import torch
     from diffusers import LatteTransformer3DModel
 
@@ -171,13 +171,13 @@ def example(work: Work) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def call_latte(module: Any, x: Any, t: Any, tokens: Any) -> Any:
-    """Latte's output for (B, T, H, W, C), in that order of axes."""
+    """Latte's output for an input (B, T, H, W, C), of the same shape."""
     out = module(x.movedim(-1, 1), t, tokens, return_dict=False)[0]
     return out.movedim(1, -1)
 
 
 def forward_flops(work: Work) -> int:
-    """Operations of the model's forward pass over one clip."""
+    """FLOPs of the model's forward pass over one clip."""
     from videogen_jax.models.flops import count_flops
 
     side = work.size // work.patch
@@ -200,7 +200,7 @@ def forward_flops(work: Work) -> int:
 
 
 def serve(run: Callable[[], None]) -> None:
-    """In a worker: runs once unmeasured, then once for each line that comes in, and tells seconds and memory."""
+    """In a worker: warms up, then runs once per line on stdin, and prints seconds and peak memory."""
     run()
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
@@ -211,7 +211,7 @@ def serve(run: Callable[[], None]) -> None:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held: of the GPU, or of the machine where there is none."""
+    """Peak memory of this process: of the GPU, or of the host without one."""
     if "torch" in sys.modules:
         import torch
 
@@ -226,13 +226,13 @@ def peak_bytes() -> int:
 
 
 def compare(script: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Starts a worker for each side that can be had, and lets them take turns.
+    """Starts a worker for each available side, and lets them take turns.
 
     Args:
-      script: the benchmark's own path.
-      options: of `make_parser`.
+      script: path of the benchmark.
+      options: flags of `make_parser`.
     Returns:
-      Side to the median seconds of a turn and the peak memory in bytes.
+      Side -> median seconds of a turn and peak memory in bytes.
     """
     sides = ["ours"]
     if all(map(importlib.util.find_spec, ("torch", "diffusers"))):
@@ -255,16 +255,16 @@ def compare(script: str, options: argparse.Namespace) -> dict[str, dict[str, flo
             worker.stdout.close()
     return {
         side: {
-            "seconds": statistics.median(turn["seconds"] for turn in own),
-            "peak": max(turn["peak"] for turn in own),
+            "seconds": statistics.median(turn["seconds"] for turn in results),
+            "peak": max(turn["peak"] for turn in results),
         }
-        for side, own in turns.items()
+        for side, results in turns.items()
     }
 
 
 def _start(script: str, side: str) -> subprocess.Popen:
     command = [sys.executable, script, *sys.argv[1:], f"--side={side}"]
-    # On one GPU each side takes what it needs, and no more.
+    # The sides share one GPU, so JAX must not preallocate its memory.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -285,10 +285,10 @@ def print_table(work: Work, results: dict[str, dict[str, float]], flops: int, to
     """Prints a row for each side.
 
     Args:
-      work: what was computed.
-      results: of `compare`.
-      flops: of a turn, of the model alone.
-      tokens: of a turn.
+      work: the model and batch.
+      results: from `compare`.
+      flops: model FLOPs of a turn.
+      tokens: video tokens of a turn.
     """
     peak, device = peak_flops(work.precision)
     print(f"{device}; {work}")
@@ -299,16 +299,16 @@ def print_table(work: Work, results: dict[str, dict[str, float]], flops: int, to
         if side not in results:
             print(f"| {side} | unmeasured | | | | |")
             continue
-        own = results[side]
-        share = f"{flops / own['seconds'] / peak:.1%}" if peak else "unknown"
+        seconds, memory = results[side]["seconds"], results[side]["peak"]
+        share = f"{flops / seconds / peak:.1%}" if peak else "unknown"
         print(
-            f"| {side} | {own['seconds']:.3f} | {tokens / own['seconds']:.0f} | {share} | "
-            f"{own['peak'] / 2**30:.2f} | {own['seconds'] / ours:.2f} |"
+            f"| {side} | {seconds:.3f} | {tokens / seconds:.0f} | {share} | "
+            f"{memory / 2**30:.2f} | {seconds / ours:.2f} |"
         )
 
 
 def peak_flops(precision: str) -> tuple[float | None, str]:
-    """The device's operations a second, and its name: of the data sheet, or measured by a large product on a CPU."""
+    """Peak FLOP/s of the device and its name; from the data sheet, or on a CPU measured by a large matrix product."""
     import jax
     import jax.numpy as jnp
 

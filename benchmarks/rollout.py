@@ -1,14 +1,14 @@
-"""Long videos: memory and time of rollouts of 48 and of 480 frames, and what the memory of keys and values saves.
+"""Long videos: memory and time of rollouts of 48 and 480 frames, and the speedup by the KV cache.
 
     python benchmarks/rollout.py --workdir=runs/rollout_benchmark
 
-A causal model of 33 frames, 64 tokens each: chunks of 8 frames behind at most 25, on however many devices there are.
-Memory is the peak of the process `python -m videogen_jax.sample --num_frames=...`, encoder and all. Time is of a jitted
-call for a chunk, measured side by side, all with as many sampling steps and the same model:
+A causal model of 33 frames with 64 tokens each generates chunks of 8 frames after at most 25 cached ones, on all
+devices. Memory is the peak of the process `python -m videogen_jax.sample --num_frames=...`, which also writes the file.
+Time is that of a jitted call, with the same model and number of sampling steps for all:
 
-- rollout: a chunk behind a full memory, and the pass that writes it;
-- at once: 48 frames, each of which sees all earlier ones;
-- recomputed: 25 frames and a chunk through the model at every step, as without the memory.
+- rollout: a chunk with a full KV cache, including the pass that fills it;
+- at once: 48 frames with causal attention to all earlier ones;
+- recomputed: 25 frames and a chunk at every step, as without a KV cache.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def compare_memory(workdir: Path, lengths: list[int], repeats: int) -> None:
-    """One training step, and processes for each length."""
+    """Trains one step, then samples each length in processes, and prints their peak memory."""
     data = workdir / "data"
     pack = ["--synthetic=bouncing_shapes", "--clips=64", "--size=32", f"--frames={WINDOW}"]
     run("-m", "videogen_jax.pack", *pack, f"--output={data}")
@@ -84,21 +84,21 @@ def compare_memory(workdir: Path, lengths: list[int], repeats: int) -> None:
 
 
 def run(*command: str) -> int:
-    """Runs Python; what it says goes to stderr. Returns the peak of its memory in bytes."""
+    """Runs Python with its output on stderr; returns its peak memory in bytes."""
     code = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)\n"
     code += "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     child = [sys.executable, "-c", code, sys.executable, *command]
-    # One heap for all threads: with one for each, peaks differ by chance.
+    # One malloc arena for all threads: with one per thread, peaks vary randomly.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
-    said = subprocess.run(
+    output = subprocess.run(
         child, check=True, stdout=subprocess.PIPE, text=True, env=environment
     ).stdout
     unit = 1 if sys.platform == "darwin" else 1024
-    return int(re.search(r"peak (\d+)", said)[1]) * unit
+    return int(re.search(r"peak (\d+)", output)[1]) * unit
 
 
 def compare_time(repeats: int) -> None:
-    """Seconds a frame of three ways, and of the first and the last chunks of 480 frames."""
+    """Prints the time per frame of the three methods, and of a rollout as it gets longer."""
     config = long_bouncing.get_config().unlock()
     config.update_from_flattened_dict(OVERRIDES)
     once = run_model.with_shape(config, (48, 32, 32))
@@ -130,7 +130,7 @@ def compare_time(repeats: int) -> None:
         started = time.perf_counter()
         state, video = rollout.extend(state, params, seeds, condition)
         jax.block_until_ready((state, video))
-        if chunk:  # the first one compiles
+        if chunk:  # the first call compiles
             times.append(time.perf_counter() - started)
     cached = np.median(times) / CHUNK
     once_through, again = at_once(whole) / 48, at_once(windowed) / CHUNK
@@ -149,7 +149,7 @@ def compare_time(repeats: int) -> None:
 
 
 def median_seconds(call, repeats: int) -> float:
-    """Median seconds of a call, compiled before."""
+    """Median seconds of a call after compilation."""
     jax.block_until_ready(call())
     seconds = []
     for _ in range(repeats):

@@ -1,10 +1,10 @@
-"""Fifty steps of DDIM beside PyTorch: our one jitted program against a loop around diffusers' Latte.
+"""50 DDIM steps compared with PyTorch: one jitted program against a loop around diffusers' Latte.
 
     python benchmarks/sampler.py --preset=s
     python benchmarks/sampler.py --preset=xl
 
-The same model and schedule on both sides, without guidance, in turns. Runs on the CPU and on one GPU; without torch and
-diffusers ours alone is measured.
+Both sides take turns with the same model and schedule, without guidance, on the CPU or one GPU. Without torch and
+diffusers, only this project is measured.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ STEPS = 50
 
 
 def run_ours(work: peers.Work) -> None:
-    """Serves our sampler."""
+    """Serves this project's sampler."""
     import jax
 
     from videogen_jax.diffusion.schedule import make_schedule
@@ -55,13 +55,13 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
     scheduler.set_timesteps(STEPS)
     _, _, text = peers.example(work)
     tokens = torch.from_numpy(text["tokens"]).to(device)
-    half = torch.autocast(device, torch.bfloat16, enabled=work.precision == "bfloat16")
+    autocast = torch.autocast(device, torch.bfloat16, enabled=work.precision == "bfloat16")
 
     @torch.no_grad()
     def run() -> None:
         x = torch.randn((work.batch, *work.shape), device=device)
         for t in scheduler.timesteps:
-            with half:
+            with autocast:
                 output = peers.call_latte(model, x, t.expand(work.batch).to(device), tokens)
             x = scheduler.step(output.float(), t, x).prev_sample
         assert torch.isfinite(x).all().item()
@@ -70,7 +70,7 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
 
 
 def main() -> None:
-    """Reads the flags; a worker serves its side, the parent compares."""
+    """A worker serves its side; the parent process compares."""
     options = peers.make_parser(__doc__, rounds=3).parse_args()
     work = peers.read_work(options)
     if options.side == "ours":

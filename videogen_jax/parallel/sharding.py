@@ -45,7 +45,7 @@ TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 
 # All rules of an autoencoder.
 AUTOENCODER_AXES = {
-    r"spatial/kernel": ("place", "place", "vector", "filters"),
+    r"spatial/kernel": ("space", "space", "vector", "filters"),
     r"(mix|enter_\d+|leave_\d+)/kernel": ("vector", "filters"),
     r"(spatial|mix|enter_\d+|leave_\d+)/bias": ("vector",),
     r"norm_\d+/scale": ("vector",),
@@ -69,7 +69,7 @@ MESH_AXES: dict[str, MeshAxes] = {
     "vector": None,
     "parts": None,
     "layers": None,
-    "place": None,
+    "space": None,
     "filters": ("fsdp", "seq"),
 }
 
