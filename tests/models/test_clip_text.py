@@ -220,7 +220,7 @@ def test_published_sizes_are_known_offline(hub):  # noqa: F811
         assert encoder.vocabulary_size == clip_tokenizer.VOCABULARY_SIZE
         assert encoder.pad_id == clip_tokenizer.END_ID
     assert clip_text.make_text_encoder("owner/other", fetch=False).width == 768
-    assert not hub.asked
+    assert not hub.requests
 
 
 # ------------------------------------------------------------------------------------ errors

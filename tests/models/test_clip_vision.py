@@ -136,15 +136,15 @@ def test_frames_are_cropped_as_in_transformers(size):
 def test_weights_of_a_text_encoder_are_rejected(tmp_path):
     """By config.json, or by the tensors if config.json is of a full CLIP."""
     write_clip(tmp_path / "text")
-    place = re.escape(str(tmp_path / "text"))
+    folder = re.escape(str(tmp_path / "text"))
     message = "is the config of 'clip_text_model': give the folder of a full CLIP"
-    with pytest.raises(WeightsError, match=f"^{place}.*{message}"):
+    with pytest.raises(WeightsError, match=f"^{folder}.*{message}"):
         clip_vision.make_image_encoder(str(tmp_path / "text"))
     given = {"model_type": "clip", "vision_config": SIZES}
     (tmp_path / "text" / CONFIG_FILE).write_text(json.dumps(given))
     encoder = clip_vision.make_image_encoder(str(tmp_path / "text"))
     message = r"has no CLIP image encoder: give the weights of a full CLIP \(transformers"
-    with pytest.raises(WeightsError, match=f"^{place}.*{message}"):
+    with pytest.raises(WeightsError, match=f"^{folder}.*{message}"):
         encoder.load()
 
 

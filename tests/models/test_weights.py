@@ -238,8 +238,8 @@ def test_a_video_model_from_dit_equals_dit_per_frame_at_initialization():
             expected = module(image, torch.from_numpy(t), torch.from_numpy(labels))
             expected = expected[:, :CHANNELS].movedim(1, -1).numpy()
             np.testing.assert_allclose(video[:, frame], expected, atol=1e-4)
-            picture = apply(model, params, x[:, frame : frame + 1], t, labels)
-            np.testing.assert_allclose(picture[:, 0], video[:, frame], atol=2e-5)
+            image = apply(model, params, x[:, frame : frame + 1], t, labels)
+            np.testing.assert_allclose(image[:, 0], video[:, frame], atol=2e-5)
 
 
 def test_dit_initializes_a_model_of_captions():
@@ -264,8 +264,8 @@ def test_dit_initializes_a_model_of_captions():
     video = apply(model, params, *args)
     assert np.std(video) > 0.5
     for frame in range(FRAMES):
-        picture = apply(model, params, x[:, frame : frame + 1], *args[1:])
-        np.testing.assert_allclose(picture[:, 0], video[:, frame], atol=2e-5)
+        image = apply(model, params, x[:, frame : frame + 1], *args[1:])
+        np.testing.assert_allclose(image[:, 0], video[:, frame], atol=2e-5)
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])

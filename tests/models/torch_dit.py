@@ -13,8 +13,8 @@ def table(side, width):
     for row in range(side):
         for column in range(side):
             numbers = []
-            for place in (column, row):
-                angles = [place / 10_000 ** (4 * i / width) for i in range(width // 4)]
+            for position in (column, row):
+                angles = [position / 10_000 ** (4 * i / width) for i in range(width // 4)]
                 numbers += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
             rows.append(numbers)
     return torch.tensor(rows)
