@@ -1,4 +1,4 @@
-"""CLIP score: transformers' CLIPModel, processor and the same weights, and what cannot be scored."""
+"""CLIP score against transformers' CLIPModel and image processor with the same weights, and its errors."""
 
 import json
 
@@ -16,7 +16,7 @@ CAPTIONS = ["a red ball rolls", "two dogs in the snow", "a red ball rolls", ""]
 
 
 def save_reference(folder, words=clip_tokenizer.VOCABULARY_SIZE):
-    """A CLIPModel of transformers with random weights, also written to a folder."""
+    """Creates a transformers CLIPModel with random weights and saves it to a folder."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def save_reference(folder, words=clip_tokenizer.VOCABULARY_SIZE):
 
 
 def draw_videos():
-    """Of several sizes and lengths; the first has more frames than are looked at."""
+    """Videos of several sizes and lengths; the first has more frames than are scored."""
     rng = np.random.default_rng(0)
     shapes = ((17, 40, 64), (3, 33, 32), (8, 64, 48), (1, 20, 20))
     noise = [rng.integers(0, 256, (*shape, 3)) for shape in shapes]
@@ -47,7 +47,7 @@ def draw_videos():
 
 
 def expect(network, videos, frames):
-    """Scores by transformers alone, one frame and one caption at a time, float64 behind the networks."""
+    """Scores computed with transformers, one frame and one caption at a time, in float64 after the networks."""
     import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -55,15 +55,15 @@ def expect(network, videos, frames):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     scores = []
-    for video, places, caption in zip(videos, frames, CAPTIONS, strict=True):
+    for video, indices, caption in zip(videos, frames, CAPTIONS, strict=True):
         ids = torch.from_numpy(
             clip_tokenizer.tokenize([caption], 77, clip_tokenizer.END_ID)[0]
         ).long()
         with torch.no_grad():
             text = network.get_text_features(ids).pooler_output[0].double()
             values = []
-            for place in places:
-                pixels = torch.from_numpy(np.stack(process(video[place])["pixel_values"])).float()
+            for index in indices:
+                pixels = torch.from_numpy(np.stack(process(video[index])["pixel_values"])).float()
                 image = network.get_image_features(pixels).pooler_output[0].double()
                 values.append(float(100 * image @ text / image.norm() / text.norm()))
         scores.append(np.mean(np.maximum(values, 0)))
@@ -79,20 +79,22 @@ def test_scores_equal_transformers(tmp_path):
     assert expected.min() >= 0 and expected.max() > 10 and np.ptp(expected) > 5
     scores = scorer.score(iter(videos), CAPTIONS)
     assert scores.dtype == np.float64 and scorer.frames == 8
-    np.testing.assert_allclose(scores, expected, atol=1e-3)  # of 100: 1e-5 of a cosine
+    np.testing.assert_allclose(scores, expected, atol=1e-3)  # 1e-5 of a cosine
     many = scorer.score(iter(videos * 6), CAPTIONS * 6)  # more than a batch of frames
     np.testing.assert_allclose(many, np.tile(expected, 6), atol=1e-3)
     assert scorer.score([], []).shape == (0,)
 
     for count in (3, 5):
-        with pytest.raises(ValueError, match=r"There are (4|more) videos .*captions.*: give one"):
+        with pytest.raises(
+            ValueError, match=r"There are (4|more) videos .*captions.*: give one caption"
+        ):
             scorer.score(iter(videos), (CAPTIONS * 2)[:count])
     with pytest.raises(ValueError, match="dtype uint8, not .* float64: convert it first"):
         scorer.score([videos[0] / 255], CAPTIONS[:1])
 
 
-def test_a_score_in_closed_form():
-    """Cosines 1, 0, -1 and 0.6: those below 0 count as 0."""
+def test_score_of_known_cosines():
+    """Cosines 1, 0, -1 and 0.6: negative ones count as 0."""
     frames = np.array([[2, 0], [0, 5], [-1, 0], [3, 4]], np.float32)
     score = clip_score.score_frames(frames, np.array([7, 0], np.float32))
     assert score == pytest.approx(100 * (1 + 0 + 0 + 0.6) / 4, rel=1e-12)
@@ -108,7 +110,7 @@ def test_frames_are_evenly_spaced(length):
         assert np.abs(picked - exact * np.arange(len(picked))).max() <= 0.5
 
 
-def test_weights_are_named_by_both_towers(tmp_path):
+def test_the_hash_of_weights_covers_both_encoders(tmp_path):
     save_reference(tmp_path)
     first = clip_score.make_clip_scorer(str(tmp_path)).weights
     assert clip_score.make_clip_scorer(str(tmp_path)).weights == first
@@ -118,15 +120,15 @@ def test_weights_are_named_by_both_towers(tmp_path):
         assert clip_score.make_clip_scorer(str(tmp_path)).weights != first
 
 
-def test_a_cut_caption_is_told(tmp_path, caplog):
+def test_a_truncated_caption_is_logged(tmp_path, caplog):
     save_reference(tmp_path)
     scorer = clip_score.make_clip_scorer(str(tmp_path))
     scorer.score(draw_videos()[:2], ["red " * 100, "red"])
-    assert "CLIP reads the first 77 tokens of 1 captions." in caplog.text
+    assert "1 captions were truncated to CLIP's 77 tokens." in caplog.text
 
 
-def test_other_weights_are_refused(tmp_path):
-    """Those of a text encoder alone, by config.json and by their tensors, and another vocabulary."""
+def test_other_weights_are_an_error(tmp_path):
+    """Weights of a text encoder only, detected by config.json and by tensors, and another vocabulary."""
     path = write_clip(tmp_path / "text")
     with pytest.raises(
         WeightsError, match="is the config of 'clip_text_model': give the folder of a full"
@@ -138,5 +140,5 @@ def test_other_weights_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="has no CLIP image encoder: give the weights of a f"):
         clip_score.make_clip_scorer(path)
     save_reference(tmp_path / "words", words=90)
-    with pytest.raises(ValueError, match="reads 90 ids, but CLIP's tokenizer has 49408"):
+    with pytest.raises(ValueError, match="vocabulary of 90 ids, but CLIP's tokenizer has 49408"):
         clip_score.make_clip_scorer(str(tmp_path / "words"))

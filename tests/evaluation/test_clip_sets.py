@@ -1,4 +1,4 @@
-"""Sets of clips: what is looked at, what is left out and said so, and features that are made once."""
+"""Sets of clips: windows, skipped clips, cached features, and the comparison of reports."""
 
 import json
 
@@ -8,14 +8,14 @@ import pytest
 from tests.data.packed import write_records
 from videogen_jax import evaluate
 from videogen_jax.data import video_writer
-from videogen_jax.evaluation import clip_sets, feature_cache, protocol, video_folders
+from videogen_jax.evaluation import clip_sets, feature_cache, json_report, video_folders
 
 
 def video(length, seed=0, size=(8, 10)):
     return np.random.default_rng(seed).integers(0, 256, (length, *size, 3), np.uint8)
 
 
-def a_set(*videos):
+def make_set(*videos):
     found = [
         clip_sets.Clip(str(i), each, 8.0, "" if each is not None else "it is broken")
         for i, each in enumerate(videos)
@@ -23,65 +23,67 @@ def a_set(*videos):
     return lambda: iter(found)
 
 
-def test_a_window_is_the_middle_with_its_stride():
+def test_a_window_is_a_centre_crop_with_a_stride():
     frames = np.arange(11, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     assert clip_sets.Window(4).crop(frames)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
     assert clip_sets.Window(3, stride=4).crop(frames)[:, 0, 0, 0].tolist() == [1, 5, 9]
     window = clip_sets.Window(2, repeat=3)
     assert window.repeat_frames(window.crop(frames))[:, 0, 0, 0].tolist() == [4, 4, 4, 5, 5, 5]
-    with pytest.raises(ValueError, match="11 frames of the 13 that are looked at"):
+    with pytest.raises(ValueError, match="11 frames, but 13 are needed"):
         clip_sets.Window(4, stride=4).crop(frames)
 
 
-def test_what_cannot_be_looked_at_is_left_out_of_n_with_its_reason():
+def test_unusable_clips_are_left_out_with_a_reason():
     found = clip_sets.summarize(
-        a_set(video(5), None, video(3), video(9, 1), video(5, 2)), clip_sets.Window(4)
+        make_set(video(5), None, video(3), video(9, 1), video(5, 2)), clip_sets.Window(4)
     )
     assert found.names == ["0", "3", "4"] and len(found.motion) == 3
     reasons = {entry["file"]: entry["reason"] for entry in found.left_out}
-    assert reasons == {"1": "it is broken", "2": "it has 3 frames of the 4 that are looked at"}
+    assert reasons == {"1": "it is broken", "2": "it has 3 frames, but 4 are needed"}
     first = clip_sets.summarize(
-        a_set(video(5), None, video(5, 1), video(5, 2)), clip_sets.Window(4), count=2
+        make_set(video(5), None, video(5, 1), video(5, 2)), clip_sets.Window(4), count=2
     )
     assert first.names == ["0", "2"]
 
 
-def test_too_few_clips_and_sizes_that_differ_are_refused():
-    with pytest.raises(ValueError, match=r"Only 1 clips .* left out: 1: it is broken: give more"):
-        clip_sets.summarize(a_set(video(5), None), clip_sets.Window(4))
-    other = a_set(video(5), video(5, size=(9, 10)))
-    with pytest.raises(ValueError, match="1 has 9x10 pixels and those before it 8x10: .*--size"):
+def test_too_few_clips_and_different_sizes_are_errors():
+    with pytest.raises(ValueError, match=r"Only 1 clips .* \(left out: 1: it is broken\): add"):
+        clip_sets.summarize(make_set(video(5), None), clip_sets.Window(4))
+    other = make_set(video(5), video(5, size=(9, 10)))
+    with pytest.raises(
+        ValueError, match="1 has 9x10 pixels, but the clips before it have 8x10: .*--size"
+    ):
         clip_sets.summarize(other, clip_sets.Window(4))
     assert clip_sets.summarize(other, clip_sets.Window(4, size=(6, 6))).shape == (6, 6)
 
 
-def test_motion_is_per_second_of_what_is_looked_at():
-    """Levels 0, 51, 0, 51 change luma by 0.2 from frame to frame, 8 frames a second; every other is the same.
+def test_motion_is_per_second_at_any_stride():
+    """Luma levels 0, 51, 0, 51 at 8 frames per second change by 0.2 per frame; at stride 2 they are constant.
 
-    Levels that climb by 25 change by twice as much from every other frame to the next, half as often.
+    A ramp of 25 per frame changes twice as much per frame at stride 2, but half as often.
     """
     flicker, ramp = (
         np.uint8(levels)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
         for levels in ([0, 51] * 4, range(0, 200, 25))
     )
-    climb = 25 / 255 * 8
+    slope = 25 / 255 * 8
     for video, stride, expected in (
         (flicker, 1, 0.2 * 8),
         (flicker, 2, 0),
-        (ramp, 1, climb),
-        (ramp, 2, climb),
+        (ramp, 1, slope),
+        (ramp, 2, slope),
     ):
-        found = clip_sets.summarize(a_set(video, video), clip_sets.Window(4, stride=stride))
+        found = clip_sets.summarize(make_set(video, video), clip_sets.Window(4, stride=stride))
         np.testing.assert_allclose(found.motion, [expected] * 2, atol=1e-6)
         assert found.fps == 8
 
 
-def test_the_digest_is_of_what_is_looked_at():
+def test_the_digest_covers_the_cropped_frames():
     def digest(window, *videos):
-        return clip_sets.summarize(a_set(*videos), window).digest
+        return clip_sets.summarize(make_set(*videos), window).digest
 
     one, other, changed = video(6), video(6, 1), video(6)
-    changed[0, 0, 0, 0] ^= 1  # outside of the middle four
+    changed[0, 0, 0, 0] ^= 1  # outside of the window
     window = clip_sets.Window(4)
     same = digest(window, one, other)
     assert same == digest(window, changed, other)
@@ -91,7 +93,7 @@ def test_the_digest_is_of_what_is_looked_at():
     assert same != digest(window, changed, other)
 
 
-def test_features_are_made_once(tmp_path, monkeypatch):
+def test_features_are_extracted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("VIDEOGEN_JAX_CACHE", str(tmp_path))
     calls = []
 
@@ -100,7 +102,7 @@ def test_features_are_made_once(tmp_path, monkeypatch):
             calls.append(each.shape)
             yield np.full(3, each.mean(), np.float32)
 
-    sets = a_set(video(6), None, video(7, 1))
+    sets = make_set(video(6), None, video(7, 1))
     window = clip_sets.Window(4, repeat=3)
     made = feature_cache.load_or_extract(sets, window, extract, "a" * 64)
     assert calls == [(12, 8, 10, 3)] * 2
@@ -109,21 +111,21 @@ def test_features_are_made_once(tmp_path, monkeypatch):
         feature_cache.load_or_extract(sets, window, extract, "a" * 64), made
     )
     assert len(calls) == 2
-    feature_cache.load_or_extract(sets, window, extract, "b" * 64)  # other weights, other features
+    feature_cache.load_or_extract(sets, window, extract, "b" * 64)  # other weights
     assert len(calls) == 4
 
 
-def test_videos_that_are_kept_are_read_back_as_they_were(tmp_path):
+def test_stored_videos_are_read_back_unchanged(tmp_path):
     batches = [np.stack([video(3, i), video(3, i + 1)]) for i in (0, 2)]
-    kept = clip_sets.keep_videos(tmp_path / "kept.npy", iter(batches), 4, fps=8)
-    for _ in range(2):  # as often as one likes
-        for i, clip in enumerate(kept()):
+    stored = clip_sets.store_videos(tmp_path / "stored.npy", iter(batches), 4, fps=8)
+    for _ in range(2):  # repeatedly
+        for i, clip in enumerate(stored()):
             np.testing.assert_array_equal(clip.video, video(3, i))
-    seconds = [clip.name for clip in clip_sets.every_other(kept, 1)()]
+    seconds = [clip.name for clip in clip_sets.take_every_second(stored, 1)()]
     assert seconds == ["0001", "0003"]
 
 
-def test_a_folder_and_the_data_set_packed_of_it_hold_the_same_clips(tmp_path):
+def test_clips_of_data_sets_and_folders(tmp_path):
     data, packed = tmp_path / "data", [video(4, i, (16, 16)) for i in range(3)]
     write_records(data, packed, frames=4)
     for clip, original in zip(clip_sets.read_data(data, "train")(), packed, strict=True):
@@ -140,37 +142,37 @@ def test_a_folder_and_the_data_set_packed_of_it_hold_the_same_clips(tmp_path):
         clip_sets.read_data(data, "test")
 
 
-def write_report(path, **protocol_lines):
+def write_report(path, **protocol):
     score = {"name": "FVD", "value": 123.4, "low": 100.0, "high": 150.0}
-    path.write_text(json.dumps({"scores": [score], "protocol": protocol_lines}))
+    path.write_text(json.dumps({"scores": [score], "protocol": protocol}))
     return path
 
 
-def test_reports_are_compared_with_their_differences_first(tmp_path, capsys, monkeypatch):
+def test_comparison_of_reports_begins_with_differences_of_protocol(tmp_path):
     a = write_report(tmp_path / "a.json", frames=16, ddof=1, step=5, workdir="a")
     b = write_report(tmp_path / "b.json", frames=16, ddof=0, step=9, num_generated=64)
-    text = protocol.compare(a, b).splitlines()
-    assert text[0] == "The protocols differ: these scores do not compare."
-    assert text[1:4] == ["  ddof: 1 | 0", "  num_generated: - | 64", "What is compared:"]
+    text = json_report.compare(a, b).splitlines()
+    assert text[0] == "The protocols differ: the scores are not comparable."
+    assert text[1:4] == ["  ddof: 1 | 0", "  num_generated: - | 64", "Compared:"]
     assert text[4:6] == ["  step: 5 | 9", "  workdir: a | -"]
     assert text[-4].split() == ["FVD", *["123.4", "(100", "to", "150)"] * 2]
-    assert protocol.compare(a, a).startswith("Same protocol.")
+    assert json_report.compare(a, a).startswith("Same protocol.")
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"c\.json is no report of videogen_jax\.evaluate"):
-        protocol.compare(a, tmp_path / "c.json")
+    with pytest.raises(ValueError, match=r"c\.json is not a report of videogen_jax\.evaluate"):
+        json_report.compare(a, tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match=r"There is no .*d\.json: run"):
-        protocol.compare(a, tmp_path / "d.json")
+        json_report.compare(a, tmp_path / "d.json")
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--size=big", "--size does not understand 'big'"),
+        ("--size=big", "--size is 'big': write it like 256x256"),
         ("--paired", "--paired needs two folders"),
-        ("--workdir=x", "give one of them"),
+        ("--workdir=x", "Either --workdir or --generated is needed: give one of them"),
     ],
 )
-def test_flags_that_make_no_sense(flag, message, tmp_path):
+def test_inconsistent_flags_are_errors(flag, message, tmp_path):
     from absl import flags
 
     values = flags.FlagValues()
@@ -178,10 +180,10 @@ def test_flags_that_make_no_sense(flag, message, tmp_path):
     values(["evaluate", f"--generated={tmp_path}", flag])
     with pytest.raises(ValueError, match=message):
         evaluate.check_flags(values)
-        evaluate.choose_window(values, None)
+        evaluate.choose_window(values, clip_sets.CLIP_FRAMES)
 
 
-def test_pairs_have_one_name_in_both_folders(tmp_path):
+def test_pairs_are_matched_by_name(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, names in ((one, ("b.mp4", "a.gif")), (other, ("a.mp4", "b.mp4"))):
         folder.mkdir()
@@ -189,13 +191,15 @@ def test_pairs_have_one_name_in_both_folders(tmp_path):
             (folder / name).touch()
     assert video_folders.list_pairs(one, other) == (["a.gif", "b.mp4"], ["a.mp4", "b.mp4"])
     (one / "a.mp4").touch()
-    with pytest.raises(ValueError, match="one holds a twice"):
+    with pytest.raises(ValueError, match="one holds two videos named a"):
         video_folders.list_pairs(one, other)
     (one / "a.mp4").rename(one / "c.mp4")
-    with pytest.raises(ValueError, match=r"c is in .*one alone: pairs have one name"):
+    with pytest.raises(
+        ValueError, match=r"c is in .*one only: give both videos of a pair the same name"
+    ):
         video_folders.list_pairs(one, other)
 
 
-def test_what_is_shown_is_small():
-    assert clip_sets.shrink(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
-    assert clip_sets.shrink(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)
+def test_videos_of_the_report_are_downscaled():
+    assert clip_sets.downscale(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
+    assert clip_sets.downscale(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)

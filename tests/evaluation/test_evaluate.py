@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_clip(path, index=0, video=None):
-    """Writes clip `index` (or a video in its place) and returns its prompt."""
+    """Writes clip `index`, or another video in its place, and returns its prompt."""
     names, clip = synthetic.make_clip(index, seed=0, size=32, frames=8)
     video_writer.write_video(path, clip if video is None else video, fps=8)
     return synthetic.make_caption(*names)
@@ -25,7 +25,7 @@ def write_clip(path, index=0, video=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four videos in three formats with name.txt, the last with another clip's prompt."""
+    """Four videos in three formats with name.txt, the last one with the prompt of another clip."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for index, suffix in enumerate((".mp4", ".gif", ".webm", ".mp4")):
@@ -58,7 +58,7 @@ def command(*arguments):
     )
 
 
-def test_table_and_report_of_a_folder_with_texts(folder, capsys):
+def test_table_and_report_of_a_folder_with_text_files(folder, capsys):
     run(generated=folder)
     report = json.loads((folder / "evaluation.json").read_text())
     for name in ("colour", "direction", "shape", "all"):
@@ -68,13 +68,13 @@ def test_table_and_report_of_a_folder_with_texts(folder, capsys):
     assert files == ["0.mp4", "1.gif", "2.webm", "3.mp4"]
     assert [video["right"]["all"] for video in report["videos"]] == [True, True, True, False]
     table = capsys.readouterr().out.splitlines()
-    # Wilson for 3 of 4, worked out by hand: (0.75 + 0.4802 -+ 0.6469) / 1.9604.
+    # Wilson interval of 3 of 4, computed by hand: (0.75 + 0.4802 -+ 0.6469) / 1.9604.
     row = ["colour", "75.0%", "3", "4", "30.1%", "-", "95.4%", "16.7%"]
     assert table[1].split() == row
     assert [line.split()[0] for line in table[1:5]] == ["colour", "direction", "shape", "all"]
 
 
-def test_samples_json_is_preferred_and_keeps_the_seed(folder):
+def test_samples_json_takes_precedence_and_its_seeds_are_reported(folder):
     prompt = (folder / "0.txt").read_text().strip()
     write_listing(
         folder,
@@ -104,7 +104,7 @@ def test_unreadable_videos_are_listed_and_count_as_wrong(folder, tmp_path, capsy
     assert [video["file"] for video in report["unreadable"]] == ["0.mp4", "1.gif"]
     assert "empty" in report["unreadable"][1]["reason"]
     assert report["videos"][0]["seen"] == {"colour": None, "shape": None, "direction": None}
-    assert "counted as wrong, unreadable: 0.mp4: " in capsys.readouterr().out
+    assert "unreadable, counted as wrong: 0.mp4: " in capsys.readouterr().out
 
 
 def test_a_listed_video_that_is_missing_counts_as_wrong(folder):
@@ -116,12 +116,12 @@ def test_a_listed_video_that_is_missing_counts_as_wrong(folder):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-def test_a_halt_in_the_motion_is_seen_in_every_format(tmp_path, suffix):
-    """A GIF joins equal frames: counted one by one they would look like steady motion."""
+def test_pauses_in_motion_are_preserved_in_every_format(tmp_path, suffix):
+    """A GIF merges equal consecutive frames: without repetitions the motion would appear steady."""
     _, clip = synthetic.make_clip(0, seed=0, size=32, frames=8)
     order = [0] * 12 + [1, 2, 3, 4, 5, 6, 7]
-    video_writer.write_video(tmp_path / f"halting{suffix}", clip[order], fps=8)
-    video, fps = video_folders.read_evenly(tmp_path / f"halting{suffix}")
+    video_writer.write_video(tmp_path / f"pausing{suffix}", clip[order], fps=8)
+    video, fps = video_folders.read_constant_rate(tmp_path / f"pausing{suffix}")
     assert fps == pytest.approx(8, rel=0.05)
     assert len(video) == len(order)
     motion = np.abs(np.diff(video.astype(float), axis=0)).mean(axis=(1, 2, 3))
@@ -144,10 +144,10 @@ def test_a_halt_in_the_motion_is_seen_in_every_format(tmp_path, suffix):
             r'video 0 of .* lacks "file" or "prompt"',
         ),
         (lambda f: write_listing(f, ["0.mp4"]), r'video 0 of .* lacks "file" or "prompt"'),
-        (lambda f: [p.unlink() for p in f.iterdir()], r"holds no videos: it needs \.mp4"),
+        (lambda f: [p.unlink() for p in f.iterdir()], r"holds no videos: name a folder of \.mp4"),
     ],
 )
-def test_bad_folders_are_one_sentence(folder, spoil, message):
+def test_errors_of_folders_are_one_sentence(folder, spoil, message):
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
         prompt_accuracy.judge_folder(folder)
@@ -155,8 +155,8 @@ def test_bad_folders_are_one_sentence(folder, spoil, message):
 
 
 @pytest.mark.parametrize("text", ["color=0.9", "colour", "colour=high", "shape=80", "shape=nan"])
-def test_requirements_that_make_no_sense(text):
-    with pytest.raises(ValueError, match="--require does not understand '" + text):
+def test_invalid_requirements_are_errors(text):
+    with pytest.raises(ValueError, match="--require has an invalid entry '" + text):
         prompt_accuracy.parse_requirements(text)
 
 
@@ -166,14 +166,14 @@ def test_requirements():
     assert prompt_accuracy.parse_requirements("") == {}
 
 
-def test_command_passes_and_fails_by_its_exit_code(folder):
+def test_the_exit_code_of_the_command_depends_on_required_rates(folder):
     passed = command(f"--generated={folder}", "--require=colour=0.75,direction=0.75,shape=0.7")
     assert (passed.returncode, passed.stderr) == (0, "")
     (folder / "evaluation.json").unlink()
     failed = command(f"--generated={folder}", "--require=colour=0.95,direction=0.5,shape=0.8")
     assert failed.returncode == 1
     assert failed.stderr.startswith(
-        "evaluate: error: below what --require asks: colour 75.0% < 95.0%, shape 75.0% < 80.0%; "
+        "evaluate: error: below --require: colour 75.0% < 95.0%, shape 75.0% < 80.0%; "
     )
     assert failed.stderr.count("\n") == 1
     assert "direction" in failed.stdout and (folder / "evaluation.json").is_file()
@@ -182,11 +182,11 @@ def test_command_passes_and_fails_by_its_exit_code(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--generated is missing"),
+        ([], "Either --workdir or --generated is needed"),
         (["--generated=/nowhere/at all"], "/nowhere/at all is not a folder"),
         (["--generatd=x"], "generatd"),
         (["videos"], "'videos' is not a flag"),
-        (["--generated=.", "--step=3"], "--logdir and --step go together"),
+        (["--generated=.", "--step=3"], "--logdir and --step belong together"),
         (["--generated=.", "--logdir=x", "--step=-3"], "step"),
     ],
 )
@@ -197,7 +197,7 @@ def test_command_errors_are_one_sentence(arguments, message):
     assert result.stderr.count("\n") == 1 and result.stdout == ""
 
 
-def test_a_report_that_cannot_be_written_is_an_error(folder):
+def test_an_unwritable_report_is_an_error(folder):
     (folder / "file").write_text("")
     result = command(f"--generated={folder}", f"--output={folder}/file/report.json")
     assert result.returncode == 1
@@ -223,7 +223,7 @@ for event in tf.compat.v1.train.summary_iterator(path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="needs TensorBoard")
-def test_rates_reach_tensorboard_and_tensorflow_is_imported_late(folder, tmp_path):
+def test_rates_are_logged_to_tensorboard_and_tensorflow_is_imported_lazily(folder, tmp_path):
     logdir = tmp_path / "log"
     arguments = [f"--generated={folder}", f"--logdir={logdir}", "--step=120"]
     result = subprocess.run(

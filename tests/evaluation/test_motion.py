@@ -1,4 +1,4 @@
-"""Motion of two sets: closed forms, and SciPy's distance."""
+"""Comparison of motion scores against closed forms and SciPy."""
 
 import numpy as np
 import pytest
@@ -27,15 +27,15 @@ def test_comparison_in_closed_form():
     }
 
 
-def test_wasserstein_of_a_shift_is_the_shift_and_of_a_set_with_itself_0():
+def test_wasserstein_distance_of_a_shifted_set_is_the_shift():
     scores = np.random.default_rng(0).gamma(2.0, size=101)
     assert motion.wasserstein(scores, scores) == 0
     assert motion.wasserstein(scores + 0.3, scores) == pytest.approx(0.3, rel=1e-12)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (50, 7), (300, 301)])
-def test_wasserstein_equals_scipys(n, m):
-    """Some scores are the same, as still videos are."""
+def test_wasserstein_distance_equals_scipy(n, m):
+    """Some scores are equal, like those of still videos."""
     rng = np.random.default_rng(n)
     one, other = rng.gamma(2.0, size=n), rng.gamma(3.0, 0.5, size=m)
     one[: n // 2] = other[: m // 2 + 1][0]
@@ -45,8 +45,8 @@ def test_wasserstein_equals_scipys(n, m):
     assert motion.wasserstein(other, one) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_standard_error_is_the_spread_of_the_difference():
-    """Over 4,000 pairs of sets, within 4 % (three deviations of that estimate are 3.4 %)."""
+def test_the_standard_error_is_the_deviation_of_the_difference():
+    """Over 4,000 pairs of sets, within 4 % (three standard deviations of that estimate are 3.4 %)."""
     rng = np.random.default_rng(0)
     found = [motion.compare_motion(rng.normal(1, 1, 20), rng.normal(0, 3, 40)) for _ in range(4000)]
     spread = np.std([each.difference for each in found])
@@ -54,8 +54,8 @@ def test_the_standard_error_is_the_spread_of_the_difference():
     assert np.mean([each.standard_error**2 for each in found]) == pytest.approx(spread**2, rel=0.08)
 
 
-def test_sets_without_a_spread_are_named():
-    with pytest.raises(ValueError, match="The reference set has 1 videos: .* over 2 or more"):
+def test_sets_of_fewer_than_two_videos_are_an_error():
+    with pytest.raises(ValueError, match="The reference set has 1 videos: .* needs 2 or more"):
         motion.compare_motion([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="The generated set has 0 videos"):
         motion.compare_motion([], [1.0, 2.0])

@@ -12,7 +12,7 @@ SIZE, FRAMES = 32, 8
 
 @pytest.fixture(scope="module")
 def clips():
-    """All 144 combinations once, as (Verdict asked for, video)."""
+    """All 144 combinations once, as (Verdict of the caption, video)."""
     made = [synthetic.make_clip(i, seed=3, size=SIZE, frames=FRAMES) for i in range(144)]
     assert len({names for names, _ in made}) == 144
     return [(Verdict(*names), video) for names, video in made]
@@ -44,7 +44,7 @@ def compressed(video, folder):
 
 
 def tinted(video):
-    """Half as bright, each channel leaking an eighth into the others, on a dark grey ground."""
+    """Half brightness, an eighth of each channel added to the others, on a dark grey background."""
     leak = np.full((3, 3), 0.125) + 0.875 * np.eye(3)
     return to_uint8(20 + 0.5 * video @ leak)
 
@@ -60,29 +60,29 @@ CORRUPTIONS = {
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_at_least_99_percent_right_on_all_combinations(clips, corruption, tmp_path):
+def test_at_least_99_percent_of_all_combinations_are_right(clips, corruption, tmp_path):
     wrong = {name: [] for name in Verdict._fields}
-    for asked, video in clips:
+    for expected, video in clips:
         seen = judge(CORRUPTIONS[corruption](video, tmp_path))
-        for name, a, b in zip(Verdict._fields, asked, seen, strict=True):
+        for name, a, b in zip(Verdict._fields, expected, seen, strict=True):
             if a != b:
-                wrong[name].append((asked, seen))
+                wrong[name].append((expected, seen))
     assert all(len(cases) <= 1 for cases in wrong.values()), wrong
 
 
-def test_sixteen_frames_of_64_pixels_out_of_a_codec(tmp_path):
+def test_compressed_clips_of_16_frames_and_64_pixels(tmp_path):
     for index in range(0, 144, 12):
         names, video = synthetic.make_clip(index, seed=4, size=64, frames=16)
         assert judge(compressed(video, tmp_path)) == names
 
 
-def test_frames_larger_than_the_working_size(clips):
-    for asked, video in clips[::9]:
-        assert judge(video.repeat(5, axis=1).repeat(5, axis=2)[:, :-3, :-1]) == asked
+def test_frames_above_the_working_size(clips):
+    for expected, video in clips[::9]:
+        assert judge(video.repeat(5, axis=1).repeat(5, axis=2)[:, :-3, :-1]) == expected
 
 
 def corner_points(shape):
-    """Outlines from geometry alone, so that the judge is not only right about our renderer."""
+    """Outlines from geometry, independent of our renderer."""
     if shape == "square":
         return [(-7, -7), (7, -7), (7, 7), (-7, 7)]
     if shape == "triangle":  # apex up (y down), centroid at the origin
@@ -107,7 +107,7 @@ def test_shapes_drawn_by_pillow(shape):
 @pytest.mark.parametrize(
     "kind", ["uniform", "gaussian", "red noise", "black", "white", "tiny", "no frames"]
 )
-def test_nothing_is_seen_where_nothing_is(kind):
+def test_noise_and_constant_videos_show_nothing(kind):
     rng = np.random.default_rng(1)
     shape = (FRAMES, SIZE, SIZE, 3)
     video = {
@@ -122,11 +122,11 @@ def test_nothing_is_seen_where_nothing_is(kind):
     assert judge(video.astype(np.uint8)) == NOTHING
 
 
-def test_one_frame_shows_no_direction(clips):
+def test_a_single_frame_has_no_direction(clips):
     assert judge(clip_of(clips)[:1]) == ("red", "circle", None)
 
 
-def test_invisible_in_half_of_the_frames_is_not_seen(clips):
+def test_an_object_in_half_of_the_frames_does_not_count(clips):
     video = clip_of(clips).copy()
     video[4:] = 0
     assert judge(video) == NOTHING
@@ -135,8 +135,8 @@ def test_invisible_in_half_of_the_frames_is_not_seen(clips):
 ORDERS = {
     "static": [0] * 8,
     "jump": [0] * 4 + [7] * 4,
-    "there and back": [0, 2, 4, 6, 6, 4, 2, 0],
-    "further there than back": [0, 2, 4, 6, 7, 6, 5, 4],
+    "forward and back": [0, 2, 4, 6, 6, 4, 2, 0],
+    "further forward than back": [0, 2, 4, 6, 7, 6, 5, 4],
     "two steps forward, one back": [0, 1, 0, 2, 3, 2, 4, 5, 4, 6, 7],
     "shuffled": [3, 7, 0, 5, 1, 6, 2, 4],
 }
@@ -145,11 +145,11 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("spoil", [lambda video: video, noisy], ids=["clean", "noise"])
 def test_no_direction_without_steady_motion(clips, order, spoil):
-    for asked, video in clips[::6]:
-        assert judge(spoil(video[ORDERS[order]])) == asked._replace(direction=None)
+    for expected, video in clips[::6]:
+        assert judge(spoil(video[ORDERS[order]])) == expected._replace(direction=None)
 
 
-def test_motion_below_a_twentieth_of_the_frame_is_none():
+def test_displacements_below_a_twentieth_of_the_frame_have_no_direction():
     def moving(share):
         return synthetic.render_clip(
             "blue",
@@ -166,15 +166,15 @@ def test_motion_below_a_twentieth_of_the_frame_is_none():
     assert judge(moving(0.06)).direction == "down"
 
 
-def test_crooked_motion_has_no_direction():
+def test_curved_motion_has_no_direction():
     still = {"frames": 1, "size": 64, "radius": 12.0, "speed": 0.0}
     angles = np.linspace(0, 1.5 * np.pi, 8)  # three quarters of a circle
-    places = [(32 + 15 * math.cos(a), 32 + 15 * math.sin(a)) for a in angles]
-    frames = [synthetic.render_clip("red", "circle", "up", centre=p, **still) for p in places]
+    centres = [(32 + 15 * math.cos(a), 32 + 15 * math.sin(a)) for a in angles]
+    frames = [synthetic.render_clip("red", "circle", "up", centre=p, **still) for p in centres]
     assert judge(np.concatenate(frames)) == ("red", "circle", None)
 
 
-def test_mirrored_video_moves_the_other_way(clips):
+def test_mirrored_reversed_and_rotated_videos_change_direction(clips):
     video = clip_of(clips, "green", "square", "up left")
     assert judge(video[:, :, ::-1]).direction == "up right"
     assert judge(video[:, ::-1]).direction == "down left"
@@ -182,17 +182,19 @@ def test_mirrored_video_moves_the_other_way(clips):
     assert judge(video.transpose(0, 2, 1, 3)[:, :, ::-1]).direction == "up right"
 
 
-def test_colour_needs_a_hue(clips):
+def test_grey_mixed_and_pale_colours_are_none(clips):
     video = clip_of(clips, "red", "triangle", "down")
     grey = video.max(axis=-1, keepdims=True).repeat(3, axis=-1)
     assert judge(grey) == (None, "triangle", "down")
-    orange = to_uint8(video * [1, 0, 0] + video[..., :1] * [0, 0.5, 0])  # hue 30: red or yellow?
+    orange = to_uint8(
+        video * [1, 0, 0] + video[..., :1] * [0, 0.5, 0]
+    )  # hue 30, between red and yellow
     assert judge(orange) == (None, "triangle", "down")
     pale = to_uint8(video + 0.7 * video[..., :1] * [0, 1, 1])
     assert judge(pale) == (None, "triangle", "down")
 
 
-def test_an_outline_that_is_none_of_the_three_has_no_shape(clips):
+def test_other_outlines_have_no_shape(clips):
     triangle = clip_of(clips, "yellow", "triangle", "left")
     assert judge(triangle[:, ::-1]).shape is None  # pointing down
     y, x = np.mgrid[:64, :64]
@@ -205,17 +207,17 @@ def test_an_outline_that_is_none_of_the_three_has_no_shape(clips):
         assert judge(video) == ("yellow", None, None)
 
 
-def test_a_smear_over_the_whole_path_has_no_shape(clips):
-    named = 0
-    for asked, video in clips:
+def test_an_object_smeared_over_its_path_has_no_shape(clips):
+    classified = 0
+    for expected, video in clips:
         smear = np.repeat(video.max(axis=0, keepdims=True), 8, axis=0)
         seen = judge(smear)
-        assert (seen.colour, seen.direction) == (asked.colour, None)
-        named += seen.shape is not None
-    assert named <= 0.1 * len(clips)  # short paths of large triangles look like triangles
+        assert (seen.colour, seen.direction) == (expected.colour, None)
+        classified += seen.shape is not None
+    assert classified <= 0.1 * len(clips)  # short paths of large triangles look like triangles
 
 
-def test_the_larger_of_two_objects_is_judged_and_equal_ones_are_not():
+def test_the_larger_of_two_objects_is_judged_but_equal_ones_are_not():
     path = {"frames": 8, "size": 64, "speed": 3.0}
     large = synthetic.render_clip(
         "red", "square", "right", radius=13.0, centre=(14.0, 16.0), **path
@@ -228,7 +230,7 @@ def test_the_larger_of_two_objects_is_judged_and_equal_ones_are_not():
     assert judge(np.maximum(large, equal)) == NOTHING
 
 
-def test_clean_shapes_fit_their_own_template_almost_wholly():
+def test_clean_shapes_match_their_template():
     for shape in synthetic.SHAPES:
         video = synthetic.render_clip(
             "green",
@@ -245,12 +247,12 @@ def test_clean_shapes_fit_their_own_template_almost_wholly():
         assert overlaps.pop(shape) > 0.97 and max(overlaps.values()) < 0.88
 
 
-def test_shrinking_averages_blocks():
+def test_downscaling_averages_blocks():
     video = np.random.default_rng(0).integers(0, 256, (2, 193, 130, 3), np.uint8)
-    small = moving_shapes.shrink(video)
+    small = moving_shapes.downscale(video)
     assert small.shape == (2, 96, 65, 3)
     np.testing.assert_allclose(small[1, 95, 64], video[1, 190:192, 128:130].mean(axis=(0, 1)))
-    np.testing.assert_array_equal(moving_shapes.shrink(video[:, :127]), video[:, :127])
+    np.testing.assert_array_equal(moving_shapes.downscale(video[:, :127]), video[:, :127])
 
 
 @pytest.mark.parametrize(
@@ -258,15 +260,15 @@ def test_shrinking_averages_blocks():
     [np.zeros((8, 32, 32, 3), np.float32), np.zeros((32, 32, 3), np.uint8)],
     ids=["float", "one frame without a time axis"],
 )
-def test_what_is_no_video_is_refused(video):
+def test_other_arrays_are_an_error(video):
     with pytest.raises(ValueError, match=r"shape \(T, H, W, 3\) and dtype uint8, not"):
         judge(video)
 
 
-def test_rates_count_and_fall_when_captions_are_swapped(clips):
+def test_swapped_captions_lower_the_rates(clips):
     pairs = [clips[i] for i in range(40)]
     videos = [video for _, video in pairs]
-    captions = [synthetic.make_caption(*asked) for asked, _ in pairs]
+    captions = [synthetic.make_caption(*expected) for expected, _ in pairs]
     rates = caption_rates(iter(videos), captions)
     assert rates["num_videos"] == 40
     for name in ("colour", "direction", "shape", "all"):
@@ -282,7 +284,7 @@ def test_rates_count_and_fall_when_captions_are_swapped(clips):
     assert wrong == [0, first]
 
 
-def test_all_three_counts_the_videos_right_in_all_three(clips):
+def test_all_counts_videos_with_all_three_attributes_right(clips):
     video = clip_of(clips, "red", "circle", "left")
     captions = ["a blue circle moving left", "a red square moving left", "a red circle moving left"]
     rates = caption_rates([video] * 3, captions)
@@ -290,7 +292,7 @@ def test_all_three_counts_the_videos_right_in_all_three(clips):
     assert right == {"colour": 2, "direction": 3, "shape": 2, "all": 1}
 
 
-def test_shuffled_captions_give_chance(clips):
+def test_shuffled_captions_have_chance_rates(clips):
     order = np.random.default_rng(0).permutation(144)
     captions = [synthetic.make_caption(*clips[i][0]) for i in order]
     rates = caption_rates([video for _, video in clips], captions)
@@ -313,19 +315,19 @@ def test_unreadable_and_empty_videos_count_as_wrong(clips):
 
 
 @pytest.mark.parametrize("videos", [1, 3])
-def test_as_many_captions_as_videos(clips, videos):
+def test_different_numbers_of_captions_and_videos_are_an_error(clips, videos):
     with pytest.raises(ValueError, match="caption"):
         caption_rates([clip_of(clips)] * videos, ["a red circle moving left"] * 2)
 
 
-def test_captions_of_another_grammar_are_refused(clips):
+def test_captions_of_another_grammar_are_an_error(clips):
     with pytest.raises(ValueError, match="a cat"):
         caption_rates([clip_of(clips)], ["a cat"])
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 10), (50, 100), (61, 64), (64, 64), (1, 1)])
-def test_wilson_bounds_are_where_the_normal_test_just_accepts(right, total):
-    """Each bound p solves |right/total - p| = z sqrt(p (1 - p) / total), where it is inside."""
+def test_wilson_bounds_invert_the_normal_test(right, total):
+    """Each bound p inside (0, 1) solves |right/total - p| = z sqrt(p (1 - p) / total)."""
     low, high = moving_shapes.wilson_interval(right, total)
     assert 0.0 <= low <= right / total <= high <= 1.0
     for bound in {low, high} - {0.0, 1.0}:
@@ -333,7 +335,7 @@ def test_wilson_bounds_are_where_the_normal_test_just_accepts(right, total):
         assert deviation == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / total), 1e-5)
 
 
-def test_wilson_interval_published_and_empty():
+def test_wilson_interval_of_a_published_example_and_of_no_trials():
     low, high = moving_shapes.wilson_interval(81, 263)  # Newcombe 1998, table I: 0.2553, 0.3662
     assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
     assert moving_shapes.wilson_interval(0, 0) == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The page of a run, read back with a parser: what it shows, where, and that it needs nothing from outside."""
+"""The HTML report, read back with a parser: contents, layout, escaping and self-containment."""
 
 import base64
 import html
@@ -17,11 +17,11 @@ from videogen_jax.generate import contact_sheet
 HOSTILE = (
     """</script><script>alert("1")</script> 'x' & $title ${sections} <img src="http://x.org">"""
 )
-NO_ENDS = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br"}
 
 
 class Reader(HTMLParser):
-    """Elements in order: [tag, attributes, text within]; elements must close in order."""
+    """Parses [tag, attributes, text] of each element in order; checks that elements are closed in order."""
 
     def __init__(self, page):
         super().__init__()
@@ -33,7 +33,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         element = [tag, dict(attrs), ""]
         self.elements.append(element)
-        if tag not in NO_ENDS:
+        if tag not in VOID:
             self._open.append(element)
 
     def handle_startendtag(self, tag, attrs):
@@ -54,7 +54,7 @@ class Reader(HTMLParser):
 
 
 def read(path, **changes):
-    """The page of these parts; those not given are empty."""
+    """Writes and parses a page of these parts; others are empty."""
     parts = {"title": "t", "scores": [], "protocol": {}, "options": {}, "curves": {}, "videos": []}
     report.write_report(path / "report.html", **parts | changes)
     page = (path / "report.html").read_text(encoding="utf-8")
@@ -68,28 +68,28 @@ def some_gif():
 
 
 def read_chart(page):
-    """The points of the only curve as a person reads them: from the nearest numbers on the axes."""
+    """Reads the points of the only curve from its tick labels, as a person would."""
     reader = Reader(page)
     numbers = [
         (float(e[1]["x"]), float(e[1]["y"]), e[1]["text-anchor"], float(e[2].replace(",", "")))
         for e in reader.all("text")
     ]
     bottom = max(y for _, y, _, _ in numbers)
-    # Labels stand 3.5 below their grid line.
+    # Labels are 3.5 below their grid line.
     y_marks = sorted((y - 3.5, value) for _, y, _, value in numbers if y < bottom)
     x_marks = [(x, value) for x, y, _, value in numbers if y == bottom]
     assert len(x_marks) >= 2 and len(y_marks) >= 2
     log = "log axis" in reader.all("svg")[0][1]["aria-label"]
     points = reader.all("polyline")[0][1]["points"].split(" ")
     xs, ys = np.array([[float(number) for number in point.split(",")] for point in points]).T
-    at, values = np.array(y_marks).T
-    line = np.polyfit(at, np.log(values) if log else values, 1)
+    positions, values = np.array(y_marks).T
+    line = np.polyfit(positions, np.log(values) if log else values, 1)
     values = np.polyval(line, ys)
     steps = np.polyval(np.polyfit(*np.array(x_marks).T, 1), xs)
     return steps, np.exp(values) if log else values, xs, ys
 
 
-def test_text_is_text_wherever_it_stands(tmp_path):
+def test_all_text_is_escaped(tmp_path):
     gif, size = some_gif()
     page, reader = read(
         tmp_path,
@@ -109,7 +109,7 @@ def test_text_is_text_wherever_it_stands(tmp_path):
     assert reader.all("img")[0][1]["alt"] == HOSTILE
 
 
-def test_nothing_comes_from_outside_and_videos_are_whole(tmp_path):
+def test_the_page_is_self_contained_and_its_videos_complete(tmp_path):
     gif, (width, height) = some_gif()
     page, reader = read(
         tmp_path, curves={"a/b": ([1], [1.0])}, videos=[{"title": "clips", "gif": gif}]
@@ -121,14 +121,14 @@ def test_nothing_comes_from_outside_and_videos_are_whole(tmp_path):
         if name in ("src", "href", "srcset", "data", "poster", "action")
     ]
     assert addresses and all(address.startswith("data:") for address in addresses)
-    assert not re.search(r"https?://|url\(|@import|//[a-z]+\.", page.replace("// Under", ""))
+    assert not re.search(r"https?://|url\(|@import|//[a-z]+\.", page)
     image = reader.all("img")[0][1]
     assert (int(image["width"]), int(image["height"])) == (width, height)
     data = base64.b64decode(image["src"].removeprefix("data:image/gif;base64,"))
     assert data == gif and Image.open(io.BytesIO(data)).n_frames == 5
 
 
-def test_scores_stand_with_interval_number_and_protocol(tmp_path):
+def test_scores_are_shown_with_interval_count_and_protocol(tmp_path):
     scores = [
         {"name": "FVD", "value": 10.1381, "low": 9.5, "high": 11.25, "n": 128, "note": "ddof 1"},
         {"name": "rate", "value": 0.84375, "low": None, "high": None},
@@ -141,7 +141,7 @@ def test_scores_stand_with_interval_number_and_protocol(tmp_path):
     assert reader.texts("td")[12:] == ["16", "1"]
 
 
-def test_curves_are_grouped_by_what_stands_before_the_slash(tmp_path):
+def test_curves_are_grouped_by_the_prefix_of_their_tag(tmp_path):
     curves = {tag: ([1, 2], [1.0, 2.0]) for tag in ("speed/a", "loss/b", "loss/c/d", "alone")}
     _, reader = read(tmp_path, curves=curves)
     assert reader.texts("h3") == ["", "loss", "speed"]
@@ -154,7 +154,7 @@ def test_curves_are_grouped_by_what_stands_before_the_slash(tmp_path):
     [
         ("loss/train", [0.9, 0.3, 0.25, 0.05, 0.021, 0.02]),  # log axis
         ("loss/train", [1e3, 10.0, 1e-2, 1e-4, 1e-5, 2e-5]),
-        ("loss/train", [0.9, 0.8, 0.7, 0.75, 0.6, 0.55]),  # linear: it hardly falls
+        ("loss/train", [0.9, 0.8, 0.7, 0.75, 0.6, 0.55]),  # linear: its range is small
         ("optimisation/learning_rate", [0.0, 3e-3, 2.9e-3, 2e-3, 1e-3, 1e-5]),
         ("evaluation/difference", [-1500.0, 20.0, 3e3, 12345.0, -7.0, 0.0]),
     ],
@@ -164,7 +164,7 @@ def test_a_curve_can_be_read_from_its_axes(tmp_path, tag, values):
     page, _ = read(tmp_path, curves={tag: (steps, values)})
     read_steps, read_values, xs, ys = read_chart(page)
     assert ("log axis" in page) == (tag == "loss/train" and max(values) > 5 * min(values))
-    # Places are rounded to 0.1 of about 240 across and 140 up.
+    # Positions are rounded to 0.1 of about 240 in x and 140 in y.
     np.testing.assert_allclose(read_steps, steps, atol=4200 / 240 * 0.2)
     if "log axis" in page:
         decades = np.log(max(values) / min(values) * 1.21)
@@ -174,13 +174,13 @@ def test_a_curve_can_be_read_from_its_axes(tmp_path, tag, values):
     assert xs.min() >= 40 and xs.max() <= 300 and ys.min() >= 0 and ys.max() <= 150
 
 
-def test_the_caption_tells_the_last_value_and_the_pointer_every_one(tmp_path):
+def test_the_caption_shows_the_last_value_and_the_pointer_each_value(tmp_path):
     _, reader = read(tmp_path, curves={"a/b": ([1, 2000], [0.5, 1.25e-7])})
     assert reader.texts("output") == ["1.25e-7 step 2,000"]
-    told = json.loads(reader.all("figure")[0][1]["data-curve"])
-    assert [point[2:] for point in told] == [["1", "0.5"], ["2,000", "1.25e-7"]]
+    points = json.loads(reader.all("figure")[0][1]["data-curve"])
+    assert [point[2:] for point in points] == [["1", "0.5"], ["2,000", "1.25e-7"]]
     placed = reader.all("polyline")[0][1]["points"]
-    assert placed == " ".join(f"{x},{y}" for x, y, *_ in told)
+    assert placed == " ".join(f"{x},{y}" for x, y, *_ in points)
 
 
 def test_a_spike_in_a_long_curve_is_not_lost(tmp_path):
@@ -188,14 +188,13 @@ def test_a_spike_in_a_long_curve_is_not_lost(tmp_path):
     values[17_003], values[9], values[29_990] = 7.0, -4.0, -5.0
     steps = list(range(1, 30_001))
     page, reader = read(tmp_path, curves={"a/b": (steps, values.tolist())})
-    told = json.loads(reader.all("figure")[0][1]["data-curve"])
-    assert len(told) <= 600
-    at = {point[2]: point[3] for point in told}
-    assert at["17,004"] == "7" and at["10"] == "-4" and at["29,991"] == "-5"
-    assert "1" in at and "30,000" in at
-    assert [int(p[2].replace(",", "")) for p in told] == sorted(
-        int(p[2].replace(",", "")) for p in told
-    )
+    points = json.loads(reader.all("figure")[0][1]["data-curve"])
+    assert len(points) <= 600
+    labels = {point[2]: point[3] for point in points}
+    assert labels["17,004"] == "7" and labels["10"] == "-4" and labels["29,991"] == "-5"
+    assert "1" in labels and "30,000" in labels
+    drawn = [int(point[2].replace(",", "")) for point in points]
+    assert drawn == sorted(drawn)
 
 
 @pytest.mark.parametrize(
@@ -211,13 +210,13 @@ def test_a_spike_in_a_long_curve_is_not_lost(tmp_path):
     ],
 )
 @pytest.mark.parametrize("tag", ["loss/x", "speed/x"])
-def test_strange_curves_are_drawn_as_far_as_they_can_be(tmp_path, tag, steps, values, drawn):
+def test_degenerate_curves_are_drawn_without_non_finite_values(tmp_path, tag, steps, values, drawn):
     page, reader = read(tmp_path, curves={tag: (steps, values)})
     lines = reader.all("polyline")
     count = len(lines[0][1]["points"].split(" ")) if lines else 0
     assert count == drawn
-    lost = len(steps) - drawn
-    assert (f"{lost} not finite" in page) == bool(lost)
+    missing = len(steps) - drawn
+    assert (f"{missing} not finite" in page) == bool(missing)
     assert "nan" not in " ".join(html.unescape(str(e[1])) for e in reader.elements).lower()
 
 
@@ -230,14 +229,14 @@ def test_options_are_grouped_by_section(tmp_path):
     assert not any("open" in e[1] for e in reader.all("details"))
 
 
-def test_a_page_without_anything_says_so(tmp_path):
+def test_a_page_without_scores_says_so(tmp_path):
     page, reader = read(tmp_path)
     assert "Not evaluated yet." in page and reader.texts("h2") == ["Scores"]
 
 
-def test_what_is_no_gif_is_refused_and_the_old_page_stays(tmp_path):
+def test_other_formats_than_gif_are_an_error_and_leave_the_old_page(tmp_path):
     before, _ = read(tmp_path)
-    with pytest.raises(ValueError, match="'clips' is no GIF"):
+    with pytest.raises(ValueError, match="'clips' is not a GIF"):
         read(tmp_path, videos=[{"title": "clips", "gif": b"\0\0\0 ftypmp42"}])
     assert (tmp_path / "report.html").read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

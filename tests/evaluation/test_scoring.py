@@ -1,4 +1,4 @@
-"""A run scored while it trains and by `evaluate` afterwards; features stand in for I3D's, which another test checks."""
+"""Scores of a run during training and by `evaluate`, with a stub for I3D, which test_i3d checks; means and errors."""
 
 import json
 
@@ -9,8 +9,9 @@ from absl import flags
 from tests.data.packed import write_records
 from tests.tiny import tiny_config, tiny_vae_config
 from videogen_jax import evaluate
-from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax.data import bucketed_data, pipeline, video_writer
 from videogen_jax.evaluation import frechet, i3d, i3d_weights
+from videogen_jax.evaluation.scoring import estimate_mean
 from videogen_jax.generate import from_checkpoint
 from videogen_jax.train import held_out, loop, run_report
 
@@ -18,20 +19,20 @@ CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 
 
 def describe(video):
-    """Three numbers of a video: the mean of each channel."""
+    """Three features of a video: the mean of each channel."""
     return video.mean(axis=(0, 1, 2)).astype(np.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def features(tmp_path_factory):
-    """Means of channels as features, and how many frames they were made of."""
-    seen = []
+    """Replaces I3D by channel means; yields the shapes of the videos that it was given."""
+    shapes = []
 
     def make_extractor(params):
         def extract(videos):
             for video in videos:
                 i3d.check_frames(len(video))
-                seen.append(video.shape)
+                shapes.append(video.shape)
                 yield describe(video)
 
         return extract
@@ -40,11 +41,11 @@ def features(tmp_path_factory):
         patch.setattr(i3d, "make_extractor", make_extractor)
         patch.setattr(i3d_weights, "load", lambda path=None: {})
         patch.setenv("VIDEOGEN_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield seen
+        yield shapes
 
 
 def random_videos(count, frames, size, seed=0):
-    """Videos of one random colour each, so that means differ."""
+    """Videos of one random colour each."""
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (count, 1, 1, 1, 3), np.uint8)
     return list(np.broadcast_to(colours, (count, frames, size, size, 3)).copy())
@@ -72,13 +73,13 @@ def run(**options):
     evaluate.run(values)
 
 
-def test_a_run_measures_fvd_with_its_n_in_the_tag(workdir, features):
+def test_a_run_logs_fvd_with_the_number_of_clips_in_the_tag(workdir, features):
     steps, values = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd_4"]
     assert steps == [1, 2] and all(np.isfinite(values)) and min(values) > 0
-    assert set(features) == {(12, 8, 8, 3)}  # four frames, three times each
+    assert set(features) == {(12, 8, 8, 3)}  # four frames, each repeated three times
 
 
-def test_evaluate_makes_videos_and_writes_the_protocol(workdir, capsys):
+def test_evaluate_generates_videos_and_writes_the_protocol(workdir, capsys):
     run(workdir=workdir, num_clips=5, repeat=4, seed=3, num_inference_steps=2, batch_size=2)
     report = json.loads((workdir / "evaluation.json").read_text())
     scores = {score["name"]: score for score in report["scores"]}
@@ -113,7 +114,7 @@ def test_evaluate_makes_videos_and_writes_the_protocol(workdir, capsys):
     assert steps == [2]
 
 
-def test_still_frames_are_never_called_fvd(workdir, tmp_path):
+def test_the_distance_of_still_frames_is_not_called_fvd(workdir, tmp_path):
     run(workdir=workdir, num_clips=3, frames=1, repeat=16, output=tmp_path / "still.json")
     names = {s["name"] for s in json.loads((tmp_path / "still.json").read_text())["scores"]}
     assert "frame distance" in names and not any(
@@ -121,10 +122,10 @@ def test_still_frames_are_never_called_fvd(workdir, tmp_path):
     )
 
 
-def test_what_cannot_be_scored_says_why(workdir, monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="see 4 frames .* 9 and more"):
+def test_errors_of_runs_and_references_say_why(workdir, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="at least 9 frames .* get 4"):
         run(workdir=workdir)
-    with pytest.raises(ValueError, match="not of moving shapes|below what --require"):
+    with pytest.raises(ValueError, match="needs prompts of moving shapes|below --require"):
         run(workdir=workdir, num_clips=2, repeat=4, require="colour=1.0")
     other = write_records(tmp_path / "other", random_videos(3, 4, 6, 1), 4, held_out=3)
     with pytest.raises(ValueError, match="8x8 pixels and the reference 6x6: .*--size"):
@@ -135,11 +136,11 @@ def test_what_cannot_be_scored_says_why(workdir, monkeypatch, tmp_path):
         run(workdir=workdir, repeat=4)
 
 
-def test_fvd_that_cannot_be_measured_is_refused_before_training(workdir, tmp_path):
+def test_impossible_fvd_settings_are_errors_before_training(workdir, tmp_path):
     config = tiny_config()
     config.data.path = str(workdir.parent / "data")
     config.evaluation.fvd_every = 1
-    with pytest.raises(ValueError, match="see 4 frames"):
+    with pytest.raises(ValueError, match="at least 9 frames"):
         loop.train(config, tmp_path / "short")
     config.evaluation.fvd_repeat = 3
     config.evaluation.fvd_clips = 1
@@ -181,8 +182,6 @@ def test_an_autoencoder_is_scored_by_its_reconstructions(tmp_path):
 
 
 def test_pairs_of_folders_are_matched_by_name(tmp_path):
-    from videogen_jax.data import video_writer
-
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i, video in enumerate(random_videos(3, 12, 16, seed=ord(name))):
@@ -192,13 +191,13 @@ def test_pairs_of_folders_are_matched_by_name(tmp_path):
     scores = json.loads((tmp_path / "a" / "evaluation.json").read_text())["scores"]
     assert {"FVD", "PSNR, dB", "SSIM"} <= {score["name"] for score in scores}
     (tmp_path / "b" / "2.mp4").rename(tmp_path / "b" / "3.mp4")
-    with pytest.raises(ValueError, match=r"2 is in .*a alone: pairs have one name"):
+    with pytest.raises(
+        ValueError, match=r"2 is in .*a only: give both videos of a pair the same name"
+    ):
         run(**places, frames=12)
 
 
-def test_a_broken_video_is_counted_out_of_n(tmp_path, capsys):
-    from videogen_jax.data import video_writer
-
+def test_a_broken_video_is_left_out(tmp_path, capsys):
     for i, video in enumerate(random_videos(3, 12, 16)):
         video_writer.write_video(tmp_path / f"{i}.mp4", video, 8)
     (tmp_path / "3.mp4").write_bytes(b"broken")
@@ -210,15 +209,29 @@ def test_a_broken_video_is_counted_out_of_n(tmp_path, capsys):
     assert "left out of the generated set: 3.mp4" in capsys.readouterr().out
 
 
-def test_unequal_lengths_and_rates_are_told(tmp_path, caplog):
-    from videogen_jax.data import video_writer
-
+def test_unequal_frame_rates_are_logged_and_unequal_lengths_of_pairs_an_error(tmp_path, caplog):
     for name, frames, fps in (("a", 12, 8), ("b", 14, 24)):
         (tmp_path / name).mkdir()
         for i, video in enumerate(random_videos(3, frames, 16, seed=ord(name))):
             video_writer.write_video(tmp_path / name / f"{i}.mp4", video, fps)
     places = {"generated": tmp_path / "a", "reference": tmp_path / "b", "frames": 12}
     run(**places)
-    assert "run at 8 frames/s and the reference at 24" in caplog.text
-    with pytest.raises(ValueError, match="0.mp4 has 12 frames and 0.mp4 14: pairs are of one"):
+    assert "have 8 frames/s and the reference 24" in caplog.text
+    with pytest.raises(ValueError, match="0.mp4 has 12 frames and 0.mp4 14: both videos of a pair"):
         run(**places, paired=True)
+
+
+def test_mean_and_standard_error():
+    """1, 2, 3, 4: variance 5/3 over 4 values."""
+    found = estimate_mean([1, 2, 3, 4])
+    assert found == (2.5, pytest.approx(np.sqrt(5 / 12), rel=1e-12), 4)
+    assert estimate_mean(np.float32([7])) == (7, None, 1)
+    with pytest.raises(ValueError, match="no scores to average"):
+        estimate_mean([])
+
+
+def test_float32_scores_are_averaged_in_float64():
+    values = np.full(1_000_001, 0.1, np.float32)
+    found = estimate_mean(values)
+    assert found.value == pytest.approx(float(values[0]), rel=1e-12)
+    assert found.standard_error < 1e-12

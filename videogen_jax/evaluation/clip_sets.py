@@ -1,4 +1,4 @@
-"""Sets of clips to compare, whatever they come from: clips are read one by one, cut alike, and never lost silently."""
+"""Sets of clips to compare: read one clip at a time, cropped alike, with the reason for each clip that is skipped."""
 
 import hashlib
 import itertools
@@ -16,69 +16,93 @@ CLIP_FRAMES = 16  # frames of each clip that I3D is given by default, as in publ
 
 
 class Clip(NamedTuple):
-    """One video as it was found."""
+    """One video of a set."""
 
     name: str
-    video: np.ndarray | None  # (T, H, W, 3) uint8; None where it could not be read
+    video: np.ndarray | None  # (T, H, W, 3) uint8; None if it could not be read
     fps: float = 0.0  # frames per second
     reason: str = ""  # why it could not be read
 
 
-Clips = Callable[[], Iterable[Clip]]  # reads a set, as often as it is called
+Clips = Callable[[], Iterable[Clip]]  # iterates over a set; may be called repeatedly
 
 
 class Window(NamedTuple):
-    """What of each clip is looked at: its middle."""
+    """The frames of each clip that are evaluated: a centre crop in time, optionally resized."""
 
     frames: int
-    stride: int = 1  # every how many-th frame
-    repeat: int = 1  # how often each is shown, one after the other
-    size: tuple[int, int] | None = (
-        None  # (height, width) that frames are brought to; None: as they are
-    )
+    stride: int = 1  # take every stride-th frame
+    repeat: int = 1  # times that I3D is given each frame, consecutively
+    size: tuple[int, int] | None = None  # (height, width) to resize frames to; None: no resizing
 
     def crop(self, video: np.ndarray) -> np.ndarray:
-        """Cuts a video, (T, H, W, 3) uint8, to (frames, height, width, 3).
+        """Crops a video, (T, H, W, 3) uint8, to (frames, height, width, 3).
 
         Raises:
-          ValueError: it is too short.
+          ValueError: the video is too short.
         """
         span = (self.frames - 1) * self.stride + 1
         if len(video) < span:
-            raise ValueError(f"it has {len(video)} frames of the {span} that are looked at")
+            raise ValueError(f"it has {len(video)} frames, but {span} are needed")
         first = (len(video) - span) // 2
-        taken = video[first : first + span : self.stride]
+        frames = video[first : first + span : self.stride]
         if self.size is not None:
-            taken = np.stack([fit_frame(frame, self.size) for frame in taken])
-        return taken
+            frames = np.stack([fit_frame(frame, self.size) for frame in frames])
+        return frames
 
-    def repeat_frames(self, cut: np.ndarray) -> np.ndarray:
-        """What a network sees of a clip that is cut: each frame `repeat` times."""
-        return np.repeat(cut, self.repeat, axis=0)
+    def repeat_frames(self, frames: np.ndarray) -> np.ndarray:
+        """The input of I3D for cropped frames: each `repeat` times, (frames * repeat, height, width, 3)."""
+        return np.repeat(frames, self.repeat, axis=0)
 
 
 class SetSummary(NamedTuple):
-    """What one reading of a set tells of it."""
+    """Statistics of the usable clips of a set, from one pass over it."""
 
-    names: list[str]  # of the clips that count
-    left_out: list[dict[str, str]]  # {"file", "reason"} of those that do not
-    shape: tuple[int, int]  # (height, width) of the frames as they are looked at
-    fps: float  # frames per second, the mean over the clips
-    motion: np.ndarray  # (N,) motion scores, of `records.motion_score`
-    digest: str  # of all pixels looked at
+    names: list[str]  # of the N usable clips
+    left_out: list[dict[str, str]]  # {"file", "reason"} of each skipped clip
+    shape: tuple[int, int]  # (height, width) of cropped frames
+    fps: float  # mean frames per second over the clips
+    motion: np.ndarray  # (N,) of `records.motion_score`
+    digest: str  # SHA-256 of all cropped frames
+
+
+def open_set(
+    path: str,
+    split: str,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+) -> tuple[Clips, dict[str, str]]:
+    """Opens a reference set, either a data set of `pack` or a folder of videos.
+
+    Args:
+      path: its folder.
+      split: split of a data set.
+      fps: see `read_folder`.
+      size: see `read_data`.
+      names: see `read_folder`.
+    Returns:
+      (the set, its entries in the protocol).
+    Raises:
+      ValueError: there is no such folder, or it cannot be used.
+    """
+    folder, entries = Path(path), {"reference_folder": path}
+    if (folder / "dataset_info.json").is_file() or (folder / "buckets.json").is_file():
+        return read_data(path, split, size), entries | {"split": split}
+    if not folder.is_dir():
+        raise ValueError(f"There is no reference {path}: name a folder with --reference.")
+    return read_folder(path, fps, names), entries
 
 
 def read_folder(
     folder: str | Path, fps: float | None = None, names: Sequence[str] | None = None
 ) -> Clips:
-    """The videos of a folder, in the order of `samples.json` or of their names.
+    """The videos of a folder, in the order of `samples.json` if present, else of their names.
 
     Args:
       folder: its path.
-      fps: frames per second to read them at; by default all frames at the file's own rate.
-      names: of the files to read instead, in this order.
-    Returns:
-      The set.
+      fps: frames per second to resample to; by default all frames at the file's rate.
+      names: files to read instead, in this order.
     Raises:
       ValueError: there is no folder, or no video in it.
     """
@@ -99,16 +123,14 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     Args:
       data_dir: its folder.
       split: train or validation.
-      size: (height, width) of what is cut out of the middle of larger frames; None: all of them.
-    Returns:
-      The set.
+      size: (height, width) of the centre crop of larger frames; None: whole frames.
     Raises:
-      ValueError: it is no plain data set of pixels, or has no clips in this split.
+      ValueError: the data set is bucketed, holds latents, or has no clips in this split.
     """
-    from videogen_jax.data import (
+    from videogen_jax.data import (  # TensorFlow: only where it is needed
         augment,
         bucketed_data,
-        pipeline,  # TensorFlow: only where it is needed
+        pipeline,
     )
 
     if bucketed_data.is_bucketed(data_dir):
@@ -118,34 +140,32 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     data = pipeline.open_data(data_dir)
     if data.latents is not None:
         raise ValueError(
-            f"{data_dir} holds latents: name the packed clips that they were made of with --reference=FOLDER."
+            f"{data_dir} holds latents: name the packed clips that they were encoded from with --reference=FOLDER."
         )
     if not sum(data.lengths.get(split, [])):
         raise ValueError(f"{data_dir} has no clips in its split {split!r}: choose another --split.")
 
-    middle: tuple[slice, ...] = (slice(None),)
+    crop: tuple[slice, ...] = (slice(None),)
     if size is not None and size[0] <= data.height and size[1] <= data.width:
         corner = augment.centre_crop_offset((data.height, data.width), size).numpy()
-        middle += tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
+        crop += tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
 
     def read() -> Iterator[Clip]:
         for path in data.files[split]:
             for index, clip in enumerate(pipeline.read_clips(path, data)):
-                yield Clip(f"{Path(path).name}:{index}", clip["video"][middle], float(clip["fps"]))
+                yield Clip(f"{Path(path).name}:{index}", clip["video"][crop], float(clip["fps"]))
 
     return read
 
 
-def keep_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: float) -> Clips:
-    """Writes videos to a file as they come, uncompressed, and reads them from there.
+def store_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: float) -> Clips:
+    """Writes generated videos to an uncompressed .npy file, and reads them from there.
 
     Args:
-      path: of the file.
-      batches: each (B, T, H, W, 3) uint8; N in all.
+      path: file to write.
+      batches: arrays (B, T, H, W, 3) uint8, N videos in all.
       count: N.
       fps: frames per second.
-    Returns:
-      The set.
     """
     file, first = None, 0
     for batch in batches:
@@ -158,19 +178,19 @@ def keep_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: floa
     return lambda: (Clip(f"{i:04d}", np.asarray(video), fps) for i, video in enumerate(videos))
 
 
-def every_other(clips: Clips, first: int) -> Clips:
-    """Of a set of pairs, the first (0) or second (1) ones."""
+def take_every_second(clips: Clips, first: int) -> Clips:
+    """Clips first, first + 2, ...: of a set of alternating originals and reconstructions, one kind."""
     return lambda: itertools.islice(clips(), first, None, 2)
 
 
-def pick(clips: Clips, names: Sequence[str]) -> Clips:
-    """The clips of these names, in the set's order."""
+def select_by_name(clips: Clips, names: Sequence[str]) -> Clips:
+    """The clips with these names, in the order of the set."""
     wanted = set(names)
     return lambda: (clip for clip in clips() if clip.name in wanted)
 
 
-def shrink(video: np.ndarray, side: int) -> np.ndarray:
-    """Videos whose longer side is `side` pixels at most, (T, H, W, 3) uint8."""
+def downscale(video: np.ndarray, side: int) -> np.ndarray:
+    """Downscales a video, (T, H, W, 3) uint8, so that its longer side has at most `side` pixels."""
     scale = side / max(video.shape[1:3])
     if scale >= 1:
         return video
@@ -183,16 +203,16 @@ def crop_clips(
     window: Window,
     count: int | None,
     left_out: list[dict[str, str]],
-    alike: bool = True,
+    same_size: bool = True,
 ) -> Iterator[tuple[Clip, np.ndarray]]:
-    """The first clips of a set that can be looked at, with what is looked at.
+    """Iterates over the first usable clips of a set and their cropped frames.
 
     Args:
-      clips: the set.
-      window: what of each clip.
-      count: how many at most; None: all.
-      left_out: gets {"file", "reason"} of each clip that was passed over.
-      alike: whether all frames have to be of one size.
+      clips: set to read.
+      window: frames of each clip.
+      count: most clips; None: all.
+      left_out: list that {"file", "reason"} of each skipped clip is appended to.
+      same_size: whether frames of different sizes are an error.
     Yields:
       (clip, (frames, height, width, 3) uint8).
     Raises:
@@ -206,46 +226,44 @@ def crop_clips(
             left_out.append({"file": clip.name, "reason": clip.reason})
             continue
         try:
-            cut = window.crop(clip.video)
+            frames = window.crop(clip.video)
         except ValueError as error:
             left_out.append({"file": clip.name, "reason": str(error)})
             continue
-        if alike and shape not in (None, cut.shape[1:3]):
+        if same_size and shape not in (None, frames.shape[1:3]):
             raise ValueError(
-                f"{clip.name} has {cut.shape[1]}x{cut.shape[2]} pixels and those before it {shape[0]}x{shape[1]}: "
-                "bring all to one size with --size=HEIGHTxWIDTH."
+                f"{clip.name} has {frames.shape[1]}x{frames.shape[2]} pixels, but the clips before it have "
+                f"{shape[0]}x{shape[1]}: resize all with --size=HEIGHTxWIDTH."
             )
-        shape = cut.shape[1:3]
+        shape = frames.shape[1:3]
         found += 1
-        yield clip, cut
+        yield clip, frames
 
 
 def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSummary:
-    """Reads a set once.
+    """Reads a set once and summarizes its usable clips.
 
     Args:
-      clips: the set.
-      window: what of each clip is looked at.
-      count: clips at most; None: all.
-    Returns:
-      What there is to know of it.
+      clips: set to read.
+      window: frames of each clip that are evaluated.
+      count: most clips; None: all.
     Raises:
-      ValueError: fewer than 2 clips can be looked at, or frames differ in size.
+      ValueError: fewer than 2 clips are usable, or frames differ in size.
     """
     names, left_out, rates, motion = [], [], [], []
     digest, shape = hashlib.sha256(), (0, 0)
-    for clip, cut in crop_clips(clips, window, count, left_out):
+    for clip, frames in crop_clips(clips, window, count, left_out):
         names.append(clip.name)
         rates.append(clip.fps)
-        motion.append(motion_score(cut, clip.fps / window.stride))
-        digest.update(f"{cut.shape} {window.repeat}".encode())
-        digest.update(np.ascontiguousarray(cut).data)
-        shape = cut.shape[1:3]
+        motion.append(motion_score(frames, clip.fps / window.stride))
+        digest.update(f"{frames.shape} {window.repeat}".encode())
+        digest.update(np.ascontiguousarray(frames).data)
+        shape = frames.shape[1:3]
     if len(names) < 2:
-        why = f"; left out: {left_out[0]['file']}: {left_out[0]['reason']}" if left_out else ""
+        why = f" (left out: {left_out[0]['file']}: {left_out[0]['reason']})" if left_out else ""
         raise ValueError(
-            f"Only {len(names)} clips can be looked at, but 2 are the least that have a spread{why}: give more "
-            "videos, or look at fewer --frames."
+            f"Only {len(names)} clips are usable, but a distance needs at least 2{why}: add videos, or use fewer "
+            "--frames."
         )
     fps = float(np.mean(rates))
     return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest())

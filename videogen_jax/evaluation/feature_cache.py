@@ -1,4 +1,4 @@
-"""Features of sets of clips, kept by what they were made of, so that a reference is paid for once."""
+"""Feature cache on disk, keyed by hashes of the pixels and of the weights: a reference set is processed once."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from videogen_jax.data.atomic_files import publish
 from videogen_jax.evaluation.clip_sets import Clips, SetSummary, Window, crop_clips, summarize
 
-Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # of `i3d.make_extractor`
+Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # see `i3d.make_extractor`
 
 
 def load_or_extract(
@@ -21,14 +21,14 @@ def load_or_extract(
     summary: SetSummary | None = None,
     folder: str | Path | None = None,
 ) -> np.ndarray:
-    """The features of the clips of a set: from the cache, or made and put there.
+    """Loads the features of a set from the cache, or extracts and caches them.
 
     Args:
-      clips: the set.
-      window: what of each clip is looked at.
-      extract: makes features.
-      weights: hash of what it makes them with.
-      summary: of `clip_sets.summarize` with the same window, where there is one already.
+      clips: set of N clips.
+      window: frames of each clip that are evaluated.
+      extract: feature extractor.
+      weights: hash of its weights.
+      summary: result of `clip_sets.summarize` with the same window, if already computed.
       folder: of the cache; by default features/ in `cache_folder`.
     Returns:
       (N, F) float32.
@@ -40,8 +40,8 @@ def load_or_extract(
     file = folder / f"{summary.digest[:32]}_{weights[:16]}.npy"
     if file.is_file():
         return np.load(file)
-    cuts = crop_clips(clips, window, len(summary.names), [])
-    features = np.stack(list(extract(window.repeat_frames(cut) for _, cut in cuts)))
+    crops = crop_clips(clips, window, len(summary.names), [])
+    features = np.stack(list(extract(window.repeat_frames(frames) for _, frames in crops)))
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.npy")
     np.save(draft, features)
@@ -50,6 +50,6 @@ def load_or_extract(
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $VIDEOGEN_JAX_CACHE, or ~/.cache/videogen_jax."""
+    """The folder of files that can be recomputed: $VIDEOGEN_JAX_CACHE, or ~/.cache/videogen_jax."""
     chosen = os.environ.get("VIDEOGEN_JAX_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "videogen_jax"

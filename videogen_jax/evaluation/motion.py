@@ -1,14 +1,14 @@
-"""How much generated videos move, against how much those of a reference set do.
+"""The amount of motion in generated videos compared with a reference set.
 
-The motion score of a video is `data/records.motion_score`, which is also what the model is conditioned on: the mean
-absolute change of luma (0 to 1) at 1/8 scale, per second.
+The motion score of a video is `data/records.motion_score`, which the model is also conditioned on: the mean absolute
+change of luma (0 to 1) at 1/8 resolution, per second.
 
-Too little motion shows in the difference of means; motion that is the same everywhere shows in the deviations and
-quantiles, and both show in the Wasserstein-1 distance, the area between the two distribution functions:
+The difference of means detects too little motion, the standard deviations and quantiles too little variation of it. The
+Wasserstein-1 distance, the area between the two distribution functions, detects both:
 
     W1 = integral |F(s) - G(s)| ds
 
-which is 0 for equal distributions, at least the difference of means, and in the score's own unit.
+It is 0 for equal distributions, at least the difference of means, and has the unit of the score.
 """
 
 import math
@@ -25,17 +25,17 @@ class Motion(NamedTuple):
 
     count: int
     mean: float
-    deviation: float  # standard, of ddof 1
-    quantiles: dict[str, float]  # at QUANTILES, interpolated linearly
+    deviation: float  # standard deviation, ddof 1
+    quantiles: dict[str, float]  # at QUANTILES, linearly interpolated
 
 
 class MotionComparison(NamedTuple):
-    """Generated videos against a reference set, in luma per second."""
+    """The motion of generated videos and of a reference set, in luma per second."""
 
     generated: Motion
     reference: Motion
     difference: float  # of the means, generated - reference
-    standard_error: float  # of the difference, for independent sets of unequal variance
+    standard_error: float  # of the difference, for independent sets with unequal variances
     wasserstein: float  # W1
 
 
@@ -46,18 +46,16 @@ def compare_motion(
 
     Args:
       generated: (N,) motion scores, of `clip_sets.summarize`.
-      reference: (M,) of the same, or of a packed data set's motion_scores.npy, without its still images, which are 0.
-    Returns:
-      The comparison.
+      reference: (M,) motion scores, also of a packed data set's motion_scores.npy, without its still images (score 0).
     Raises:
-      ValueError: a set has fewer than two videos, which have no deviation.
+      ValueError: a set has fewer than two videos, and so no standard deviation.
     """
     sets = {}
     for name, scores in (("generated", generated), ("reference", reference)):
         sets[name] = np.asarray(scores, np.float64)
         if len(sets[name]) < 2:
             raise ValueError(
-                f"The {name} set has {len(sets[name])} videos: motion is compared over 2 or more."
+                f"The {name} set has {len(sets[name])} videos: comparing motion needs 2 or more."
             )
     ours, theirs = (describe_motion(scores) for scores in sets.values())
     return MotionComparison(
@@ -72,13 +70,7 @@ def compare_motion(
 
 
 def describe_motion(scores: np.ndarray) -> Motion:
-    """Describes the motion scores of one set.
-
-    Args:
-      scores: (N,), N >= 2.
-    Returns:
-      Their mean, deviation and quantiles.
-    """
+    """Computes the mean, standard deviation and quantiles of motion scores (N,), N >= 2."""
     values = np.quantile(scores, QUANTILES)
     return Motion(
         count=len(scores),
@@ -89,17 +81,18 @@ def describe_motion(scores: np.ndarray) -> Motion:
 
 
 def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
-    """Computes the Wasserstein-1 distance of two samples: the area between their distribution functions.
+    """Computes the Wasserstein-1 distance between two samples: the area between their distribution functions.
 
     Args:
       one: (N,) in any unit.
-      other: (M,) in the same.
+      other: (M,) in the same unit.
     Returns:
-      The distance, in the same unit.
+      The distance, in this unit.
     """
-    places = np.sort(np.concatenate([one, other]))
-    shares = [
-        np.searchsorted(np.sort(sample), places[:-1], side="right") / len(sample)
+    values = np.sort(np.concatenate([one, other]))
+    # Both distribution functions are constant between neighbouring values.
+    cdfs = [
+        np.searchsorted(np.sort(sample), values[:-1], side="right") / len(sample)
         for sample in (one, other)
     ]
-    return float(np.abs(shares[0] - shares[1]) @ np.diff(places))
+    return float(np.abs(cdfs[0] - cdfs[1]) @ np.diff(values))

@@ -1,4 +1,4 @@
-"""Whether videos of moving shapes show what their prompts ask for: a folder's rates, and the table of them."""
+"""Prompt accuracy of moving-shapes videos: rates of a folder, their table, and minimum rates."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ RATES = ("colour", "direction", "shape")
 
 
 def can_judge(caption):
-    """Whether a caption is of the grammar that the judge knows."""
+    """Whether a caption is of the moving-shapes grammar."""
     try:
         parse_caption(caption)
     except ValueError:
@@ -19,21 +19,21 @@ def can_judge(caption):
 
 
 def judge_videos(videos, prompts):
-    """Judges videos against their prompts, long ones window by window as well.
+    """Judges videos against their prompts, long ones also window by window.
 
     Args:
-      videos: as `moving_shapes.caption_rates`.
-      prompts: of the moving-shapes grammar, one for each.
+      videos: as in `moving_shapes.caption_rates`.
+      prompts: one of the moving-shapes grammar for each video.
     Returns:
-      What `moving_shapes.caption_rates` returns. Where a video has more frames than a window, also
-      "kept", what `long_video_consistency.count_kept` returns for those that have (and for unreadable ones), but for
-      its "videos": each is in the video's own entry, as "kept".
+      The result of `moving_shapes.caption_rates`. If a video is longer than a window, also "kept":
+      the result of `long_video_consistency.count_consistent` for all such videos and the unreadable
+      ones, with its "videos" moved into the entries of "videos", as "kept" of each.
     Raises:
       ValueError: as `moving_shapes.caption_rates`.
     """
-    windows = {}  # number of the video -> what is seen in its windows
+    windows = {}  # index of the video -> verdicts of its windows
 
-    def watch():
+    def judge_long_videos():
         for index, video in enumerate(videos):
             if video is None:
                 windows[index] = []
@@ -41,9 +41,9 @@ def judge_videos(videos, prompts):
                 windows[index] = long_video_consistency.judge_windows(video)
             yield video
 
-    report = moving_shapes.caption_rates(watch(), prompts)
+    report = moving_shapes.caption_rates(judge_long_videos(), prompts)
     if any(windows.values()):
-        report["kept"] = long_video_consistency.count_kept(
+        report["kept"] = long_video_consistency.count_consistent(
             windows.values(), [prompts[index] for index in windows]
         )
         for index, record in zip(windows, report["kept"].pop("videos"), strict=True):
@@ -52,14 +52,14 @@ def judge_videos(videos, prompts):
 
 
 def judge_folder(folder):
-    """Judges every video of a folder against its prompt.
+    """Judges the videos of a folder against their prompts.
 
     Args:
       folder: path of the folder; see `video_folders.list_videos`.
     Returns:
-      dict with "generated", then what `judge_videos` returns, its "videos" with "file" and "seed"
-      added, then "unreadable": [{"file", "reason"}], which are counted as wrong,
-      and "not_listed": videos that `samples.json` does not mention, which are not counted.
+      dict with "generated", then the result of `judge_videos`, its "videos" with "file" and "seed",
+      then "unreadable": [{"file", "reason"}], which count as wrong, and "not_listed": videos that
+      `samples.json` does not list, which do not count.
     Raises:
       ValueError: as `video_folders.list_videos`, or a prompt is not of the moving-shapes grammar.
     """
@@ -68,8 +68,8 @@ def judge_folder(folder):
         if not can_judge(entry["prompt"]):
             raise ValueError(
                 f"the prompt of {Path(folder) / entry['file']}, {video_folders.shorten(entry['prompt'])!r}, is "
-                'not like "a red circle moving up left": only such prompts can be judged from '
-                "pixels."
+                'not like "a red circle moving up left": only such prompts can be judged, so give --reference or '
+                "--clip for others."
             )
     unreadable = []
 
@@ -92,7 +92,7 @@ def judge_folder(folder):
 
 
 def format_table(report):
-    """Formats the rates as the small table that the command prints."""
+    """Formats the rates as a table."""
     lines = [f"{'':<11}{'rate':>7}{'right':>7}{'of':>6}{'95 % interval':>20}{'chance':>9}"]
     for name in (*RATES, "all"):
         rate = report[name]
@@ -105,10 +105,10 @@ def format_table(report):
 
 
 def parse_requirements(text):
-    """Reads "colour=0.95,shape=0.8" into {"colour": 0.95, "shape": 0.8}.
+    """Parses "colour=0.95,shape=0.8" to {"colour": 0.95, "shape": 0.8}.
 
     Raises:
-      ValueError: an unknown name, or a value that is not a rate in [0, 1].
+      ValueError: a name is unknown, or a value is not in [0, 1].
     """
     required = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -119,7 +119,7 @@ def parse_requirements(text):
             rate = math.nan
         if name not in (*RATES, "all") or not 0.0 <= rate <= 1.0:
             raise ValueError(
-                f"--require does not understand {item!r}: write it like "
+                f"--require has an invalid entry {item!r}: write it like "
                 '"colour=0.95,direction=0.80,shape=0.80", each rate between 0 and 1.'
             )
         required[name] = rate
@@ -127,7 +127,7 @@ def parse_requirements(text):
 
 
 def to_scores(report):
-    """The rates as the entries of a report's "scores"."""
+    """The rates as entries of the report's scores."""
     scores = [
         {
             "name": "all three" if name == "all" else name,
@@ -158,17 +158,19 @@ def to_scores(report):
 
 
 def check_rates(report, required, output):
-    """Refuses rates below those required.
+    """Checks the rates against the required ones.
 
     Args:
-      report: of `judge_folder` or `moving_shapes.caption_rates`.
-      required: of `parse_requirements`.
-      output: the file with the verdicts, for the sentence.
+      report: result of `judge_folder` or `judge_videos`; empty if no prompt was judged.
+      required: result of `parse_requirements`.
+      output: file with the verdicts, for the error message.
     Raises:
-      ValueError: names the rates that are too low, or no prompt was judged.
+      ValueError: a rate is too low, or there are none.
     """
     if required and not report:
-        raise ValueError("--require asks for rates, but these prompts are not of moving shapes.")
+        raise ValueError(
+            "--require needs prompts of moving shapes, but these are others: leave it out."
+        )
     below = [
         f"{name} {report[name]['rate']:.1%} < {rate:.1%}"
         for name, rate in required.items()
@@ -176,5 +178,5 @@ def check_rates(report, required, output):
     ]
     if below:
         raise ValueError(
-            f"below what --require asks: {', '.join(below)}; {output} says which videos failed."
+            f"below --require: {', '.join(below)}; {output} lists the verdict of each video."
         )

@@ -1,7 +1,7 @@
-"""A run on one page: scores with their protocol, samples that play, curves and the config, in one file of HTML.
+"""The HTML report of a run: scores with their protocol, animated samples, curves and options in one file.
 
-It opens without a network and for ever: pictures are data URIs, curves are inline SVG, and the few lines of script only
-tell the point under the pointer.
+The file is self-contained: images are data URIs, curves are inline SVG, and a short script shows the point under the
+pointer.
 """
 
 import base64
@@ -15,12 +15,19 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from videogen_jax.data.atomic_files import write_text
+import numpy as np
 
-WIDTH, HEIGHT = 300, 170  # of a curve's picture; the rest in its units
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins, for the numbers on the axes
-MOST_POINTS = 600  # drawn of a curve, more than the picture has pixels across
-LOG_RATIO = 5  # of greatest to least: from here on a loss is drawn on a log axis
+from videogen_jax.data.atomic_files import write_text
+from videogen_jax.evaluation.clip_sets import Clips, Window, crop_clips, downscale
+from videogen_jax.generate import contact_sheet
+
+WIDTH, HEIGHT = 300, 170  # size of a curve's figure, in units of its SVG like the margins
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins for the tick labels
+MAX_POINTS = 600  # drawn of a curve: more than its width in pixels
+LOG_RATIO = 5  # ratio of maximum to minimum from which a loss has a log axis
+MAX_VIDEOS = 16  # of each set in the report
+MAX_SIDE = 128  # pixels of their longer side
+STILL_FPS = 8.0  # of videos without a frame rate
 
 Curve = tuple[Sequence[int], Sequence[float]]  # steps, ascending, and values
 
@@ -35,34 +42,36 @@ def write_report(
     curves: Mapping[str, Curve],
     videos: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page atomically.
 
     Args:
       path: of the HTML file.
-      title: plain text, as all names and notes.
-      scores: {"name", "value", and as far as there are "low", "high" (ends of the interval), "n", "note"}.
-      protocol: name to value of what the scores depend on.
-      options: dotted name, such as "model.width", to value; grouped by section.
-      curves: tag such as "loss/train" to its steps and values; grouped by what stands before the first slash.
-      videos: {"title", "gif": the file's bytes}.
+      title: plain text, like all names and notes.
+      scores: list of {"name", "value", optional "low", "high" (ends of the interval), "n", "note"}.
+      protocol: name of a setting that the scores depend on to its value.
+      options: dotted name of an option, such as "model.width", to its value; shown by section.
+      curves: tag, such as "loss/train", to steps and values; grouped by the part before the first slash.
+      videos: list of {"title", "gif": the file's bytes}.
     Raises:
-      ValueError: a video is no GIF.
+      ValueError: a video is not a GIF.
       OSError: the file cannot be written.
     """
     groups: dict[str, list[str]] = {}
     for tag in sorted(curves):
         groups.setdefault(tag.partition("/")[0] if "/" in tag else "", []).append(tag)
-    drawn = [
+    figures = [
         f'<section><h3>{escape(group)}</h3>\n<div class="cards">\n'
         + "\n".join(draw_curve(tag, *curves[tag]) for tag in tags)
         + "\n</div></section>"
         for group, tags in groups.items()
     ]
-    shown = "\n".join(render_video(video["title"], video["gif"]) for video in videos)
+    samples = "\n".join(render_video(video["title"], video["gif"]) for video in videos)
     sections = [
         render_scores(scores, protocol),
-        f'<section><h2>Samples</h2>\n<div class="videos">\n{shown}\n</div></section>' * bool(shown),
-        "<section><h2>Curves</h2>\n" * bool(drawn) + "\n".join(drawn) + "</section>" * bool(drawn),
+        f'<section><h2>Samples</h2>\n<div class="videos">\n{samples}\n</div></section>'
+        if samples
+        else "",
+        "<section><h2>Curves</h2>\n" + "\n".join(figures) + "</section>" if figures else "",
         f"<section><h2>Config</h2>\n{render_options(options)}</section>" if options else "",
     ]
     template = resources.files(__package__).joinpath("report_template.html")
@@ -72,13 +81,35 @@ def write_report(
     write_text(path, page)
 
 
+def animate_sets(sets: Mapping[str, Clips | None], window: Window) -> list[dict[str, Any]]:
+    """Animates the first clips of each set.
+
+    Args:
+      sets: title to set; None is skipped.
+      window: frames of each clip that are shown.
+    Returns:
+      List of {"title", "gif"} for `write_report`.
+    """
+    videos = []
+    for title, clips in sets.items():
+        crops = crop_clips(clips, window, MAX_VIDEOS, [], same_size=False) if clips else ()
+        shown = [(clip, downscale(frames, MAX_SIDE)) for clip, frames in crops]
+        # One GIF holds frames of one size.
+        equal = [frames for _, frames in shown if frames.shape == shown[0][1].shape]
+        if equal:
+            fps = shown[0][0].fps / window.stride or STILL_FPS
+            gif, _ = contact_sheet.animation(np.stack(equal), fps)
+            videos.append({"title": title, "gif": gif})
+    return videos
+
+
 def escape(text: Any) -> str:
-    """Any value as text that is safe between tags and inside quoted attributes."""
+    """Escapes a value for use between tags and in quoted attributes."""
     return html.escape(str(text))
 
 
 def format_number(value: float, digits: int = 4) -> str:
-    """A number as short as its leading digits allow: 0.04321, 1.5e-6, 12,000."""
+    """Formats a number with `digits` significant digits: 0.04321, 1.5e-6, 12,000."""
     if abs(value) >= 10**digits and float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
@@ -86,9 +117,9 @@ def format_number(value: float, digits: int = 4) -> str:
 
 
 def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
-    """The section of scores, and of their protocol beside them."""
-    counted = any("n" in score for score in scores)
-    head = ["Score", "Value", "Interval", *["N"] * counted, "Notes"]
+    """The section of scores, and that of their protocol beside it."""
+    has_counts = any("n" in score for score in scores)
+    head = ["Score", "Value", "Interval", *["N"] * has_counts, "Notes"]
     rows = [
         f"<th{' class=number' * (name in ('Value', 'N'))} scope=col>{name}</th>" for name in head
     ]
@@ -102,7 +133,7 @@ def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, An
         rows.append(
             f"<tr><th scope=row>{escape(score['name'])}</th><td class='number value'>{number}</td>"
             f"<td>{interval}</td>"
-            + f"<td class=number>{escape(score.get('n', ''))}</td>" * counted
+            + f"<td class=number>{escape(score.get('n', ''))}</td>" * has_counts
             + f"<td class=faint>{escape(score.get('note') or '')}</td></tr>"
         )
     table = "<table>\n" + "\n".join(rows) + "\n</tbody></table>"
@@ -114,7 +145,7 @@ def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, An
 
 
 def render_table(values: Mapping[str, Any]) -> str:
-    """Names and values, one a row."""
+    """A table of names and values."""
     rows = [
         f"<tr><th scope=row class=faint>{escape(name)}</th><td>{escape(value)}</td></tr>"
         for name, value in values.items()
@@ -123,7 +154,7 @@ def render_table(values: Mapping[str, Any]) -> str:
 
 
 def render_options(options: Mapping[str, Any]) -> str:
-    """Options by dotted name, in nested elements that open and close: one for all and one for each section."""
+    """Options by dotted name, in collapsible elements: one for all and one for each section."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
         section, _, key = name.rpartition(".")
@@ -135,7 +166,7 @@ def render_options(options: Mapping[str, Any]) -> str:
 
 
 def render_details(title: str, content: str) -> str:
-    """A <details> element, closed at first."""
+    """A collapsible element, initially closed."""
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
 
 
@@ -143,10 +174,10 @@ def render_video(title: str, gif: bytes) -> str:
     """A figure that plays a GIF.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the bytes are not a GIF.
     """
     if gif[:6] not in (b"GIF87a", b"GIF89a"):
-        raise ValueError(f"The video {title!r} is no GIF: make it with contact_sheet.animation.")
+        raise ValueError(f"The video {title!r} is not a GIF: make it with contact_sheet.animation.")
     width, height = struct.unpack("<HH", gif[6:10])
     data = base64.b64encode(gif).decode()
     return (
@@ -157,24 +188,25 @@ def render_video(title: str, gif: bytes) -> str:
 
 
 def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
-    """A figure of one curve: a log axis for a loss that falls far, and its last value in words.
+    """A figure of one curve, captioned with its last value.
 
-    Values that are not finite are left out, and counted in the caption.
+    A positive loss with a range of LOG_RATIO or more has a log axis. Values that are not finite are left out and
+    counted in the caption.
 
     Args:
-      tag: its name; "loss" in it allows the log axis.
-      steps: ascending.
-      values: as many.
+      tag: name of the curve; a log axis needs "loss" in it.
+      steps: (n,) ascending.
+      values: (n,).
     Returns:
       HTML.
     """
     points = [(s, float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     name = escape(tag.partition("/")[2] or tag)
-    lost = len(steps) - len(points)
-    missing = f" <small>{lost} not finite</small>" * bool(lost)
+    num_missing = len(steps) - len(points)
+    missing = f" <small>{num_missing} not finite</small>" * bool(num_missing)
     if not points:
         return f"<figure><figcaption><span>{name}{missing}</span></figcaption></figure>"
-    points = thin(points)
+    points = downsample(points)
     low, high = min(v for _, v in points), max(v for _, v in points)
     log = "loss" in tag and low > 0 and high >= LOG_RATIO * low
     first, last = points[0][0], points[-1][0]
@@ -185,17 +217,17 @@ def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
     def place(value: float, ends: tuple[float, float], start: float, stop: float) -> float:
         return round(start + (stop - start) * (value - ends[0]) / (ends[1] - ends[0]), 1)
 
-    def across(step: float) -> float:
+    def x_of(step: float) -> float:
         return place(step, x_ends, LEFT, WIDTH - RIGHT)
 
-    def up(value: float) -> float:
+    def y_of(value: float) -> float:
         if log:
             return place(math.log(value), tuple(map(math.log, y_ends)), HEIGHT - BOTTOM, TOP)
         return place(value, y_ends, HEIGHT - BOTTOM, TOP)
 
     parts = []
     for tick in log_ticks(*y_ends) if log else ticks(*y_ends, 5):
-        y = up(tick)
+        y = y_of(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         label = format_number(tick, 3)
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
@@ -203,48 +235,48 @@ def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
     axis = f"M{LEFT} {floor}H{WIDTH - RIGHT}"
     for tick in ticks(*x_ends, 5):
         if float(tick).is_integer():
-            x = across(tick)
+            x = x_of(tick)
             axis += f"M{x} {floor}v4"
             anchor = "end" if x > WIDTH - RIGHT - 15 else "middle"
             label = format_number(tick)
             parts.append(f'<text x="{x}" y="{HEIGHT - 4}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<path class="axis" d="{axis}"/>')
-    placed = [(across(s), up(v)) for s, v in points]
+    placed = [(x_of(s), y_of(v)) for s, v in points]
     parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
     parts.append(f'<circle cx="{placed[-1][0]}" cy="{placed[-1][1]}" r="3"/>')
-    told = [
+    labels = [
         [x, y, f"{s:,}", format_number(v)] for (x, y), (s, v) in zip(placed, points, strict=True)
     ]
     described = (
-        f"{escape(tag)}, {'log axis, ' * log}{told[0][3]} at step {told[0][2]}, "
-        f"{told[-1][3]} at step {told[-1][2]}, between {format_number(low)} and {format_number(high)}"
+        f"{escape(tag)}, {'log axis, ' * log}{labels[0][3]} at step {labels[0][2]}, "
+        f"{labels[-1][3]} at step {labels[-1][2]}, between {format_number(low)} and {format_number(high)}"
     )
-    data = escape(json.dumps(told, separators=(",", ":")))
+    data = escape(json.dumps(labels, separators=(",", ":")))
     return (
         f'<figure data-curve="{data}">'
         f"<figcaption><span>{name}{' <small>log</small>' * log}{missing}</span>"
-        f"<output><b>{told[-1][3]}</b> <small>step {told[-1][2]}</small></output></figcaption>\n"
+        f"<output><b>{labels[-1][3]}</b> <small>step {labels[-1][2]}</small></output></figcaption>\n"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">\n'
         + "\n".join(parts)
         + "\n</svg></figure>"
     )
 
 
-def thin(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
-    """Of a long curve, the least and the greatest of each stretch, so that no spike is lost; and both ends."""
+def downsample(points: list[tuple[int, float]], most: int = MAX_POINTS) -> list[tuple[int, float]]:
+    """Reduces a curve to both ends and the minimum and maximum of each interval, so that spikes remain."""
     if len(points) <= most:
         return points
-    stretches = most // 2 - 1
+    count = most // 2 - 1
     inside = range(1, len(points) - 1)
     kept = {0, len(points) - 1}
-    for i in range(stretches):
-        stretch = inside[i * len(inside) // stretches : (i + 1) * len(inside) // stretches]
-        kept |= {pick(stretch, key=lambda j: points[j][1]) for pick in (min, max)}
+    for i in range(count):
+        interval = inside[i * len(inside) // count : (i + 1) * len(inside) // count]
+        kept |= {pick(interval, key=lambda j: points[j][1]) for pick in (min, max)}
     return [points[i] for i in sorted(kept)]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers in an interval: multiples of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     gap = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -253,7 +285,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two positive numbers, with 2 and 5 times them where the decades are few."""
+    """Powers of ten in a positive interval; with 2 and 5 times these if it has fewer than three decades."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high < 1000 * low else (1,)
     return [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]

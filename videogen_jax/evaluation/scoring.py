@@ -1,29 +1,125 @@
-"""Two sets of clips against each other, and videos against their captions: scores with their protocol."""
+"""Scores of generated clips against a reference set or their captions, with the protocol that they depend on."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from videogen_jax.evaluation import frechet, means, motion, psnr_ssim
-from videogen_jax.evaluation.clip_sets import Clips, SetSummary, Window, crop_clips, pick, summarize
-from videogen_jax.evaluation.feature_cache import load_or_extract
+from videogen_jax.evaluation import frechet, fvd, motion, prompt_accuracy, psnr_ssim, video_folders
+from videogen_jax.evaluation.clip_sets import (
+    Clips,
+    SetSummary,
+    Window,
+    crop_clips,
+    select_by_name,
+    summarize,
+)
 
-RATES_ALIKE = 0.05  # relative difference of frame rates; GIFs round theirs
+RATE_TOLERANCE = 0.05  # relative difference of frame rates that is ignored; GIFs round theirs
 
-Score = dict[str, Any]  # "name", "value", and as far as there are "low", "high", "n", "note"
+Score = dict[str, Any]  # "name" and "value"; optional "low", "high", "n" and "note"
 
 
-class Found(NamedTuple):
-    """What an evaluation has found."""
+class Videos(NamedTuple):
+    """Videos to score, and what to compare them with."""
+
+    clips: Clips
+    settings: dict[str, Any]  # that they were made with: protocol entries
+    folder: Path | None = None  # of their files; None for generated videos
+    prompts: list[str] | None = None  # of generated videos
+    reference: Clips | None = None
+    reference_summary: SetSummary | None = None  # if already computed
+    paired: bool = False  # whether clips at equal positions form pairs
+
+
+class Result(NamedTuple):
+    """Scores and the conditions under which they hold."""
 
     scores: list[Score]
-    protocol: dict[str, Any]  # lines that the scores depend on
+    protocol: dict[str, Any]  # settings that the scores depend on
     left_out: dict[
         str, list[dict[str, str]]
-    ]  # set to {"file", "reason"} of clips that do not count
+    ]  # name of a set to {"file", "reason"} of its skipped clips
+
+
+class Mean(NamedTuple):
+    """A mean over independent values."""
+
+    value: float
+    standard_error: float | None  # None for a single value
+    count: int
+
+
+def score(
+    videos: Videos,
+    window: Window,
+    distances: Sequence[tuple[str, Window]],
+    extractor: tuple[Callable, str] | None,
+    scorer: Any,
+    *,
+    ddof: int = frechet.DDOF,
+    count: int | None = None,
+) -> Iterator[Result]:
+    """Computes the scores one after the other: against captions, then against the reference.
+
+    Args:
+      videos: videos to score.
+      window: frames of each clip that are evaluated.
+      distances: result of `fvd.choose_distances`.
+      extractor: result of `fvd.make_extractor`; None without distances.
+      scorer: result of `clip_score.make_clip_scorer`; None for no CLIP score.
+      ddof: delta degrees of freedom of the covariances.
+      count: most clips of each set; None: all.
+    """
+    if scorer is not None:
+        if videos.prompts is not None:
+            names = [clip.name for clip in videos.clips()]
+            prompts = dict(zip(names, videos.prompts, strict=True))
+        else:
+            listed, _ = video_folders.list_videos(videos.folder)
+            prompts = {entry["file"]: entry["prompt"] for entry in listed}
+        yield score_captions(videos.clips, prompts, scorer, count)
+    if videos.reference is not None:
+        yield compare_sets(
+            videos.clips,
+            videos.reference,
+            window,
+            distances,
+            extractor,
+            ddof=ddof,
+            count=count,
+            reference_summary=videos.reference_summary,
+            paired=videos.paired,
+        )
+
+
+def judge_prompts(videos: Videos, required: bool) -> dict[str, Any]:
+    """Judges videos against their moving-shapes prompts.
+
+    Args:
+      videos: videos to judge.
+      required: whether other prompts in a folder are an error.
+    Returns:
+      The result of `prompt_accuracy.judge_videos` or `judge_folder`; empty if the prompts are of another kind.
+    Raises:
+      ValueError: see `required`.
+    """
+    if videos.prompts is not None:
+        if not all(map(prompt_accuracy.can_judge, videos.prompts)):
+            return {}
+        arrays = (clip.video for clip in videos.clips())
+        return prompt_accuracy.judge_videos(arrays, videos.prompts)
+    if videos.folder is None:
+        return {}
+    try:
+        return prompt_accuracy.judge_folder(videos.folder)
+    except ValueError:
+        if required:
+            raise
+        return {}
 
 
 def compare_sets(
@@ -35,105 +131,85 @@ def compare_sets(
     *,
     ddof: int = frechet.DDOF,
     count: int | None = None,
-    surveyed: SetSummary | None = None,
+    reference_summary: SetSummary | None = None,
     paired: bool = False,
-) -> Found:
-    """Compares two sets: Fréchet distances, motion, and nearness where they are pairs.
+) -> Result:
+    """Compares two sets by Fréchet distances and motion, and paired sets by PSNR and SSIM.
 
     Args:
-      videos: the set to score.
-      reference: the set to compare with.
-      window: what of each clip is looked at.
-      distances: name of each Fréchet distance, and what of each clip it is of.
-      extractor: of `i3d.make_extractor`, and the hash of its weights; None where there are no distances.
-      ddof: of the covariance.
-      count: clips of each set at most; None: all, of the reference as many as there are videos.
-      surveyed: the reference, where it was looked at before.
-      paired: whether clips at the same place are pairs.
-    Returns:
-      What was found.
+      videos: set to score.
+      reference: set to compare with.
+      window: frames of each clip that are evaluated.
+      distances: result of `fvd.choose_distances`.
+      extractor: result of `fvd.make_extractor`; None without distances.
+      ddof: delta degrees of freedom of the covariances.
+      count: most clips of each set; None: all videos, and as many clips of the reference.
+      reference_summary: summary of the reference with this window, if already computed.
+      paired: whether clips at equal positions form pairs.
     Raises:
-      ValueError: the sets do not compare.
+      ValueError: the sets cannot be compared.
     """
-    made = summarize(videos, window, count)
-    if surveyed is None:
-        surveyed = summarize(reference, window, count or len(made.names))
-    check_shapes(made.shape, surveyed.shape)
-    if not math.isclose(made.fps, surveyed.fps, rel_tol=RATES_ALIKE):
+    summary = summarize(videos, window, count)
+    if reference_summary is None:
+        reference_summary = summarize(reference, window, count or len(summary.names))
+    check_shapes(summary.shape, reference_summary.shape)
+    if not math.isclose(summary.fps, reference_summary.fps, rel_tol=RATE_TOLERANCE):
         logging.warning(
-            "The videos run at %.4g frames/s and the reference at %.4g: motion in them does not compare.",
-            made.fps,
-            surveyed.fps,
+            "The videos have %.4g frames/s and the reference %.4g: their motion scores are not comparable.",
+            summary.fps,
+            reference_summary.fps,
         )
-    sets = ((videos, made), (reference, surveyed))
-    scores = motion_scores(made, surveyed) if window.frames > 1 else []
+    scores = motion_scores(summary, reference_summary) if window.frames > 1 else []
     if paired:
-        scores += pair_scores(reference, videos, window, (surveyed, made))
-    protocol = describe(made, surveyed, window)
+        scores += pair_scores(reference, videos, window, (reference_summary, summary))
+    protocol = describe_protocol(summary, reference_summary, window)
     if extractor is not None:
-        extract, weights = extractor
         protocol |= {
             "features": "I3D, Kinetics-400 logits, 224x224 bilinear",
-            "i3d_weights": weights,
+            "i3d_weights": extractor[1],
             "ddof": ddof,
         }
-        measured = []
-        for name, own in distances:
-            a, b = (
-                load_or_extract(
-                    pick(each, found.names),
-                    own,
-                    extract,
-                    weights,
-                    summary=found if own == window else None,
-                )
-                for each, found in sets
-            )
-            low, high = frechet.bootstrap_interval(a, b, ddof)
-            score = {"name": name, "value": frechet.distance(a, b, ddof), "low": low, "high": high}
-            score["n"] = f"{len(a)} + {len(b)}"
-            score["note"] = f"{own.frames} x {own.repeat} frames, ddof {ddof}; 95 % over clips"
-            measured.append(score)
-        scores = measured + scores
-    left_out = {"generated": made.left_out, "reference": surveyed.left_out}
-    return Found(scores, protocol, left_out)
+        sets = ((videos, summary), (reference, reference_summary))
+        scores = fvd.score_distances(sets, window, distances, extractor, ddof) + scores
+    left_out = {"generated": summary.left_out, "reference": reference_summary.left_out}
+    return Result(scores, protocol, left_out)
 
 
-def describe(made: SetSummary, reference: SetSummary, window: Window) -> dict[str, Any]:
-    """The lines of the protocol that two sets and what was looked at of them fill."""
+def describe_protocol(videos: SetSummary, reference: SetSummary, window: Window) -> dict[str, Any]:
+    """The entries of the protocol that follow from two sets and the window."""
     return {
-        "num_generated": len(made.names),
+        "num_generated": len(videos.names),
         "num_reference": len(reference.names),
-        "left_out_generated": len(made.left_out),
+        "left_out_generated": len(videos.left_out),
         "left_out_reference": len(reference.left_out),
-        "fps_generated": round(made.fps, 3),
+        "fps_generated": round(videos.fps, 3),
         "fps_reference": round(reference.fps, 3),
         "reference": reference.digest,
         "frames": window.frames,
         "stride": window.stride,
         "repeat": window.repeat,
         "resized": None if window.size is None else "to cover, bicubic, and cut",
-        "height": made.shape[0],
-        "width": made.shape[1],
+        "height": videos.shape[0],
+        "width": videos.shape[1],
     }
 
 
-def check_shapes(made: tuple[int, int], reference: tuple[int, int]) -> None:
-    """Refuses two sets of different (height, width).
+def check_shapes(videos: tuple[int, int], reference: tuple[int, int]) -> None:
+    """Checks that both sets have the same (height, width).
 
     Raises:
-      ValueError: names both.
+      ValueError: names both sizes.
     """
-    if made != reference:
+    if videos != reference:
         raise ValueError(
-            f"The videos have {made[0]}x{made[1]} pixels and the reference {reference[0]}x{reference[1]}: bring both "
-            "to one size with --size=HEIGHTxWIDTH."
+            f"The videos have {videos[0]}x{videos[1]} pixels and the reference {reference[0]}x{reference[1]}: resize "
+            "both with --size=HEIGHTxWIDTH."
         )
 
 
-def motion_scores(made: SetSummary, reference: SetSummary) -> list[dict[str, Any]]:
-    """How much the videos move, against the reference."""
-    found = motion.compare_motion(made.motion, reference.motion)
+def motion_scores(videos: SetSummary, reference: SetSummary) -> list[Score]:
+    """Scores the amount of motion in the videos relative to the reference."""
+    found = motion.compare_motion(videos.motion, reference.motion)
     ours, theirs = found.generated, found.reference
     half = frechet.Z_95 * found.standard_error
     return [
@@ -154,62 +230,82 @@ def motion_scores(made: SetSummary, reference: SetSummary) -> list[dict[str, Any
 
 
 def pair_scores(
-    originals: Clips, videos: Clips, window: Window, surveys: Sequence[SetSummary]
-) -> list[dict[str, Any]]:
-    """How near each video comes to its original.
+    originals: Clips, videos: Clips, window: Window, summaries: Sequence[SetSummary]
+) -> list[Score]:
+    """Computes PSNR and SSIM of videos and the originals at the same positions.
 
+    Args:
+      originals: reference set.
+      videos: set of as many videos.
+      window: frames of each clip that are compared.
+      summaries: of both sets, with this window.
     Raises:
-      ValueError: a video of a pair cannot be looked at, or is longer than the other.
+      ValueError: a video of a pair cannot be used, or the two differ in length.
     """
-    if lost := [clip for found in surveys for clip in found.left_out]:
+    if skipped := [clip for summary in summaries for clip in summary.left_out]:
         raise ValueError(
-            f"{lost[0]['file']} cannot be looked at ({lost[0]['reason']}), and its pair with it: remove both."
+            f"{skipped[0]['file']} cannot be used ({skipped[0]['reason']}): remove it and its pair."
         )
-    cuts = (crop_clips(each, window, len(surveys[0].names), []) for each in (originals, videos))
+    count = len(summaries[0].names)
+    crops = (crop_clips(clips, window, count, []) for clips in (originals, videos))
 
     def pair() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for (one, original), (other, own) in zip(*cuts, strict=True):
-            if len(one.video) != len(other.video):
+        for (original, original_frames), (video, video_frames) in zip(*crops, strict=True):
+            if len(original.video) != len(video.video):
                 raise ValueError(
-                    f"{other.name} has {len(other.video)} frames and {one.name} {len(one.video)}: pairs are of one "
-                    "length."
+                    f"{video.name} has {len(video.video)} frames and {original.name} {len(original.video)}: both "
+                    "videos of a pair need the same length."
                 )
-            yield original, own
+            yield original_frames, video_frames
 
-    near = psnr_ssim.score_reconstructions(pair())
+    scores = psnr_ssim.score_reconstructions(pair())
     note = "95 % over videos"
-    return [mean_score("PSNR, dB", near.psnr, note), mean_score("SSIM", near.ssim, note)]
+    return [mean_score("PSNR, dB", scores.psnr, note), mean_score("SSIM", scores.ssim, note)]
 
 
 def score_captions(
     videos: Clips, prompts: Mapping[str, str], scorer: Any, count: int | None = None
-) -> Found:
-    """The CLIP score of all videos that can be read.
+) -> Result:
+    """Computes the CLIP score of all videos that can be read.
 
     Args:
-      videos: the set.
-      prompts: clip's name to its caption.
-      scorer: of `clip_score.make_clip_scorer`.
-      count: videos at most; None: all.
-    Returns:
-      What was found.
+      videos: set to score.
+      prompts: name of a clip to its caption.
+      scorer: result of `clip_score.make_clip_scorer`.
+      count: most videos; None: all.
     Raises:
       ValueError: no video can be read.
     """
     left_out: list[dict[str, str]] = []
-    names = [clip.name for clip, _ in crop_clips(videos, Window(1), count, left_out, alike=False)]
-    seen = (clip.video for clip in pick(videos, names)())
-    values = scorer.score(seen, [prompts[name] for name in names])
+    crops = crop_clips(videos, Window(1), count, left_out, same_size=False)
+    names = [clip.name for clip, _ in crops]
+    readable = (clip.video for clip in select_by_name(videos, names)())
+    values = scorer.score(readable, [prompts[name] for name in names])
     score = mean_score("CLIP score", values, "95 % over videos")
     protocol = {"clip_weights": scorer.weights, "clip_frames": scorer.frames}
-    return Found([score], protocol, {"generated": left_out})
+    return Result([score], protocol, {"generated": left_out})
 
 
-def mean_score(name: str, values: np.ndarray, note: str) -> dict[str, Any]:
-    """The mean over videos as an entry of the report's scores."""
-    mean = means.estimate_mean(values)
+def mean_score(name: str, values: np.ndarray, note: str) -> Score:
+    """The mean over videos, with its 95 % interval, as an entry of the report's scores."""
+    mean = estimate_mean(values)
     score = {"name": name, "value": mean.value, "n": mean.count, "note": note}
     if mean.standard_error is not None:
         half = frechet.Z_95 * mean.standard_error
         score |= {"low": mean.value - half, "high": mean.value + half}
     return score
+
+
+def estimate_mean(values: Sequence[float] | np.ndarray) -> Mean:
+    """Computes a mean and its standard error, sqrt(sum (x - mean)^2 / (n - 1) / n), in float64.
+
+    Args:
+      values: (n,), one per video, in any unit.
+    Raises:
+      ValueError: `values` is empty.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        raise ValueError("There are no scores to average: give at least one video.")
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Mean(float(values.mean()), None if error is None else float(error), len(values))

