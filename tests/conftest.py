@@ -22,6 +22,17 @@ QUICK_COMPILING = (
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILING])
 
+# A minute or two each; the two workers take whole files, and are to end together.
+LONGEST = (
+    "test_launch",
+    "test_distributed",
+    "test_text_conditioning",
+    "test_levers",
+    "test_plan",
+    "test_dit",
+    "test_sequence_parallel",
+)
+
 sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest was started
 
 
@@ -32,6 +43,20 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first, the quick ones last."""
+
+    def place(item):
+        name = item.path.stem
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return rank, item.get_closest_marker("slow") is None
+
+    files = {}
+    for item in items:
+        files[item.path] = min(place(item), files.get(item.path, place(item)))
+    items.sort(key=lambda item: files[item.path])
 
 
 def pytest_collection_finish():

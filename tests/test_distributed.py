@@ -23,6 +23,8 @@ from videogen_jax.parallel import processes
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import loop
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
@@ -140,7 +142,6 @@ def assert_close(a, b):
         np.testing.assert_allclose(left, right, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_two_processes_equal_one(name, data, in_two, tmp_path):
     train_in_one(data, tmp_path, **MESHES[name])
@@ -153,7 +154,6 @@ def test_two_processes_equal_one(name, data, in_two, tmp_path):
     assert {int(path.name) for path in (workdir / "snapshots").iterdir()} == saved
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_they_go_on(data, in_two, tmp_path):
     changes = MESHES["fsdp"]
     workdir = tmp_path / "stopped"

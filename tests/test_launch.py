@@ -18,6 +18,8 @@ from tests.tiny import make_run, tiny_config
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import loop, metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STEPS = 24
 # Programs compiled by one run serve the next.

@@ -14,6 +14,8 @@ from videogen_jax import plan
 from videogen_jax.parallel import device_specs, memory
 from videogen_jax.train import training_run
 
+pytestmark = pytest.mark.slow
+
 CPU = device_specs.CARDS["cpu"]
 CUDA = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs the wheels of jax[cuda12]")
@@ -151,7 +153,6 @@ def test_what_waits_on_the_host_leaves_the_gpus(lever):
 
 
 @needs_cuda
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train_gib", "sample_gib"), [("dit_512", 14, 12), ("dit_xl_512", 22.5, 22.5)]
 )

@@ -12,6 +12,8 @@ import safetensors.numpy
 from videogen_jax.evaluation import frechet, i3d, i3d_weights
 from videogen_jax.models.weights import WeightsError
 
+pytestmark = pytest.mark.slow
+
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec(i3d_weights.PACKAGE) is None,
     reason=f"needs I3D's weights: {i3d_weights.INSTALL_HINT}",

@@ -15,6 +15,8 @@ from videogen_jax.evaluation.scoring import estimate_mean
 from videogen_jax.generate import from_checkpoint
 from videogen_jax.train import held_out, loop, run_report
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 
 

@@ -17,6 +17,8 @@ from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.diffusion.times import SPACINGS, space_times
 from videogen_jax.generate import sampler
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():  # its own imports warn
     warnings.simplefilter("ignore")

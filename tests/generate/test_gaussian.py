@@ -9,6 +9,8 @@ from videogen_jax.diffusion import objective
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.generate import sampler
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def float64():

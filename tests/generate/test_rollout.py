@@ -15,6 +15,8 @@ from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.blocks import Block
 from videogen_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 CHUNK, LENGTHS, SLOTS = 2, (1, 2, 4), 4  # latent frames
 CHUNKS = 8  # 16 frames: the queue is filled, and turned over three times
 SEEDS = np.array([3, 11], np.uint32)

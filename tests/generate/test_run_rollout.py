@@ -16,6 +16,8 @@ from videogen_jax.run import latent_space
 from videogen_jax.run.latent_space import LatentSpace
 from videogen_jax.run.model import choose_mesh, make_model
 
+pytestmark = pytest.mark.slow
+
 NETWORK = causal_vae.Network(
     channels=3, patch=(2, 4, 4), strides=((2, 2, 2),), widths=(6, 8), blocks=1
 )

@@ -19,6 +19,8 @@ from videogen_jax.data import video_io, video_writer
 from videogen_jax.generate import from_checkpoint
 from videogen_jax.train import loop
 
+pytestmark = pytest.mark.slow
+
 LEFT, UP = CAPTIONS
 
 

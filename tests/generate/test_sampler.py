@@ -9,6 +9,8 @@ from videogen_jax.diffusion import objective, times
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.generate import sampler
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (2, 3, 3, 1)
 SCHEDULES = {
     "steps": {"name": "cosine", "num_steps": 100, "zero_terminal_snr": True},

@@ -16,6 +16,8 @@ from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import sd_vae, taef2
 from videogen_jax.models.weights import WeightsError
 
+pytestmark = pytest.mark.slow
+
 B, T, H, W = 2, 2, 24, 32
 
 

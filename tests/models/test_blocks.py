@@ -11,6 +11,8 @@ from tests.models import randomise
 from videogen_jax.models import positions
 from videogen_jax.models.blocks import Block
 
+pytestmark = pytest.mark.slow
+
 BATCH, FRAMES, SPATIAL, WIDTH, WORDS = 2, 3, 4, 12, 5
 KINDS = ("spatial", "temporal", "joint")
 

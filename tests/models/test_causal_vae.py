@@ -10,6 +10,8 @@ from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import causal_vae, chunks, tiling
 from videogen_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 NETWORK = causal_vae.Network(
     channels=3, patch=(2, 2, 2), strides=((2, 2, 2), (1, 2, 2)), widths=(6, 8, 10), blocks=1
 )

@@ -12,6 +12,8 @@ from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import causal_vae, chunks
 from videogen_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 def latents(autoencoder, *shape):
     rng = np.random.default_rng(0)

@@ -15,6 +15,8 @@ from videogen_jax.data import clip_tokenizer
 from videogen_jax.models import clip_text
 from videogen_jax.models.weights import WeightsError
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 300
 BEGIN, END = 298, 299
 SIZES = {

@@ -12,6 +12,8 @@ from videogen_jax.models import layers, patches, positions
 from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
 from videogen_jax.models.dit import VideoDiT
 
+pytestmark = pytest.mark.slow
+
 BATCH, FRAMES, WIDTH, WORDS = 2, 3, 12, 5
 VIDEO = (BATCH, FRAMES, 8, 8, 3)
 

@@ -14,6 +14,8 @@ from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.mesh import make_mesh
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
+pytestmark = pytest.mark.slow
+
 FRAMES, SLOTS, CYCLE, HEADS, WIDTH = 6, 7, 8, 2, 24
 VIDEO = (2, FRAMES, 8, 8, 3)  # 4 tokens in a frame
 

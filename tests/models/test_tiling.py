@@ -8,6 +8,8 @@ from tests.models.autoencoders import random_sd, random_taef2, taef2_weights
 from videogen_jax.models import autoencoder as autoencoders
 from videogen_jax.models import tiling
 
+pytestmark = pytest.mark.slow
+
 STEP = 2 / 255  # one uint8 level in [-1, 1]
 
 

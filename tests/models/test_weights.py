@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from videogen_jax.models import weight_layouts, weights
 from videogen_jax.models.dit import VideoDiT
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 FRAMES, CHANNELS = 4, 3

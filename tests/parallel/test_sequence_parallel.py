@@ -11,6 +11,8 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sequence_parallel import TokenSharding, check_token_grid
 from videogen_jax.train import diffusion_run
 
+pytestmark = pytest.mark.slow
+
 MESHES = [
     {"seq": 2},
     {"seq": 8},

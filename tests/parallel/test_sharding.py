@@ -17,6 +17,8 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.train import diffusion_run
 
+pytestmark = pytest.mark.slow
+
 MESH_AXES = {"wide": "fsdp", "long": "fsdp", "small": None, "unknown": "nowhere"}
 TREE = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
 

@@ -14,6 +14,8 @@ from videogen_jax.run import model as run_model
 from videogen_jax.run import saved_config
 from videogen_jax.train import diffusion_run, training_run
 
+pytestmark = pytest.mark.slow
+
 
 def random_run(config):
     run = make_run(config)

@@ -26,6 +26,8 @@ from videogen_jax.run import model as run_model
 from videogen_jax.train import diffusion_run, loop
 from videogen_jax.train.run_kinds import DIFFUSION
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red ball", "ein grüner Würfel", "a red ball", "一个红色的球", "word " * 100] * 2
 STEPS = 4

@@ -22,6 +22,8 @@ from videogen_jax.run import model as run_model
 from videogen_jax.run.checkpoint import CheckpointError
 from videogen_jax.train import autoencoder_run, log_samples, loop, training_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

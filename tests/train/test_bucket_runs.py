@@ -14,6 +14,8 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import loop, run_kinds, setup, training_run
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"4x16x16": (4, 16, 16), "2x16x24": (2, 16, 24), "1x16x16": (1, 16, 16)}
 
 

@@ -22,6 +22,8 @@ from videogen_jax.parallel import device_specs
 from videogen_jax.train import device_use, diffusion_run, loop, metrics, profile
 from videogen_jax.train.wandb_writer import WandbWriter
 
+pytestmark = pytest.mark.slow
+
 GROUPS = {"loss", "loss_by_noise_level", "optimisation", "speed", "memory", "config"}
 
 

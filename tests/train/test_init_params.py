@@ -14,6 +14,8 @@ from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import init_params, loop
 from videogen_jax.train.run_kinds import DIFFUSION
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -10,6 +10,8 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import checkpoint
 from videogen_jax.train import training_run
 
+pytestmark = pytest.mark.slow
+
 LEVERS = {
     "block": {"remat": "block"},
     "selective": {"remat": "selective", "saved": ("qkv", "attention", "mlp")},

@@ -10,6 +10,8 @@ from videogen_jax.diffusion import times
 from videogen_jax.diffusion.schedule import make_schedule
 from videogen_jax.train.loss import make_clip_losses, make_loss, make_loss_by_noise_level
 
+pytestmark = pytest.mark.slow
+
 BATCH = 6
 
 

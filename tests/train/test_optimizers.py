@@ -9,6 +9,8 @@ from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import optimizers, training_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_learning_rate_is_a_line_and_then_a_cosine():
     rate = optimizers.make_learning_rate(2.0, warmup_steps=10, steps=110, final_fraction=0.1)

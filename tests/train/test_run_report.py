@@ -10,6 +10,8 @@ import pytest
 from videogen_jax.generate import contact_sheet
 from videogen_jax.train import metrics, run_report
 
+pytestmark = pytest.mark.slow
+
 
 def write_events(workdir, steps, value):
     """One more event file with the tags a/x and b/y, a picture and a text; its path."""

@@ -10,6 +10,8 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.state import LossScale, compute_dtype
 from videogen_jax.train import diffusion_run, loss, step, training_run
 
+pytestmark = pytest.mark.slow
+
 
 def make_batch(config, seed=0):
     rng = np.random.default_rng(seed)
