@@ -291,7 +291,7 @@ def test_validation_clips_are_centre_cropped_and_not_augmented(coded):
         (Augmentation((16, 24), variants=0), r"augment\.variants is 0: set it to at least 1"),
         (
             Augmentation((16, 24), jitter=0.1, variants=2),
-            "augmented anew in every epoch: set it to 1",
+            "augmented on the fly in every epoch: set it to 1",
         ),
     ],
 )

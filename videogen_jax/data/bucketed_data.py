@@ -217,7 +217,7 @@ class BucketSchedule(NamedTuple):
 
 
 def make_schedule(clips: Sequence[int], batch_sizes: Sequence[int], seed: int) -> BucketSchedule:
-    """Makes a schedule in which all clips are seen about equally often, whatever their bucket.
+    """Makes a schedule in which all clips are seen about equally often, independent of their bucket.
 
     A period is one epoch, or several if the smallest bucket has fewer than MIN_BATCHES batches, so that rounding
     changes its share by at most 1/16. For very large data sets it is part of an epoch, with each bucket at least once.

@@ -326,7 +326,8 @@ def _check_augmentation(augmentation: Augmentation, data: PackedData, frames: in
     augment.check_augmentation(augmentation, data, frames)
     if augmentation.variants != 1:
         raise DataError(
-            f"augment.variants is {augmentation.variants}, but pixels are augmented anew in every epoch: set it to 1."
+            f"augment.variants is {augmentation.variants}, but pixels are augmented on the fly in every epoch: "
+            "set it to 1."
         )
 
 
