@@ -218,7 +218,9 @@ def test_a_run_on_windows_at_speeds_of_their_own(data, tmp_path):
     config = small_config(data)
     config.data.update({"height": 12, "width": 18})
     config.augment.update({"fps_min": 4.0, "fps_max": 8.0, "jitter": 0.2})
-    with pytest.raises(ValueError, match="model is not told which: add 'fps' to model.micro"):
+    with pytest.raises(
+        ValueError, match="model is not conditioned on the rate: add 'fps' to model.micro"
+    ):
         loop.train(config, tmp_path / "untold")
     config.model.micro_conditions = ("fps",)
     config.train.steps, config.learning_rate.warmup_steps = 2, 1

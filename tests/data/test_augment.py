@@ -428,7 +428,7 @@ def test_disabled_augmentation_does_not_change_latents(coded, tmp_path):
     encode_latents.encode(coded, tmp_path / "plain", plain, progress=False)
     off = dataclasses.replace(plain, augmentation=Augmentation((16, 24)), seed=7, frames=9)
     assert encode_latents.encode(coded, tmp_path / "plain", off, progress=False)["new"] == 0
-    with pytest.raises(ValueError, match=r"augment\.variants is 2, but nothing is on"):
+    with pytest.raises(ValueError, match=r"augment\.variants is 2, but no augmentation is enabled"):
         off = dataclasses.replace(plain, augmentation=Augmentation((16, 24), variants=2))
         encode_latents.encode(coded, tmp_path / "plain", off, progress=False)
     with pytest.raises(ValueError, match=r"augment\..* was None and is now"):

@@ -367,4 +367,4 @@ def test_without_weights_the_shapes_are_those_of_the_published_model(places):
     blank = text_conditioning.blank_text(config.text.encoder, config.text.path, config.text.length)
     assert blank["tokens"].shape == (77, 768) and blank["pooled"].shape == (768,)
     config.text.path = "openai/clip-vit-base-patch32"
-    assert make_run(config).null_text["tokens"].shape == (77, 512)
+    assert make_run(config).model.null_text["tokens"].shape == (77, 512)
