@@ -9,11 +9,12 @@ from absl import logging
 from tests.conftest import ROOT
 from tests.tiny import tiny_config, tiny_vae_config
 from videogen_jax import config as configs
+from videogen_jax.data import latent_records
 from videogen_jax.diffusion import objective, schedule, times
 from videogen_jax.generate import sampler
-from videogen_jax.models import dit, remat, weight_layouts
+from videogen_jax.models import attention, autoencoder, dit, remat, weight_layouts
 from videogen_jax.run import conditioning, state, text_conditioning
-from videogen_jax.train import init_params, optimizers
+from videogen_jax.train import init_params, optimizers, wandb_writer
 
 
 def changed(name, value, config=None):
@@ -40,6 +41,7 @@ def changed(name, value, config=None):
         ("data.flip", 1, "data.flip is 1: give True or False"),
         ("data.path", 3, "data.path is 3: give a text"),
         ("text.dropout", 1.1, "text.dropout is 1.1: give a number from 0 to 1"),
+        ("text.dropout", -0.1, "text.dropout is -0.1: give a number from 0 to 1"),
         ("optimizer.b2", 1.0, "optimizer.b2 is 1.0: give a number from 0 to below 1"),
         ("ema.decays", (0.9, 1.0), "ema.decays is .*: give a number from 0 to below 1"),
         ("ema.decays", 0.9, "ema.decays is 0.9: give a tuple"),
@@ -70,6 +72,53 @@ def changed(name, value, config=None):
 def test_a_value_that_is_not_valid_is_named_with_what_is(name, value, message):
     with pytest.raises(ValueError, match=message):
         configs.validate(changed(name, value))
+
+
+@pytest.mark.parametrize("autoencoder", [False, True], ids=["diffusion", "autoencoder"])
+def test_every_misspelt_option_is_refused_with_one_that_there_is(autoencoder):
+    """The second and third letter swapped; of b1 and the like there are none to swap."""
+    complete = tiny_vae_config() if autoencoder else tiny_config()
+    options = configs.options_of(autoencoder)
+    for name in options:
+        section, dot, key = name.rpartition(".")
+        wrong = f"{section}{dot}{key[0]}{key[1:3][::-1]}{key[3:]}"
+        if wrong in options:
+            continue
+        lines = changed(wrong, 1, complete)
+        with pytest.raises(ValueError, match=f"no option '{wrong}': did you mean '{name}'"):
+            configs.validate(lines)
+
+
+NUMBERS = {
+    name: option
+    for name, option in configs.options_of(False).items()
+    if isinstance(option.default, int | float) and not isinstance(option.default, bool)
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_a_text_a_truth_or_out_of_bounds(name):
+    """The ends of its interval pass where the bracket says so, numbers beyond never do."""
+    option = NUMBERS[name]
+    for value in (str(option.default), True, None, [option.default]):
+        with pytest.raises(ValueError, match=f"^{name} is "):
+            configs.check_option(name, value)
+    wrong = [1.5] if isinstance(option.default, int) else [float("nan"), float("inf")]
+    for bracket, end, beyond in (
+        (option.bounds[:1], option.bounds[1:-1].split(",")[0], -1),
+        (option.bounds[-1:], option.bounds[1:-1].split(",")[-1], 1),
+    ):
+        if end.strip() in ("", "inf"):
+            continue
+        number = type(option.default)(end)
+        wrong.append(number + beyond)
+        if bracket in "[]":
+            assert configs.check_option(name, number) == number
+        else:
+            wrong.append(number)
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name} is "):
+            configs.check_option(name, value)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +227,32 @@ def test_a_file_of_the_users_own_starts_from_the_defaults(tmp_path):
     assert "config: error: There is no config 'nothing'" in run("--config=nothing").stderr
 
 
+def test_encode_asks_nothing_of_training_and_sampling():
+    """Latents of the quick start's clips: that pixels were to be clipped is for its run to mend."""
+    config = changed("sample.clip_x0", True)
+    config["vae"]["name"] = "sd"
+    with pytest.raises(ValueError, match="have no bounds"):
+        configs.validate(config)
+    assert configs.validate_values(config).vae.name == "sd"
+    config["vae"]["chunk_frames"] = 0
+    with pytest.raises(ValueError, match="vae.chunk_frames is 0"):
+        configs.validate_values(config)
+
+
 CHOICES = {
     "optimizer.name": optimizers.OPTIMIZERS,
     "optimizer.mu_dtype": optimizers.MOMENT_TYPES,
     "train.precision": tuple(state.PRECISIONS),
     "memory.remat": remat.POLICIES,
     "memory.saved": remat.SAVED,
+    "memory.attention_kernel": attention.KERNELS,
+    "vae.name": autoencoder.NAMES,
+    "vae.stored": latent_records.DTYPES,
     "text.encoder": text_conditioning.ENCODERS,
+    "model.attention": dit.CHOICES["attention"],
+    "model.positions": dit.CHOICES["positions"],
+    "model.modulation": dit.CHOICES["modulation"],
+    "model.cross_attention": dit.CHOICES["cross_attention"],
     "model.conditioning": dit.CONDITIONINGS,
     "model.micro_conditions": (*conditioning.BATCH_CONDITIONS, "augmentation"),
     "schedule.name": schedule.SCHEDULES,
@@ -194,12 +262,23 @@ CHOICES = {
     "sample.sampler": sampler.SAMPLERS,
     "sample.spacing": times.SPACINGS,
     "init.layout": (*weight_layouts.LAYOUTS, init_params.RUN),
+    "wandb.mode": wandb_writer.MODES,
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_the_choices_are_those_of_the_code(name):
     assert configs.options_of(False)[name].choices == tuple(CHOICES[name])
+
+
+def test_every_option_with_choices_is_compared_with_the_code():
+    options = configs.options_of(False)
+    assert {name for name, option in options.items() if option.choices} == set(CHOICES)
+
+
+def test_every_default_is_valid_by_itself():
+    for name, option in (configs.options_of(False) | configs.options_of(True)).items():
+        assert configs.check_option(name, option.default) == option.default
 
 
 def test_every_option_says_what_it_does():
