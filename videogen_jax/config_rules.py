@@ -20,6 +20,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 def convert(name: str, option: Any, value: Any) -> Any:
     """The value in the option's type: whole numbers become floats where these are wanted, lists tuples."""
+    if getattr(value, "ndim", None) == 0:  # of NumPy
+        value = value.item()
     wanted = option.of if option.default is None else type(option.default)
     if value is None and option.default is None:
         return None

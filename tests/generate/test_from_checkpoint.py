@@ -637,7 +637,7 @@ def test_weights_that_the_hub_does_not_give_are_named(tmp_path, monkeypatch, tex
     info = LatentInfo("taef2", "0" * 64, "float16", [2, 2, 16], False, mean, [1.0] * 16)
     workdir = write_run(tmp_path / "run", latent_config(**text), info)
     file = "config.json" if text else r"\w+\.safetensors"
-    sentence = f"There is no owner/none/{file} here and .*: place {file} of the hub's owner/none at"
+    sentence = f"There is no local owner/none/{file} and .*: put {file} of the hub's owner/none at"
     refuse_to_load(workdir, FileNotFoundError, sentence)
 
 

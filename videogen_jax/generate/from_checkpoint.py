@@ -382,7 +382,7 @@ def find_caption(timeline: Timeline, frame: int) -> str:
 
 
 def _check_prompts(prompts: Sequence[Any], seeds: Sequence[int] | None) -> tuple[list, list[int]]:
-    if isinstance(prompts, str) or not prompts:
+    if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"The prompts are {prompts!r}: give a list of one or more.")
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
     if len(seeds) != len(prompts):

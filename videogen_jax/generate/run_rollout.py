@@ -7,7 +7,7 @@ from absl import logging
 
 from videogen_jax.diffusion.tasks import allowed_lengths
 from videogen_jax.generate.rollout import Rollout, Window, make_rollout
-from videogen_jax.generate.run_sampler import check_known_guidance
+from videogen_jax.generate.run_sampler import check_settings
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.run.model import Grid, Model
 from videogen_jax.run.state import compute_dtype
@@ -135,7 +135,7 @@ def make_run_rollout(
     Raises:
       ValueError: the settings do not go with the model.
     """
-    check_known_guidance(model, settings)
+    check_settings(model, settings)
     options, grid = model.config.model, model.token_grid
     if settings.first_frame_guidance_scale is not None:
         logging.warning(

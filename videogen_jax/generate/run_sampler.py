@@ -22,7 +22,7 @@ def make_run_programs(model: Model, settings: SamplerSettings, null_text: Any = 
     Raises:
       ValueError: the settings do not go with the model.
     """
-    check_known_guidance(model, settings)
+    check_settings(model, settings)
     return make_programs(
         model.apply,
         model.schedule,
@@ -36,13 +36,17 @@ def make_run_programs(model: Model, settings: SamplerSettings, null_text: Any = 
     )
 
 
-def check_known_guidance(model: Model, settings: SamplerSettings) -> None:
-    """Raises ValueError for a guidance scale of known frames where the model has none."""
+def check_settings(model: Model, settings: SamplerSettings) -> None:
+    """Raises ValueError for guidance by known frames that the model does not take, and for clipped latents."""
     scale, kind = settings.known_guidance_scale, model.conditioning.kind
     if scale is not None and kind != "frames":
         raise ValueError(
             f"known_guidance_scale is {scale:g}, but this model takes no known frames (model.conditioning={kind!r}): "
             "leave it out."
+        )
+    if settings.clip_x0 and not model.latent_space.pixels:
+        raise ValueError(
+            "clip_x0 is on, but the latents of this model have no bounds: set it to False."
         )
 
 
