@@ -237,7 +237,7 @@ def test_what_is_no_run_of_an_autoencoder_is_refused(workdir, data, tmp_path):
     saved_config.write_config(tmp_path / "begun", vae_config(data))
     with pytest.raises(CheckpointError, match="train the autoencoder first"):
         describe(tmp_path / "begun").load()
-    with pytest.raises(ValueError, match="take 5 or 9 frames"):
+    with pytest.raises(ValueError, match="use 5 or 9 frames"):
         config = dit_config(workdir)
         config.data.frames = 8
         make_run(config)
