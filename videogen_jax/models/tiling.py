@@ -91,6 +91,7 @@ def tile_axis(
       Starts (n,) int32 in latents, and weights (n, min(tile, length) * factor) float32 per pixel.
     """
     overlap = tile_overlap(autoencoder)
+    # The fewest tiles with at least this overlap.
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     tile = min(tile, length)
     starts = np.round(np.linspace(0, length - tile, count)).astype(np.int32)
@@ -98,6 +99,7 @@ def tile_axis(
     pixels = np.arange(tile * factor) + 0.5
     weights, total = np.zeros((count, len(pixels))), np.zeros(length * factor)
     for weight, start in zip(weights, starts, strict=True):
+        # A linear ramp from the margin on, except at the borders of the image.
         before = pixels if start > 0 else np.inf
         after = pixels[::-1] if start + tile < length else np.inf
         weight[:] = np.clip((np.minimum(before, after) - margin) / blend, 0, 1)

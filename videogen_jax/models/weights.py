@@ -179,7 +179,7 @@ def place_tensors(
                 missing.append(f"{leaf} (not in this layout)")
             continue
         names, pattern = sources[leaf]
-        stacked = leaf.startswith("blocks/")
+        stacked = leaf.startswith("blocks/")  # one tensor per block, along the first axis
         shape = value.shape[1:] if stacked else value.shape
         rows = []
         for i in range(value.shape[0] if stacked else 1):
