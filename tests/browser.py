@@ -1,4 +1,4 @@
-"""A headless Chromium that tests look through, driven over its DevTools pipe: two descriptors, no library."""
+"""Controls headless Chromium in tests over its DevTools pipe, without a library."""
 
 import base64
 import contextlib
@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DEADLINE = 120  # seconds for anything: the machine may be busy
+DEADLINE = 120  # seconds for each operation, on a busy machine
 
-# Chromium reads commands from descriptor 3 and answers on 4. A process of its own puts them there,
-# for a fork that runs Python code is not allowed beside JAX's threads.
+# Chromium reads commands from file descriptor 3 and answers on 4. A separate process sets them up,
+# because a fork that runs Python code is not safe with JAX's threads.
 LAUNCHER = """
 import os, sys
 source, target = (os.dup(int(text)) for text in sys.argv[1:3])
 os.dup2(source, 3)
 os.dup2(target, 4)
-os.set_inheritable(3, True)  # where it was 3 already, dup2 has changed nothing
+os.set_inheritable(3, True)  # dup2 does nothing if source is 3 already
 os.set_inheritable(4, True)
 os.execv(sys.argv[3], sys.argv[3:])
 """
@@ -36,7 +36,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--no-first-run",
     "--remote-debugging-pipe",
-    # No network: a page that asked for it would show gaps.
+    # No network: images from elsewhere would be missing.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -49,7 +49,7 @@ class Page:
         self._buffer, self._count, self._session = b"", 0, None
 
     def call(self, method, **params):
-        """One DevTools command and its result."""
+        """Sends a DevTools command and returns its result."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session:
@@ -87,31 +87,32 @@ class Page:
         self.wait("document.readyState === 'complete'")
 
     def evaluate(self, script):
-        """The value of a JavaScript expression."""
+        """Returns the value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def wait(self, script):
-        """The value of an expression once it is true."""
+        """Waits until an expression is true, and returns its value."""
         deadline = time.monotonic() + DEADLINE
         while not (value := self.evaluate(script)):
-            assert time.monotonic() < deadline, f"never true: {script}"
+            assert time.monotonic() < deadline, f"still false: {script}"
             time.sleep(0.1)
         return value
 
     def screenshot(self):
-        """(height, width, 3) uint8."""
+        """Returns the page as (height, width, 3) uint8."""
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def watch(self, box, seconds=DEADLINE):
-        """Two screenshots, the second from when something has changed within a box or the time is over.
+        """Takes a screenshot, and another as soon as a box has changed or the time is over.
 
         Args:
           box: [left, top, right, bottom] in pixels.
+          seconds: to wait for a change.
         Returns:
-          (first, second, where they differ: (height, width) bool).
+          (first, second, (height, width) bool: whether each pixel differs).
         """
         left, top, right, bottom = box
         first, deadline = self.screenshot(), time.monotonic() + seconds
@@ -125,10 +126,12 @@ class Page:
 
 @contextlib.contextmanager
 def open_page(profile, width=1000, height=1400):
-    """Starts Chromium with a fresh profile and gives its page; ends it afterwards.
+    """Starts Chromium with a new profile and yields its page; stops it afterwards.
 
     Args:
-      profile: a folder that is not there yet.
+      profile: folder to create.
+      width: of the page in pixels.
+      height: of the page in pixels.
     """
     (read_here, write_there), (read_there, write_here) = os.pipe(), os.pipe()
     launcher = [sys.executable, "-S", "-c", LAUNCHER, str(read_there), str(write_there)]

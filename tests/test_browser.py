@@ -1,4 +1,4 @@
-"""What people see: the report and TensorBoard of a real run, in a headless Chromium, with samples that move."""
+"""The HTML report and TensorBoard of a run, rendered in headless Chromium, with animated samples."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle moving left", "a blue square moving up"]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of a few steps on two clips, in which a bright square moves."""
+    """A run of a few steps on clips with a moving bright bar."""
     folder = tmp_path_factory.mktemp("watched")
     clips = np.full((8, 4, 8, 8, 3), 30, np.uint8)
     for i, clip in enumerate(clips):
@@ -53,7 +53,7 @@ def page(tmp_path_factory):
 
 @contextlib.contextmanager
 def serve_tensorboard(logdir, log):
-    """The address at which TensorBoard shows a folder."""
+    """Serves a folder by TensorBoard and yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--port=0"]
     command += ["--host=127.0.0.1", "--load_fast=false"]
     with open(log, "wb") as out:
@@ -70,7 +70,7 @@ def serve_tensorboard(logdir, log):
 
 
 def box_of(page, expression):
-    """[left, top, right, bottom] of an element on the screen, in whole pixels around it."""
+    """The bounding box of an element on the screen, [left, top, right, bottom] in whole pixels."""
     page.wait(f"Boolean({expression})")
     box = page.evaluate(
         f"(() => {{ const b = {expression}.getBoundingClientRect();"
@@ -81,16 +81,18 @@ def box_of(page, expression):
     return box
 
 
-def outside(differs, boxes):
-    """Whether pixels differ outside all boxes."""
+def differs_outside(differs, boxes):
+    """Whether any pixel outside all boxes differs."""
     differs = differs.copy()
     for left, top, right, bottom in boxes:
         differs[top:bottom, left:right] = False
     return differs.any()
 
 
-def test_the_loop_has_left_a_report_that_plays(workdir, page):
-    assert (workdir / "report.html").is_file()  # the loop wrote it; with the scores, once more:
+def test_the_report_of_training_plays_its_samples(workdir, page):
+    assert (
+        workdir / "report.html"
+    ).is_file()  # written by the loop; write it again with the scores
     page.open(run_report.write_run_report(workdir).as_uri())
     assert page.evaluate("document.querySelector('td.value').textContent") == "12.5"
     assert page.evaluate("document.querySelector('tbody th').textContent") == "<score>"
@@ -100,13 +102,13 @@ def test_the_loop_has_left_a_report_that_plays(workdir, page):
     boxes = [box_of(page, f"document.images[{i}]") for i in range(count)]
     _, _, differs = page.watch(boxes[0])
     left, top, right, bottom = boxes[0]
-    assert differs[top:bottom, left:right].any(), "the samples stand still"
-    assert not outside(differs, boxes)
+    assert differs[top:bottom, left:right].any(), "the samples do not move"
+    assert not differs_outside(differs, boxes)
     loaded = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert all(name.startswith("data:") for name in loaded)
 
 
-def test_a_curve_tells_the_point_under_the_pointer(workdir, page):
+def test_a_curve_shows_the_point_under_the_pointer(workdir, page):
     page.open((workdir / "report.html").as_uri())
     steps, values = next(
         curve
@@ -122,8 +124,8 @@ def test_a_curve_tells_the_point_under_the_pointer(workdir, page):
     last = page.evaluate(output)
     third = left + (right - left) * 2 // 5
     for x in (third - 3, third + 3):
-        place = {"x": x, "y": (top + bottom) // 2}
-        page.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        position = {"x": x, "y": (top + bottom) // 2}
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", **position)
         number, _, step = page.wait(f"{output} !== {json.dumps(last)} && {output}").split()
         assert int(step) == steps[2]
         np.testing.assert_allclose(float(number), values[2], rtol=1e-3)
@@ -132,7 +134,7 @@ def test_a_curve_tells_the_point_under_the_pointer(workdir, page):
 
 
 def test_tensorboard_plays_the_samples(workdir, page, tmp_path):
-    """Its pages are made of shadow roots, hence the search through them."""
+    """The search descends into shadow roots, which TensorBoard's pages consist of."""
     find = """(function find(root) {
       return [...root.querySelectorAll('*')].flatMap(element => element.shadowRoot ? find(element.shadowRoot) :
         element.tagName === 'IMG' && element.complete && element.getBoundingClientRect().width > 30 ? [element] : []);
@@ -148,16 +150,16 @@ def test_tensorboard_plays_the_samples(workdir, page, tmp_path):
             moving = next((source for source in sources if count_frames(source) > 1), None)
         image = f"{find}.find(image => image.src === {json.dumps(moving)})"
         box, settled = box_of(page, image), False
-        while not settled:  # the page moves while its other parts come in
+        while not settled:  # the layout shifts while the page loads
             _, _, differs = page.watch(box)
             last, box = box, box_of(page, image)
             settled = box == last
     left, top, right, bottom = box
-    assert differs[top:bottom, left:right].any(), "the samples stand still"
+    assert differs[top:bottom, left:right].any(), "the samples do not move"
 
 
 def count_frames(source):
-    """How many pictures a file at an address of this machine has; 0 if it is none."""
+    """Counts the frames of an image served by this machine; 0 for other addresses."""
     if not source.startswith("http://127.0.0.1"):
         return 0
     with urllib.request.urlopen(source, timeout=DEADLINE) as answer:

@@ -78,7 +78,7 @@ def score_distances(
     extract, weights = extractor
     scores = []
     for name, chosen in distances:
-        # The summary's digest of pixels is the cache key of its own window only.
+        # A summary, and so its cache key, is valid for its window only.
         a, b = (
             load_or_extract(
                 select_by_name(clips, summary.names),

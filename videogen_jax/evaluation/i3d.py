@@ -22,9 +22,7 @@ from videogen_jax.parallel.batched import in_full_precision, make_batched
 
 SIZE = 224  # pixels, height and width
 FEATURES = 400  # classes of Kinetics-400
-MIN_FRAMES = (
-    9  # two steps of 8 frames for the last average pool, the second of which may be partial
-)
+MIN_FRAMES = 9  # the last average pool spans two steps of 8 frames; the second may be partial
 
 # Channels of each module's convolutions: branch 0; branch 1, 1x1x1 and 3x3x3; branch 2, the same; branch 3.
 MODULES = {
