@@ -150,6 +150,22 @@ def test_options_that_contradict_each_other_are_refused(changes, message):
         configs.validate(config)
 
 
+def test_a_batch_must_divide_over_devices_and_accumulation():
+    config = tiny_config()
+
+    def check(batch_size, accumulation=1, **mesh):
+        config.batch_size, config.train.accumulation = batch_size, accumulation
+        config.mesh.update({"data": 1, "fsdp": 1, "seq": 1, "tensor": 1} | mesh)
+        configs.validate(config)
+
+    check(24, accumulation=3, data=2, fsdp=2)
+    with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 parts.*a multiple of 4"):
+        check(6, data=2, fsdp=2)
+    check(1, seq=4, tensor=2)  # one clip can use all of them
+    with pytest.raises(ValueError, match=r"8 .* 4 parts.* 3 accumulation.*a multiple of 12"):
+        check(8, accumulation=3, data=2, fsdp=2)
+
+
 def test_what_an_autoencoder_cannot_do_is_refused():
     with pytest.raises(ValueError, match="mesh.seq is 2"):
         configs.validate(changed("mesh.seq", 2, tiny_vae_config()))

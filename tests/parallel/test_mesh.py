@@ -27,16 +27,6 @@ def test_a_mesh_can_use_given_devices():
     assert meshes.make_mesh(seq=2, devices=devices).devices.flatten().tolist() == devices
 
 
-def test_a_batch_must_divide_over_devices_and_accumulation():
-    mesh = meshes.make_mesh(data=2, fsdp=2)
-    meshes.check_batch(mesh, 24, accumulation=3)
-    with pytest.raises(ValueError, match=r"batch_size of 6 .* 4 parts.*a multiple of 4"):
-        meshes.check_batch(mesh, 6)
-    meshes.check_batch(meshes.make_mesh(seq=4, tensor=2), 1)  # one clip can use all of them
-    with pytest.raises(ValueError, match=r"8 .* 4 parts.* 3 accumulation.*a multiple of 12"):
-        meshes.check_batch(mesh, 8, accumulation=3)
-
-
 def test_rows_of_a_batch_are_sharded_in_order():
     mesh = meshes.make_mesh(data=2, fsdp=2)
     rows = {

@@ -73,7 +73,7 @@ def test_one_clip_is_sharded_over_two_devices():
     """Each has half of the frames and half of the parameters."""
     config = config_of("factorized", seq=2)
     config.batch_size = 1
-    meshes.check_batch(meshes.make_mesh(**config.mesh), config.batch_size)
+    assert meshes.batch_parts(meshes.make_mesh(**config.mesh)) == 1
     _, _, compiled = gradient_of(config)
     text = compiled.as_text()
     assert "f32[1,4,16,48]" in text and "f32[1,8,8,48]" in text  # 4 of 8 frames, 8 of 16 tokens

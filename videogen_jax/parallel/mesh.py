@@ -60,26 +60,6 @@ def batch_parts(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
-    """Checks that a batch divides evenly over the mesh.
-
-    Args:
-      mesh: from `make_mesh`.
-      batch_size: clips per optimizer step, over all devices.
-      accumulation: gradient accumulation steps per optimizer step.
-    Raises:
-      ValueError: batch_size is not a multiple of the mesh's parts x accumulation.
-    """
-    parts = batch_parts(mesh)
-    if batch_size % (parts * accumulation):
-        shape = " x ".join(f"{name}={mesh.shape[name]}" for name in BATCH_AXES)
-        raise ValueError(
-            f"batch_size of {batch_size} does not divide into {parts} parts ({shape}) in "
-            f"{accumulation} accumulation steps: make it a multiple of {parts * accumulation}, "
-            "or use devices for mesh.seq."
-        )
-
-
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts this process's rows on its devices.
 
