@@ -1,6 +1,6 @@
 # make setup        .venv with the locked packages and this project in it
 # make test         the tests; PYTEST_ARGS='-k dit -x' to choose
-# make check        lint, and the tests that compile no large model: at most two minutes on two cores
+# make check        lint, and the tests that compile no large model: six minutes on two busy cores
 # make docs-check   the commands of README and docs, and their links
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
