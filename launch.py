@@ -1,6 +1,6 @@
 """Trains a run: python launch.py --config=configs/dit_512.py --workdir=runs/dit_512; see videogen_jax/launch.py."""
 
-from videogen_jax import launch
+import runpy
 
 if __name__ == "__main__":
-    launch.start()
+    runpy.run_module("videogen_jax.launch", run_name="__main__", alter_sys=True)

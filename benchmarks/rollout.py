@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from configs import long_bouncing
+from videogen_jax import config as configs
 from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.parallel.mesh import BATCH
@@ -99,7 +99,7 @@ def run(*command: str) -> int:
 
 def compare_time(repeats: int) -> None:
     """Prints the time per frame of the three methods, and of a rollout as it gets longer."""
-    config = long_bouncing.get_config().unlock()
+    config = configs.load_config("long_bouncing").unlock()
     config.update_from_flattened_dict(OVERRIDES)
     once = run_model.with_shape(config, (48, 32, 32))
     once.unlock().model.time_cycle = 48

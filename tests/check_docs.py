@@ -18,6 +18,7 @@ SHORT = (
     "--config.train.steps=2 --config.learning_rate.warmup_steps=1 --config.batch_size=8 "
     "--config.data.shuffle_window=16 --config.checkpoint.every=2 --config.sample.every=2"
 )
+PLACES = ("...", "NAME.py", "mine.py")  # commands with these are patterns for the reader to fill in
 # The beginning of a command of the pages, and what shortens it.
 COMMANDS_RUN = {
     "python -m videogen_jax.pack --synthetic=moving_shapes --clips=2880": "--clips=144",
@@ -47,7 +48,9 @@ def arguments_of(command: str) -> list[str] | None:
     words = shlex.split(command.replace("$i", "0").removeprefix("srun "))
     if words[0] == "videogen":
         words = ["python", "-m", "videogen_jax.cli", *words[1:]]
-    if len(words) < 2 or "…" in command or "..." in command:
+    if len(words) < 2 or "…" in command or words[-1] == "--workdir":
+        return None
+    if any(place in command for place in PLACES):
         return None
     return [sys.executable, *words[1:]]
 

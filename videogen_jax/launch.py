@@ -68,11 +68,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def start() -> None:
-    """Runs the verb from the command line."""
+if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     command.start("launch", main)
-
-
-if __name__ == "__main__":
-    start()
