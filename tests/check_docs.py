@@ -45,6 +45,7 @@ def find_commands(page: Path) -> list[str]:
 
 def arguments_of(command: str) -> list[str] | None:
     """The words of a command that can be parsed; None of one that is only named, or has places to fill in."""
+    command = command.split(" > ")[0]
     words = shlex.split(command.replace("$i", "0").removeprefix("srun "))
     if words[0] == "videogen":
         words = ["python", "-m", "videogen_jax.cli", *words[1:]]
