@@ -4,6 +4,7 @@ The parent imports the libraries and never starts a device; each trial is a fork
 of its own, which SIGKILL ends as a whole.
 """
 
+import importlib
 import multiprocessing
 import os
 import re
@@ -18,6 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
+IMPORTED = (
+    "jax",
+    "tensorflow",
+    "orbax.checkpoint",
+    "clu.metric_writers",
+    "videogen_jax.evaluation.scoring",
+    "videogen_jax.generate.from_checkpoint",
+    "videogen_jax.packing.encode_latents",
+    "videogen_jax.packing.pack_folder",
+    "videogen_jax.train.loop",
+)
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -53,16 +65,8 @@ def prepare(cache: Path) -> None:
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    import clu.metric_writers
-    import jax
-    import orbax.checkpoint
-    import tensorflow
-
-    import videogen_jax.evaluation.scoring
-    import videogen_jax.generate.from_checkpoint
-    import videogen_jax.packing.encode_latents
-    import videogen_jax.packing.pack_folder
-    import videogen_jax.train.loop  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def run(verb: str, *arguments: str, limit: float = 300, kill_after: float | None = None) -> Ended:

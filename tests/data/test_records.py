@@ -1,12 +1,14 @@
 import errno
 import io
 import json
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from videogen_jax.data import atomic_files, records
+from videogen_jax.data import atomic_files, record_decoding, records
 from videogen_jax.data.records import encode_clip, encode_strips, motion_score
 
 
@@ -34,6 +36,25 @@ def test_strips_hold_16_frames_at_more_than_35_db(frames):
     # The last strip is padded with the last frame.
     filled = decoded[frames:].astype(float) - video[-1]
     assert not len(filled) or np.abs(filled).mean() < 5
+
+
+def test_strips_are_decoded_as_exactly_as_by_pillow():
+    """TensorFlow's default transform turns grey levels of 8 beside saturated colours into 0."""
+    video = np.zeros((16, 48, 64, 3), np.uint8)
+    video[:, :24, :32], video[:, :24, 32:], video[:, 24:, :32] = (
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+    )
+    video[:, 24:, 32:] = 255
+    video[:, 18:30, 24:40] = 8 * np.arange(16)[:, None, None, None]
+    strips = records.encode_strips(video)
+    data = types.SimpleNamespace(frames=16, height=48, width=64)
+    decoded = record_decoding.decode_strips(tf.constant(strips), data).numpy()
+    with Image.open(io.BytesIO(strips[0])) as image:
+        reference = np.asarray(image).reshape(video.shape)
+    assert np.abs(decoded.astype(int) - reference).max() <= 2
+    np.testing.assert_allclose(decoded[:, 24, 32, 0], 8 * np.arange(16), atol=2)
 
 
 def test_strips_keep_full_colour_resolution():

@@ -215,7 +215,8 @@ def decode_strips(strips: tf.Tensor, data: PackedData, crop: Crop | None = None)
     offset, size = crop or (tf.constant([0, 0]), (data.height, data.width))
 
     def decode(strip: tf.Tensor) -> tf.Tensor:
-        picture = tf.io.decode_jpeg(strip, channels=3)
+        # The default, INTEGER_FAST, is 5 dB less accurate at quality 95 and no faster here.
+        picture = tf.io.decode_jpeg(strip, channels=3, dct_method="INTEGER_ACCURATE")
         video = tf.reshape(picture, [-1, data.height, data.width, 3])
         return augment.crop_frames(video, offset, size)
 
