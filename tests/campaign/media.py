@@ -96,7 +96,7 @@ def damage(place: Path, count: int, seed: int, log: Path) -> list[Tally]:
             tally.add(ended.fault or "lost", name, ended.output)
         return [tally]
     report = json.loads((place / "data" / "pack_report.json").read_text(encoding="utf-8"))
-    reasons = {entry["video"]: entry["reason"] for entry in report["skipped"]}
+    reasons = {entry["file"]: entry["reason"] for entry in report["skipped"]}
     packed = _read(place / "data")
     for name, origin in origins.items():
         if name not in packed:
