@@ -38,7 +38,7 @@ from absl import flags
 from tqdm import tqdm
 
 from videogen_jax import command
-from videogen_jax.data import records, synthetic
+from videogen_jax.data import read_limits, records, synthetic
 from videogen_jax.data.workers import WorkerDied
 from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
@@ -71,6 +71,15 @@ def define_flags(flag_values=flags.FLAGS):
     define("integer", "clips_per_shard", 256, "Maximum clips of a shard.", lower_bound=1)
     define("string", "shard", None, "i/n: pack part i of n, counted from 0, for merge.")
     define("boolean", "strict", False, "Stop at the first video that would be skipped.")
+    limits = read_limits.DEFAULTS
+    damaged = "Skip a damaged video, or cut it before the damage."
+    flags.DEFINE_enum("damaged", limits.damaged, read_limits.DAMAGED, damaged, flag_values=flag_values)
+    text = "Megapixels of a frame or an image, at most; one takes about 12 bytes a pixel."
+    define("float", "max_megapixels", limits.max_megapixels, text, lower_bound=0.0)
+    text = "Seconds from one frame to the next, at most; a longer gap ends the video."
+    define("float", "max_gap", limits.max_gap, text, lower_bound=0.0)
+    text = "Frames due per frame that the file holds, at most."
+    define("float", "max_repeats", limits.max_repeats, text, lower_bound=1.0)
     flags.DEFINE_enum(
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
@@ -102,6 +111,9 @@ def read_settings(values) -> Settings | pack_buckets.BucketSettings:
         "fps": values.fps,
         "validation_fraction": values.validation_fraction,
         "clips_per_shard": values.clips_per_shard,
+        "limits": read_limits.Limits(
+            values.damaged, values.max_megapixels, values.max_gap, values.max_repeats
+        ),
     }
     if values.buckets is not None:
         return pack_buckets.BucketSettings(

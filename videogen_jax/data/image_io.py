@@ -17,9 +17,14 @@ import numpy as np
 from imageio.plugins.pillow import PillowPlugin
 from PIL import Image
 
+from videogen_jax.data import orientation, read_limits
+from videogen_jax.data.read_limits import Limits
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _JPEG = b"\xff\xd8\xff"
 _SIGNATURES = (_JPEG, b"\x89PNG\r\n", b"RIFF")  # the last is WebP's, once Pillow has opened it
+
+_ROWS = 256  # composited over white at once
 
 
 class ImageError(ValueError):
@@ -31,17 +36,18 @@ def is_image(name: str | os.PathLike) -> bool:
     return pathlib.PurePath(name).suffix.lower() in SUFFIXES
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, limits: Limits = read_limits.DEFAULTS) -> np.ndarray:
     """Reads an image.
 
     Args:
       path: an image file.
+      limits: bounds for its size.
     Returns:
       (H, W, 3) uint8 RGB, as a viewer shows it on white.
     Raises:
-      ImageError: the file is empty, broken off, damaged, animated or no image.
+      ImageError: the file is empty, broken off, damaged, animated, too large or no image.
     """
-    with _open(path) as file:
+    with _open(path, limits) as file:
         metadata = file.metadata(index=0, exclude_applied=False)
         mode = metadata["mode"]
         if mode.startswith("I"):  # 16 bits of grey, which a mode of 8 bits would clip at 255
@@ -52,41 +58,36 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         else:
             image = over_white(file.read(index=0, mode="RGBA", writeable_output=False))
     # Not imageio's `rotate`, which mirrors the channels of grey images instead of their columns.
-    orientation = metadata.get("Orientation")
-    if _is_turned(orientation):
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
+    image = orientation.apply(image, orientation.from_exif(metadata.get("Orientation")))
     return np.array(image, order="C")
 
 
-def probe_image(path: str | os.PathLike) -> tuple[int, int]:
+def probe_image(
+    path: str | os.PathLike, limits: Limits = read_limits.DEFAULTS
+) -> tuple[int, int]:
     """Reads the size of an image from its header.
 
     Args:
       path: an image file.
+      limits: bounds for its size.
     Returns:
       (height, width) of what `read_image` returns.
     Raises:
       ImageError: as `read_image`, as far as a header tells.
     """
-    with _open(path) as file:
+    with _open(path, limits) as file:
         height, width = file.properties(index=0).shape[:2]
-        orientation = file.metadata(index=0, exclude_applied=False).get("Orientation")
-    return (width, height) if _is_turned(orientation) else (height, width)
-
-
-def _is_turned(orientation):
-    """Says whether an EXIF orientation swaps height and width."""
-    return orientation in (5, 6, 7, 8)
+        exif = file.metadata(index=0, exclude_applied=False).get("Orientation")
+    transposed = orientation.from_exif(exif)[0]
+    return (width, height) if transposed else (height, width)
 
 
 @contextlib.contextmanager
-def _open(path) -> Iterator[PillowPlugin]:
+def _open(path, limits) -> Iterator[PillowPlugin]:
     """Opens an image and turns Pillow's errors, also those within the block, into ours."""
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path} is no regular file: remove it.")
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes): copy it again.")
     try:
@@ -94,6 +95,9 @@ def _open(path) -> Iterator[PillowPlugin]:
             # Large is not wrong: Pillow warns from 89 megapixels and refuses twice as many.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_pictures(path, _SIGNATURES) as (signature, file):
+                height, width = file.properties(index=0).shape[:2]
+                if too_many := limits.too_many_pixels(height, width):
+                    raise ImageError(f"{path} {too_many}")
                 frames = file.properties(index=...).n_images
                 if frames > 1 and signature != _JPEG:
                     raise ImageError(
@@ -103,11 +107,10 @@ def _open(path) -> Iterator[PillowPlugin]:
                 yield file
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has too many pixels: scale it down.") from error
-    except (OSError, EOFError, SyntaxError, ValueError) as error:
-        if (
-            isinstance(error, ImageError | PermissionError)
-            or getattr(error, "errno", 0) == errno.EIO
-        ):
+    except (ImageError, PermissionError, GeneratorExit):
+        raise
+    except Exception as error:  # Pillow's readers raise whatever comes
+        if getattr(error, "errno", 0) == errno.EIO:
             raise
         raise ImageError(
             f"{path} cannot be read as an image: it is broken off, damaged or of another format; copy it again."
@@ -152,11 +155,14 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
     Args:
       rgba: (H, W, 4) uint8, alpha not premultiplied.
     Returns:
-      (H, W, 3) uint8, read-only.
+      (H, W, 3) uint8.
     """
-    image = Image.fromarray(rgba)
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    rgb = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for top in range(0, len(rgba), _ROWS):  # in parts, because each needs its memory several times
+        image = Image.fromarray(np.ascontiguousarray(rgba[top : top + _ROWS]))
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        rgb[top : top + _ROWS] = Image.alpha_composite(white, image).convert("RGB")
+    return rgb
 
 
 def encode_gif(video: np.ndarray, durations: int | list[int]) -> bytes:

@@ -5,45 +5,57 @@ without their times and rotation (side data), which would have to be decoded for
 it reaches neither packets nor decoder flags. Both work inside this process, frame by frame, so that
 a video of any length fits into memory. What a file does not say itself is decided here, once:
 
-- times start at 0 with the first frame; the last frame lasts as long as the average one;
-- rotation metadata and non-square pixels are applied, so a frame is what a player shows;
-- transparent pixels are white;
-- a file that breaks off is an error, even if some of its frames could be read.
+- times start at 0 with the first frame, go on where timestamps start anew, and end before a jump of
+  minutes (`clock`); the last frame lasts as long as the average one;
+- a frame is what a player shows: cropped, upright, with square pixels, in its colours, on white
+  (`color`);
+- frames before the first keyframe are left out: they refer to frames that are not there;
+- a file that breaks off or is damaged is an error, even if some of its frames could be read, unless
+  `Limits.damaged` says otherwise.
 """
 
 import contextlib
 import errno
-import functools
 import itertools
 import os
 import pathlib
-import struct
+import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from videogen_jax.data import image_io
+from videogen_jax.data import clock, color, gif_io, read_limits
+from videogen_jax.data import container as containers
+from videogen_jax.data.read_limits import Limits
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
 TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
 
-# What Pillow raises for damaged GIFs.
-_GIF_ERRORS = (
-    *(OSError, EOFError, SyntaxError, IndexError, ValueError, struct.error),
-    Image.DecompressionBombError,
-)
+_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EIO)  # errors of the disk, not of what the file holds
+_PREDICTED = (av.video.frame.PictureType.P, av.video.frame.PictureType.B)
+_Frames = Iterator[tuple[float, Callable[[], np.ndarray]]]
 
 
 class VideoError(ValueError):
     """A file holds no video that can be read to its end; the sentence says why."""
 
 
+class DamagedError(VideoError):
+    """A video breaks off or is damaged behind its first frames."""
+
+
 def read_frames(
-    path, fps=None, threads=1, first=0, count=None
+    path,
+    fps=None,
+    threads=1,
+    first=0,
+    count=None,
+    limits: Limits = read_limits.DEFAULTS,
+    on_cut: Callable[[str], None] = warnings.warn,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Reads a video frame by frame.
 
@@ -55,24 +67,32 @@ def read_frames(
       first: frames of the result to leave out before those wanted, which are
       count: frames; None: all up to the end. The others are decoded all the same: a file that
         breaks off behind the last one wanted is broken.
+      limits: bounds for what the file may cost.
+      on_cut: takes a sentence that begins with the file, where the rest of a video is left out:
+        behind a jump of its timestamps, or behind damage if `limits.damaged` is "cut".
     Yields:
       (seconds, frame): seconds since the first frame, and (H, W, 3) uint8 RGB.
     Raises:
-      VideoError: the file is empty, broken off, damaged, not a video, or has sound only.
+      VideoError: the file is empty, broken off, damaged, not a video, has sound only, or exceeds
+        the limits.
       FileNotFoundError: there is no such file.
+      OSError: it cannot be opened or read from the disk.
     """
     path = _check_file(path)
-    decode = _decode_gif(path) if path.suffix.lower() == ".gif" else _decode(path, threads)
     # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
     stop = float("inf") if count is None else first + count
-    with contextlib.closing(decode):
-        frames = decode if fps is None else resample(decode, fps)
+    with contextlib.closing(_open(path, threads, limits, on_cut)) as decode:
+        frames = decode
+        if fps is not None:
+            frames = resample(_refuse_repeats(path, decode, fps, limits), fps)
         for index, (seconds, convert) in enumerate(frames):
             if first <= index < stop:
                 yield seconds, convert()
 
 
-def probe_video(path, fps: float) -> tuple[int, int, int]:
+def probe_video(
+    path, fps: float, limits: Limits = read_limits.DEFAULTS
+) -> tuple[int, int, int]:
     """Tells how large and how long a video is, decoding only its first frame.
 
     The times are those of the packets. Where a decoder would give fewer or more frames than there
@@ -81,52 +101,106 @@ def probe_video(path, fps: float) -> tuple[int, int, int]:
     Args:
       path: a video file.
       fps: frames per second of the result.
+      limits: bounds for what the file may cost.
     Returns:
       (height, width, count): of the frames, and how many `read_frames` gives at this rate.
     Raises:
-      VideoError, FileNotFoundError: as `read_frames`, as far as the packets tell.
+      VideoError, OSError: as `read_frames`, as far as the packets tell.
     """
     path = _check_file(path)
-    if path.suffix.lower() == ".gif":
-        # A GIF has no index; its frames are decoded, but never converted.
-        with contextlib.closing(_decode_gif(path)) as decode:
-            first = next(decode)
-            count = sum(1 for _ in resample(itertools.chain([first], decode), fps))
-        return *first[1]().shape[:2], count
-    with contextlib.closing(_decode(path, 1)) as decode:
-        height, width = next(decode)[1]().shape[:2]
-    times = _packet_times(path)
-    return height, width, sum(1 for _ in resample(((time, None) for time in times), fps))
+    decode = _open(path, 1, limits, lambda sentence: None)
+    with contextlib.closing(decode):
+        first = next(decode)
+        height, width = first[1]().shape[:2]
+        times = decode  # a GIF has no index; its frames are decoded, but never converted
+        if not _is_gif(path):
+            decode.close()
+            first, *times = _packet_times(path, limits)
+        times = _refuse_repeats(path, itertools.chain([first], times), fps, limits)
+        return height, width, sum(1 for _ in resample(times, fps))
 
 
 def _check_file(path) -> pathlib.Path:
+    """Returns the path of a file that can be opened and is not empty."""
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no video file {path}: check the path.")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise VideoError(f"{path} is no regular file: remove it.")
+    with open(path, "rb"):  # where libav cannot, it does not always say why
+        pass
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes): copy it again.")
     return path
 
 
-def _packet_times(path) -> list[float]:
-    """Returns the times of a file's frames in seconds, from 0 on, by its packets."""
+def _is_gif(path):
+    return path.suffix.lower() == ".gif"
+
+
+def _open(path, threads, limits, on_cut) -> _Frames:
+    """Yields (seconds, function that makes the RGB frame), up to the end or to where it is cut."""
+    frames = _decode_gif(path, limits) if _is_gif(path) else _decode(path, threads, limits)
+    watch = next(frames)
+    try:
+        yield from frames
+    except DamagedError as error:
+        if limits.damaged != "cut" or not watch.count:
+            raise
+        on_cut(f"{error} What comes before is kept (--damaged=cut).")
+    if watch.ended:
+        _check_jump(path, watch, limits)
+        on_cut(f"{path} {watch.ended}: the rest is left out.")
+
+
+def _check_jump(path, watch, limits):
+    """Raises VideoError if timestamps jump so early and so far that they mean nothing."""
+    if watch.jump > limits.max_gap * watch.count:
+        raise VideoError(f"{path} {watch.ended} for each of them: re-encode it, or raise the option.")
+
+
+def _refuse_repeats(path, frames, fps, limits):
+    """Passes on frames as long as they are not repeated out of all proportion."""
+    for count, (seconds, frame) in enumerate(frames, 1):
+        _check_repeats(path, seconds * fps, count, limits)
+        yield seconds, frame
+
+
+def _check_repeats(path, due, count, limits):
+    if due > limits.max_repeats * count:
+        raise VideoError(
+            f"{path} is due {due:.0f} frames by its times where it holds {count}, more than "
+            f"--max_repeats={limits.max_repeats:g} for each: re-encode it, or raise the option."
+        )
+
+
+def _packet_times(path, limits) -> Iterator[tuple[float, None]]:
+    """Yields the times of a file's frames in seconds, from 0 on, by its packets."""
     times = []
     try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
-            stream = _video_stream(container, path)
-            gap = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
+        with containers.open_container(path) as container:
+            stream = containers.choose_stream(container)
+            watch = clock.Clock(_nominal_gap(stream), limits)
             for packet in container.demux(stream):
                 if not packet.size or packet.is_discard:  # the end, or cut away by an edit list
                     continue
                 time = packet.pts if packet.pts is not None else packet.dts
-                known = time is not None
-                times.append(
-                    float(time * packet.time_base) if known else times[-1] + gap if times else 0.0
-                )
+                seconds = None if time is None else float(time * packet.time_base)
+                times.append((seconds, packet.is_keyframe))
     except av.FFmpegError as error:
-        raise VideoError(_breaks_off(path, len(times), max(times, default=0.0))) from error
-    times.sort()  # packets come in the order of decoding
-    return [time - times[0] for time in times]
+        _raise_outside(error)
+        if limits.damaged != "cut" or not times:
+            raise DamagedError(_breaks_off(path, len(times))) from error
+    keyed = itertools.dropwhile(lambda time: not time[1], times)
+    for seconds in clock.order_packets(keyed if any(time[1] for time in times) else times):
+        if watch.advance(seconds) is None:
+            _check_jump(path, watch, limits)
+            return
+        yield watch.seconds, None
+
+
+def _nominal_gap(stream):
+    return 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def read_video(path, fps=None) -> np.ndarray:
@@ -195,111 +269,147 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
 
 
-def _decode(path, threads) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
-    """Yields (seconds, function that makes the RGB frame) of a file that PyAV opens."""
-    count, first, seconds, largest_gap, end = 0, 0.0, 0.0, 0.0, 0.0
-    to_rgb = VideoReformatter()
+def _decode(path, threads, limits) -> Iterator:
+    """Yields the clock, then (seconds, function that makes the RGB frame) of a file that PyAV opens."""
+    watch = None
     try:
-        # Metadata may be in any encoding: titles are none of our business.
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
-            stream = _video_stream(container, path)
-            stream.codec_context.thread_count = threads
-            if threads != 1:
-                stream.thread_type = "AUTO"
-            gap = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise VideoError(_breaks_off(path, count, seconds))
-                for frame in packet.decode():
-                    time = frame.time if frame.time is not None else first + seconds + gap
-                    first = time if not count else first
-                    largest_gap = max(largest_gap, time - first - seconds)
-                    seconds, count = time - first, count + 1
-                    end = seconds + float((frame.duration or 0) * (frame.time_base or 0))
-                    yield seconds, _converter(path, to_rgb, frame, stream.sample_aspect_ratio)
-            promised = _promised_seconds(container, stream)
-            missing_frames = container.format.name == "avi" and count < stream.frames
+        with containers.open_container(path) as container:
+            stream = containers.choose_stream(container)
+            watch = clock.Clock(_nominal_gap(stream), limits)
+            crop = containers.read_crop(container, stream)
+            convert = color.Converter(crop, stream.sample_aspect_ratio, limits)
+            _limit_decoder(path, stream, threads, limits)
+            yield watch
+            duration = 0.0
+            for frame in _whole_frames(path, container, stream, watch):
+                if watch.advance(frame.time) is None:
+                    return
+                duration = float((frame.duration or 0) * (frame.time_base or 0))
+                yield watch.seconds, _naming(path, convert, frame)
+            if not watch.count:
+                raise VideoError(f"{path} holds not a single whole frame: copy or re-encode it.")
+            _check_length(path, container, stream, watch, duration)
     except av.FFmpegError as error:
-        if count:
-            raise VideoError(_breaks_off(path, count, seconds)) from error
+        _raise_outside(error)
+        if watch and watch.count:
+            raise DamagedError(_breaks_off(path, watch.count, watch.seconds)) from error
         raise VideoError(
             f"{path} cannot be read as a video ({error.strerror}): it is broken off, damaged or "
             "of another format; copy or re-encode it."
         ) from error
-    if not count:
-        raise VideoError(f"{path} holds not a single frame: copy or re-encode it.")
-    # Matroska and AVI end early without an error; a promise is rounded, and kept to the next frame.
-    if missing_frames or promised - end > max(0.5, 2 * largest_gap):
-        raise VideoError(_breaks_off(path, count, seconds))
+    except (containers.ContainerError, color.ConversionError) as error:
+        raise VideoError(f"{path} {error}") from error
 
 
-def _video_stream(container, path):
-    """Returns the first stream of moving pictures; a song's cover is not one."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise VideoError(f"{path} has no video stream, only sound or subtitles: remove it.")
+def _limit_decoder(path, stream, threads, limits):
+    """Sets up the decoder so that no frame can be larger than allowed, nor more threads work on it."""
+    context = stream.codec_context
+    if too_many := limits.too_many_pixels(context.height, context.width):
+        raise VideoError(f"{path} {too_many}")
+    # Frames can become larger on the way; libav refuses these before it makes room for them.
+    context.options = {"max_pixels": str(int(limits.max_megapixels * 1e6))}
+    context.thread_count = threads
+    if threads != 1:
+        context.thread_type = "AUTO"
 
 
-def _promised_seconds(container, stream):
-    """Returns how long the file says that the video lasts; 0 where it does not say."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    said = stream.metadata.get("DURATION", "")  # "00:00:20.000000000", as Matroska has it
-    with contextlib.suppress(ValueError):
-        hours, minutes, seconds = said.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    if len(container.streams) == 1 and container.duration:
-        return container.duration / av.time_base
-    return 0.0
+def _whole_frames(path, container, stream, watch) -> Iterator[av.VideoFrame]:
+    """Yields the frames from the first keyframe on, all of which the decoder takes for whole."""
+    decoder, started, keyed = None, False, False
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            if started:
+                raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
+            continue  # the first packet of a stream that was split anywhere
+        decoder = decoder or containers.make_decoder(stream, packet)
+        if decoder is stream.codec_context and packet.size and containers.has_alpha_beside(packet):
+            raise VideoError(f"{path} becomes transparent on the way, which is not read: re-encode it.")
+        keyed = keyed or packet.is_keyframe
+        # An edit list may cut the keyframe away; it is decoded all the same, and not shown.
+        started = started or (packet.is_keyframe and packet.is_discard)
+        try:
+            if decoder is stream.codec_context:
+                frames = packet.decode()  # which keeps the times also at the end
+            else:
+                frames = decoder.decode(packet if packet.size else None)
+        except av.FFmpegError:
+            if started or keyed:
+                raise
+            continue
+        for frame in frames:
+            started = started or frame.key_frame or (keyed and frame.pict_type not in _PREDICTED)
+            if started and frame.is_corrupt:
+                raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
+            if started:
+                yield frame
 
 
-def _breaks_off(path, count, seconds):
+def _check_length(path, container, stream, watch, duration):
+    """Raises DamagedError if a file ends before the length that it promises.
+
+    Matroska and AVI end early without an error. A promise is rounded, and kept to the next frame. It counts from the
+    first frame, or, as some writers of Matroska have it, from time 0.
+    """
+    missing_frames = False
+    if container.format.name == "avi":
+        if containers.has_avi_index(path):
+            return
+        missing_frames = watch.count < stream.frames
+    start = watch.start
+    if stream.start_time is not None:  # of the first packet; frames before a keyframe are not shown
+        start = min(start, float(stream.start_time * stream.time_base))
+    end = max(watch.start - start + watch.seconds, watch.last) + duration
+    promised = containers.promised_seconds(container, stream)
+    if missing_frames or promised - end > max(0.5, 2 * watch.largest_gap):
+        raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
+
+
+def _raise_outside(error):
+    """Raises an error of the disk or of permissions as it is: the file may be whole."""
+    if isinstance(error, OSError) and error.errno in _OUTSIDE:
+        raise OSError(error.errno, error.strerror, error.filename) from error
+
+
+def _breaks_off(path, count, seconds=None):
+    where = "" if seconds is None else f" ({seconds:.2f} s)"
     return (
-        f"{path} breaks off after {count} frames ({seconds:.2f} s) or is damaged there: copy or "
-        "re-encode it."
+        f"{path} breaks off after {count} frames{where} or is damaged there: copy or re-encode it."
     )
 
 
-def _converter(path, to_rgb, frame, pixel_aspect):
-    """Returns a function that makes (H, W, 3) uint8 RGB of a decoded frame, upright and square."""
+def _naming(path, convert, frame):
+    """Returns a function that makes the RGB frame, or raises an error that names the file."""
 
-    def convert():
-        width = frame.width
-        if pixel_aspect and pixel_aspect != 1:
-            width = max(1, round(frame.width * pixel_aspect))
+    def make():
         try:
-            image = to_rgb.reformat(frame, format="rgb24", width=width).to_ndarray()
-        except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"{path} has pixels that cannot be converted to RGB ({frame.format.name}): "
-                "re-encode it."
-            ) from error
-        # Display matrices turn by multiples of 90 degrees in practice, counter-clockwise.
-        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+            return convert(frame)
+        except color.ConversionError as error:
+            raise VideoError(f"{path} {error}") from error
 
-    return convert
+    return make
 
 
-def _decode_gif(path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
-    """Yields (seconds, function that makes the RGB frame) of a GIF, by its frames' durations."""
-    count, seconds = 0, 0.0
-    try:
-        with image_io.open_pictures(path, (b"GIF87a", b"GIF89a")) as (_, file):
-            for rgba in file.iter(mode="RGBA", writeable_output=False):
-                yield seconds, functools.partial(image_io.over_white, rgba)
-                # Browsers show frames of 0 and 1/100 s for 1/10 s.
-                duration = file.metadata(index=count).get("duration", 0)
-                count += 1
-                seconds += duration / 1000 if duration > 10 else 0.1
-    except _GIF_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO):
-            raise
-        if count:
-            raise VideoError(_breaks_off(path, count, seconds)) from error
-        raise VideoError(f"{path} cannot be read as a GIF: copy it again.") from error
-    # Pillow takes the end of the file for the end of the video; a whole GIF ends with ";".
+def _decode_gif(path, limits) -> Iterator:
+    """Yields the clock, then (seconds, function that makes the RGB frame) of a GIF."""
+    watch = clock.Clock(0.1, limits)
+    yield watch
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 64))
-        if not file.read().rstrip(b"\0\r\n").endswith(b";"):
-            raise VideoError(_breaks_off(path, count, seconds))
+        if not file.read(6).startswith(gif_io.SIGNATURES):
+            raise VideoError(f"{path} cannot be read as a GIF: copy it again.")
+    height, width, whole = gif_io.scan(path)
+    if too_many := limits.too_many_pixels(height, width):
+        raise VideoError(f"{path} {too_many}")
+    try:
+        for seconds, convert in gif_io.decode(path):
+            if watch.advance(seconds) is None:
+                return
+            yield watch.seconds, convert
+    except (GeneratorExit, VideoError):
+        raise
+    except Exception as error:  # Pillow's readers raise whatever comes
+        _raise_outside(error)
+        if watch.count:
+            raise DamagedError(_breaks_off(path, watch.count, watch.seconds)) from error
+        raise VideoError(f"{path} cannot be read as a GIF: copy it again.") from error
+    if not whole:  # Pillow takes the end of the file for the end of the video
+        raise DamagedError(_breaks_off(path, watch.count, watch.seconds))

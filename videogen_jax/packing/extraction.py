@@ -25,38 +25,64 @@ def extract_clips(
       first: first frame, at the frame rate of the data set.
       count: number of frames; None: to the end.
     Returns:
-      (None or the reason to skip the video, frames cut off after the last clip).
+      (None or the reason to leave out the video, or what comes after its clips; frames cut off after the last clip).
     Raises:
-      OSError: the disk is full or fails.
+      OSError: the disk is full or fails while clips are written.
     """
     clips, clip = 0, []
+    failures: list[str] = []  # at most one
+    left_out: list[str] = []  # at most one
+    frames = _read_frames(path, settings, first, count, left_out.append)
     with open(spill, "wb") as file:
-        try:
-            for frame in _read_frames(path, settings.fps, first, count):
-                clip.append(video_io.fit_frame(frame, settings.size))
-                if len(clip) == settings.frames:
-                    pickle.dump(_make_record(clip, settings.fps), file)
-                    clips, clip = clips + 1, []
-        except (video_io.VideoError, image_io.ImageError) as error:
-            return str(error).removeprefix(f"{path} "), 0
-        except PermissionError as error:
-            return f"cannot be opened ({error.strerror})", 0
+        for frame in _until_failure(path, frames, failures):
+            clip.append(video_io.fit_frame(frame, settings.size))
+            if len(clip) == settings.frames:
+                pickle.dump(_make_record(clip, settings.fps), file)
+                clips, clip = clips + 1, []
+        if failures:
+            file.seek(0)
+            file.truncate()
+            return failures[0], 0
         if len(clip) >= settings.min_frames:
             pickle.dump(_make_record(clip, settings.fps), file)
             clips, clip = clips + 1, []
+    rest = left_out[0].removeprefix(f"{path} ") if left_out else None
     if clips:
-        return None, len(clip)
+        return rest, len(clip)
     found = f"{first + len(clip)} frames at {settings.fps:g} frames per second"
+    if rest:
+        return f"too short: {found}, because it {rest}", 0
     if count is None:
         return f"too short: {found}, and --min_frames is {settings.min_frames}", 0
     return f"too short: {found}, although its index lists {first + count}", 0
 
 
-def _read_frames(path, fps, first, count) -> Iterator[np.ndarray]:
+def describe_failure(path: str, error: Exception) -> str:
+    """Returns why a file is skipped: what its decoder raised, in one line without the path in front."""
+    if isinstance(error, video_io.VideoError | image_io.ImageError):
+        return str(error).removeprefix(f"{path} ")
+    if isinstance(error, PermissionError):
+        return f"cannot be opened ({error.strerror})"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    text = " ".join(str(error).split())
+    return f"cannot be read ({type(error).__name__}{': ' if text else ''}{text}): re-encode it"
+
+
+def _until_failure(path, frames, failures) -> Iterator[np.ndarray]:
+    """Yields frames until reading them fails, and adds the reason to `failures`."""
+    try:
+        yield from frames
+    except Exception as error:  # whatever a decoder raises is the fault of this file alone
+        failures.append(describe_failure(path, error))
+
+
+def _read_frames(path, settings, first, count, on_cut) -> Iterator[np.ndarray]:
     if image_io.is_image(path):
-        yield image_io.read_image(path)
+        yield image_io.read_image(path, settings.limits)
         return
-    for _, frame in video_io.read_frames(path, fps=fps, first=first, count=count):
+    options = {"fps": settings.fps, "first": first, "count": count}
+    for _, frame in video_io.read_frames(path, **options, limits=settings.limits, on_cut=on_cut):
         yield frame
 
 
@@ -74,7 +100,7 @@ def _make_record(clip, fps):
 
 
 def read_clips(spill) -> Iterator[dict]:
-    """Yields the records written by `extract_clips`."""
-    with open(spill, "rb") as file, contextlib.suppress(EOFError):
+    """Yields the records written by `extract_clips`; none if it wrote no file."""
+    with contextlib.suppress(EOFError, FileNotFoundError), open(spill, "rb") as file:
         while True:
             yield pickle.load(file)

@@ -23,9 +23,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from videogen_jax.data import atomic_files, image_io, video_io
+from videogen_jax.data import atomic_files, image_io, read_limits, video_io
 from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import bucket_assignment, pack_folder, shards, sources
+from videogen_jax.packing import bucket_assignment, extraction, pack_folder, shards, sources
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
 from videogen_jax.packing.locking import lock_folder
@@ -42,6 +42,7 @@ class BucketSettings:
     fps: float  # frames per second
     validation_fraction: float  # of the sources
     clips_per_shard: int  # maximum
+    limits: read_limits.Limits = read_limits.DEFAULTS  # of what is read from one file
 
     def for_bucket(self, bucket: Bucket) -> Settings:
         """Returns the settings of a bucket, which is a plain data set."""
@@ -52,12 +53,15 @@ class BucketSettings:
             min_frames=bucket.frames,
             validation_fraction=self.validation_fraction,
             clips_per_shard=self.clips_per_shard,
+            limits=self.limits,
         )
 
 
 def settings_to_json(settings: BucketSettings) -> dict:
     """Returns the settings as JSON values, keyed by flag."""
     values = dataclasses.asdict(settings) | {"synthetic": None}
+    del values["limits"]
+    values |= pack_settings.limits_to_json(settings.limits)
     return values | {"buckets": [bucket.name for bucket in settings.buckets]}
 
 
@@ -112,7 +116,7 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
     work = pack_settings.claim_output(output, saved)
     if options["strict"] and skipped:
         sources.refuse_skipped(*min(skipped.items()))
-    probes = _probe_all(folder, found, work, settings.fps, **options)
+    probes = _probe_all(folder, found, work, settings, **options)
     pieces, unmatched, cut_off = _plan(found, probes, settings.buckets)
     if options["strict"] and unmatched:
         sources.refuse_skipped(*min(unmatched.items()))
@@ -232,7 +236,7 @@ def _plan(found, probes, table):
     return pieces, unmatched, cut_off
 
 
-def _probe_all(folder, found, work, fps, workers, strict, progress, pool) -> list[Shape | str]:
+def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -> list[Shape | str]:
     """Returns the shape of each source, or the reason why it cannot be read; appends new ones to probes.jsonl."""
     path = work / "probes.jsonl"
     known = _read_probes(path)
@@ -242,7 +246,7 @@ def _probe_all(folder, found, work, fps, workers, strict, progress, pool) -> lis
         tqdm(total=len(found), initial=len(found) - len(left), unit="file", desc="probing", disable=hidden) as bar,
         open(path, "a", encoding="utf-8") as file,
     ):  # fmt: skip
-        for name, probe in _probe(folder, left, fps, workers, pool):
+        for name, probe in _probe(folder, left, settings, workers, pool):
             known[name] = probe
             file.write(json.dumps([name, probe]) + "\n")
             file.flush()
@@ -264,14 +268,14 @@ def _read_probes(path) -> dict[str, list | str]:
     return known
 
 
-def _probe(folder, names, fps, workers, pool) -> Iterator[tuple[str, list | str]]:
+def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list | str]]:
     """Yields each name with its shape, or the reason why it cannot be read."""
     waiting = collections.deque()
     upcoming = iter(names)
     try:
         while True:
             for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
-                task = pool.submit(probe_source, os.path.join(folder, name), fps)
+                task = pool.submit(probe_source, os.path.join(folder, name), settings.fps, settings.limits)
                 waiting.append((name, task))
             if not waiting:
                 return
@@ -287,20 +291,21 @@ def _probe(folder, names, fps, workers, pool) -> Iterator[tuple[str, list | str]
         ) from None
 
 
-def probe_source(path: str, fps: float) -> Shape | str:
+def probe_source(
+    path: str, fps: float, limits: read_limits.Limits = read_limits.DEFAULTS
+) -> Shape | str:
     """Reads the shape of a video or an image without decoding all of it; runs in a worker.
 
     Args:
       path: video or image file.
       fps: frame rate of the data set.
+      limits: bounds for what is read from one file.
     Returns:
       Its shape, or the reason why it cannot be read.
     """
     try:
         if image_io.is_image(path):
-            return Shape(*image_io.probe_image(path), frames=1, image=True)
-        return Shape(*video_io.probe_video(path, fps), image=False)
-    except (video_io.VideoError, image_io.ImageError) as error:
-        return str(error).removeprefix(f"{path} ")
-    except PermissionError as error:
-        return f"cannot be opened ({error.strerror})"
+            return Shape(*image_io.probe_image(path, limits), frames=1, image=True)
+        return Shape(*video_io.probe_video(path, fps, limits), image=False)
+    except Exception as error:  # whatever a decoder raises is the fault of this file alone
+        return extraction.describe_failure(path, error)

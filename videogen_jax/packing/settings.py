@@ -10,11 +10,13 @@ import json
 import pathlib
 import shutil
 
-from videogen_jax.data import atomic_files
+from videogen_jax.data import atomic_files, read_limits
 
 PLAIN_MARK, EMPTY_MARK = "dataset_info.json", "no_clips.json"
 BUCKETS_MARK = "buckets.json"
 REPORT = "pack_report.json"
+
+_DEFAULT_LIMITS = dataclasses.asdict(read_limits.DEFAULTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,21 @@ class Settings:
     min_frames: int  # minimum frames of a clip
     validation_fraction: float  # of the videos
     clips_per_shard: int  # maximum
+    limits: read_limits.Limits = read_limits.DEFAULTS  # of what is read from one file
 
 
 def settings_to_json(settings: Settings, origin: dict | None) -> dict:
     """Returns the settings as JSON values, keyed by flag."""
     values = dataclasses.asdict(settings) | {"synthetic": origin}
-    return json.loads(json.dumps(values | {"size": "{}x{}".format(*settings.size)}))
+    del values["limits"]
+    values |= {"size": "{}x{}".format(*settings.size)} | limits_to_json(settings.limits)
+    return json.loads(json.dumps(values))
+
+
+def limits_to_json(limits: read_limits.Limits) -> dict:
+    """Returns the limits that are not the defaults, keyed by flag: sets from before there were any stay usable."""
+    values = dataclasses.asdict(limits)
+    return {name: value for name, value in values.items() if value != _DEFAULT_LIMITS[name]}
 
 
 def finished_report(output, saved: dict) -> dict | None:
@@ -63,6 +74,7 @@ def check_same_settings(output, found: dict, wanted: dict) -> None:
     Raises:
       ValueError: names the differences.
     """
+    found, wanted = _DEFAULT_LIMITS | found, _DEFAULT_LIMITS | wanted
     differences = []
     if ("buckets" in found) != ("buckets" in wanted):
         kinds = ("plain", "bucketed")

@@ -57,7 +57,7 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
     """Writes shard by shard, each followed by a line of the journal.
 
     Args:
-      videos: yields (index of the source, path of its clips, reason to skip it, frames cut off) in order.
+      videos: yields (index of the source, path of its clips, reason to leave it or its end out, frames cut off) in order.
       work: OUTPUT/unfinished.
       found: all sources of the data set.
       settings: settings of the data set.
@@ -119,7 +119,7 @@ def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, b
                 refuse_skipped(name, reason)
         partial = index == begin[0] and begin[1]  # resumes within a source, which keeps its split
         wanted = journal[-1]["split"] if partial else _choose_split(index, found, settings, shards)
-        for clip, record in enumerate(() if reason else read_clips(spill)):
+        for clip, record in enumerate(read_clips(spill)):
             if (index, clip) < begin:
                 continue
             full = clips == settings.clips_per_shard or num_bytes >= MAX_SHARD_BYTES
