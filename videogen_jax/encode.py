@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     sets = bucketed_data.open_buckets(values.input)
     output = Path(values.output or config.data.path)
     space = make_latent_space(config)
-    autoencoder = space.describe(fetch=True)
+    autoencoder = space.encoding().describe(fetch=True)
     params = autoencoder.load()
     captions: dict[str, Any] = {}
     if config.text.encoder == "clip":
@@ -109,7 +109,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
     from videogen_jax.models.weights import hash_params
     from videogen_jax.packing import encode_latents
     from videogen_jax.parallel import mesh as meshes
-    from videogen_jax.run.model import clip_shape, make_latent_space
+    from videogen_jax.run.model import clip_shape
     from videogen_jax.train import setup
 
     devices = jax.local_devices()
@@ -123,7 +123,7 @@ def make_encoder(config: Any, autoencoder: Any, params: Any, words: Iterable[str
         name=config.vae.name,
         weights=hash_params(params),
         shape=autoencoder.latent_shape(frames, *size)[1:],
-        precision=make_latent_space(config).dtype,
+        precision=config.vae.encode_precision,
         dtype=config.vae.stored,
         mirrored=setup.mirrors(config, words),
         time_stride=autoencoder.downsample[0],

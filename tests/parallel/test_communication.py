@@ -20,6 +20,7 @@ def params(mesh):
 
 
 COMMON = {"width": 16, "depth": 4, "branches": 12, "item_bytes": 2, "accumulation": 1}
+COMMON["residual_bytes"] = 2
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,13 @@ def test_the_bound_is_the_sum_of_its_parts(mesh, attention, expected):
         params(mesh), mesh.shape, tokens=100, attention=attention, **COMMON
     )
     assert got == expected
+
+
+def test_a_residual_stream_in_float32_doubles_what_goes_around_temporal_blocks():
+    mesh = make_mesh(seq=2)
+    options = COMMON | {"residual_bytes": 4, "attention": "factorized", "tokens": 100}
+    got = communication.min_sent_bytes(params(mesh), mesh.shape, **options)
+    assert got == 3 * 48 + 20 + 8 * 0.5 * 50 * 64
 
 
 @pytest.mark.parametrize("attention", ["factorized", "joint"])

@@ -10,6 +10,7 @@ import pytest
 from tests.models.randomise import randomise
 from tests.tiny import make_run, tiny_config
 from videogen_jax.generate import run_sampler
+from videogen_jax.models import layers
 from videogen_jax.run import model as run_model
 from videogen_jax.run import saved_config
 from videogen_jax.train import diffusion_run, training_run
@@ -30,6 +31,51 @@ def test_shift_grows_with_the_root_of_the_tokens():
     shifted = run_model.make_model(config).schedule
     t = np.array([0.1, 0.5, 0.9])
     np.testing.assert_allclose(plain.log_snr(t) - shifted.log_snr(t), 2 * np.log(2.0))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_pictures_beside_videos_have_as_much_noise_as_the_reference(frames):
+    """Not less, as by the root of their share of the reference's tokens."""
+    config = tiny_config()
+    config.schedule.update({"name": "flow", "zero_terminal_snr": False, "shift": 1.5})
+    config.schedule.reference_tokens = 16  # those of the 4 frames
+    config.data.frames = frames
+    schedule = run_model.make_model(config).schedule
+    t = np.array([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(schedule.sigma(t), 1.5 * t / (1 + 0.5 * t))
+
+
+@pytest.mark.parametrize(
+    ("precision", "residual", "kinds"),
+    [
+        ("bfloat16", "compute", {"bfloat16"}),
+        ("bfloat16", "float32", {"float32"}),
+        ("float32", "compute", {"float32"}),
+    ],
+)
+def test_the_residual_stream_has_its_type(precision, residual, kinds, monkeypatch):
+    config = tiny_config()
+    config.train.precision = precision
+    config.model.update({"residual_dtype": residual, "positions": "latte"})
+    config.model.cross_attention = "gated"
+    seen, products, attend = set(), set(), layers.Attention.__call__
+    monkeypatch.setattr(
+        layers, "layer_norm", lambda x, norm=layers.layer_norm: seen.add(str(x.dtype)) or norm(x)
+    )
+
+    def note(self, x, *args, **options):
+        products.add(str(jnp.dtype(self.dtype)))
+        return attend(self, x, *args, **options)
+
+    monkeypatch.setattr(layers.Attention, "__call__", note)
+    model = run_model.make_model(config)
+    condition = {"text": np.zeros((2, config.text.length), np.int32)}
+    shape = (2, *model.video_shape)
+    out = jax.eval_shape(
+        model.apply, model.abstract_params, jnp.zeros(shape), jnp.zeros(2), condition
+    )
+    assert out.dtype == jnp.float32 and seen == kinds
+    assert products == {precision}
 
 
 @pytest.mark.parametrize("name", ["fps", "motion"])

@@ -38,6 +38,7 @@ TIME_FEATURES = 256
 
 TEXT_ENCODERS = ("words", "class", "embeddings")
 CONDITIONINGS = ("none", "prefix", "frames")
+RESIDUAL_TYPES = ("compute", "float32")
 CHOICES = {
     "attention": tuple(blocks.KINDS),
     "positions": positions.POSITIONS,
@@ -45,6 +46,7 @@ CHOICES = {
     "cross_attention": blocks.CROSS_ATTENTIONS,
     "text_encoder": TEXT_ENCODERS,
     "conditioning": CONDITIONINGS,
+    "residual_dtype": RESIDUAL_TYPES,
 }
 
 
@@ -71,7 +73,8 @@ class VideoDiT(nn.Module):
     vocabulary_size: (
         int  # number of words, or of classes plus one for no class; unused by embeddings
     )
-    dtype: jnp.dtype
+    dtype: jnp.dtype  # of matrix products
+    residual_dtype: str = "compute"  # of the residual stream: compute (that of `dtype`), float32
     out_channels: int | None = None  # None: as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) in tokens; None: the video's
     token_sharding: TokenSharding | None = None  # None on one device
@@ -137,6 +140,8 @@ class VideoDiT(nn.Module):
             x_t = self.token_sharding.shard_frames(x_t)
         x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
         x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
+        if self.residual_dtype == "float32":
+            x = x.astype(jnp.float32)  # blocks add to it in its own type
         x, time_table = self._add_positions(x, grid, start, cached=kv_cache is not None)
 
         modulation = condition
@@ -257,7 +262,7 @@ class VideoDiT(nn.Module):
             time_table = time_table[..., None, :]  # (T, 1, D) or (B, T, 1, D)
             if self.attention == "joint":
                 table, time_table = table + time_table, None
-        return (x if table is None else x + table.astype(self.dtype)), time_table
+        return (x if table is None else x + table.astype(x.dtype)), time_table
 
     def _blocks(
         self, x: jax.Array, kv_cache: KVCache | None, *shared: Any

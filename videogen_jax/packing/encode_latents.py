@@ -210,8 +210,9 @@ def _check_same_settings(output: Path, found: dict[str, Any], wanted: dict[str, 
     ]
     if differences:
         raise ValueError(
-            f"The latents in {output} have other settings: {'; '.join(differences)}; choose another --output, or "
-            f"delete {output} to encode it again."
+            f"The latents in {output} have other settings: {'; '.join(differences)}; set the options to what they were "
+            f"(autoencoder.precision is vae.encode_precision), choose another --output, or delete {output} to encode "
+            "it again."
         )
 
 

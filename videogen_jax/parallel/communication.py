@@ -1,7 +1,8 @@
 """Lower bound on the bytes that devices send each other in a train step, to compare a compiled step with.
 
 Per device, with s = fsdp seq parameter shards, n = fsdp seq data gradient replicas, b bytes per element of the compute
-type, P elements of sharded parameters (divided by tensor where sharded over it) and V of replicated vectors:
+type, r of the residual stream, P elements of sharded parameters (divided by tensor where sharded over it) and V of
+replicated vectors:
 
 | communication                                                  | bytes                               |
 | -------------------------------------------------------------- | ----------------------------------- |
@@ -9,7 +10,7 @@ type, P elements of sharded parameters (divided by tensor where sharded over it)
 | reduce-scatter of gradients                                    | (s - 1) / s P b                     |
 | all-reduce of gradient shards over `data`                      | 2 (data - 1) / data P / s b         |
 | all-reduce of gradients of vectors                             | 2 (n - 1) / n V b                   |
-| all-to-alls around a temporal block, forward and backward      | 4 (seq - 1) / seq x                 |
+| all-to-alls around a temporal block, forward and backward      | 4 (seq - 1) / seq x r / b           |
 | or of a joint block (queries, keys, values, results)           | 8 (seq - 1) / seq x                 |
 | all-reduce over `tensor` per branch, forward and backward      | 4 (tensor - 1) / tensor x           |
 
@@ -37,6 +38,7 @@ def min_sent_bytes(
     attention: str,
     branches: int,
     item_bytes: int,
+    residual_bytes: int,
     accumulation: int,
 ) -> int:
     """Bytes that a device sends in a step at least: the sum of the table at the top of this file.
@@ -50,6 +52,7 @@ def min_sent_bytes(
       attention: factorized or joint.
       branches: residual branches of all blocks: attention, cross-attention and MLP count one each.
       item_bytes: b.
+      residual_bytes: r.
       accumulation: k.
     """
     data, seq, tensor = mesh["data"], mesh["seq"], mesh["tensor"]
@@ -65,7 +68,8 @@ def min_sent_bytes(
         else:
             total += 2 * (replicas - 1) / replicas * size
     x = tokens / replicas * width * item_bytes
-    all_to_alls = 4 * (depth // 2) if attention == "factorized" else 8 * depth
+    factorized = 4 * (depth // 2) * residual_bytes / item_bytes
+    all_to_alls = factorized if attention == "factorized" else 8 * depth
     total += all_to_alls * (seq - 1) / seq * x
     total += branches * 4 * (tensor - 1) / tensor * x
     return round(total)

@@ -35,7 +35,8 @@ class LatentSpace:
 
     name: str
     path: str  # of its weights
-    dtype: str  # that it computes in
+    dtype: str  # that it decodes in
+    encode_dtype: str  # that it encodes in
     size: tuple[int, int]  # (H, W) of a frame in pixels
     chunk_frames: int  # frames at a time on each device
     tile: int  # side of the tiles that frames are decoded in, in latents; 0: whole
@@ -44,6 +45,10 @@ class LatentSpace:
     def pixels(self) -> bool:
         """Whether the model sees pixels, and there is no autoencoder."""
         return self.name == PIXELS
+
+    def encoding(self) -> "LatentSpace":
+        """The same autoencoder, computing in the type that it encodes in."""
+        return dataclasses.replace(self, dtype=self.encode_dtype)
 
     def describe(self, fetch: bool = False) -> Autoencoder:
         """The autoencoder.
@@ -173,7 +178,7 @@ class LatentSpace:
         """
         if latents is None:
             return lambda pixels: pixels.astype(np.float32) / 127.5 - 1, 1, False
-        autoencoder, params = self.load(latents)
+        autoencoder, params = self.encoding().load(latents)
         mesh = _local_mesh()
         encoder = make_encoder(autoencoder, mesh, self.chunk_frames * mesh.size, self.size)
         params = encoder.put_params(params)

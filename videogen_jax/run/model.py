@@ -28,7 +28,7 @@ from videogen_jax.run import text_conditioning
 from videogen_jax.run.conditioning import Conditioning
 from videogen_jax.run.ema import make_decays
 from videogen_jax.run.latent_space import LatentSpace
-from videogen_jax.run.state import compute_dtype
+from videogen_jax.run.state import PARAMETERS, compute_dtype
 
 Shape = tuple[int, int, int]  # (frames, height, width) of a clip in pixels
 Grid = tuple[int, int, int]  # (T, H, W) of tokens
@@ -158,7 +158,7 @@ def make_model(
         condition = condition_spec.empty(shape)
         condition |= {name: jnp.zeros(1) for name in condition_spec.batch_conditions}
         micro, frames = condition_spec.model_inputs(condition)
-        rng = jax.random.fold_in(jax.random.key(config.seed), 0)
+        rng = jax.random.fold_in(jax.random.key(config.seed), PARAMETERS)
         rows = jax.tree.map(lambda row: jnp.zeros((1, *row.shape), row.dtype), null_text)
         inputs = (jnp.zeros(shape), jnp.zeros(1), rows, micro)
         # One clip cannot be split among the devices that share a batch; nor need it be.
@@ -342,6 +342,7 @@ def make_latent_space(config: ml_collections.ConfigDict) -> LatentSpace:
         path=config.vae.path,
         # float16 would overflow in Stable Diffusion's.
         dtype="float32" if config.train.precision == "float32" else "bfloat16",
+        encode_dtype=config.vae.encode_precision,
         size=(config.data.height, config.data.width),
         chunk_frames=config.vae.chunk_frames,
         tile=config.vae.tile,

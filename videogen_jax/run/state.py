@@ -7,6 +7,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# Folded into the key of a run's seed, so that its random numbers are independent by purpose.
+PARAMETERS, TRAINING, VALIDATION = range(3)
+
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 

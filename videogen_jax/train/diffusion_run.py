@@ -104,6 +104,7 @@ def least_step_wire(run: Run) -> int:
     reads = {"none": 0, "gated": options.depth, "pixart": options.depth}[options.cross_attention]
     if options.cross_attention == "pixart" and options.attention == "factorized":
         reads //= 2  # spatial blocks only
+    item_bytes = jnp.dtype(compute_dtype(config.train.precision)).itemsize
     return min_sent_bytes(
         run.abstract.params,
         run.mesh.shape,
@@ -112,6 +113,7 @@ def least_step_wire(run: Run) -> int:
         depth=options.depth,
         attention=options.attention,
         branches=2 * options.depth + reads,
-        item_bytes=jnp.dtype(compute_dtype(config.train.precision)).itemsize,
+        item_bytes=item_bytes,
+        residual_bytes=item_bytes if options.residual_dtype == "compute" else 4,
         accumulation=config.train.accumulation,
     )
