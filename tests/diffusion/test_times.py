@@ -20,8 +20,9 @@ def quantiles(count):
 
 
 def draw(name, count=1000, **options):
+    """Sorted times of a batch."""
     schedule = make_schedule(name)
-    return np.asarray(times.draw_times(jax.random.key(3), count, schedule, **options))
+    return np.sort(times.draw_times(jax.random.key(3), count, schedule, **options))
 
 
 def test_stratified_uniform_times_fall_one_into_each_interval():
@@ -31,9 +32,39 @@ def test_stratified_uniform_times_fall_one_into_each_interval():
     np.testing.assert_array_equal(np.floor(draw("flow", 10) * 10), np.arange(10))
 
 
+def test_every_clip_of_a_batch_meets_all_intervals():
+    """Not only that of its row: rows are not exchangeable where the shuffle window is smaller than a batch."""
+    count, steps = 8, 2000
+    schedule = make_schedule("flow")
+    keys = jax.random.split(jax.random.key(1), steps)
+    drawn = jax.vmap(lambda key: times.draw_times(key, count, schedule))(keys)  # (steps, B)
+    interval = np.floor(np.asarray(drawn) * count).astype(int)
+    np.testing.assert_array_equal(np.sort(interval, axis=1), [range(count)] * steps)
+    for row in interval.T:
+        found = np.bincount(row, minlength=count)
+        assert (
+            np.sum((found - steps / count) ** 2 / (steps / count)) < 29
+        )  # chi-square of 7: p < 2e-4
+    # Neighbours in the batch are not neighbours in time.
+    steps_up = np.mean((interval[:, 1:] - interval[:, :-1]) % count == 1)
+    assert abs(steps_up - 1 / count) < 0.02
+
+
+def test_draws_with_evenly_spaced_offsets_are_stratified_together():
+    schedule, count, parts = make_schedule("flow"), 6, 4
+    offsets = (0.83 + np.arange(parts) / parts) % 1
+    drawn = [
+        times.draw_times(jax.random.key(i), count, schedule, offset=offset)
+        for i, offset in enumerate(offsets)
+    ]
+    for part in drawn:
+        np.testing.assert_array_equal(np.sort(np.floor(part * count)), np.arange(count))
+    together = np.sort(np.concatenate(drawn))
+    np.testing.assert_array_equal(np.floor(together * count * parts), np.arange(count * parts))
+
+
 def test_unstratified_times_are_independent():
     drawn = draw("linear", 2000, stratified=False)
-    assert np.any(np.diff(drawn) < 0)
     np.testing.assert_allclose(np.bincount(drawn // 100), 200, atol=60)  # 4 standard deviations
 
 
@@ -58,7 +89,7 @@ def test_log_normal_times_have_the_distribution_of_svds_sigma():
 
 def test_uniform_times_of_edm_follow_its_step_spacing():
     schedule = make_schedule("edm", sigma_max=80.0)
-    drawn = np.asarray(times.draw_times(jax.random.key(0), 1000, schedule))
+    drawn = np.sort(times.draw_times(jax.random.key(0), 1000, schedule))
     fraction = (np.arange(1000) + 0.5) / 1000
     expected = (0.002 ** (1 / 7) + fraction * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
     np.testing.assert_allclose(drawn[5:], expected[5:], rtol=0.05)

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.random_keys import watch_keys
 from videogen_jax.diffusion import tasks as clip_tasks
 from videogen_jax.diffusion import times
 from videogen_jax.diffusion.schedule import make_schedule
+from videogen_jax.train import step
 from videogen_jax.train.loss import make_clip_losses, make_loss, make_loss_by_noise_level
 
 pytestmark = pytest.mark.slow
@@ -82,7 +84,8 @@ def test_the_loss_is_the_weighted_square_of_the_papers_error(paper):
     rng = jax.random.key(3)
     value = loss(jnp.float32(0.7), batch(), rng)
 
-    rng_time, rng_eps, _ = jax.random.split(rng, 3)
+    rng_time, rng_clips, _ = jax.random.split(rng, 3)
+    rng_eps, _ = jax.random.split(rng_clips)
     drawn = times.draw_times(
         rng_time,
         BATCH,
@@ -147,7 +150,7 @@ def test_the_loss_by_noise_level_is_float64s_at_times_spread_over_equal_parts_of
     rng = jax.random.key(3)
     found = losses(None, batch(), rng)
     x0 = np.asarray(batch()["video"], np.float64) / 127.5 - 1
-    eps = np.asarray(jax.random.normal(rng, x0.shape), np.float64)
+    eps = np.asarray(jax.random.normal(jax.random.split(rng)[0], x0.shape), np.float64)
     share = (np.arange(4 * BATCH) + 0.5) / (4 * BATCH)  # 0 to 1, evenly
     if schedule.clock == "steps":
         share = np.floor(share * 1000).astype(int)
@@ -240,6 +243,39 @@ def test_a_task_of_text_alone_changes_no_loss():
     np.testing.assert_array_equal(plain["text"], told["text"])
     assert set(told) - set(plain) == {"known", "mask", "augmentation", "start"}
     assert np.all(told["known"] == 0) and np.all(told["mask"] == 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_no_random_key_of_a_step_is_used_twice(monkeypatch, parts):
+    """With all tasks, and over the parts of accumulation: a shared key would correlate what is drawn."""
+    apply = lambda params, x_t, t, condition: params * x_t  # noqa: E731
+    tasks = make_tasks(text=0.25, image=0.25, frames=0.25, prefix=0.25)
+    shares = {"text_dropout": 0.1, "known_dropout": 0.2, "joint_dropout": 0.3}
+    options = DRAWN | shares
+    loss = make(apply, make_schedule("flow"), jnp.zeros(1, jnp.int32), tasks, **options)
+    batch = jax.tree.map(jnp.asarray, clips(4, side=1))
+    with watch_keys(monkeypatch) as reused, jax.disable_jit():
+        step.accumulate_gradients(loss, jnp.float32(1), batch, jax.random.key(0), parts, 1.0)
+    assert not reused()
+
+
+def test_the_parts_of_a_batch_are_stratified_by_themselves_and_together():
+    schedule, seen = make_schedule("flow"), []
+
+    def apply(params, x_t, t, condition):
+        seen.append(np.asarray(t))
+        return params * x_t
+
+    loss = make(apply, schedule, jnp.zeros(1, jnp.int32), text_dropout=0.0, **DRAWN)
+    batch = jax.tree.map(jnp.asarray, clips(12, side=1))
+    with jax.disable_jit():
+        step.accumulate_gradients(loss, jnp.float32(1), batch, jax.random.key(4), 3, 1.0)
+    for t in seen:
+        np.testing.assert_array_equal(np.sort(np.floor(t * 4)), np.arange(4))
+    together = np.sort(np.concatenate(seen))
+    np.testing.assert_array_equal(np.floor(together * 12), np.arange(12))
+    # Another draw within its intervals and another order in each part.
+    assert len({tuple(np.argsort(t)) for t in seen}) > 1
 
 
 def test_text_and_known_frames_are_dropped_apart_and_together():

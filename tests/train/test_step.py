@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.tiny import make_run, tiny_config
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run.state import LossScale, compute_dtype
-from videogen_jax.train import diffusion_run, loss, step, training_run
+from videogen_jax.run.state import LossScale, compute_dtype, init_state
+from videogen_jax.train import diffusion_run, loss, optimizers, step, training_run
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def test_pixels_to_float_and_back():
 
 
 def test_accumulated_gradient_is_the_mean_over_all_rows():
-    def loss(params, batch, rng):
+    def loss(params, batch, rng, offset):
         return jnp.mean(jnp.square(batch["x"] @ params["w"]))
 
     x = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
@@ -55,6 +56,19 @@ def test_accumulated_gradient_is_the_mean_over_all_rows():
         )
         np.testing.assert_allclose(grads["w"], expected, rtol=1e-5)
         np.testing.assert_allclose(value, np.mean((x @ np.arange(5.0)) ** 2), rtol=1e-5)
+
+
+def test_each_part_of_accumulation_has_its_own_random_numbers():
+    def loss(params, batch, rng, offset):
+        drawn = jnp.stack([jax.random.normal(rng), offset])
+        return jnp.sum(params["w"] * batch["x"].mean(0)[:, None] * drawn)
+
+    # The row of part p selects row p of the gradient.
+    params, batch = {"w": jnp.zeros((4, 2))}, {"x": jnp.eye(4)}
+    _, grads = step.accumulate_gradients(loss, params, batch, jax.random.key(0), 4, 1.0)
+    drawn = 4 * np.asarray(grads["w"])
+    assert len(np.unique(drawn[:, 0])) == 4
+    np.testing.assert_allclose(np.diff(np.sort(drawn[:, 1])), 1 / 4, rtol=1e-5)
 
 
 def test_one_device_and_two_agree_for_twenty_steps():
@@ -106,6 +120,25 @@ def test_dropped_captions_are_the_null_caption():
     )
 
 
+def test_validation_keeps_the_captions():
+    config = tiny_config()
+    config.text.dropout = 1.0
+    run = make_run(config)
+    seen = []
+
+    def apply(params, x_t, t, condition):
+        seen.append(condition["text"])
+        return x_t
+
+    measure = diffusion_run.make_measure(run._replace(model=run.model._replace(apply=apply)))
+    batch = {name: jnp.asarray(rows) for name, rows in make_batch(config).items()}
+    with jax.disable_jit():  # the noise levels are a loop
+        values = measure(None, batch, jax.random.key(0))
+    assert len(seen) == 1 + len(values["loss_by_noise_level"])
+    for text in seen:
+        np.testing.assert_array_equal(text, batch["text"])
+
+
 @pytest.fixture(scope="module")
 def exact():
     """The losses of eight steps in float32."""
@@ -140,6 +173,41 @@ def test_float16_overflow_changes_nothing_but_the_scale():
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert int(state.step) == 1
     assert float(values["loss_scale"]) == 2.0**24  # half of infinity, clamped
+
+
+def test_the_learning_rate_shown_is_that_of_the_update_where_steps_were_skipped():
+    """Lion moves each parameter by the learning rate."""
+
+    def loss(params, batch, rng, offset):
+        return jnp.sum(params["w"] * batch["x"])
+
+    rates = optax.piecewise_interpolate_schedule("linear", 1e-3, {8: 9.0})
+    optimizer = optimizers.make_optimizer("lion", rates, clip_norm=1e9)
+    make = step.make_train_step(loss, optimizer, rates, accumulation=1, ema_decays={})
+    take_step = jax.jit(make)
+    state = init_state({"w": jnp.zeros(3)}, optimizer.init, (), jax.random.key(0), "float16")
+    shown = []
+    for number, x in enumerate([1.0, np.inf, np.nan, 1.0, 1.0, np.inf, 1.0]):
+        before = state.params["w"]
+        state, values = take_step(state, {"x": jnp.full((1, 3), x, jnp.float32)})
+        moved = np.abs(np.asarray(state.params["w"] - before))
+        assert int(state.step) == number + 1
+        if np.isfinite(x):
+            np.testing.assert_allclose(moved, values["learning_rate"], rtol=1e-4)
+            shown.append(float(values["learning_rate"]))
+        else:
+            assert np.all(moved == 0)
+    np.testing.assert_allclose(shown, [1e-3, 2e-3, 3e-3, 4e-3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_the_updates_of_every_optimizer_are_counted(name):
+    optimizer = optimizers.make_optimizer(name, optax.constant_schedule(0.1))
+    params = {"blocks": {"up": {"kernel": jnp.ones((1, 4, 4))}}}
+    state = optimizer.init(params)
+    for count in range(3):
+        assert int(optimizers.count_updates(state)) == count
+        _, state = optimizer.update(params, state, params)
 
 
 def test_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_good_steps():

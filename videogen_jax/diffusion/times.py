@@ -30,6 +30,7 @@ def draw_times(
     mean: float = 0.0,
     std: float = 1.0,
     stratified: bool = True,
+    offset: jax.Array | None = None,
 ) -> jax.Array:
     """Draws random training times for a batch.
 
@@ -41,7 +42,10 @@ def draw_times(
       mean: mean of the logit, or of log sigma.
       std: standard deviation of the logit, or of log sigma.
       stratified: draw one time from each of `count` equally probable intervals, so that every batch covers all noise
-        levels.
+        levels. The intervals are assigned to the clips in random order, so that the time of each clip has the whole
+        distribution, whatever its place in the batch.
+      offset: () in [0, 1), place of the times within their intervals; None: drawn. Several draws of `count` times
+        whose offsets are evenly spaced are together as stratified as a single one.
     Returns:
       (B,), int32 in discrete time, else float32.
     Raises:
@@ -50,7 +54,9 @@ def draw_times(
     """
     check_distribution(schedule, distribution)
     if stratified:
-        u = (jnp.arange(count) + jax.random.uniform(rng)) / count
+        rng_order, rng_offset = jax.random.split(rng)
+        offset = jax.random.uniform(rng_offset) if offset is None else offset
+        u = (jax.random.permutation(rng_order, count) + offset) / count
     else:
         u = jax.random.uniform(rng, (count,))
     u = jnp.clip(u, 1e-6, 1 - 1e-6)  # float32 can round to 0 or 1, where the quantile is infinite

@@ -15,7 +15,7 @@ from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.run.model import Grid, Model, clip_shape, place_abstract
-from videogen_jax.run.state import compute_dtype
+from videogen_jax.run.state import PARAMETERS, compute_dtype
 from videogen_jax.run.trained_autoencoder import make_network
 
 
@@ -53,7 +53,7 @@ def make_model(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> M
         return made[:, group - 1 :], mean, logvar
 
     def init_params() -> Any:
-        rng = jax.random.fold_in(jax.random.key(config.seed), 0)
+        rng = jax.random.fold_in(jax.random.key(config.seed), PARAMETERS)
         return causal_vae.init_params(network, rng)
 
     rules = sharding.AUTOENCODER_AXES

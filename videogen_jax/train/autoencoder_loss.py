@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models import perceptual
-from videogen_jax.train.loss import Batch, to_float
+from videogen_jax.train.loss import Batch, Loss, to_float
 
 # (params, video, key or None) to reconstruction, mean and log variance of the latents
 Reconstruct = Callable[[Any, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array, jax.Array]]
@@ -31,7 +31,7 @@ def make_loss(
     perceptual_weight: float = 0.0,
     perceptual_frames: int = 1,
     vgg: Any = None,
-) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+) -> Loss:
     """Builds the loss of a batch.
 
     Args:
@@ -49,7 +49,8 @@ def make_loss(
         if weight < 0:
             raise ValueError(f"{name} is {weight}: a weight is 0 or more.")
 
-    def loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
+    def loss(params: Any, batch: Batch, rng: jax.Array, offset: Any = None) -> jax.Array:
+        del offset  # of diffusion times, which an autoencoder has not
         rng_latents, rng_frames = jax.random.split(rng)
         video = to_float(batch["video"])  # (B, T, H, W, 3)
         made, mean, logvar = reconstruct(params, video, rng_latents)

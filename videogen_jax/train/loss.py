@@ -21,6 +21,8 @@ Batch = dict[str, Any]
 # params, x_t, t, condition (the batch without its video) -> output
 Apply = Callable[..., jax.Array]
 ClipLosses = Callable[..., jax.Array]
+# params, batch, key, offset of stratified times or None -> mean over the batch, () float32
+Loss = Callable[..., jax.Array]
 
 
 def to_float(video: jax.Array) -> jax.Array:
@@ -49,8 +51,8 @@ def make_clip_losses(
       weighting: one of `objective.WEIGHTINGS`.
       gamma: of min_snr.
     Returns:
-      (params, batch, t (B,), key of the noise, (B,) bool or None: whose known frames are dropped) to (B,) float32, the
-      mean over the frames that have a loss.
+      (params, batch, t (B,), key of noise and tasks, (B,) bool or None: whose known frames are dropped) to (B,)
+      float32, the mean over the frames that have a loss.
     Raises:
       ValueError: prediction, weighting and schedule do not go together.
     """
@@ -61,9 +63,10 @@ def make_clip_losses(
         params: Any,
         batch: Batch,
         t: jax.Array,
-        rng_eps: jax.Array,
+        rng: jax.Array,
         dropped: jax.Array | None = None,
     ) -> jax.Array:
+        rng_eps, rng_task = jax.random.split(rng)
         x0 = to_float(batch["video"])  # (B, F, H, W, C)
         levels = schedule.alpha_sigma(t)
         eps = jax.random.normal(rng_eps, x0.shape)
@@ -71,7 +74,6 @@ def make_clip_losses(
         noise_levels, model_t, has_loss = levels, t, None
         if tasks is not None:
             # Known frames go beside x_t as further channels, with their mask.
-            rng_task = jax.random.fold_in(rng_eps, 0)
             drawn = clip_tasks.draw_task(rng_task, tasks, x0, dropped)
             condition |= {name: getattr(drawn, name) for name in ("known", "mask", "augmentation")}
             condition["start"] = drawn.start
@@ -134,7 +136,7 @@ def make_loss(
     text_dropout: float,
     known_dropout: float = 0.0,
     joint_dropout: float = 0.0,
-) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+) -> Loss:
     """Builds the loss of a batch: times and dropout of conditions are drawn for each clip.
 
     Args:
@@ -144,19 +146,21 @@ def make_loss(
       time_distribution: one of `times.DISTRIBUTIONS`.
       time_mean: see `times.draw_times`.
       time_std: likewise.
-      stratified: times spread evenly over the batch.
+      stratified: times spread evenly over the batch, each clip in a random part of the distribution.
       text_dropout: share of captions replaced by `null_text`, for classifier-free guidance.
       known_dropout: share of clips without their known frames.
       joint_dropout: share of clips without either.
     Returns:
-      (params, batch, rng) to the mean over the batch, () float32.
+      (params, batch, rng, offset of stratified times, see `times.draw_times`) to the mean over the batch, () float32.
     Raises:
       ValueError: the distribution of times does not go with the schedule.
     """
     times.check_distribution(schedule, time_distribution)
 
-    def loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
-        rng_time, rng_eps, rng_drop = jax.random.split(rng, 3)
+    def loss(
+        params: Any, batch: Batch, rng: jax.Array, offset: jax.Array | None = None
+    ) -> jax.Array:
+        rng_time, rng_clips, rng_drop = jax.random.split(rng, 3)
         count = batch["video"].shape[0]
         t = times.draw_times(
             rng_time,
@@ -166,11 +170,12 @@ def make_loss(
             mean=time_mean,
             std=time_std,
             stratified=stratified,
+            offset=offset,
         )  # (B,)
         drop_text, drop_known = draw_dropout(
             rng_drop, count, text_dropout, known_dropout, joint_dropout
         )
         batch = batch | {"text": drop_captions(batch["text"], null_text, drop_text)}
-        return jnp.mean(clip_losses(params, batch, t, rng_eps, drop_known))
+        return jnp.mean(clip_losses(params, batch, t, rng_clips, drop_known))
 
     return loss

@@ -147,6 +147,24 @@ def _schedule_free(
     return optax.contrib.schedule_free(adam, lambda count: learning_rate(count - 1), b1=b1)
 
 
+def count_updates(opt_state: optax.OptState) -> jax.Array:
+    """Updates that an optimizer has made, the step that its learning rate is at.
+
+    In float16 they are fewer than the steps of the run: a step whose gradients are not finite makes none.
+
+    Args:
+      opt_state: of an optimizer of `make_optimizer`.
+    Returns:
+      () int32.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return next(node.count for node in nodes if is_schedule(node))
+
+
 def evaluation_params(opt_state: optax.OptState, params: Any) -> Any:
     """The parameters to validate, average and sample with: for schedule_free its average x, else those of the steps.
 

@@ -1,6 +1,7 @@
 """One optimizer step: gradients over micro-batches, the update, the moving averages.
 
-accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32
+accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32; the
+diffusion times of each part are stratified, and those of all parts together
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from videogen_jax.parallel import offload
 from videogen_jax.run import ema
 from videogen_jax.run.state import LossScale, TrainState
 from videogen_jax.train import optimizers
-from videogen_jax.train.loss import Batch
+from videogen_jax.train.loss import Batch, Loss
 
 SCALE_GROWTH_INTERVAL = 1000  # finite float16 steps before the loss scale doubles
 
 
 def make_train_step(
-    loss: Callable[[Any, Batch, jax.Array], jax.Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     *,
@@ -31,12 +32,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it with shardings and donates the state.
 
-    Under float16 a step whose gradients are not finite changes nothing but the loss scale (and the step's number).
+    Under float16 a step whose gradients are not finite changes nothing but the loss scale (and the step's number). So
+    the learning rate follows the number of updates, from which such steps are missing.
 
     Args:
       loss: of `make_loss`.
       optimizer: of `make_optimizer`.
-      learning_rate: for the metrics.
+      learning_rate: the optimizer's, for the metrics.
       accumulation: equal parts in which the batch is taken.
       ema_decays: of `ema.make_decays`.
       offloaded: fields of the state that wait in the host's memory.
@@ -53,10 +55,11 @@ def make_train_step(
         for field in offloaded:
             part, grads = offload.fetch(getattr(state, field), after=grads)
             state = state.replace(**{field: part})
+        updates_made = optimizers.count_updates(state.opt_state)
         metrics = {
             "loss": value,
             "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(learning_rate(updates_made), jnp.float32),
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -78,7 +81,7 @@ def make_train_step(
 
 
 def accumulate_gradients(
-    loss: Callable[[Any, Batch, jax.Array], jax.Array],
+    loss: Loss,
     params: Any,
     batch: Batch,
     rng: jax.Array,
@@ -88,18 +91,20 @@ def accumulate_gradients(
     """Mean loss and gradient over equal parts of a batch, with memory for one part at a time.
 
     Args:
-      loss: (params, batch, rng) to ().
+      loss: (params, batch, rng, offset of stratified times or None) to ().
       params: tree.
       batch: arrays (B, ...).
-      rng: key; each part has its own.
+      rng: key; each part has its own, and its own offset of stratified times.
       parts: divides B.
       scale: the loss is multiplied by it for differentiation and the gradient divided again.
     Returns:
       (() loss, tree of float32 gradients).
     """
 
-    def scaled(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = loss(params, batch, rng)
+    def scaled(
+        params: Any, batch: Batch, rng: jax.Array, offset: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        value = loss(params, batch, rng, offset)
         return value * scale, value
 
     gradient = jax.grad(scaled, has_aux=True)
@@ -111,12 +116,16 @@ def accumulate_gradients(
         lambda rows: einops.rearrange(rows, "(b parts) ... -> parts b ...", parts=parts), batch
     )
 
-    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, jax.Array]:
+    # Evenly spaced, so that the times of all parts together are stratified; each is uniform by itself.
+    rngs = jax.random.split(rng, parts + 1)
+    offsets = (jax.random.uniform(rngs[0]) + jnp.arange(parts) / parts) % 1
+
+    def add(total: Any, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         grads, value = gradient(params, *part)
         return jax.tree.map(jnp.add, total, grads), value
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, values = jax.lax.scan(add, zeros, (batches, jax.random.split(rng, parts)))
+    grads, values = jax.lax.scan(add, zeros, (batches, rngs[1:], offsets))
     grads = jax.tree.map(lambda g: g / (parts * scale), grads)
     return jnp.mean(values), grads
 

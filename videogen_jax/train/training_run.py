@@ -17,7 +17,7 @@ from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import host_shardings
 from videogen_jax.run import ema
 from videogen_jax.run.model import Model, with_shardings
-from videogen_jax.run.state import TrainState, init_state
+from videogen_jax.run.state import TRAINING, TrainState, init_state
 from videogen_jax.train import optimizers
 from videogen_jax.train.loss import Batch
 from videogen_jax.train.step import make_train_step
@@ -80,7 +80,7 @@ def assemble_run(
 
     def init(params: Any = None) -> TrainState:
         params = model.init_params() if params is None else params
-        rng = jax.random.fold_in(jax.random.key(config.seed), 1)
+        rng = jax.random.fold_in(jax.random.key(config.seed), TRAINING)
         return init_state(params, optimizer.init, ema_decays, rng, config.train.precision)
 
     shapes = jax.eval_shape(init)

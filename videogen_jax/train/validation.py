@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videogen_jax.data import pipeline
 from videogen_jax.parallel import processes
+from videogen_jax.run.state import VALIDATION
 from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train import metrics, setup
 from videogen_jax.train.feed import put_clips
@@ -89,8 +90,13 @@ def make_bucket_measure(
         )
     ]
     whole = NamedSharding(run.mesh, PartitionSpec())
-    split = lambda: list(jax.random.split(jax.random.key(config.seed), len(batches)))  # noqa: E731
-    keys = jax.jit(split, out_shardings=whole)()
+
+    def draw_keys() -> list[jax.Array]:
+        # Not split off the seed's key itself: in JAX, split(key, n)[i] is fold_in(key, i), which other purposes use.
+        rng = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
+        return list(jax.random.split(rng, len(batches)))
+
+    keys = jax.jit(draw_keys, out_shardings=whole)()
 
     def means(ema: Any) -> dict[str, np.ndarray]:
         found = [measure(ema, batch, key) for batch, key in zip(batches, keys, strict=True)]
