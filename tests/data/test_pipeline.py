@@ -117,6 +117,21 @@ def test_flips_apply_to_whole_clips(data):
         assert np.all(batch["video"][..., :4, :].mean() < batch["video"][..., -4:, :].mean())
 
 
+def test_crop_and_flip_of_a_clip_are_independent(data):
+    """A key shared by both would give every mirrored clip an odd start, or a start in the same quarter."""
+    starts, mirrored = [], []
+    for batch in batches(data, 100, flip=True, frames=5):  # 16 starts: parity and halves show
+        middle = batch["video"][:, 0, :, SIZE // 2 - 2 : SIZE // 2 + 2].mean((1, 2, 3))
+        starts += list(np.round((middle - 60) / 8).astype(int))
+        left, right = (batch["video"][:, 0, :, side] for side in (slice(4), slice(-4, None)))
+        mirrored += list(left.mean((1, 2, 3)) > right.mean((1, 2, 3)))
+    starts, mirrored = np.array(starts), np.array(mirrored)
+    assert set(starts) == set(range(16))
+    for bit in (1, 2, 4, 8):
+        share = np.mean(mirrored == (starts & bit > 0))
+        assert abs(share - 0.5) < 0.1  # 4 standard deviations
+
+
 def test_validation_is_in_order_centre_cropped_and_repeats(data):
     clips = list(pipeline.make_validation_clips(data, batch_size=2, frames=6, num_batches=5))
     assert len(clips) == 5
