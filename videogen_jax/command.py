@@ -2,6 +2,7 @@
 
 import ctypes
 import logging as python_logging
+import math
 import os
 import platform
 import re
@@ -75,6 +76,17 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never return the top of the heap
     libc.mallopt(M_MMAP_MAX, 0)  # no separate mappings for large blocks, which free would return
     libc.mallopt(M_ARENA_MAX, 1)  # a thread's arena is too small for such blocks
+
+
+def want_finite(*names: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Lets float flags refuse NaN and infinity, which their bounds let pass."""
+    for name in names:
+        flags.register_validator(
+            name,
+            lambda value: value is None or math.isfinite(value),
+            message="give a finite number.",
+            flag_values=flag_values,
+        )
 
 
 def quiet_tensorflow() -> None:

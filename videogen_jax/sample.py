@@ -3,8 +3,8 @@
     python -m videogen_jax.sample --workdir=runs/quickstart --prompts "a red circle moving left"
 
 Reads the EMA weights of an Orbax checkpoint without touching it, on however many devices there
-are. Writes to --output_dir each video, `contact_sheet.png` (not of long ones), and `samples.json` with
-all that is needed to make them again.
+are. Writes to --output_dir each video when it is made, `contact_sheet.png` (not of long ones), and `samples.json` with
+all that is needed to make them again. After a stop the same command makes what is missing.
 
 From an image, or from any known frames, by a model that was trained with them:
 
@@ -21,26 +21,28 @@ prompt of its first frame.
 """
 
 import contextlib
-import re
-from collections.abc import Iterator
+import datetime
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from absl import flags, logging
-from tqdm import tqdm
 
 from videogen_jax import command
-from videogen_jax.data import image_io, video_io, video_writer
-from videogen_jax.data.atomic_files import write_json
+from videogen_jax import config as configs
+from videogen_jax.data import image_io, output_folder, progress, video_writer
 from videogen_jax.diffusion.times import SPACINGS
-from videogen_jax.generate import contact_sheet, from_checkpoint
+from videogen_jax.generate import frame_flags, from_checkpoint, sample_folder
+from videogen_jax.generate import prompts as captions
+from videogen_jax.generate.sample_folder import SampleFolder
 from videogen_jax.generate.sampler import SAMPLERS
+from videogen_jax.run import checkpoint
 from videogen_jax.run.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", lower_bound=0)
 _PROMPTS = flags.DEFINE_multi_string("prompts", [], "A caption; may be given several times.")
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file, one caption a line.")
 _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Videos per caption.", lower_bound=1)
@@ -66,7 +68,7 @@ _EMA_WIDTH = flags.DEFINE_float(
     "ema_width", None, "Relative width of a power average, made of the run's snapshots."
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the first video; the next ones count on.", lower_bound=0, upper_bound=2**31
+    "seed", 0, "Of the first video; the next ones count on.", lower_bound=0, upper_bound=2**32 - 1
 )
 _FORMAT = flags.DEFINE_enum("format", "mp4", ("mp4", "gif", "webm"), "Of the files.")
 _DTYPE = flags.DEFINE_enum(
@@ -90,48 +92,64 @@ _PROMPTS_SCHEDULE = flags.DEFINE_string(
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Default: WORKDIR/generated.")
 
+command.want_finite(
+    *("guidance_scale", "first_frame_guidance_scale", "known_guidance_scale"),
+    *("guidance_rescale", "motion", "eta", "ema_width"),
+)
+
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
     logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
     # `--prompts "a" "b"`: what follows the first caption arrives here.
     _PROMPTS.value.extend(arguments)
+    captions.warn_of_words(_PROMPTS.value, arguments)
     write_samples()
 
 
 def write_samples() -> None:
-    """Makes the videos that the flags ask for, and writes them.
+    """Makes the videos that the flags ask for and that are not there yet, and writes each when it is made.
 
     Raises:
       ValueError: a flag, prompt or checkpoint does not fit; the sentence says how.
       OSError: a file cannot be read or written.
     """
+    check_flags()
     if _NUM_FRAMES.value is not None:
         write_long_samples()
         return
     for name in ("chunk", "prefix", "prompts_schedule"):
         if flags.FLAGS[name].value is not None:
             raise ValueError(f"--{name} is of long videos: give --num_frames too, or leave it out.")
-    prompts = read_prompts()
-    model = load_model(len(prompts) * _NUM_VIDEOS.value)
-    known = read_known(len(prompts), model.fps)
+    prompts = captions.read_prompts(_PROMPTS.value, _PROMPTS_FILE.value)
+    entries = list_entries(prompts)
+    path = make_folder()
+    model = load_model(path, entries)
+    known = frame_flags.read_frames(_IMAGE.value, _KNOWN.value, len(prompts), model.fps)
     if len(known) > 1:
         known = [frames for frames in known for _ in range(_NUM_VIDEOS.value)]
-    prompts = [prompt for prompt in prompts for _ in range(_NUM_VIDEOS.value)]
-    seeds = [_SEED.value + i for i in range(len(prompts))]
-    made = model(prompts, seeds=seeds, known_frames=known or None, **options(), **sampler_flags())
-    folder = output_folder()
-    entries = []
-    for i, (video, prompt, seed) in enumerate(zip(made, prompts, seeds, strict=True)):
-        name = file_name(i, prompt)
-        video_writer.write_video(folder / name, video, model.fps)
-        entries.append({"file": name, "prompt": prompt, "seed": seed})
-    sheet = contact_sheet.contact_sheet(made, prompts)
-    iio.imwrite(folder / "contact_sheet.png", sheet, plugin="pillow")
-    settings = model.choose_settings(len(prompts), **sampler_flags())
-    recipe = model.describe(settings, **options()) | {"shape": list(made.shape[1:])}
-    write_recipe(folder, recipe | given_frames(), model.fps, entries)
-    logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(made), folder)
+    settings = model.choose_settings(len(entries), **sampler_flags())
+    recipe = model.describe(settings, **options()) | {"shape": list(model.shape)}
+    recipe |= given_frames() | identify_inputs(model.step)
+    batches = model.plan_batches(
+        [entry["prompt"] for entry in entries],
+        seeds=[entry["seed"] for entry in entries],
+        known_frames=known or None,
+        **options(),
+        **sampler_flags(),
+    )
+    folder = SampleFolder(path, recipe, model.fps, entries, model_flags())
+    if folder.is_finished and (path / "contact_sheet.png").is_file():
+        logging.info("All %d videos are in %s already: nothing to do.", len(entries), path)
+        return
+
+    def write(part: range, make: Callable[[], np.ndarray]) -> None:
+        for index, video in zip(part, make(), strict=True):
+            video_writer.write_video(folder.paths[index], video, model.fps)
+
+    make_missing(folder, batches, write)
+    folder.finish(sheet=True)
+    logging.info("Wrote %d videos, contact_sheet.png and samples.json to %s.", len(entries), path)
 
 
 def write_long_samples() -> None:
@@ -141,52 +159,73 @@ def write_long_samples() -> None:
       ValueError: a flag, prompt or checkpoint does not fit; the sentence says how.
       OSError: a file cannot be read or written.
     """
-    if _FORMAT.value == "gif":
-        raise ValueError(
-            "A long video is written as it comes, which a GIF cannot be: give --format=mp4 or webm."
-        )
-    if _KNOWN.value or len(_IMAGE.value) > 1:
-        raise ValueError(
-            "A long video begins with one --image, or with none: leave the other frames out."
-        )
-    if _PROMPTS_SCHEDULE.value:
-        if _PROMPTS.value or _PROMPTS_FILE.value:
-            raise ValueError(
-                "--prompts_schedule says it all: leave --prompts and --prompts_file out."
-            )
-        timelines = [read_schedule(Path(_PROMPTS_SCHEDULE.value))]
-    else:
-        timelines = [[(0, prompt)] for prompt in read_prompts()]
+    timelines = read_timelines()
+    prompts = [format_timeline(timeline) for timeline in timelines]
+    names = [timeline[0][1] for timeline in timelines]
+    entries = list_entries(prompts, names)
     timelines = [timeline for timeline in timelines for _ in range(_NUM_VIDEOS.value)]
-    seeds = [_SEED.value + i for i in range(len(timelines))]
-    model = load_model(len(timelines))
+    path = make_folder()
+    model = load_model(path, entries)
     model.embed(sorted({caption for timeline in timelines for _, caption in timeline}))
     rollout = {"chunk": _CHUNK.value, "prefix": _PREFIX.value}
     image = image_io.read_image(_IMAGE.value[0]) if _IMAGE.value else None
-    folder = None
-    entries = []
-    for start in range(0, len(timelines), model.batch_size):
-        part = slice(start, start + model.batch_size)
-        chunks = model.stream(
-            timelines[part],
+    settings = model.choose_settings(len(entries), **sampler_flags())
+    recipe = model.describe(settings, **options())
+    recipe |= model.describe_rollout(_NUM_FRAMES.value, **rollout)
+    recipe |= given_frames() | identify_inputs(model.step)
+
+    def stream(part: range) -> Iterator[np.ndarray]:
+        return model.stream(
+            [timelines[index] for index in part],
             _NUM_FRAMES.value,
-            seeds=seeds[part],
+            seeds=[entries[index]["seed"] for index in part],
             first_frame=image,
             **(rollout | options() | sampler_flags()),
         )
-        folder = output_folder()
-        for timeline, seed in zip(timelines[part], seeds[part], strict=True):
-            name = file_name(len(entries), timeline[0][1])
-            entry = {"file": name, "prompt": timeline[0][1], "seed": seed}
-            if len(timeline) > 1:
-                entry["prompt"] = "; ".join(f"{at}: {text}" for at, text in timeline)
-            entries.append(entry)
-        write_chunks(chunks, [folder / entry["file"] for entry in entries[part]], model.fps, start)
-    settings = model.choose_settings(len(timelines), **sampler_flags())
-    recipe = model.describe(settings, **options())
-    recipe |= model.describe_rollout(_NUM_FRAMES.value, **rollout) | given_frames()
-    write_recipe(folder, recipe, model.fps, entries)
-    logging.info("Wrote %d videos and samples.json to %s.", len(entries), folder)
+
+    rows, count = model.batch_size, len(entries)
+    parts = [range(start, min(start + rows, count)) for start in range(0, count, rows)]
+    first = stream(parts[0])  # what does not fit the model is an error before the folder changes
+    folder = SampleFolder(path, recipe, model.fps, entries, model_flags())
+    if folder.is_finished:
+        logging.info("All %d videos are in %s already: nothing to do.", len(entries), path)
+        return
+
+    def write(part: range, make: Callable[[], Iterator[np.ndarray]]) -> None:
+        write_chunks(make(), [folder.paths[index] for index in part], model.fps, part.start)
+
+    batches = [(part, functools.partial(stream, part)) for part in parts]
+    make_missing(folder, [(parts[0], lambda: first), *batches[1:]], write)
+    folder.finish(sheet=False)
+    logging.info("Wrote %d videos and samples.json to %s.", len(entries), path)
+
+
+def make_missing(
+    folder: SampleFolder,
+    batches: list[tuple[range, Callable[[], Any]]],
+    write: Callable[[range, Callable[[], Any]], None],
+) -> None:
+    """Makes and writes the batches of which a video is missing, under a progress bar.
+
+    A batch is made whole, so that its videos have the bits of a call that was not stopped.
+
+    Args:
+      folder: of the videos.
+      batches: (numbers of the videos, function that makes them).
+      write: makes one batch and writes its files.
+    """
+    total = len(folder.entries)
+    if folder.num_made:
+        logging.info("%d of %d videos are in %s already.", folder.num_made, total, folder.folder)
+    missing = [(part, make) for part, make in batches if not folder.has(part)]
+    if not missing:
+        return
+    count = sum(len(part) for part, _ in missing)
+    with progress.show_progress("Sampling", count, "video") as advance:
+        for part, make in missing:
+            write(part, make)
+            folder.add(part)
+            advance(len(part))
 
 
 def write_chunks(chunks: Iterator[np.ndarray], paths: list[Path], fps: float, start: int) -> None:
@@ -199,25 +238,137 @@ def write_chunks(chunks: Iterator[np.ndarray], paths: list[Path], fps: float, st
       start: number of the first video, for the bar.
     """
     with contextlib.ExitStack() as stack:
-        total = {"total": _NUM_FRAMES.value, "unit": "frame", "disable": None}
-        bar = stack.enter_context(tqdm(desc=f"from video {start}", **total))
+        name = f"Videos {start} to {start + len(paths) - 1}"
+        bar = progress.show_progress(name, _NUM_FRAMES.value, "frame")
+        advance = stack.enter_context(bar)
         writers = [stack.enter_context(video_writer.open_writer(path, fps)) for path in paths]
         for videos in chunks:
             for write, video in zip(writers, videos, strict=True):
                 write(video)
-            bar.update(videos.shape[1])
+            advance(videos.shape[1])
 
 
-def load_model(count: int) -> from_checkpoint.VideoModel:
-    """The model that the flags name, for batches of at most `count` videos."""
-    return from_checkpoint.load(
-        _WORKDIR.value,
-        step=_STEP.value,
-        ema=_EMA.value,
-        ema_width=_EMA_WIDTH.value,
-        dtype=_DTYPE.value,
-        batch_size=min(_BATCH_SIZE.value, count),
-    )
+def check_flags() -> None:
+    """Checks what can be checked before weights are read.
+
+    Raises:
+      ValueError: names the flag.
+    """
+    for name, value in sampler_flags().items():
+        if name != "eta":
+            configs.check_option(f"sample.{name}", value)
+    captions.check_text(_NEGATIVE_PROMPT.value, "--negative_prompt")
+
+
+def list_entries(prompts: list[str], names: list[str] | None = None) -> list[dict[str, Any]]:
+    """What samples.json says of each video: {"file", "prompt", "seed"}.
+
+    Args:
+      prompts: of the videos, --num_videos of each.
+      names: captions that files are named by; by default the prompts.
+    Raises:
+      ValueError: the seeds end above the last one, or a name cannot be written.
+    """
+    pairs = list(zip(prompts, names or prompts, strict=True))
+    pairs = [pair for pair in pairs for _ in range(_NUM_VIDEOS.value)]
+    if _SEED.value + len(pairs) > 2**32:
+        raise ValueError(
+            f"--seed={_SEED.value} and {len(pairs)} videos would end above the last seed, {2**32 - 1}: begin with a "
+            "lower one."
+        )
+    return [
+        {
+            "file": sample_folder.name_file(i, name, _FORMAT.value),
+            "prompt": prompt,
+            "seed": _SEED.value + i,
+        }
+        for i, (prompt, name) in enumerate(pairs)
+    ]
+
+
+def read_timelines() -> list[list[tuple[int, str]]]:
+    """Captions of long videos, with the frames from which on they hold.
+
+    Raises:
+      ValueError: the flags do not go together, or a file cannot be understood.
+      OSError: a file cannot be read.
+    """
+    if _FORMAT.value == "gif":
+        raise ValueError(
+            "A long video is written as it comes, which a GIF cannot be: give --format=mp4 or webm."
+        )
+    if _KNOWN.value or len(_IMAGE.value) > 1:
+        raise ValueError(
+            "A long video begins with one --image, or with none: leave the other frames out."
+        )
+    if not _PROMPTS_SCHEDULE.value:
+        prompts = captions.read_prompts(_PROMPTS.value, _PROMPTS_FILE.value)
+        return [[(0, prompt)] for prompt in prompts]
+    if _PROMPTS.value or _PROMPTS_FILE.value:
+        raise ValueError("--prompts_schedule says it all: leave --prompts and --prompts_file out.")
+    return [captions.read_schedule(Path(_PROMPTS_SCHEDULE.value))]
+
+
+def format_timeline(timeline: list[tuple[int, str]]) -> str:
+    """The prompt that samples.json gives a long video."""
+    if len(timeline) == 1:
+        return timeline[0][1]
+    return "; ".join(f"{at}: {text}" for at, text in timeline)
+
+
+def make_folder() -> Path:
+    """The folder of the videos, created if missing; files of the same names are replaced."""
+    folder = _OUTPUT_DIR.value or Path(_WORKDIR.value) / "generated"
+    if not _OUTPUT_DIR.value and not Path(_WORKDIR.value).is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {_WORKDIR.value}: name the --workdir of a run that launch.py has started."
+        )
+    return output_folder.make_output_folder(folder, "--output_dir")
+
+
+def load_model(folder: Path, entries: list[dict[str, Any]]) -> from_checkpoint.VideoModel:
+    """The model that the flags name.
+
+    Without --step it is that of the newest checkpoint, or where the same call was stopped in this folder, of its
+    checkpoint: the run may have gone on training.
+
+    Args:
+      folder: of the videos.
+      entries: of `list_entries`.
+    Raises:
+      ValueError, OSError: see `from_checkpoint.load`.
+    """
+    step = _STEP.value
+    begun = sample_folder.find_unfinished_step(folder, model_flags(), entries)
+    if step is None and begun is not None:
+        logging.info("Continuing with step %d, as the videos in %s were begun.", begun, folder)
+        step = begun
+    try:
+        return from_checkpoint.load(
+            _WORKDIR.value,
+            step=step,
+            ema=_EMA.value,
+            ema_width=_EMA_WIDTH.value,
+            dtype=_DTYPE.value,
+            batch_size=min(_BATCH_SIZE.value, len(entries)),
+        )
+    except checkpoint.CheckpointError as error:
+        if _STEP.value is not None or begun is None:
+            raise
+        raise ValueError(
+            f"The videos in {folder} were begun with step {begun}, which cannot be read ({error}): give another "
+            "--output_dir or a --step."
+        ) from error
+
+
+def model_flags() -> dict[str, Any]:
+    """The flags that decide what videos look like, besides prompts and seeds: JSON values."""
+    chosen = {"ema": _EMA.value, "ema_width": _EMA_WIDTH.value, "dtype": _DTYPE.value}
+    rollout = {"num_frames": _NUM_FRAMES.value, "chunk": _CHUNK.value, "prefix": _PREFIX.value}
+    return (
+        {"workdir": _WORKDIR.value, "step": _STEP.value} | chosen | rollout
+        | options() | sampler_flags() | given_frames()
+    )  # fmt: skip
 
 
 def options() -> dict[str, Any]:
@@ -240,128 +391,23 @@ def sampler_flags() -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def read_known(prompts: int, fps: float) -> list[dict[int, np.ndarray]]:
-    """The frames of --image and --known: of each prompt's video, or of all of them if there is one; none of none.
-
-    Raises:
-      ValueError: a flag cannot be understood, or there are not as many pictures as prompts.
-      OSError: a file cannot be read.
-    """
-    images = _IMAGE.value
-    if len(images) > 1 and len(images) != prompts:
-        raise ValueError(
-            f"There are {len(images)} pictures for {prompts} captions: give one --image for all, or one for each."
-        )
-    shared: dict[int, np.ndarray] = {}
-    for text in _KNOWN.value:
-        for number, frame in read_known_frames(text, fps):
-            if number in shared:
-                raise ValueError(f"Frame {number} is given twice by --known: name it once.")
-            shared[number] = frame
-    if images and 0 in shared:
-        raise ValueError("Frame 0 is given by --image and by --known: leave one of them out.")
-    if images:
-        return [shared | {0: image_io.read_image(path)} for path in images]
-    return [shared] if shared else []
-
-
-def read_known_frames(text: str, fps: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames of `5:picture.png`, or `0-7:video.mp4`, whose first frames they are.
-
-    Args:
-      text: of the flag.
-      fps: frames per second that are taken of a video.
-    Yields:
-      (number of the frame, (h, w, 3) uint8).
-    Raises:
-      ValueError: the text is neither, or the video is too short.
-      OSError: the file cannot be read.
-    """
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?:(.+)", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-    if last < first:
-        raise ValueError(
-            f"--known does not understand {text!r}: write it like 15:last.png or 0-7:begin.mp4."
-        )
-    if image_io.is_image(match[3]):
-        if last > first:
-            raise ValueError(
-                f"--known={text} names several frames, but {match[3]} is one picture: give its number."
-            )
-        yield first, image_io.read_image(match[3])
-        return
-    wanted = last - first + 1
-    frames = [frame for _, frame in video_io.read_frames(match[3], fps, count=wanted)]
-    if len(frames) < wanted:
-        raise ValueError(
-            f"--known={text} wants {wanted} frames, but {match[3]} has {len(frames)} at {fps:g} a second: name fewer."
-        )
-    yield from enumerate(frames, first)
-
-
-def read_schedule(path: Path) -> list[tuple[int, str]]:
-    """Captions and the frames from which on they hold.
-
-    Raises:
-      ValueError: a line cannot be understood, or the frames do not begin with 0 and rise.
-      OSError: the file cannot be read.
-    """
-    timeline = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(.+?)\s*", line)
-        if not match:
-            raise ValueError(f"{path} has the line {line!r}: write each like `240: a blue circle`.")
-        timeline.append((int(match[1]), match[2]))
-    numbers = [number for number, _ in timeline]
-    if not numbers or numbers[0] != 0 or sorted(set(numbers)) != numbers:
-        raise ValueError(
-            f"The frames in {path} are {', '.join(map(str, numbers)) or 'none'}: begin with 0, and let them rise."
-        )
-    return timeline
-
-
 def given_frames() -> dict[str, Any]:
     """What samples.json says of the frames that were known."""
     given = {"image": list(_IMAGE.value), "known": list(_KNOWN.value)}
     return {name: files for name, files in given.items() if files}
 
 
-def read_prompts() -> list[str]:
-    """The captions of --prompts and --prompts_file, in that order.
+def identify_inputs(step: int) -> dict[str, Any]:
+    """By what samples.json knows that a file of the same name has other content now.
 
-    Raises:
-      ValueError: there are none.
-      OSError: the file cannot be read.
+    Args:
+      step: of the checkpoint.
     """
-    prompts = list(_PROMPTS.value)
-    if _PROMPTS_FILE.value:
-        lines = Path(_PROMPTS_FILE.value).read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError("There is no prompt: give --prompts or --prompts_file.")
-    return prompts
-
-
-def output_folder() -> Path:
-    """The folder of the videos, created if missing; files of the same names are replaced."""
-    folder = Path(_OUTPUT_DIR.value or Path(_WORKDIR.value) / "generated")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def file_name(number: int, prompt: str) -> str:
-    """Of a video: its number and the words of its prompt."""
-    words = re.sub(r"\W+", "_", prompt).strip("_")[:60]
-    return f"{number:04d}_{words}.{_FORMAT.value}"
-
-
-def write_recipe(
-    folder: Path, recipe: dict[str, Any], fps: float, entries: list[dict[str, Any]]
-) -> None:
-    """Writes samples.json: what made the videos, and which they are."""
-    write_json(folder / "samples.json", recipe | {"fps": fps, "videos": entries})
+    files = [*_IMAGE.value, *(text.partition(":")[2] for text in _KNOWN.value)]
+    given = {"given_sha256": [sample_folder.hash_file(Path(path)) for path in files]}
+    saved = (Path(_WORKDIR.value) / "checkpoints" / str(step)).stat().st_mtime
+    time = datetime.datetime.fromtimestamp(saved, datetime.UTC)
+    return (given if files else {}) | {"saved_at": time.isoformat()}
 
 
 if __name__ == "__main__":

@@ -153,10 +153,13 @@ def test_the_verb_writes_the_same_videos(plain_run, tmp_path, monkeypatch, devic
     monkeypatch.setattr(jax, "devices", lambda: found)
     options = {"guidance_scale": 3.0, "sampler": "ddpm", "num_inference_steps": 3}
     others = {"negative_prompt": UP, "motion": 7.0}
-    written = []
-    monkeypatch.setattr(
-        video_writer, "write_video", lambda path, video, fps: written.append((video, fps))
-    )
+    written, write_video = [], video_writer.write_video
+
+    def write(path, video, fps):
+        written.append((video, fps))
+        write_video(path, video, fps)
+
+    monkeypatch.setattr(video_writer, "write_video", write)
     recipe = run_verb(plain_run, tmp_path, prompts=[LEFT, UP], seed=6, **options, **others)
     videos, rates = zip(*written, strict=True)
     model = videogen_jax.load(str(plain_run), batch_size=batch_size)
@@ -175,6 +178,7 @@ def test_the_verb_writes_the_same_long_videos(long_run, tmp_path, monkeypatch):
     class Writer:
         def __init__(self, path, fps):
             self.own = written.setdefault(path.name, [])
+            path.write_bytes(b"a video")
 
         def __enter__(self):
             return lambda frames: self.own.append(frames)

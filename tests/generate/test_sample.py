@@ -16,7 +16,7 @@ from tests.data.packed import random_clips, write_records
 from tests.saved_runs import CAPTIONS, image_config, joint_config, long_config, write_run
 from videogen_jax import sample
 from videogen_jax.data import video_io, video_writer
-from videogen_jax.generate import from_checkpoint
+from videogen_jax.generate import frame_flags, from_checkpoint, prompts
 from videogen_jax.train import loop
 
 pytestmark = pytest.mark.slow
@@ -220,7 +220,7 @@ def test_any_frames_may_be_known(joint_run, told, tmp_path):
 def test_known_frames_of_a_video_come_at_the_rate_of_the_model(tmp_path):
     clip = np.full((6, 8, 8, 3), np.uint8([10, 50, 90, 130, 170, 210])[:, None, None, None])
     video_writer.write_video(tmp_path / "clip.mp4", clip, 16)
-    found = dict(sample.read_known_frames(f"1-2:{tmp_path / 'clip.mp4'}", 8.0))
+    found = dict(frame_flags.read_known_frames(f"1-2:{tmp_path / 'clip.mp4'}", 8.0))
     assert sorted(found) == [1, 2]
     for number, level in ((1, 10), (2, 90)):  # every second frame
         assert abs(found[number].astype(int) - level).max() < 12
@@ -284,6 +284,7 @@ def test_frames_are_written_as_they_come(long_run, rolled, tmp_path, monkeypatch
     @contextlib.contextmanager
     def open_writer(path, fps):
         yield lambda frames: writes.append((path.name, frames.shape, len(rolled[-1][2])))
+        path.write_bytes(b"a video")
 
     monkeypatch.setattr(video_writer, "open_writer", open_writer)
     run(long_run, tmp_path, prompts=[UP], num_frames=9, num_videos=2)
@@ -351,7 +352,7 @@ def test_a_schedule_is_obeyed_from_the_first_chunk_that_begins_in_it(
 def test_a_schedule_that_makes_no_sense_is_refused(tmp_path, lines, sentence):
     (tmp_path / "lines.txt").write_text(lines)
     with pytest.raises(ValueError, match=sentence):
-        sample.read_schedule(tmp_path / "lines.txt")
+        prompts.read_schedule(tmp_path / "lines.txt")
 
 
 def test_a_picture_is_told_beside_the_first_chunk(joint_run, rolled, tmp_path):

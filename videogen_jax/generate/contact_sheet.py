@@ -1,17 +1,69 @@
 """Many small videos at a glance: a PNG of frames, and one animation that plays them side by side."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import einops
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videogen_jax.data import image_io
+from videogen_jax.data import image_io, video_io
 
 GAP = 4  # pixels between tiles
 LINE = 14  # pixels of a caption line
+COLUMNS = 8  # frames shown of a video
+MOST_ROWS = 64  # videos on a sheet of files
+MOST_SIDE = 256  # pixels of a frame's longer side on a sheet of files
+
+
+def write_sheet(path: Path, files: Sequence[Path], prompts: Sequence[str], fps: float) -> None:
+    """Writes the contact sheet of video files as a PNG; one video is in memory at a time, reduced.
+
+    Args:
+      path: file to write.
+      files: videos of one size and length.
+      prompts: captions, one of each.
+      fps: frames per second.
+    Raises:
+      VideoError, OSError: a file cannot be read, or the sheet cannot be written.
+    """
+    rows = [read_thumbnails(file, fps) for file in files]
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            Image.fromarray(contact_sheet(np.stack(rows), list(prompts))).save(file, "PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_thumbnails(path: Path, fps: float) -> np.ndarray:
+    """Up to COLUMNS frames of a video file, evenly chosen, at most MOST_SIDE pixels on their longer side.
+
+    Returns:
+      (n, h, w, 3) uint8.
+    Raises:
+      VideoError, OSError: the file cannot be read.
+    """
+    frames = [_reduce(frame) for _, frame in video_io.read_frames(path, fps)]
+    return np.stack([frames[index] for index in choose_frames(len(frames), COLUMNS)])
+
+
+def choose_frames(length: int, count: int) -> np.ndarray:
+    """Numbers of up to `count` frames, from the first to the last, evenly spaced."""
+    return np.unique(np.round(np.linspace(0, length - 1, min(count, length))).astype(int))
+
+
+def _reduce(frame: np.ndarray) -> np.ndarray:
+    scale = MOST_SIDE / max(frame.shape[:2])
+    if scale >= 1:
+        return frame
+    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
+    return video_io.fit_frame(frame, (height, width))
 
 
 def contact_sheet(
-    videos: np.ndarray, prompts: list[str], frames: int = 8, tile: int = 64
+    videos: np.ndarray, prompts: list[str], frames: int = COLUMNS, tile: int = 64
 ) -> np.ndarray:
     """One row per video: its prompt above up to `frames` of its frames, evenly chosen.
 
@@ -25,7 +77,7 @@ def contact_sheet(
     """
     videos = enlarge(videos, tile)
     count, length, height, width, _ = videos.shape
-    chosen = np.unique(np.round(np.linspace(0, length - 1, min(frames, length))).astype(int))
+    chosen = choose_frames(length, frames)
     row = LINE + height + GAP
     sheet = Image.new("RGB", (len(chosen) * (width + GAP) + GAP, count * row + GAP), "white")
     draw = ImageDraw.Draw(sheet)

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,17 @@ class VideoModel:
         """
         return np.concatenate(list(self.iterate(prompts, **options)))
 
-    def iterate(
+    def iterate(self, prompts: Sequence[str], **options: Any) -> Iterator[np.ndarray]:
+        """Makes any number of videos, a batch at a time: those of `plan_batches`, one after the other.
+
+        Returns:
+          An iterator over (B, T, H, W, 3) uint8, in order.
+        Raises:
+          ValueError: a prompt, frame or setting does not fit the model; the sentence says how.
+        """
+        return (make() for _, make in self.plan_batches(prompts, **options))
+
+    def plan_batches(
         self,
         prompts: Sequence[str],
         *,
@@ -164,8 +174,10 @@ class VideoModel:
         negative_prompt: str = "",
         motion: float | None = None,
         **settings: Any,
-    ) -> Iterator[np.ndarray]:
-        """Makes any number of videos, a batch at a time.
+    ) -> list[tuple[range, Callable[[], np.ndarray]]]:
+        """Splits videos into batches and checks that they can be made; none is made yet.
+
+        A batch has the same videos whether the others are made or not.
 
         Args:
           prompts: N captions.
@@ -176,7 +188,7 @@ class VideoModel:
           motion: bucket of the motion score, 0 to 255; by default the config's.
           **settings: fields of `SamplerSettings` in the place of the config's, such as guidance_scale.
         Returns:
-          An iterator over (B, T, H, W, 3) uint8, in order.
+          (numbers of the batch's videos, function that makes them: (B, T, H, W, 3) uint8) of each batch, in order.
         Raises:
           ValueError: a prompt, frame or setting does not fit the model; the sentence says how.
         """
@@ -185,27 +197,34 @@ class VideoModel:
         known_frames_of = [known] if isinstance(known, Mapping) else list(known)
         self._check_known(known_frames_of)
         chosen = self.choose_settings(len(prompts), **settings)
-        text, null_text = self.embed(prompts, negative_prompt)
+        _, null_text = self.embed(list(dict.fromkeys(prompts)), negative_prompt)
         key = (chosen, negative_prompt)
         if key not in self._generators:
             programs = run_sampler.make_run_programs(self.model, chosen, null_text)
             self._generators[key] = programs.batch_size, make_generator(programs)
         rows, generate = self._generators[key]
-        condition = run_sampler.make_condition(self.model, text, self._choose_motion(motion))
-        if any(known_frames_of):
-            condition |= self._condition_on(known_frames_of, seeds)
+        motion = self._choose_motion(motion)
+        is_shared = len(known_frames_of) == 1 and known_frames_of[0]
+        shared = self._encode_known(known_frames_of) if is_shared else None
         logging.info(
-            "Sampling %d videos from step %d on %d devices.",
-            *(len(seeds), self.step, self.model.mesh.size),
+            "Sampling from step %d on %d devices, %d videos at a time.",
+            *(self.step, self.model.mesh.size, min(rows, len(prompts))),
         )
 
-        def make() -> Iterator[np.ndarray]:
-            for start in range(0, len(prompts), rows):
-                part = slice(start, start + rows)
-                batch = jax.tree.map(lambda column: column[part], condition)  # noqa: B023
-                yield self._decode(generate(self.params, batch, list(seeds[part])))
+        def make(part: range) -> np.ndarray:
+            own_seeds = [seeds[index] for index in part]
+            text, _ = self.embed([prompts[index] for index in part], negative_prompt)
+            condition = run_sampler.make_condition(self.model, text, motion)
+            if any(known_frames_of):
+                # Of different frames only those of a batch are in memory.
+                own = shared or self._encode_known([known_frames_of[index] for index in part])
+                condition |= self._condition_on(own, own_seeds)
+            return self._decode(generate(self.params, condition, own_seeds))
 
-        return make()
+        parts = [
+            range(start, min(start + rows, len(prompts))) for start in range(0, len(prompts), rows)
+        ]
+        return [(part, functools.partial(make, part)) for part in parts]
 
     def stream(
         self,
@@ -366,9 +385,13 @@ class VideoModel:
                 "(--image), or --num_frames where it continues one."
             )
 
-    def _condition_on(self, known: Sequence[Frames], seeds: Sequence[int]) -> dict[str, Any]:
-        frames = known_frames.encode_known(self.model, self.latents, known)
-        frames = (np.repeat(part, len(seeds) // len(known), axis=0) for part in frames)
+    def _encode_known(self, known: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
+        return known_frames.encode_known(self.model, self.latents, known)
+
+    def _condition_on(
+        self, encoded: tuple[np.ndarray, np.ndarray], seeds: Sequence[int]
+    ) -> dict[str, Any]:
+        frames = (np.repeat(part, len(seeds) // len(part), axis=0) for part in encoded)
         return known_frames.condition_on_frames(self.model, *frames, seeds)
 
     def _choose_motion(self, motion: float | None) -> float:
