@@ -255,6 +255,7 @@ def open_videos(
 def make_videos(values, window: clip_sets.Window, source: Run, scratch: Path) -> scoring.Videos:
     """Generates videos for captions of training clips, and opens the reference."""
     from videogen_jax.data.bucketed_data import draw_captions
+    from videogen_jax.data.vocabulary import split_words
 
     count = values.num_clips or NUM_CLIPS
     seeds = range(values.seed, values.seed + count)
@@ -263,6 +264,8 @@ def make_videos(values, window: clip_sets.Window, source: Run, scratch: Path) ->
     summary = clip_sets.summarize(reference, window, count)
     scoring.check_shapes(source.size if window.size is None else window.size, summary.shape)
     prompts = draw_captions(source.data, count, values.seed)
+    # A caption without a word, such as "...", trained the model as no caption does.
+    prompts = [prompt if split_words(prompt) else "" for prompt in prompts]
     batches, settings = sample(values, prompts, seeds)
     settings |= entries | {
         "prompts": "training captions",

@@ -342,6 +342,17 @@ def test_pickles_are_rejected(tmp_path, suffix, folder):
             r"down_block_types \[.*\]: only DownEncoderBlock2D is supported",
         ),
         ({"patch_size": [2, 2]}, "patch_size is not supported: use weights without it"),
+        (
+            {"block_out_channels": 64},
+            "block_out_channels is 64, which should be a list, each entry",
+        ),
+        ({"block_out_channels": [64, "x"]}, r'block_out_channels is \[64, "x"\], which should be'),
+        ({"block_out_channels": [33]}, r"block_out_channels \(33,\) are no multiples of norm_num"),
+        ({"latent_channels": 0}, "latent_channels is 0, which should be a positive whole number"),
+        ({"use_quant_conv": "no"}, 'use_quant_conv is "no", which should be true or false'),
+        ({"scaling_factor": None}, "scaling_factor is null, which should be a finite number"),
+        ({"latents_mean": [0.0] * 3}, "latents_mean has 3 entries for 4 latent_channels"),
+        ({"down_block_types": 7}, "down_block_types 7: only DownEncoderBlock2D is supported"),
     ],
 )
 def test_configs_of_other_networks_are_rejected(tmp_path, changes, message):
@@ -352,5 +363,7 @@ def test_configs_of_other_networks_are_rejected(tmp_path, changes, message):
 
 def test_a_broken_config_is_rejected(tmp_path):
     (tmp_path / sd_vae.CONFIG_FILE).write_text('{"act_fn": ')
-    with pytest.raises(WeightsError, match=r"config\.json is not JSON .*: download it again"):
+    with pytest.raises(
+        WeightsError, match=r"config\.json is not a model's JSON .*: download it again"
+    ):
         autoencoders.make_autoencoder("sd", str(tmp_path))

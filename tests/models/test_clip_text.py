@@ -309,7 +309,18 @@ def test_pickles_are_rejected(tmp_path, suffix, folder, config):
             '{"hidden_size": 100, "num_attention_heads": 8}',
             "hidden_size 100 is not a multiple of num_attention_heads 8",
         ),
-        ('{"eos_token_id": [1, 2]}', r"eos_token_id \[1, 2\] is not a positive integer"),
+        ('{"eos_token_id": [1, 2]}', r"eos_token_id is \[1, 2\], which should be a positive whole"),
+        ('{"hidden_size": "512"}', 'hidden_size is "512", which should be a positive whole number'),
+        (
+            '{"hidden_size": 1e99}',
+            "hidden_size is 1e[+]99, which should be a positive whole number",
+        ),
+        ('{"num_attention_heads": 0}', "num_attention_heads is 0, which should be a positive"),
+        ('{"num_hidden_layers": true}', "num_hidden_layers is true, which should be a positive"),
+        ('{"layer_norm_eps": NaN}', "layer_norm_eps is NaN, which should be a finite number"),
+        ('{"hidden_act": ["gelu"]}', r'hidden_act is \["gelu"\], which should be a text'),
+        ('{"model_type": "clip", "text_config": [1]}', "text_config should be an object"),
+        ('{"architectures": 3}', "architectures should be a list"),
     ],
 )
 def test_configs_of_other_networks_are_rejected(tmp_path, content, message):

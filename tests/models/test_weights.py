@@ -477,6 +477,76 @@ def test_the_error_for_a_damaged_index_names_it(tmp_path, content):
         weights.read_tensors(tmp_path)
 
 
+def write_safetensors(path, header, data=b"", length=None):
+    """Writes bytes as the format has them; `header` is JSON or its bytes."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    length = len(header) if length is None else length
+    path.write_bytes(length.to_bytes(8, "little") + header + data)
+    return path
+
+
+def entry(kind, shape, first, end):
+    return {"dtype": kind, "shape": shape, "data_offsets": [first, end]}
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "C64"])
+def test_types_that_numpy_lacks_are_named(tmp_path, kind):
+    size = {"F4": 4, "F6_E2M3": 6, "C64": 64}.get(kind, 8)
+    file = write_safetensors(
+        tmp_path / "model.safetensors", {"t": entry(kind, [8], 0, size)}, b"\0" * size
+    )
+    message = rf"model\.safetensors has the tensor t of type {kind}, which cannot be read: convert"
+    with pytest.raises(weights.WeightsError, match=message):
+        weights.read_tensors(file)
+    with pytest.raises(weights.WeightsError, match=message):
+        weights.read_shapes(file)
+
+
+DAMAGED = [
+    {"t": entry("F32", [0, 2**62], 0, 0)},
+    {"t": entry("F32", [2**63, 0], 0, 0)},
+    {"t": entry("F32", [2**32, 2**32], 0, 0)},
+    {"t": entry("F32", [-1], 0, 4)},
+    {"t": entry("F32", ["1"], 0, 4)},
+    {"t": entry("F32", [1], 0, 400)},
+    {"t": entry("F32", [1], 4, 0)},
+    {"t": entry("F32", [2], 0, 4)},
+    {"t": entry("X", [1], 0, 4)},
+    {"t": entry("F32", [1], 0, 4), "u": entry("F32", [1], 0, 4)},  # overlap
+    {"t": entry("F32", [1], 0, 4), "u": entry("F32", [1], 2, 6)},
+    {"t": {"dtype": "F32"}},
+    {"t": 1},
+    [1],
+    b"\xff\xfe",
+    b"[" * 50_000,
+]
+
+
+@pytest.mark.parametrize("header", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_headers_are_one_sentence(tmp_path, header):
+    file = write_safetensors(tmp_path / "model.safetensors", header, b"\1" * 4)
+    with pytest.raises(weights.WeightsError, match=r"model\.safetensors .*download it again"):
+        weights.read_tensors(file)
+
+
+@pytest.mark.parametrize("length", [3, 1000, 2**40, 2**63, 2**64 - 1])
+def test_the_length_of_a_header_is_not_believed(tmp_path, length):
+    header = {"t": entry("F32", [1], 0, 4)}
+    file = write_safetensors(tmp_path / "model.safetensors", header, b"\1" * 4, length)
+    with pytest.raises(weights.WeightsError, match=r"model\.safetensors is not a valid"):
+        weights.read_tensors(file)
+
+
+@pytest.mark.parametrize(
+    "names", [{"a": 1}, {"a": None}, {"a": "../x.safetensors"}, {"a": "/x.safetensors"}, {"a": [1]}]
+)
+def test_an_index_names_files_of_its_folder(tmp_path, names):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(weights.WeightsError, match=r"index\.json .*download it again"):
+        weights.read_tensors(tmp_path)
+
+
 def test_suffixes_of_pickles_are_case_insensitive(tmp_path):
     (tmp_path / "X.PT").write_bytes(b"")
     with pytest.raises(weights.WeightsError, match="X.PT is a pickle"):

@@ -304,18 +304,19 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     yield from _iterate(records.map(decode, tf.data.AUTOTUNE).prefetch(1), [path], threads=2)
 
 
-def read_captions(path: str) -> list[bytes]:
+def read_captions(path: str, count: int = -1) -> list[bytes]:
     """Reads the captions of a TFRecord file in order.
 
     Args:
       path: TFRecord file.
+      count: most captions to read; -1: all.
     Returns:
       UTF-8 bytes, one caption per clip.
     Raises:
       DataError: a record is damaged.
     """
     features = {"caption": tf.io.FixedLenFeature([], tf.string)}
-    records = tf.data.TFRecordDataset(path)
+    records = tf.data.TFRecordDataset(path).take(count)
     captions = records.map(lambda record: tf.io.parse_single_example(record, features))
     return [clip["caption"] for clip in _iterate(captions, [path], threads=1)]
 

@@ -13,6 +13,7 @@ from absl import logging
 from videogen_jax import __version__
 from videogen_jax import config as configs
 from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.data.vocabulary import split_words
 from videogen_jax.generate import known_frames, run_rollout, run_sampler
 from videogen_jax.generate.generator import make_generator
 from videogen_jax.generate.known_frames import Frames
@@ -193,6 +194,7 @@ class VideoModel:
           ValueError: a prompt, frame or setting does not fit the model; the sentence says how.
         """
         prompts, seeds = _check_prompts(prompts, seeds)
+        self._check_words([*prompts, negative_prompt])
         known = _merge_frames(first_frame, known_frames, len(prompts))
         known_frames_of = [known] if isinstance(known, Mapping) else list(known)
         self._check_known(known_frames_of)
@@ -268,6 +270,7 @@ class VideoModel:
                 f"{len(prompts)} long videos are more than the batch size of {chosen.batch_size}: make some at a time."
             )
         captions = sorted({caption for timeline in timelines for _, caption in timeline})
+        self._check_words([*captions, negative_prompt])
         text, null_text = self.embed(captions, negative_prompt)
         given = int(continues_image)
         key = (plan, chosen, negative_prompt, given)
@@ -384,6 +387,15 @@ class VideoModel:
                 "This model never learned videos from their caption alone (tasks.text=0): give it a first frame "
                 "(--image), or --num_frames where it continues one."
             )
+
+    def _check_words(self, captions: Sequence[str]) -> None:
+        if self.model.config.text.encoder != "words":
+            return
+        for caption in filter(None, dict.fromkeys(captions)):
+            if not split_words(caption):
+                raise ValueError(
+                    f'The prompt {caption!r} has no word: write "" for a video without a caption.'
+                )
 
     def _encode_known(self, known: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
         return known_frames.encode_known(self.model, self.latents, known)

@@ -6,7 +6,6 @@ Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_
 """
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videogen_jax.models import model_config
 from videogen_jax.models.attention import attend
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.weight_layouts import Source
@@ -117,18 +117,21 @@ def read_fields(path: Path, tower: str, expected: str) -> dict[str, Any]:
       WeightsError: the file is not JSON, or describes another network.
     """
     encoder_type = f"clip_{tower}_model"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        kind = given.get("model_type", "clip" if f"{tower}_config" in given else encoder_type)
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a model's JSON ({error}): download it again.") from None
+    given = model_config.read_json(path)
+    kind = given.get("model_type", "clip" if f"{tower}_config" in given else encoder_type)
     if kind not in ("clip", encoder_type):
         raise WeightsError(f"{path} is the config of {kind!r}: give the folder of {expected}.")
     if kind == "clip":  # old files have the fields twice, and transformers uses the second ones
-        fields = given.get(f"{tower}_config") or {}
-        fields = fields | (given.get(f"{tower}_config_dict") or {})
+        fields: dict[str, Any] = {}
+        for name in (f"{tower}_config", f"{tower}_config_dict"):
+            if not isinstance(given.get(name) or {}, dict):
+                raise WeightsError(f"{path}: {name} should be an object: download it again.")
+            fields |= given.get(name) or {}
         return fields | {"projection_dim": given.get("projection_dim", 512)}
-    projects = f"CLIP{tower.title()}ModelWithProjection" in (given.get("architectures") or ())
+    architectures = given.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise WeightsError(f"{path}: architectures should be a list: download it again.")
+    projects = f"CLIP{tower.title()}ModelWithProjection" in architectures
     return given if projects else given | {"projection_dim": None}
 
 

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError, safe_open
 
 from videogen_jax.models.clip_common import (
     CONFIG_FILE,
@@ -36,7 +35,8 @@ from videogen_jax.models.clip_common import (
     read_fields,
 )
 from videogen_jax.models.hub import find_file
-from videogen_jax.models.weights import PICKLES, WeightsError, read_tensors
+from videogen_jax.models.model_config import make_config
+from videogen_jax.models.weights import PICKLES, WeightsError, read_shapes, read_tensors
 
 HEAD_DIM = 64  # head dimension of every published model
 LEGACY_EOS = (
@@ -203,9 +203,7 @@ def read_config(path: Path) -> Config:
       WeightsError: it is not JSON, or describes another network.
     """
     fields = read_fields(path, "text", "a CLIP text encoder")
-    return check_config(
-        path, Config(**{name: fields[name] for name in Config._fields if name in fields})
-    )
+    return check_config(path, make_config(path, Config, fields))
 
 
 def _find_config(path: str, fetch: bool) -> Config:
@@ -226,16 +224,7 @@ def _infer_config(path: Path) -> Config:
     if file.suffix.lower() in PICKLES or not file.is_file():
         read_tensors(path)  # raises if the weights are invalid
         raise WeightsError(f"{path} has no {CONFIG_FILE}: put that of the same model there.")
-    try:
-        with safe_open(file, "np") as opened:
-            shapes = {
-                name.removeprefix("text_model."): opened.get_slice(name).get_shape()
-                for name in opened.keys()  # noqa: SIM118 (not a mapping)
-            }
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{file} is not a valid safetensors file ({error}): download it again."
-        ) from None
+    shapes = {name.removeprefix("text_model."): shape for name, shape in read_shapes(file).items()}
     layers = [
         int(found[1])
         for found in (re.match(r"encoder\.layers\.(\d+)\.layer_norm1\.weight", n) for n in shapes)
@@ -265,7 +254,7 @@ def _infer_config(path: Path) -> Config:
             num_attention_heads=max(width // HEAD_DIM, 1),
             max_position_embeddings=positions,
             hidden_act=activation,
-            projection_dim=shapes.get("text_projection.weight", [None])[0],
+            projection_dim=next(iter(shapes.get("text_projection.weight", ())), None),
         ),
     )
 

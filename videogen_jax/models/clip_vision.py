@@ -34,6 +34,7 @@ from videogen_jax.models.clip_common import (
     read_fields,
 )
 from videogen_jax.models.hub import find_file
+from videogen_jax.models.model_config import make_config
 from videogen_jax.models.weights import WeightsError
 
 FULL_CLIP = "a full CLIP (transformers' CLIPModel), text and image encoder"
@@ -164,8 +165,7 @@ def read_config(path: Path) -> Config:
       WeightsError: it is not JSON, or describes another network.
     """
     fields = read_fields(path, "vision", FULL_CLIP)
-    config = Config(**{name: fields[name] for name in Config._fields if name in fields})
-    return check_config(path, config)
+    return check_config(path, make_config(path, Config, fields))
 
 
 def _load(path: str, abstract_params: Any) -> Any:

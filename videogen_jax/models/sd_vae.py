@@ -7,7 +7,6 @@ with a small difference, since its group norms are global too.
 Source: Latent diffusion, arXiv:2112.10752; diffusers `models/autoencoders/vae.py`.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from videogen_jax.models import model_config
 from videogen_jax.models.attention import attend
 from videogen_jax.models.convolutions import conv, group_norm, upsample_nearest
 from videogen_jax.models.weights import WeightsError
@@ -55,17 +55,14 @@ def read_config(path: Path) -> Config:
     Raises:
       WeightsError: it is not JSON, or describes another network.
     """
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}): download it again.") from None
+    given = model_config.read_json(path)
     # diffusers' defaults where they differ from Stable Diffusion's.
     fields = {"block_out_channels": (64,), "layers_per_block": 1}
     for name, value in given.items():
         if name in Config._fields:
-            fields[name] = tuple(value) if isinstance(value, list) else value
+            fields[name] = value
         elif name in BLOCK_TYPES:
-            if set(value) != {BLOCK_TYPES[name]}:
+            if not isinstance(value, list) or any(kind != BLOCK_TYPES[name] for kind in value):
                 raise WeightsError(
                     f"{path}: {name} {value}: only {BLOCK_TYPES[name]} is supported."
                 )
@@ -79,7 +76,19 @@ def read_config(path: Path) -> Config:
                 )
         elif not (name in IGNORED_FIELDS or name.startswith("_")):
             raise WeightsError(f"{path}: {name} is not supported: use weights without it.")
-    return Config(**fields)
+    config = model_config.make_config(path, Config, fields)
+    if any(width % config.norm_num_groups for width in config.block_out_channels):
+        raise WeightsError(
+            f"{path}: block_out_channels {config.block_out_channels} are no multiples of norm_num_groups "
+            f"{config.norm_num_groups}."
+        )
+    for name in ("latents_mean", "latents_std"):
+        values = getattr(config, name)
+        if values is not None and len(values) != config.latent_channels:
+            raise WeightsError(
+                f"{path}: {name} has {len(values)} entries for {config.latent_channels} latent_channels."
+            )
+    return config
 
 
 def normalization(config: Config) -> tuple[np.ndarray, np.ndarray]:

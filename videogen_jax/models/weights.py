@@ -15,7 +15,7 @@ from typing import Any
 import einops
 import jax  # imports ml_dtypes, which safetensors needs for bfloat16
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from videogen_jax.models.positions import sincos_2d
@@ -23,6 +23,13 @@ from videogen_jax.models.weight_layouts import LAYOUTS, Layout, Source
 from videogen_jax.parallel.sharding import path_name
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+# Types of safetensors that NumPy and ml_dtypes hold as they are stored. 8-bit floats and smaller ones need scales.
+TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+# What safetensors and NumPy raise for damaged files.
+READ_ERRORS = (
+    *(SafetensorError, ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, MemoryError, RecursionError),
+)
 LISTED = 10  # tensors of each kind that an error lists
 
 
@@ -62,12 +69,11 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise FileNotFoundError(
                 f"There is no {file}: give a .safetensors file, or a folder with all files of the model."
             )
+        read_shapes(file)  # raises if NumPy could not hold the tensors
         try:
             part = load_file(file)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{file} is not a valid safetensors file ({error}): download it again."
-            ) from None
+        except READ_ERRORS as error:
+            raise _damaged(file, error) from None
         if duplicates := sorted(set(part) & set(tensors)):
             raise WeightsError(
                 f"{path} contains {duplicates[0]} twice, the second time in {file.name}: give the file of one model."
@@ -76,15 +82,53 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the names and shapes of a safetensors file, and checks that NumPy can hold its tensors.
+
+    Raises:
+      WeightsError: the file is damaged, or has a tensor of another type or with a side of 0.
+    """
+    shapes = {}
+    try:
+        with safe_open(file, "np") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                tensor = opened.get_slice(name)
+                kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+                if kind not in TYPES:
+                    raise WeightsError(
+                        f"{file} has the tensor {name} of type {kind}, which cannot be read: convert it to one of "
+                        "F32, F16 and BF16."
+                    )
+                if 0 in shape:
+                    raise WeightsError(
+                        f"{file} has the tensor {name} of shape {shape}, which holds nothing: download it again."
+                    )
+                shapes[name] = shape
+    except WeightsError:
+        raise
+    except READ_ERRORS as error:
+        raise _damaged(file, error) from None
+    return shapes
+
+
+def _damaged(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{file} is not a valid safetensors file ({error}): download it again.")
+
+
 def _list_files(folder: Path) -> list[Path]:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
         try:
             names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
                 f"{indexes[0]} is not an index of safetensors ({error}): download it again."
             ) from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+                raise WeightsError(
+                    f"{indexes[0]} names {name!r}, which is no file of its folder: download it again."
+                )
         return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
     files = files or sorted(file for file in folder.iterdir() if file.suffix in PICKLES)

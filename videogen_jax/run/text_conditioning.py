@@ -19,7 +19,7 @@ from absl import logging
 
 from videogen_jax.data import clip_tokenizer
 from videogen_jax.data.latent_records import Embeddings, TextInfo, find_dtype
-from videogen_jax.data.vocabulary import Vocabulary
+from videogen_jax.data.vocabulary import Vocabulary, split_words
 from videogen_jax.models.clip_text import TextEncoder, make_text_encoder
 from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel.batched import make_batched
@@ -27,6 +27,7 @@ from videogen_jax.parallel.batched import make_batched
 ENCODERS = ("words", "clip")
 MODEL_ENCODERS = {"words": "words", "clip": "embeddings"}  # what `VideoDiT` calls them
 CAPTIONS_AT_A_TIME = 32  # on each device
+SHOWN_PROMPTS = 3  # of those that are cut
 
 _make_text_encoder = functools.cache(make_text_encoder)  # its shapes take a second to infer
 
@@ -229,10 +230,33 @@ def describe_embeddings(embedder: Embedder, path: str, dtype: str) -> TextInfo:
     )
 
 
+def count_units(encoder: str, captions: Sequence[str]) -> list[int]:
+    """Words, or tokens of CLIP with begin and end, of each caption before it is cut to text.length."""
+    if encoder == "words":
+        return [len(split_words(caption)) for caption in captions]
+    return clip_tokenizer.tokenize(captions, length=2, pad_id=0)[1].tolist()
+
+
+def _warn_of_cut(
+    prompts: Sequence[str], counts: Sequence[int], length: int, unit: str, reader: str
+) -> None:
+    """Warns of prompts of which the model reads the beginning only."""
+    cut = [pair for pair in zip(prompts, counts, strict=True) if pair[1] > length]
+    for prompt, count in cut[:SHOWN_PROMPTS]:
+        shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
+        logging.warning(
+            "The prompt %r has %d %s, of which %s reads the first %d (text.length).",
+            *(shown, count, unit, reader, length),
+        )
+    if len(cut) > SHOWN_PROMPTS:
+        logging.warning("%d of %d prompts are cut so.", len(cut), len(prompts))
+
+
 def _make_words(vocabulary: Vocabulary, length: int) -> Texts:
     def embed(prompts: Sequence[str]) -> np.ndarray:
         for prompt in prompts:
             vocabulary.check(prompt)
+        _warn_of_cut(prompts, count_units("words", prompts), length, "words", "the model")
         return vocabulary.encode(prompts, length)
 
     def read(clips: dict[str, np.ndarray]) -> np.ndarray:
@@ -259,14 +283,8 @@ def _make_clip(path: str, length: int, info: TextInfo) -> Texts:
                 f"captions, {info.weights[:12]} of {info.path!r}: name the same ones, or encode it again."
             )
         tokens, pooled, counts = embedder.run(prompts)
-        for prompt, count in zip(prompts, counts, strict=True):
-            if count > info.length:
-                logging.warning(
-                    "The prompt %r has %d tokens, of which CLIP reads the first %d.",
-                    prompt if len(prompt) <= 80 else prompt[:77] + "...",
-                    count,
-                    info.length,
-                )
+        reader = "CLIP" if length == info.length else "the model"
+        _warn_of_cut(prompts, counts, length, "tokens", reader)
         kind = find_dtype(info.dtype)
         return _make_rows([row.astype(kind) for row in tokens], pooled.astype(kind), length)
 

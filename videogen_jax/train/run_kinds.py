@@ -14,7 +14,7 @@ from videogen_jax.generate.generator import Generate, make_generator
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.run import autoencoder_model, model, text_conditioning
 from videogen_jax.run.text_conditioning import Texts
-from videogen_jax.train import autoencoder_run, diffusion_run, log_samples
+from videogen_jax.train import autoencoder_run, caption_lengths, diffusion_run, log_samples
 from videogen_jax.train.training_run import Run
 
 
@@ -42,6 +42,16 @@ def read_batch(
     return {"video": clips["video"], "text": texts.read(clips)} | micro
 
 
+def open_texts(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> Texts:
+    """The captions of a run, see `text_conditioning.open_texts`; warns of those that are cut."""
+    options = config.text
+    texts = text_conditioning.open_texts(
+        *(options[name] for name in ("encoder", "path", "length", "vocabulary_size")), data
+    )
+    caption_lengths.warn_of_cut_captions(options.encoder, options.length, data)
+    return texts
+
+
 def _make_generate(run: Run) -> Generate:
     if run.config.tasks.prefix:
         run_rollout.plan_rollout(run.model)  # raises where long videos could not be sampled
@@ -52,9 +62,7 @@ def _make_generate(run: Run) -> Generate:
 DIFFUSION = Kind(
     make_run=lambda config, *rest: diffusion_run.make_run(model.make_model(config, *rest)),
     grid=model.token_grid,
-    open_texts=lambda config, data: text_conditioning.open_texts(
-        *(config.text[name] for name in ("encoder", "path", "length", "vocabulary_size")), data
-    ),
+    open_texts=open_texts,
     read_batch=read_batch,
     make_measure=diffusion_run.make_measure,
     count_flops=diffusion_run.count_step_flops,
