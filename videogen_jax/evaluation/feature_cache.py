@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from videogen_jax.data.atomic_files import publish
+from videogen_jax.data.output_folder import make_output_folder
+from videogen_jax.data.progress import show_progress
 from videogen_jax.evaluation.clip_sets import Clips, SetSummary, Window, crop_clips, summarize
 
+VARIABLE = "VIDEOGEN_JAX_CACHE"
 Extract = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]  # see `i3d.make_extractor`
 
 
@@ -41,7 +44,12 @@ def load_or_extract(
     if file.is_file():
         return np.load(file)
     crops = crop_clips(clips, window, len(summary.names), [])
-    features = np.stack(list(extract(window.repeat_frames(frames) for _, frames in crops)))
+    found = []
+    with show_progress("Extracting features", len(summary.names), "clip") as advance:
+        for feature in extract(window.repeat_frames(frames) for _, frames in crops):
+            found.append(feature)
+            advance(1)
+    features = np.stack(found)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.npy")
     np.save(draft, features)
@@ -50,6 +58,26 @@ def load_or_extract(
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be recomputed: $VIDEOGEN_JAX_CACHE, or ~/.cache/videogen_jax."""
-    chosen = os.environ.get("VIDEOGEN_JAX_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "videogen_jax"
+    """The folder of files that can be recomputed: $VIDEOGEN_JAX_CACHE, or ~/.cache/videogen_jax.
+
+    Raises:
+      OSError: there is no home folder; the sentence names the variable.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        return Path.home() / ".cache" / "videogen_jax"
+    except RuntimeError as error:  # no HOME, and no entry of the user
+        raise OSError(
+            f"There is no home folder for the cache of features ({error}): set {VARIABLE} to a folder."
+        ) from None
+
+
+def check_cache() -> None:
+    """Tries to write to the cache, before the work whose features go there.
+
+    Raises:
+      OSError: it cannot be written to; the sentence names the variable.
+    """
+    make_output_folder(cache_folder(), f"the variable {VARIABLE}")

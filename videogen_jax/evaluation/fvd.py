@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging
+
 from videogen_jax.evaluation import frechet
 from videogen_jax.evaluation.clip_sets import (
     CLIP_FRAMES,
@@ -11,7 +13,9 @@ from videogen_jax.evaluation.clip_sets import (
     Window,
     select_by_name,
 )
-from videogen_jax.evaluation.feature_cache import load_or_extract
+from videogen_jax.evaluation.feature_cache import check_cache, load_or_extract
+
+FEW_CLIPS = 64  # below this the bias of a Fréchet distance is larger than most differences
 
 
 def choose_distances(
@@ -48,12 +52,13 @@ def make_extractor(
       (extractor of `i3d.make_extractor`, hash of the weights).
     Raises:
       ValueError: a window has too few frames for I3D.
-      FileNotFoundError: the weights are missing.
+      OSError: the weights are missing, or the cache cannot be written to.
     """
     from videogen_jax.evaluation import i3d, i3d_weights  # JAX: only where a distance is computed
 
     for _, window in distances:
         i3d.check_frames(window.frames * window.repeat)
+    check_cache()
     return i3d.make_extractor(i3d_weights.load(weights)), i3d_weights.HASH
 
 
@@ -93,5 +98,12 @@ def score_distances(
         score = {"name": name, "value": frechet.distance(a, b, ddof), "low": low, "high": high}
         score["n"] = f"{len(a)} + {len(b)}"
         score["note"] = f"{chosen.frames} x {chosen.repeat} frames, ddof {ddof}; 95 % over clips"
+        if min(len(a), len(b)) < FEW_CLIPS:
+            score["note"] += f"; biased by fewer than {FEW_CLIPS} clips"
+            logging.warning(
+                "%s of %d and %d clips: below %d its bias is larger than most differences between models; use more "
+                "clips, and compare equal numbers only.",
+                *(name, len(a), len(b), FEW_CLIPS),
+            )
         scores.append(score)
     return scores

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from videogen_jax.data.progress import show_progress
 from videogen_jax.data.synthetic import parse_caption
 from videogen_jax.evaluation import long_video_consistency, moving_shapes, video_folders
 
@@ -74,11 +75,13 @@ def judge_folder(folder):
     unreadable = []
 
     def read_all():
-        for entry in entries:
-            video, _, reason = video_folders.try_to_read(Path(folder) / entry["file"])
-            if video is None:
-                unreadable.append({"file": entry["file"], "reason": reason})
-            yield video
+        with show_progress("Judging", len(entries), "video") as advance:
+            for entry in entries:
+                video, _, reason = video_folders.try_to_read(Path(folder) / entry["file"])
+                if video is None:
+                    unreadable.append({"file": entry["file"], "reason": reason})
+                yield video
+                advance(1)
 
     report = judge_videos(read_all(), [entry["prompt"] for entry in entries])
     for entry, record in zip(entries, report["videos"], strict=True):

@@ -6,6 +6,7 @@ pointer.
 
 import base64
 import html
+import itertools
 import json
 import math
 import struct
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from videogen_jax.data.atomic_files import write_text
-from videogen_jax.evaluation.clip_sets import Clips, Window, crop_clips, downscale
+from videogen_jax.evaluation.clip_sets import Clips, Window, downscale
 from videogen_jax.generate import contact_sheet
 
 WIDTH, HEIGHT = 300, 170  # size of a curve's figure, in units of its SVG like the margins
@@ -51,7 +52,7 @@ def write_report(
       protocol: name of a setting that the scores depend on to its value.
       options: dotted name of an option, such as "model.width", to its value; shown by section.
       curves: tag, such as "loss/train", to steps and values; grouped by the part before the first slash.
-      videos: list of {"title", "gif": the file's bytes}.
+      videos: list of {"title", "gif": the file's bytes, optional "captions": of its tiles, row by row}.
     Raises:
       ValueError: a video is not a GIF.
       OSError: the file cannot be written.
@@ -65,7 +66,9 @@ def write_report(
         + "\n</div></section>"
         for group, tags in groups.items()
     ]
-    samples = "\n".join(render_video(video["title"], video["gif"]) for video in videos)
+    samples = "\n".join(
+        render_video(video["title"], video["gif"], video.get("captions", ())) for video in videos
+    )
     sections = [
         render_scores(scores, protocol),
         f'<section><h2>Samples</h2>\n<div class="videos">\n{samples}\n</div></section>'
@@ -81,26 +84,43 @@ def write_report(
     write_text(path, page)
 
 
-def animate_sets(sets: Mapping[str, Clips | None], window: Window) -> list[dict[str, Any]]:
+def animate_sets(
+    sets: Mapping[str, Clips | None],
+    window: Window,
+    captions: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[dict[str, Any]]:
     """Animates the first clips of each set.
 
     Args:
       sets: title to set; None is skipped.
       window: frames of each clip that are shown.
+      captions: title to caption of each clip by its name.
     Returns:
-      List of {"title", "gif"} for `write_report`.
+      List of {"title", "gif", "captions"} for `write_report`.
     """
     videos = []
     for title, clips in sets.items():
-        crops = crop_clips(clips, window, MAX_VIDEOS, [], same_size=False) if clips else ()
-        shown = [(clip, downscale(frames, MAX_SIDE)) for clip, frames in crops]
+        readable = (clip for clip in (clips() if clips else ()) if clip.video is not None)
+        shown = [
+            (clip, downscale(_crop(clip.video, window), MAX_SIDE))
+            for clip in itertools.islice(readable, MAX_VIDEOS)
+        ]
         # One GIF holds frames of one size.
-        equal = [frames for _, frames in shown if frames.shape == shown[0][1].shape]
+        equal = [pair for pair in shown if pair[1].shape == shown[0][1].shape]
         if equal:
             fps = shown[0][0].fps / window.stride or STILL_FPS
-            gif, _ = contact_sheet.animation(np.stack(equal), fps)
-            videos.append({"title": title, "gif": gif})
+            gif, _ = contact_sheet.animation(np.stack([frames for _, frames in equal]), fps)
+            known = (captions or {}).get(title, {})
+            names = [known[clip.name] for clip, _ in equal if clip.name in known]
+            names = names if len(names) == len(equal) else []
+            videos.append({"title": title, "gif": gif, "captions": names})
     return videos
+
+
+def _crop(video: np.ndarray, window: Window) -> np.ndarray:
+    """The frames that are evaluated; of a shorter video all."""
+    span = (window.frames - 1) * window.stride + 1
+    return window.crop(video) if len(video) >= span else video[:: window.stride]
 
 
 def escape(text: Any) -> str:
@@ -140,7 +160,7 @@ def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, An
     table = table if scores else "<p class=faint>Not evaluated yet.</p>"
     sections = f"<section><h2>Scores</h2>\n{table}</section>"
     if protocol:
-        sections += f"\n<section><h2>Protocol</h2>\n{render_table(protocol)}</section>"
+        sections += f"\n<section>\n{render_details('Protocol', render_table(protocol))}</section>"
     return f'<div class="beside">\n{sections}\n</div>'
 
 
@@ -170,9 +190,13 @@ def render_details(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
 
 
-def render_video(title: str, gif: bytes) -> str:
+def render_video(title: str, gif: bytes, captions: Sequence[str] = ()) -> str:
     """A figure that plays a GIF.
 
+    Args:
+      title: plain text.
+      gif: the file's bytes.
+      captions: of its tiles, row by row.
     Raises:
       ValueError: the bytes are not a GIF.
     """
@@ -180,10 +204,13 @@ def render_video(title: str, gif: bytes) -> str:
         raise ValueError(f"The video {title!r} is not a GIF: make it with contact_sheet.animation.")
     width, height = struct.unpack("<HH", gif[6:10])
     data = base64.b64encode(gif).decode()
+    entries = "".join(f"<li>{escape(caption) or 'no caption'}</li>" for caption in captions)
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<img src="data:image/gif;base64,{data}" width={width} height={height} '
-        f'alt="{escape(title)}"></figure>'
+        f'alt="{escape(title)}">'
+        + (f"<ol class=faint>{entries}</ol>" if captions else "")
+        + "</figure>"
     )
 
 

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from videogen_jax.data import text_files
 from videogen_jax.data.video_io import read_frames
 from videogen_jax.data.video_writer import WRITABLE_SUFFIXES
 from videogen_jax.evaluation.protocol import digest
 
 LISTING = "samples.json"
+MAX_PROMPT_BYTES = 2**20  # of name.txt
+# Entries of samples.json that are no settings of the videos.
+NO_SETTINGS = ("videos", "shape", "fps", "saved_at", "given_sha256")
 MAX_REPEATS = 16  # of one frame; longer pauses are judged the same
 
 
@@ -90,13 +94,11 @@ def list_videos(folder):
     for name in found:
         text = folder / (Path(name).stem + ".txt")
         try:
-            prompt = text.read_text(encoding="utf-8").strip()
+            prompt = text_files.read_text(text, MAX_PROMPT_BYTES).strip()
         except FileNotFoundError:
             raise ValueError(
                 f"{folder / name} has no prompt: write it to {text.name} beside the video."
             ) from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{text} is not UTF-8 text: save the prompt as UTF-8.") from None
         entries.append({"file": name, "prompt": prompt})
     return entries, []
 
@@ -112,7 +114,7 @@ def read_settings(folder):
     if not path.is_file():
         return {}
     listing = json.loads(path.read_text(encoding="utf-8"))
-    settings = {name: listing[name] for name in listing if name not in ("videos", "shape", "fps")}
+    settings = {name: listing[name] for name in listing if name not in NO_SETTINGS}
     pairs = [[entry.get("prompt"), entry.get("seed")] for entry in listing["videos"]]
     return settings | {"prompts_and_seeds": digest(pairs)}
 
@@ -122,9 +124,13 @@ def _read_listing(path):
     advice = "write it again with videogen_jax.sample, or delete it to read name.txt files instead."
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{path} is not valid JSON ({error}): {advice}") from None
     videos = listing.get("videos") if isinstance(listing, dict) else None
+    if isinstance(listing, dict) and "unfinished" in listing:
+        raise ValueError(
+            f"{path.parent} lacks videos that sample has not made yet: let it finish, or run the same command again."
+        )
     if not isinstance(videos, list) or not videos:
         raise ValueError(f'{path} names no "videos": {advice}')
     entries = []
@@ -132,8 +138,26 @@ def _read_listing(path):
         fields = video if isinstance(video, dict) else {}
         if not all(isinstance(fields.get(key), str) for key in ("file", "prompt")):
             raise ValueError(f'video {index} of {path} lacks "file" or "prompt": {advice}')
+        _check_own_file(path, fields["file"])
+        if "seed" in fields and (
+            isinstance(fields["seed"], bool) or not isinstance(fields["seed"], int)
+        ):
+            raise ValueError(f'the "seed" of video {index} of {path} is no whole number: {advice}')
         entries.append({key: fields[key] for key in ("file", "prompt", "seed") if key in fields})
     return entries
+
+
+def _check_own_file(listing, name):
+    """Checks that a name of `samples.json` is that of a file of its folder, and no link out of it."""
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"{listing} names {name!a}, which is no file of its folder: correct the name."
+        )
+    folder = listing.parent.resolve()
+    if (folder / name).resolve().parent != folder:
+        raise ValueError(
+            f"{listing} names {name!r}, which is a link out of its folder: put the file itself there."
+        )
 
 
 def read_constant_rate(path, fps=None):

@@ -120,6 +120,7 @@ def encode(
         "finished": all(_is_done(output, work, path) for _, path, _ in shards),
         "seconds": round(time.monotonic() - started, 1),
     }
+    report["source"] = str(source.resolve())  # where evaluate finds the clips in pixels
     if encoder.texts is not None:
         report["cut_captions"] = cut
     if report["finished"]:
