@@ -1,5 +1,6 @@
 """The options of a run: defaults, types, ranges, choices and combinations, checked in one place."""
 
+import copy
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from absl import logging
 
 from tests.conftest import ROOT
 from tests.tiny import tiny_config, tiny_vae_config
+from videogen_jax import command, config_rules
 from videogen_jax import config as configs
 from videogen_jax.data import latent_records
 from videogen_jax.diffusion import objective, schedule, times
@@ -19,7 +21,8 @@ from videogen_jax.train import init_params, optimizers, wandb_writer
 
 def changed(name, value, config=None):
     """JSON-like lines of a small config with one value changed."""
-    lines = (tiny_config() if config is None else config).to_dict()
+    config = tiny_config() if config is None else config
+    lines = copy.deepcopy(config) if isinstance(config, dict) else config.to_dict()
     *sections, key = name.split(".")
     target = lines
     for part in sections:
@@ -46,6 +49,18 @@ def changed(name, value, config=None):
         ("ema.decays", (0.9, 1.0), "ema.decays is .*: give a number from 0 to below 1"),
         ("ema.decays", 0.9, "ema.decays is 0.9: give a tuple"),
         ("model.patch_size", (1, 2, 2.5), "model.patch_size is .*: give whole numbers"),
+        ("seed", -1, "seed is -1: give a number from 0 to 4294967295"),
+        ("seed", 2**32, "seed is 4294967296: give a number from 0 to 4294967295"),
+        ("optimizer.clip_norm", 0, "optimizer.clip_norm is 0.0: give a number above 0"),
+        ("learning_rate.peak", -1e-3, "learning_rate.peak is -0.001: give a number above 0"),
+        ("train.steps", 1e30, "train.steps is 1.*: give a whole number of at most 2147483647"),
+        ("data.threads", 10**6, "data.threads is 1000000: give a number from 1 to 1024"),
+        ("sample.prompts", (1, 2), r"sample.prompts is \(1, 2\): give texts"),
+        ("model.patch_size", (1, 2), r"is \(1, 2\): give a tuple of 3 whole numbers"),
+        ("sample.guidance_interval", (1.0,), "give a tuple of no or 2 numbers"),
+        ("model.width", "wide", "model.width is 'wide': give a whole number"),
+        ("known.noise_mean", 1e30, "known.noise_mean is 1e.30: give a number from -20 to 20"),
+        ("data", 3, "'data' is a section of options and has no value of its own"),
         (
             "optimizer.name",
             "adam",
@@ -87,6 +102,57 @@ def test_every_misspelt_option_is_refused_with_one_that_there_is(autoencoder):
         lines = changed(wrong, 1, complete)
         with pytest.raises(ValueError, match=f"no option '{wrong}': did you mean '{name}'"):
             configs.validate(lines)
+
+
+HOSTILE = (
+    -1,
+    0,
+    -0.5,
+    float("nan"),
+    float("inf"),
+    1e30,
+    1e300,
+    10**400,
+    "x",
+    (),
+    (1, 2),
+    ("a",),
+    None,
+    True,
+    {},
+)
+
+
+def options_and_kinds():
+    for of_autoencoder in (False, True):
+        for name in configs.options_of(of_autoencoder):
+            yield pytest.param(name, of_autoencoder, id=f"{name}-{of_autoencoder}")
+
+
+@pytest.mark.parametrize(("name", "autoencoder"), list(options_and_kinds()))
+def test_any_value_gives_a_valid_config_or_a_sentence_that_names_the_option(name, autoencoder):
+    """Where it is valid, it is of the option's type, finite and inside the bounds."""
+    complete = (tiny_vae_config() if autoencoder else tiny_config()).to_dict()
+    option = configs.options_of(autoencoder)[name]
+    for value in HOSTILE:
+        try:
+            found = dict(
+                configs.flatten(configs.validate(changed(name, value, complete)).to_dict())
+            )
+        except ValueError as error:
+            assert name.rpartition(".")[2] in str(error) and len(str(error)) < 400, (value, error)
+            continue
+        if value == {}:  # a section without options
+            continue
+        if found[name] is None:
+            assert option.default is None
+            continue
+        assert type(found[name]) is config_rules.type_of(option)
+        for entry in found[name] if isinstance(found[name], tuple) else (found[name],):
+            if isinstance(entry, float):
+                assert abs(entry) < 3.4e38
+            elif isinstance(entry, int):
+                assert -(2**31) < entry < 2**32
 
 
 NUMBERS = {
@@ -302,3 +368,118 @@ def test_every_default_is_valid_by_itself():
 def test_every_option_says_what_it_does():
     for name, option in (configs.options_of(False) | configs.options_of(True)).items():
         assert option.meaning and option.meaning[0] not in ".,", name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("modle.width", "model.width"),
+        ("model.widht", "model.width"),
+        ("optimizer.learning_rate", "learning_rate.peak"),
+        ("train.width", "model.width"),
+        ("learning_rate", "learning_rate.peak"),
+        ("width", "model.width"),
+        ("train.batch_size", "batch_size"),
+        ("steps", "train.steps"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest_option(wrong, near):
+    with pytest.raises(ValueError, match=f"'{wrong}'.*did you mean .*'{near}'"):
+        configs.parse_option(wrong, "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("train.steps", "1e3", 1000),
+        ("train.steps", "1_000", 1000),
+        ("train.steps", "1000.0", 1000),
+        ("data.fps", "8", 8.0),
+        ("learning_rate.peak", "3e-4", 3e-4),
+        ("data.flip", "true", True),
+        ("data.flip", "False", False),
+        ("data.flip", None, True),
+        ("data.path", "a=b c", "a=b c"),
+        ("model.patch_size", "(1, 4, 4)", (1, 4, 4)),
+        ("model.patch_size", "1,4,4", (1, 4, 4)),
+        ("ema.decays", "[0.9, 0.99]", (0.9, 0.99)),
+        ("ema.widths", "0.05", (0.05,)),
+        ("ema.widths", "()", ()),
+        ("memory.saved", "qkv,mlp", ("qkv", "mlp")),
+        ("sample.prompts", "a red circle, moving left", ("a red circle, moving left",)),
+        ("sample.prompts", "('a', 'b')", ("a", "b")),
+        ("sample.known_guidance_scale", "2", 2.0),
+        ("sample.known_guidance_scale", "None", None),
+        ("autoencoder.strides", "((1, 2, 2),)", ((1, 2, 2),)),
+    ],
+)
+def test_values_on_a_command_line(name, text, value):
+    found = configs.parse_option(name, text)
+    assert found == value and type(found) is type(value)
+    assert configs.check_option(name, found) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("train.steps", "many", "train.steps is 'many': give a whole number."),
+        ("train.steps", "1.5", "train.steps is 1.5: give a whole number."),
+        ("train.steps", "inf", "train.steps is inf: give a whole number."),
+        ("data.fps", "fast", "data.fps is 'fast': give a number."),
+        ("data.flip", "maybe", "data.flip is 'maybe': give True or False."),
+        (
+            "sample.known_guidance_scale",
+            "x",
+            "sample.known_guidance_scale is 'x': give a number or None.",
+        ),
+        (
+            "model.patch_size",
+            "1x4x4",
+            "model.patch_size is '1x4x4': give a tuple of 3 whole numbers.",
+        ),
+        (
+            "ema.decays",
+            "(0.9",
+            "ema.decays is '(0.9': give a tuple of numbers, such as (0.5, 0.9).",
+        ),
+    ],
+)
+def test_a_text_of_another_type_names_the_option_and_what_it_takes(name, text, sentence):
+    with pytest.raises(ValueError) as caught:
+        configs.parse_option(name, text)
+    assert str(caught.value) == sentence
+
+
+def test_overrides_are_taken_out_of_a_command_line():
+    given = ["launch", "--config=quickstart", "--config.train.steps=1e3", "-config.data.path", "x"]
+    given += ["--config.data.flip", "--noconfig.model.qk_norm", "--workdir=y", "--", "--config.z=1"]
+    rest, overrides = command.split_overrides(given)
+    assert rest == ["launch", "--config=quickstart", "--workdir=y", "--", "--config.z=1"]
+    assert overrides == {
+        "train.steps": "1e3",
+        "data.path": "x",
+        "data.flip": None,
+        "model.qk_norm": "false",
+    }
+    config = configs.override(tiny_config(), overrides)
+    assert (config.train.steps, config.data.path, config.data.flip) == (1000, "x", True)
+    assert config.model.qk_norm is False and config.is_locked
+    with pytest.raises(ValueError, match="no option 'model.width'"):
+        configs.override(tiny_vae_config(), {"model.width": "3"})
+
+
+def test_a_wrong_line_of_a_config_file_is_one_sentence_with_its_place(tmp_path):
+    path = tmp_path / "mine.py"
+
+    def run(line):
+        text = f"from videogen_jax import config\ndef get_config():\n    return config.get_config({line})\n"
+        path.write_text(text)
+        words = [sys.executable, "-m", "videogen_jax.config", f"--config={path}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        return done.stderr
+
+    found = run("model=dict(widht=3)")
+    assert f"{path}, line 3: There is no option 'model.widht': did you mean 'model.width'?" in found
+    assert "train.steps is 'x': give a whole number." in run("train=dict(steps='x')")
+    assert "mine.py" in run("batch_size=3, ((")

@@ -196,7 +196,7 @@ def test_sampling_from_the_checkpoint(finished, tmp_path):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--config.model.widht=3", 'Did you mean "width"'),
+        ("--config.model.widht=3", "no option 'model.widht': did you mean 'model.width'"),
         ("--config.batch_size=3", "batch_size of 3 does not divide into 2 parts"),
         ("--config.data.path=/nowhere", "/nowhere"),
     ],

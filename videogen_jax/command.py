@@ -12,10 +12,13 @@ from importlib import metadata
 
 from absl import app, flags, logging
 
-from videogen_jax.config import find_config
+from videogen_jax import config
 
 # Parameters of glibc's mallopt, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+# What a config's file raises where it is wrong: it is read with the flags.
+CONFIG_FILE_ERRORS = (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError)
 
 
 def start(
@@ -33,14 +36,13 @@ def start(
 
     def fail(error: Exception) -> int:
         logging.debug("Where it came from:", exc_info=True)
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: error: {describe_error(error)}", file=sys.stderr)
         return 1
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS([_find_config(argument) for argument in argv])
-        # A config file is read here too: a misspelt line of it is an AttributeError.
-        except (flags.Error, AttributeError, OSError, *errors) as error:
+            return parse_flags(argv)
+        except (flags.Error, *CONFIG_FILE_ERRORS, OSError, *errors) as error:
             sys.exit(fail(error))
 
     def main(argv: list[str]) -> int | None:
@@ -55,10 +57,82 @@ def start(
     app.run(main, flags_parser=parse)
 
 
+def describe_error(error: Exception) -> str:
+    """The sentence of an error, in one line; of one in a config's file, without its traceback."""
+    text = str(error)
+    # ml_collections puts the whole traceback into the message.
+    if "Error whilst parsing config file" in text:
+        files = re.findall(r'File "([^"]+)", line (\d+), in get_config', text)
+        where = f"{files[0][0]}, line {files[0][1]}: " if files else ""
+        text = where + text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses a command line into absl's flags, and overrides of options into the flag `config`.
+
+    Args:
+      argv: with the program's name in front.
+    Returns:
+      The arguments that are no flags, behind the program's name.
+    Raises:
+      ValueError: an option does not exist, or its text is not of its type.
+      flags.Error: a flag does not exist, or its text is not of its type.
+    """
+    overrides: dict[str, str | None] = {}
+    if "config" in flags.FLAGS:
+        argv, overrides = split_overrides(argv)
+    for name, text in overrides.items():
+        config.parse_option(name, text)  # before absl sees --help, and exits
+    rest = flags.FLAGS([_find_config(argument) for argument in argv])
+    if overrides:
+        flag = flags.FLAGS["config"]
+        if flag.value is None:
+            raise ValueError(
+                f"--config.{next(iter(overrides))} overrides an option of a config, but there is no --config: name a "
+                "file, or one in configs/."
+            )
+        flag.value = config.override(flag.value, overrides)
+    return rest
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
+    """Takes the overrides of options out of a command line.
+
+    Args:
+      argv: among others --config.NAME=VALUE, --config.NAME VALUE, and --config.NAME or --noconfig.NAME for a truth.
+    Returns:
+      (the other arguments in their order, dotted name to text; None is "true").
+    """
+    rest: list[str] = []
+    overrides: dict[str, str | None] = {}
+    i = 0
+    while i < len(argv):
+        if argv[i] == "--":
+            return rest + argv[i:], overrides
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argv[i], re.DOTALL)
+        i += 1
+        if not match:
+            rest.append(argv[i - 1])
+            continue
+        negated, name, text = match.groups()
+        if text is None and negated:
+            text = "false"
+        elif text is None and not _is_truth(name) and i < len(argv):
+            text, i = argv[i], i + 1
+        overrides[name] = text
+    return rest, overrides
+
+
+def _is_truth(name: str) -> bool:
+    option = (config.SHARED | config.DIFFUSION | config.VIDEO_AUTOENCODER).get(name)
+    return option is not None and isinstance(option.default, bool)
+
+
 def _find_config(argument: str) -> str:
     """--config=dit_512 with the path of that config; other arguments as they are."""
     match = re.fullmatch(r"--?config=([^:]+)(:.*)?", argument)
-    return f"--config={find_config(match[1])}{match[2] or ''}" if match else argument
+    return f"--config={config.find_config(match[1])}{match[2] or ''}" if match else argument
 
 
 def keep_freed_memory() -> None:

@@ -33,6 +33,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 REMATS = ("none", "block", "selective")
 COUNT, SIZE, SHARE, FRACTION = "[0, inf)", "[1, inf)", "[0, 1]", "[0, 1)"
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
+SEED = "[0, 4294967295]"  # of 32 bits, for every verb
+RATE, RATE_OR_NONE, LOG_SIGMA = "(0, 1000]", "[0, 1000]", "[-20, 20]"
+THREADS, DEVICES = "[1, 1024]", "[1, 65536]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +48,25 @@ class Option:
     choices: tuple[str, ...] = ()  # of a string, or of each string of a tuple
     unit: str = ""
     of: type | None = None  # type of a tuple's entries, or of a number whose default is None
+    lengths: tuple[int, ...] = ()  # how many entries a tuple may have; empty: any number
 
 
 SHARED = {
-    "seed": Option(0, "seed of parameters, noise, dropout and the order of clips", COUNT),
+    "seed": Option(0, "seed of parameters, noise, dropout and the order of clips", SEED),
     "batch_size": Option(8, "clips per optimizer step, over all devices", SIZE),
     "data.path": Option("", "folder of the data set: of `pack` for pixels, of `encode` for latents"),
     "data.frames": Option(16, "frames of a clip, cut at random from longer ones", SIZE),
     "data.height": Option(64,
         "height of a clip, at most as packed: a random crop in training", SIZE, unit="pixels"),
     "data.width": Option(64, "width of a clip, likewise", SIZE, unit="pixels"),
-    "data.fps": Option(8.0, "frame rate of the clips and of samples", POSITIVE, unit="frames/s"),
+    "data.fps": Option(8.0, "frame rate of the clips and of samples", RATE, unit="frames/s"),
     "data.flip": Option(False, "mirror half of the clips; off where captions name directions"),
     "data.shuffle_window": Option(2048, "records among which the order is shuffled", SIZE),
-    "data.threads": Option(8, "threads of the input pipeline", SIZE),
+    "data.threads": Option(8, "threads of the input pipeline", THREADS),
     "augment.fps_min": Option(0.0,
-        "lowest frame rate that clips are resampled to; 0: as packed", NOT_NEGATIVE, unit="frames/s"),
+        "lowest frame rate that clips are resampled to; 0: as packed", RATE_OR_NONE, unit="frames/s"),
     "augment.fps_max": Option(0.0,
-        "highest one, at most the packed rate; log-uniform between the two", NOT_NEGATIVE, unit="frames/s"),
+        "highest one, at most the packed rate; log-uniform between the two", RATE_OR_NONE, unit="frames/s"),
     "augment.jitter": Option(0.0,
         "strength s of colour jitter: brightness, contrast and saturation times 1 - s to 1 + s", FRACTION),
     "augment.variants": Option(1, "augmented variants of each clip that `encode` stores", SIZE),
@@ -95,11 +99,11 @@ SHARED = {
         "relative widths of power-function averages (EDM2), such as 0.05 and 0.1", POSITIVE, of=float),
     "ema.snapshot_every": Option(0,
         "interval of snapshots of these, for other widths afterwards; 0: never", COUNT, unit="steps"),
-    "mesh.data": Option(1, "devices with a whole copy of the parameters each (data parallel)", SIZE),
+    "mesh.data": Option(1, "devices with a whole copy of the parameters each (data parallel)", DEVICES),
     "mesh.fsdp": Option(1,
-        "devices that share parameters, moments and EMA, with clips of their own (FSDP)", SIZE),
-    "mesh.seq": Option(1, "devices that share the tokens of a clip (sequence parallel)", SIZE),
-    "mesh.tensor": Option(1, "devices that share attention heads and MLP columns (tensor parallel)", SIZE),
+        "devices that share parameters, moments and EMA, with clips of their own (FSDP)", DEVICES),
+    "mesh.seq": Option(1, "devices that share the tokens of a clip (sequence parallel)", DEVICES),
+    "mesh.tensor": Option(1, "devices that share attention heads and MLP columns (tensor parallel)", DEVICES),
     "checkpoint.every": Option(1000, "interval of checkpoints and of the validation loss", SIZE, unit="steps"),
     "checkpoint.keep": Option(2, "newest checkpoints that are kept, beside the best", SIZE),
     "sample.every": Option(5000, "interval of samples on the dashboard", SIZE, unit="steps"),
@@ -127,7 +131,7 @@ DIFFUSION = {
     "text.vocabulary_size": Option(8192, "words of the captions, with three special ones", "[4, inf)"),
     "text.length": Option(77, "words or tokens of a caption; CLIP reads at most 77", SIZE),
     "text.dropout": Option(0.1, "share of clips trained without their caption, for guidance", SHARE),
-    "model.patch_size": Option((1, 2, 2), "patch: latent frames, rows, columns", SIZE, of=int),
+    "model.patch_size": Option((1, 2, 2), "patch: latent frames, rows, columns", SIZE, of=int, lengths=(3,)),
     "model.width": Option(512, "hidden size", SIZE),
     "model.depth": Option(24, "blocks, spatial and temporal in turn", SIZE),
     "model.num_heads": Option(8, "attention heads", SIZE),
@@ -138,7 +142,7 @@ DIFFUSION = {
     "model.causal": Option(False, "causal temporal attention: a frame attends to itself and earlier ones"),
     "model.positions": Option("sincos", "position embedding", choices=("sincos", "rope", "latte", "dit")),
     "model.position_grid": Option((),
-        "rows and columns that positions are scaled to; empty: those of the video", SIZE, of=int),
+        "rows and columns that positions are scaled to; empty: those of the video", SIZE, of=int, lengths=(0, 2)),
     "model.modulation": Option("adaln_zero",
         "adaptive layer norm: per block, or shared (PixArt)", choices=("adaln_zero", "adaln_single")),
     "model.qk_norm": Option(True, "RMS norm of queries and keys"),
@@ -159,7 +163,7 @@ DIFFUSION = {
     "tasks.image": Option(0.0, "share whose first frame is known", SHARE),
     "tasks.frames": Option(0.0, "share of which arbitrary frames are known: extension, interpolation", SHARE),
     "tasks.prefix": Option(0.0, "share that continues a clean prefix: long videos", SHARE),
-    "known.noise_mean": Option(-3.0, "mean of log sigma of the noise augmentation of known frames"),
+    "known.noise_mean": Option(-3.0, "mean of log sigma of the noise augmentation of known frames", LOG_SIGMA),
     "known.noise_std": Option(0.5, "its standard deviation", NOT_NEGATIVE),
     "known.sampling_noise": Option(0.02, "sigma of that noise in sampling", POSITIVE),
     "known.dropout": Option(0.0, "share of clips trained without their known frames, for guidance", SHARE),
@@ -190,7 +194,7 @@ DIFFUSION = {
     "objective.time_distribution": Option("logit_normal",
         "distribution of training times; log_normal is of edm",
         choices=("uniform", "logit_normal", "log_normal")),
-    "objective.time_mean": Option(0.0, "mean of the logit, or of log sigma"),
+    "objective.time_mean": Option(0.0, "mean of the logit, or of log sigma", LOG_SIGMA),
     "objective.time_std": Option(1.0, "its standard deviation", NOT_NEGATIVE),
     "objective.stratified": Option(True, "spread the times of a batch evenly over the distribution, in random order"),
     "memory.saved": Option((),
@@ -217,7 +221,7 @@ DIFFUSION = {
         "rescaling of guided predictions to the deviation of the conditional ones", SHARE),
     "sample.guidance_interval": Option((),
         "two noise levels sigma / alpha between which guidance applies; empty: everywhere",
-        NOT_NEGATIVE, of=float),
+        NOT_NEGATIVE, of=float, lengths=(0, 2)),
     "sample.motion": Option(128.0, "motion score bucket of samples", "[0, 255]"),
     "sample.spacing": Option("trailing",
         "spacing of the sampling steps", choices=("leading", "trailing", "linspace")),
@@ -233,9 +237,9 @@ DIFFUSION = {
 VIDEO_AUTOENCODER = {
     "autoencoder.channels": Option(16, "channels of the latents", SIZE),
     "autoencoder.patch": Option((1, 2, 2),
-        "frames, rows and columns folded into channels at the input", SIZE, of=int),
+        "frames, rows and columns folded into channels at the input", SIZE, of=int, lengths=(3,)),
     "autoencoder.strides": Option(((2, 2, 2), (2, 2, 2)),
-        "downsampling of frames, rows and columns from level to level", of=tuple),
+        "downsampling of frames, rows and columns from level to level", SIZE, of=tuple),
     "autoencoder.widths": Option((96, 256, 512), "channels of each level", SIZE, of=int),
     "autoencoder.blocks": Option(3, "residual blocks of each level, in encoder and decoder", SIZE),
     "loss.kl_weight": Option(1e-6, "weight of the KL term, per value of the video", NOT_NEGATIVE),
@@ -338,6 +342,43 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return _build(dict(flatten(lines)), is_autoencoder(lines))
 
 
+def override(
+    config: Mapping[str, Any], texts: Mapping[str, str | None]
+) -> ml_collections.ConfigDict:
+    """A config with some options as they are written on a command line.
+
+    Args:
+      config: nested options.
+      texts: dotted name to value as text, such as "1e3" or "(1, 2, 2)"; None is "true".
+    Returns:
+      The complete config, locked.
+    Raises:
+      ValueError: an option does not exist, or its text is not of its type.
+    """
+    lines = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    autoencoder = is_autoencoder(lines)
+    given = dict(flatten(lines))
+    for name, text in texts.items():
+        given[name] = parse_option(name, text, options_of(autoencoder))
+    return _build(given, autoencoder)
+
+
+def parse_option(name: str, text: str | None, options: Mapping[str, Option] | None = None) -> Any:
+    """The value of an option as written on a command line.
+
+    Args:
+      name: dotted name.
+      text: of the value; None is "true".
+      options: that there are; by default those of both kinds of run.
+    Raises:
+      ValueError: there is no such option, or the text is not of its type.
+    """
+    options = SHARED | DIFFUSION | VIDEO_AUTOENCODER if options is None else options
+    if name not in options:
+        raise ValueError(config_rules.describe_unknown(name, options))
+    return config_rules.parse(name, options[name], text)
+
+
 def check_option(name: str, value: Any) -> Any:
     """Checks one value, as given to a flag or a function instead of a config.
 
@@ -386,7 +427,7 @@ def _build(given: dict[str, Any], autoencoder: bool) -> ml_collections.ConfigDic
     options = options_of(autoencoder)
     for name in given:
         if name not in options:
-            raise ValueError(f"There is no option {name!r}{config_rules.nearest(name, options)}.")
+            raise ValueError(config_rules.describe_unknown(name, options))
     config = ml_collections.ConfigDict()
     for name, option in options.items():
         section, _, key = name.rpartition(".")

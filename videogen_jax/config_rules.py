@@ -4,6 +4,7 @@
 these are known.
 """
 
+import ast
 import difflib
 import math
 from collections.abc import Iterable
@@ -11,52 +12,189 @@ from typing import Any
 
 from absl import logging
 
+LARGEST_WHOLE = 2**31 - 1  # of JAX's int32, in which steps and sizes are counted
+LARGEST = 3e38  # of float32
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts", tuple: "tuples of whole numbers"}
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of a sentence about an unknown option: the nearest one, or where they are listed."""
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else ": python -m videogen_jax.config lists them"
+
+def describe_unknown(name: str, options: Iterable[str]) -> str:
+    """A sentence about an option that does not exist, with the nearest ones or where they are listed."""
+    near = nearest(name, list(options))
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else "python -m videogen_jax.config lists them."
+    )
+    if any(option.startswith(f"{name}.") for option in options):
+        return f"{name!r} is a section of options and has no value of its own: {hint}"
+    return f"There is no option {name!r}: {hint}"
+
+
+def nearest(name: str, options: list[str]) -> list[str]:
+    """The options that a misspelt one most likely means, none to three.
+
+    By the whole name first; then the same last part in other sections (train.width), a last part that is itself a
+    section (optimizer.learning_rate), and last whatever is similar at all.
+    """
+    if near := difflib.get_close_matches(name, options, n=1, cutoff=0.8):
+        return near
+    last = name.rpartition(".")[2]
+    same = [option for option in options if option.rpartition(".")[2] == last]
+    if near := difflib.get_close_matches(name, same, n=3, cutoff=0.0):
+        return near
+    if inside := [option for option in options if option.startswith(f"{last}.")]:
+        return inside[:1]
+    return difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+
+
+def parse(name: str, option: Any, text: str | None) -> Any:
+    """The value of an option from its text on a command line.
+
+    Args:
+      name: dotted name, for errors.
+      option: of config.py.
+      text: such as 1e3, true, None, (1, 2, 2) or fps,motion; None is "true".
+    Raises:
+      ValueError: names the option and what it takes.
+    """
+    wanted = type_of(option)
+    if text is None:
+        text = "true"
+    if option.default is None and text.strip().lower() in ("none", ""):
+        return None
+    if wanted is str:
+        return text
+    if wanted is tuple:
+        return convert(name, option, _parse_entries(name, option, text))
+    if wanted is bool:
+        truth = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+        return convert(name, option, truth.get(text.strip().lower(), text))
+    return convert(name, option, _parse_number(text))
+
+
+def _parse_number(text: str) -> int | float | str:
+    """A number as exact as it is written; the text itself where it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (ValueError, OverflowError):
+            continue
+    return text
+
+
+def _parse_entries(name: str, option: Any, text: str) -> Any:
+    text = text.strip()
+    if option.of is str and text[:1] not in ("(", "[", "'", '"'):
+        if not option.choices:
+            return (text,) if text else ()
+        return tuple(filter(None, (word.strip() for word in text.split(","))))
+    try:
+        value = ast.literal_eval(text) if text else ()
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise ValueError(f"{name} is {text!r}: give {describe_type(option)}.") from None
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def type_of(option: Any) -> type:
+    """The type of an option's value, apart from None."""
+    return option.of if option.default is None else type(option.default)
+
+
+def describe_type(option: Any) -> str:
+    """What an option takes: "a whole number", "a tuple of 3 whole numbers"."""
+    wanted = type_of(option)
+    if wanted is not tuple:
+        return KINDS[wanted] + (" or None" if option.default is None else "")
+    counts = " or ".join(str(count) if count else "no" for count in option.lengths)
+    examples = {int: "(1, 2, 2)", float: "(0.5, 0.9)", str: "('a', 'b')", tuple: "((1, 2, 2),)"}
+    # An example has as many entries as are wanted.
+    example = "" if counts else f", such as {examples[option.of]}"
+    return f"a tuple of {counts + ' ' if counts else ''}{PLURALS[option.of]}{example}"
 
 
 def convert(name: str, option: Any, value: Any) -> Any:
-    """The value in the option's type: whole numbers become floats where these are wanted, lists tuples."""
+    """The value in the option's type: 8 becomes 8.0 where a float is wanted, 1e3 becomes 1000, lists become tuples.
+
+    Raises:
+      ValueError: it has another type.
+    """
     if getattr(value, "ndim", None) == 0:  # of NumPy
         value = value.item()
-    wanted = option.of if option.default is None else type(option.default)
+    wanted = type_of(option)
     if value is None and option.default is None:
         return None
+    converted = value
     if wanted is tuple and isinstance(value, list | tuple):
-        if option.of is tuple:
-            return tuple(tuple(entry) for entry in value)
-        if option.of is float:
-            return tuple(float(entry) if isinstance(entry, int) else entry for entry in value)
-        return tuple(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        converted = tuple(_convert_entry(option.of, entry) for entry in value)
+    elif wanted is not tuple:
+        converted = _convert_entry(wanted, value)
+    if type(converted) is not wanted:
+        raise ValueError(f"{name} is {_shorten(value)}: give {describe_type(option)}.")
+    return converted
+
+
+def _convert_entry(wanted: type, value: Any) -> Any:
+    """A number in the wanted type if it has the same value there; anything else unchanged."""
+    if wanted is tuple and isinstance(value, list | tuple):
+        return tuple(_convert_entry(int, entry) for entry in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if wanted is float and abs(value) < LARGEST:
         return float(value)
-    if type(value) is not wanted:
-        kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        raise ValueError(f"{name} is {value!r}: give {kind.get(wanted, 'a tuple')}.")
-    return value
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float("inf") if wanted is float and isinstance(value, int) else value
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_value(name: str, option: Any, value: Any) -> None:
     """Raises ValueError for a number out of bounds, one that is not finite, or an unknown choice."""
-    entries = value if isinstance(value, tuple) else (value,)
-    for entry in entries:
+    wanted = type_of(option)
+    if option.lengths and len(value) not in option.lengths:
+        raise ValueError(f"{name} is {_shorten(value)}: give {describe_type(option)}.")
+    for entry in value if isinstance(value, tuple) else (value,):
         if option.choices and entry not in option.choices:
             near = difflib.get_close_matches(str(entry), option.choices, n=1)
             hint = f" ({near[0]}?)" if near else ""
             raise ValueError(
-                f"Unknown {name} {entry!r}{hint}: choose one of {', '.join(option.choices)}."
+                f"Unknown {name} {_shorten(entry)}{hint}: choose one of {', '.join(option.choices)}."
             )
-        if option.of not in (None, tuple) and entry is not None:
-            if not isinstance(entry, option.of) or isinstance(entry, bool):
-                kind = {int: "whole numbers", float: "numbers", str: "texts"}[option.of]
-                raise ValueError(f"{name} is {value!r}: give {kind}.")
-        if isinstance(entry, float) and not math.isfinite(entry) and "inf]" not in option.bounds:
-            raise ValueError(f"{name} is {value}: give a finite number.")
-        if option.bounds and entry is not None and not _inside(entry, option.bounds):
-            raise ValueError(f"{name} is {value}: give a number {describe_bounds(option.bounds)}.")
+        if wanted is tuple and option.of is tuple:
+            if not _is_triple(entry):
+                raise ValueError(
+                    f"{name} is {_shorten(value)}: give tuples of 3 whole numbers, such as ((1, 2, 2),)."
+                )
+            for number in entry:
+                _check_number(name, option, number, value)
+            continue
+        if wanted is tuple and type(entry) is not option.of:
+            raise ValueError(f"{name} is {_shorten(value)}: give {PLURALS[option.of]}.")
+        if isinstance(entry, int | float) and not isinstance(entry, bool):
+            _check_number(name, option, entry, value)
+
+
+def _is_triple(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 3 and all(type(one) is int for one in entry)
+
+
+def _check_number(name: str, option: Any, number: float, value: Any) -> None:
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{name} is {_shorten(value)}: give a finite number.")
+    if option.bounds and not _inside(number, option.bounds):
+        raise ValueError(
+            f"{name} is {_shorten(value)}: give a number {describe_bounds(option.bounds)}."
+        )
+    if isinstance(number, int) and number > LARGEST_WHOLE and "inf" in (option.bounds or "inf"):
+        raise ValueError(
+            f"{name} is {_shorten(value)}: give a whole number of at most {LARGEST_WHOLE}."
+        )
+    if isinstance(number, float) and abs(number) > LARGEST:
+        raise ValueError(f"{name} is {_shorten(value)}: give a number that float32 can hold.")
 
 
 def _inside(number: float, bounds: str) -> bool:
@@ -70,6 +208,8 @@ def describe_bounds(bounds: str) -> str:
     low, high = (end.strip() for end in bounds[1:-1].split(","))
     if high == "inf":
         return f"at least {low}" if bounds[0] == "[" else f"above {low}"
+    if bounds[0] == "(":
+        return f"above {low} and {'below' if bounds[-1] == ')' else 'at most'} {high}"
     return f"from {low} to {'below ' if bounds[-1] == ')' else ''}{high}"
 
 

@@ -39,7 +39,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main(arguments: list[str]) -> int:
     """Runs the training; returns the exit code."""
     command.refuse(arguments)
-    config = configs.complete(_CONFIG.value)  # the loop validates it
+    config = configs.validate_values(_CONFIG.value)  # the loop checks the combinations
     # Takes effect only where there is no GPU or TPU; there the mesh needs as many host devices.
     devices = math.prod(config.mesh.values()) // (_NUM_PROCESSES.value or 1)
     if (
