@@ -66,7 +66,7 @@ class Converter:
                 image = image[top : frame.height - bottom, left : frame.width - right]
                 if image.shape[1] != width:
                     whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                    image = self._to_rgb.reformat(whole, width=width).to_ndarray()
+                    image = self._to_rgb.reformat(whole, width=width, threads=1).to_ndarray()
         except (av.FFmpegError, ValueError, NotImplementedError) as error:
             if isinstance(error, ConversionError):
                 raise
@@ -95,25 +95,27 @@ class Converter:
     def _read_rgb(self, frame, width) -> np.ndarray:
         """Returns (H, width, 3) RGB of all pixels of a frame."""
         hdr = _HDR_TRANSFERS.get(int(frame.color_trc))
-        _complete_tags(frame, hdr)
-        clear = has_alpha(frame)
+        clear, has_matrix = _describe_format(frame.format.name)
+        if has_matrix:
+            _complete_tags(frame, hdr)
         if hdr:
             frame = _map_tones(frame, hdr, "rgba" if clear else "rgb24")
-        frame = self._to_rgb.reformat(frame, format="rgba" if clear else "rgb24", width=width)
+        kind = "rgba" if clear else "rgb24"
+        frame = self._to_rgb.reformat(frame, format=kind, width=width, threads=1)
         image = frame.to_ndarray()
         return image_io.over_white(image) if clear else image
 
 
-def has_alpha(frame: av.VideoFrame) -> bool:
-    """Says whether the pixels of a frame may be transparent; those of a palette may."""
-    pixel_format = frame.format
-    return pixel_format.has_palette or any(c.is_alpha for c in pixel_format.components)
+@functools.lru_cache
+def _describe_format(name):
+    """Returns (whether pixels may be transparent, whether they have a colour matrix) of a pixel format."""
+    pixel_format = av.VideoFormat(name)
+    clear = pixel_format.has_palette or any(c.is_alpha for c in pixel_format.components)
+    return clear, not pixel_format.is_rgb and not pixel_format.has_palette
 
 
 def _complete_tags(frame, hdr):
     """Sets the colour matrix of a frame whose file leaves it open; refuses those that swscale does not compute."""
-    if frame.format.is_rgb or frame.format.has_palette:
-        return
     matrix = int(frame.colorspace)
     if matrix not in _MATRICES:
         raise ConversionError(
