@@ -73,7 +73,9 @@ def define_flags(flag_values=flags.FLAGS):
     define("boolean", "strict", False, "Stop at the first video that would be skipped.")
     limits = read_limits.DEFAULTS
     damaged = "Skip a damaged video, or cut it before the damage."
-    flags.DEFINE_enum("damaged", limits.damaged, read_limits.DAMAGED, damaged, flag_values=flag_values)
+    flags.DEFINE_enum(
+        "damaged", limits.damaged, read_limits.DAMAGED, damaged, flag_values=flag_values
+    )
     text = "Megapixels of a frame or an image, at most; it takes up to 30 bytes a pixel."
     define("float", "max_megapixels", limits.max_megapixels, text, lower_bound=0.0)
     text = "Seconds from one frame to the next, at most; a longer gap ends the video."

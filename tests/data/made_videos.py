@@ -29,12 +29,22 @@ def make_frames(count=8, size=SIZE):
 
 
 def write(
-    path, frames, codec="libx264", pixel_format="yuv420p", *, times=None, fps=8, options=None, **tags
+    path,
+    frames,
+    codec="libx264",
+    pixel_format="yuv420p",
+    *,
+    times=None,
+    fps=8,
+    options=None,
+    **tags,
 ):
     """Writes frames, at `times` in seconds or at a constant rate; tags: attributes of the encoder or frames."""
     base = fractions.Fraction(1, 1000)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=_OPTIONS.get(codec, {}) | (options or {}))
+        stream = container.add_stream(
+            codec, rate=fps, options=_OPTIONS.get(codec, {}) | (options or {})
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
         stream.bit_rate = 4_000_000
@@ -101,9 +111,13 @@ def write_cropped_matroska(path, frames, crop, display):
     video = [number("b0", width), number("ba", height)]
     video += [number(name, value) for name, value in zip(names, crop, strict=True)]
     video += [number("54b0", display[1]), number("54ba", display[0])]
-    track = element("ae", number("d7", 1), number("73c5", 1), number("83", 1), element("86", b"V_VP8"), element("e0", *video))  # fmt: skip
+    names = ("d7", "73c5", "83")  # TrackNumber, TrackUID, TrackType
+    fields = [number(name, 1) for name in names]
+    track = element("ae", *fields, element("86", b"V_VP8"), element("e0", *video))
     blocks = [
-        element("a3", b"\x81", struct.pack(">hB", 125 * i, 0x80 * packet.is_keyframe), bytes(packet))
+        element(
+            "a3", b"\x81", struct.pack(">hB", 125 * i, 0x80 * packet.is_keyframe), bytes(packet)
+        )
         for i, packet in enumerate(packets)
     ]
     path.write_bytes(

@@ -3,13 +3,14 @@
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data import made_videos
 from tests.data.made_videos import make_frames, numbers, remux, write
 from videogen_jax.data import read_limits
 from videogen_jax.data.clock import Clock, order_packets
 from videogen_jax.data.read_limits import Limits
-from videogen_jax.data.video_io import VideoError, probe_video, read_frames
+from videogen_jax.data.video_io import VideoError, probe_video, read_frames, read_video
 
 
 def run(timestamps, gap=0.125, **limits):
@@ -84,13 +85,24 @@ def test_a_segment_of_a_stream_that_was_split(tmp_path, suffix):
     assert probe_video(later, 8)[2] in (15, 16, 17)  # it knows of packets alone
 
 
-@pytest.mark.parametrize(
-    ("name", "codec"),
-    [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("b.webm", "libvpx-vp9"), ("b.mkv", "mpeg2video"), ("h.avi", "h263"), ("h.mkv", "libx265")],
-)  # fmt: skip
-def test_without_a_first_keyframe_the_next_one_is_the_start(tmp_path, name, codec):
+CUT = {
+    "a.mkv": "libx264",
+    "a.avi": "mpeg4",
+    "a.webm": "libvpx",
+    "b.webm": "libvpx-vp9",
+    "b.mkv": "mpeg2video",
+    "h.avi": "h263",
+    "h.mkv": "libx265",
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_without_a_first_keyframe_the_next_one_is_the_start(tmp_path, name):
+    codec = CUT[name]
     frames = make_frames(32, (144, 176) if codec == "h263" else made_videos.SIZE)
-    whole = write(tmp_path / f"whole_{name}", frames, codec, fps=25, options={"g": "16", "bf": "0", "x265-params": "keyint=16:min-keyint=16:bframes=0:log-level=0"})  # fmt: skip
+    x265 = "keyint=16:min-keyint=16:bframes=0:log-level=0"
+    options = {"g": "16", "bf": "0", "x265-params": x265}
+    whole = write(tmp_path / f"whole_{name}", frames, codec, fps=25, options=options)
     count = iter(range(100))
     path = remux(whole, tmp_path / name, lambda p: p if next(count) else None)
     found = [frame for _, frame in read_frames(path)]
@@ -119,9 +131,13 @@ def test_video_that_begins_after_its_audio(tmp_path):
 @pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx"), ("a.mkv", "libx264")])
 def test_timestamps_that_start_anew_continue(tmp_path, name, codec):
     """Two files of Matroska one behind the other are one whose timestamps start anew."""
-    from videogen_jax.data import video_io
-
-    path = write(tmp_path / name, make_frames(32), codec, times=TIMES, options={"g": "8", "auto-alt-ref": "0"})
+    path = write(
+        tmp_path / name,
+        make_frames(32),
+        codec,
+        times=TIMES,
+        options={"g": "8", "auto-alt-ref": "0"},
+    )
     data = path.read_bytes()
     clusters = data.index(bytes.fromhex("1f43b675"))
     end = data.find(bytes.fromhex("1c53bb6b"), clusters)  # Cues
@@ -133,15 +149,13 @@ def test_timestamps_that_start_anew_continue(tmp_path, name, codec):
     frames, cut = read(path)
     assert numbers(frames) == [*range(32), *range(32)] and not cut
     assert probe_video(path, 8) == (48, 64, 64)
-    assert video_io.read_video(path).shape[0] == 64
+    assert read_video(path).shape[0] == 64
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".gif"])
 def test_a_jump_of_minutes_ends_the_video_and_is_told(tmp_path, suffix):
     path = tmp_path / f"jump{suffix}"
     if suffix == ".gif":
-        from PIL import Image
-
         pages = [Image.fromarray(frame) for frame in make_frames(32)]
         durations = [120] * 15 + [600_000] + [120] * 16
         pages[0].save(path, save_all=True, append_images=pages[1:], duration=durations)
@@ -158,10 +172,15 @@ def test_a_jump_of_minutes_ends_the_video_and_is_told(tmp_path, suffix):
 def test_times_out_of_all_proportion_are_refused(tmp_path):
     path = write(tmp_path / "hour.mp4", make_frames(4), times=[0, 0.125, 0.25, 3600])
     for call in (read, lambda path: probe_video(path, 8)):
-        with pytest.raises(VideoError, match=r"hour\.mp4 ends after 3 frames .*3600 s there, more than --max_gap=60 for"):
+        with pytest.raises(
+            VideoError,
+            match=r"hour\.mp4 ends after 3 frames .*3600 s there, more than --max_gap=60 for",
+        ):
             call(path)
     slow = write(tmp_path / "slow.mp4", make_frames(8), times=30 * np.arange(8))
     for call in (read, lambda path, **limits: probe_video(path, 8, Limits(**limits))):
-        with pytest.raises(VideoError, match=r"slow\.mp4 is due 240 frames .* holds 2, more than --max_repeats=100"):
+        with pytest.raises(
+            VideoError, match=r"slow\.mp4 is due 240 frames .* holds 2, more than --max_repeats=100"
+        ):
             call(slow, max_repeats=100)
     assert len(read(slow)[0]) == 1920 and read_limits.DEFAULTS.max_repeats == 300

@@ -51,7 +51,9 @@ def test_all_eight_orientations(tmp_path, plain, matrix):
     raw = subprocess.run(
         [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
     ).stdout
-    assert np.abs(frames - np.frombuffer(raw, np.uint8).reshape(frames.shape).astype(int)).max() < 12
+    assert (
+        np.abs(frames - np.frombuffer(raw, np.uint8).reshape(frames.shape).astype(int)).max() < 12
+    )
 
 
 def test_other_matrices_are_taken_for_the_nearest_orientation():
@@ -62,7 +64,9 @@ def test_other_matrices_are_taken_for_the_nearest_orientation():
         straight = abs(a) + abs(d) > abs(b) + abs(c)
         if 0 in ((a, d) if straight else (b, c)) or abs(a) + abs(d) == abs(b) + abs(c):
             continue
-        shown = orientation.apply(image, orientation.from_display_matrix([a, b, 0, c, d, 0, 0, 0, 1]))
+        shown = orientation.apply(
+            image, orientation.from_display_matrix([a, b, 0, c, d, 0, 0, 0, 1])
+        )
         x = np.sign(a) * columns if straight else np.sign(c) * rows
         y = np.sign(d) * rows if straight else np.sign(b) * columns
         np.testing.assert_array_equal(shown[y - y.min(), x - x.min()], image)
@@ -70,11 +74,15 @@ def test_other_matrices_are_taken_for_the_nearest_orientation():
 
 def test_the_crop_comes_before_the_pixel_aspect(tmp_path):
     frames = make_frames(8)
-    half = made_videos.write_cropped_matroska(tmp_path / "half.mkv", frames, (32, 0, 0, 0), (48, 64))
+    half = made_videos.write_cropped_matroska(
+        tmp_path / "half.mkv", frames, (32, 0, 0, 0), (48, 64)
+    )
     shown = read_video(half)
     assert shown.shape == (8, 48, 64, 3) and probe_video(half, 8) == (48, 64, 8)
     assert_quarters(shown[3], GREEN, GREEN, WHITE, WHITE)
-    edges = made_videos.write_cropped_matroska(tmp_path / "edges.mkv", frames, (8, 8, 12, 4), (32, 48))
+    edges = made_videos.write_cropped_matroska(
+        tmp_path / "edges.mkv", frames, (8, 8, 12, 4), (32, 48)
+    )
     shown = read_video(edges)
     assert shown.shape == (8, 32, 48, 3)
     np.testing.assert_allclose(quarters(shown[0])[0], RED, atol=8)
@@ -129,9 +137,13 @@ def test_transparency_that_no_decoder_reads_is_a_reason_to_skip(tmp_path, monkey
 def flat_yuv(tmp_path, name, size, rgb, matrix, **tags):
     """A file of one colour whose pixels were computed with a matrix of ITU-T H.273, tagged as `tags` say."""
     frame = av.VideoFrame.from_ndarray(np.full((*size, 3), rgb, np.uint8), format="rgb24")
-    frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=tags.get("color_range"))
+    frame = frame.reformat(
+        format="yuv420p", dst_colorspace=matrix, dst_color_range=tags.get("color_range")
+    )
     with av.open(str(tmp_path / name), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "1", "preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=8, options={"crf": "1", "preset": "ultrafast"}
+        )
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         for tag, value in tags.items():
@@ -194,7 +206,9 @@ def test_hdr_without_tone_mapping_is_a_reason_to_skip(tmp_path, monkeypatch):
     path = write(tmp_path / "hlg.mkv", make_frames(2), "ffv1", "yuv444p10le", **tags)
     monkeypatch.setattr(color, "_TONE_MAPPING", "out_gamut=none")  # an option that no build knows
     color._tone_mapping_graph.cache_clear()
-    with pytest.raises(VideoError, match=r"hlg\.mkv is HDR \(HLG\), which this build of libav cannot"):
+    with pytest.raises(
+        VideoError, match=r"hlg\.mkv is HDR \(HLG\), which this build of libav cannot"
+    ):
         read_video(path)
     color._tone_mapping_graph.cache_clear()
 
@@ -202,12 +216,16 @@ def test_hdr_without_tone_mapping_is_a_reason_to_skip(tmp_path, monkeypatch):
 def test_orientation_crop_and_aspect_together():
     """The converter by itself: crop, then square pixels, then the orientation."""
     frame = av.VideoFrame.from_ndarray(make_frames(1)[0], format="rgb24")
-    convert = color.Converter((0, 32, 0, 0), fractions.Fraction(3, 1), video_io.read_limits.DEFAULTS)
+    convert = color.Converter(
+        (0, 32, 0, 0), fractions.Fraction(3, 1), video_io.read_limits.DEFAULTS
+    )
     image = convert(frame)
     assert image.shape == (48, 96, 3)
     assert_quarters(image, RED, RED, BLUE, BLUE)
     with pytest.raises(color.ConversionError, match="megapixels"):
-        color.Converter((0, 0, 0, 0), fractions.Fraction(10**6), video_io.read_limits.DEFAULTS)(frame)
+        color.Converter((0, 0, 0, 0), fractions.Fraction(10**6), video_io.read_limits.DEFAULTS)(
+            frame
+        )
 
 
 def test_the_track_marked_as_default_is_read(tmp_path):

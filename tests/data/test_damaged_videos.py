@@ -11,7 +11,8 @@ from tests.data.made_videos import make_frames, numbers, remux, write
 from videogen_jax.data import container as containers
 from videogen_jax.data import gif_io
 from videogen_jax.data.read_limits import Limits
-from videogen_jax.data.video_io import DamagedError, VideoError, probe_video, read_frames
+from videogen_jax.data.video_decoding import DamagedError, VideoError
+from videogen_jax.data.video_io import probe_video, read_frames
 from videogen_jax.data.video_writer import write_video
 
 
@@ -34,20 +35,24 @@ def damage_packet(packet, share=0.6):
 
 def with_damage(tmp_path, name, codec, at):
     frames = np.random.default_rng(0).integers(0, 256, (32, 48, 64, 3), np.uint8)
-    whole = write(tmp_path / f"whole_{name}", frames, codec, options={"g": "8", "bf": "0", "crf": "20"})
-    count = iter(range(100))
-    return remux(
-        whole, tmp_path / name, lambda p: damage_packet(p) if next(count) == at else p
+    whole = write(
+        tmp_path / f"whole_{name}", frames, codec, options={"g": "8", "bf": "0", "crf": "20"}
     )
+    count = iter(range(100))
+    return remux(whole, tmp_path / name, lambda p: damage_packet(p) if next(count) == at else p)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "mpeg2video")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "mpeg2video")]
+)
 @pytest.mark.parametrize("at", [0, 17])
 def test_damage_that_the_decoder_conceals(tmp_path, name, codec, at):
     path = with_damage(tmp_path, name, codec, at)
     with av.open(str(path)) as container:  # libav itself gives all frames and raises no error
         assert sum(1 for _ in container.decode(video=0)) == 32
-    with pytest.raises(DamagedError, match=rf"a\.\w+ breaks off after {at} frames .*or is damaged there"):
+    with pytest.raises(
+        DamagedError, match=rf"a\.\w+ breaks off after {at} frames .*or is damaged there"
+    ):
         read(path)
     if not at:  # nothing comes before it
         with pytest.raises(DamagedError):
@@ -111,12 +116,17 @@ def avi_with_empty_chunks(path, empty):
     size = int.from_bytes(data[start + 4 : start + 8], "little")
     position, end, chunks, index, number = start + 12, start + 8 + size, b"", b"", 0
     while position < end:
-        name, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        name, length = (
+            data[position : position + 4],
+            int.from_bytes(data[position + 4 : position + 8], "little"),
+        )
         content = data[position + 8 : position + 8 + length]
         if name == b"00dc":
             content = b"" if number in empty else content
             index += b"00dc" + struct.pack("<3I", 0x10, 4 + len(chunks), len(content))
-            chunks += b"00dc" + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+            chunks += (
+                b"00dc" + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+            )
             number += 1
         position += 8 + length + length % 2
     assert number == 24
@@ -164,7 +174,9 @@ def test_a_codec_that_libav_does_not_know(tmp_path):
     path = write(tmp_path / "a.mp4", make_frames(4))
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     for call in (read, lambda path: probe_video(path, 8)):
-        with pytest.raises(VideoError, match=r"a\.mp4 has a video codec that this build of libav does not"):
+        with pytest.raises(
+            VideoError, match=r"a\.mp4 has a video codec that this build of libav does not"
+        ):
             call(path)
 
 
@@ -174,12 +186,16 @@ def test_a_frame_larger_than_allowed(tmp_path):
     write_video(tmp_path / "c.gif", make_frames(2, (64, 128)), 8)
     for file in (path, wide, tmp_path / "c.gif"):
         for call in (read, lambda path, **limits: probe_video(path, 8, Limits(**limits))):
-            with pytest.raises(VideoError, match="more than --max_megapixels=0.005: scale it down, or raise"):
+            with pytest.raises(
+                VideoError, match="more than --max_megapixels=0.005: scale it down, or raise"
+            ):
                 call(file, max_megapixels=0.005)
         assert len(read(file, max_megapixels=0.04)[0]) == 2
 
 
-@pytest.mark.parametrize("name", ["12:30.mp4", "concat:x.mkv", "a%03d.mp4", "file:x.webm", "pipe:0.avi", "http:x.gif"])
+@pytest.mark.parametrize(
+    "name", ["12:30.mp4", "concat:x.mkv", "a%03d.mp4", "file:x.webm", "pipe:0.avi", "http:x.gif"]
+)
 def test_names_like_protocols_are_files(tmp_path, monkeypatch, name):
     folder = tmp_path / "run:1"
     folder.mkdir()

@@ -1,5 +1,6 @@
 """What a worker makes of one file: its clips, or a reason in one line, whatever the file."""
 
+import io
 import os
 import pickle
 
@@ -38,10 +39,16 @@ def extract(path, settings=None, **span):
     return reason, cut_off, clips
 
 
-@pytest.mark.parametrize(
-    "error",
-    [IndexError("list index out of range"), AttributeError("'NoneType'\n..."), MemoryError(), RecursionError("deep"), OSError(5, "Input/output error")],
-)  # fmt: skip
+ERRORS = (
+    IndexError("list index out of range"),
+    AttributeError("'NoneType'\n..."),
+    MemoryError(),
+    RecursionError("deep"),
+    OSError(5, "Input/output error"),
+)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_any_exception_of_a_decoder_is_a_reason(tmp_path, monkeypatch, error):
     video = write(tmp_path / "a.mp4", make_frames(16))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -60,7 +67,9 @@ def test_any_exception_of_a_decoder_is_a_reason(tmp_path, monkeypatch, error):
     for path in (video, tmp_path / "a.png"):
         reason, cut_off, clips = extract(path)
         assert reason.startswith("cannot be read (") and "\n" not in reason
-        assert (error.strerror or "" if isinstance(error, OSError) else type(error).__name__) in reason
+        assert (
+            error.strerror or "" if isinstance(error, OSError) else type(error).__name__
+        ) in reason
         assert (cut_off, clips) == (0, [])  # nothing of it, not even the clip that was whole
         assert pack_buckets.probe_source(str(path), 8.0) == reason
 
@@ -83,7 +92,9 @@ def test_what_comes_after_a_jump_is_told_beside_the_clips(tmp_path):
     assert clips == [8, 8, 4] and cut_off == 0
     assert reason.startswith("ends after 20 frames (2.38 s), because its timestamps jump by 600 s")
     reason, cut_off, clips = extract(path, make_settings(frames=24, min_frames=24))
-    assert clips == [] and reason.startswith("too short: 20 frames at 8 frames per second, because it ends after")
+    assert clips == [] and reason.startswith(
+        "too short: 20 frames at 8 frames per second, because it ends after"
+    )
     assert extract(path, make_settings(frames=8, min_frames=8), first=0, count=16)[2] == [8, 8]
 
 
@@ -151,7 +162,10 @@ def test_sets_from_before_the_limits_stay_usable(tmp_path):
     assert not {"limits", "damaged", "max_gap"} & old.keys()
     new = pack_settings.settings_to_json(parse("--damaged=cut"), None)
     pack_settings.check_same_settings(tmp_path, old, old)
-    for found, wanted, sentence in [(old, new, "damaged was skip and is now cut"), (new, old, "damaged was cut and is now skip")]:
+    for found, wanted, sentence in [
+        (old, new, "damaged was skip and is now cut"),
+        (new, old, "damaged was cut and is now skip"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             pack_settings.check_same_settings(tmp_path, found, wanted)
 
@@ -162,6 +176,6 @@ def test_clips_hold_the_frames_in_order(tmp_path):
     assert extract_clips(str(path), str(spill), make_settings()) == (None, 3)
     found = []
     for record in read_clips(spill):
-        strips = [np.asarray(Image.open(__import__("io").BytesIO(strip))) for strip in record["strips"]]
+        strips = [np.asarray(Image.open(io.BytesIO(strip))) for strip in record["strips"]]
         found += list(np.concatenate(strips).reshape(-1, 48, 64, 3))
     assert numbers(found) == list(range(16)) and records.FRAMES_PER_STRIP == 16

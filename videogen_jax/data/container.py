@@ -44,7 +44,9 @@ def choose_stream(container: av.container.InputContainer) -> av.VideoStream:
         raise ContainerError("has no video stream, only sound or subtitles: remove it.")
     known = [s for s in streams if s.codec_context is not None]
     if not known:
-        raise ContainerError("has a video codec that this build of libav does not know: re-encode it.")
+        raise ContainerError(
+            "has a video codec that this build of libav does not know: re-encode it."
+        )
     return next((s for s in known if s.disposition & flags.default), known[0])
 
 
@@ -66,7 +68,9 @@ def read_crop(container: av.container.InputContainer, stream: av.VideoStream):
     described = dict(zip(lines[1::2], lines[2::2], strict=True)).get(str(stream.index), "")
     side_data = described.partition("    Side data:\n")[2]
     if re.search(r"^      DOVI configuration record: .*profile: 5\b", side_data, re.MULTILINE):
-        raise ContainerError("is Dolby Vision of profile 5, whose colours need it: convert it to SDR.")
+        raise ContainerError(
+            "is Dolby Vision of profile 5, whose colours need it: convert it to SDR."
+        )
     crop = re.search(r"^      Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", side_data, re.MULTILINE)
     return tuple(map(int, crop.groups())) if crop else (0, 0, 0, 0)
 

@@ -62,9 +62,7 @@ def read_image(path: str | os.PathLike, limits: Limits = read_limits.DEFAULTS) -
     return np.array(image, order="C")
 
 
-def probe_image(
-    path: str | os.PathLike, limits: Limits = read_limits.DEFAULTS
-) -> tuple[int, int]:
+def probe_image(path: str | os.PathLike, limits: Limits = read_limits.DEFAULTS) -> tuple[int, int]:
     """Reads the size of an image from its header.
 
     Args:

@@ -7,7 +7,9 @@ import dataclasses
 class Limits:
     """Bounds for one file, named as the options of `pack` that set them."""
 
-    damaged: str = "skip"  # "skip": a damaged video is an error; "cut": its frames before the damage are read
+    damaged: str = (
+        "skip"  # "skip": a damaged video is an error; "cut": its frames before the damage are read
+    )
     max_megapixels: float = 50.0  # of a frame or an image, which takes up to 30 bytes a pixel
     max_gap: float = 60.0  # seconds from one frame to the next; a longer gap ends the video
     max_repeats: float = 300.0  # frames due per frame of the file, on average

@@ -15,37 +15,22 @@ a video of any length fits into memory. What a file does not say itself is decid
 """
 
 import contextlib
-import errno
 import itertools
-import os
 import pathlib
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-import av
 import numpy as np
 from PIL import Image
 
-from videogen_jax.data import clock, color, gif_io, read_limits
-from videogen_jax.data import container as containers
+from videogen_jax.data import read_limits, video_decoding
 from videogen_jax.data.read_limits import Limits
+from videogen_jax.data.video_decoding import VideoError
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
 TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
-
-_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EIO)  # errors of the disk, not of what the file holds
-_PREDICTED = (av.video.frame.PictureType.P, av.video.frame.PictureType.B)
-_Frames = Iterator[tuple[float, Callable[[], np.ndarray]]]
-
-
-class VideoError(ValueError):
-    """A file holds no video that can be read to its end; the sentence says why."""
-
-
-class DamagedError(VideoError):
-    """A video breaks off or is damaged behind its first frames."""
 
 
 def read_frames(
@@ -81,7 +66,7 @@ def read_frames(
     path = _check_file(path)
     # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
     stop = float("inf") if count is None else first + count
-    with contextlib.closing(_open(path, threads, limits, on_cut)) as decode:
+    with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
         frames = decode
         if fps is not None:
             frames = resample(_refuse_repeats(path, decode, fps, limits), fps)
@@ -90,9 +75,7 @@ def read_frames(
                 yield seconds, convert()
 
 
-def probe_video(
-    path, fps: float, limits: Limits = read_limits.DEFAULTS
-) -> tuple[int, int, int]:
+def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tuple[int, int, int]:
     """Tells how large and how long a video is, decoding only its first frame.
 
     The times are those of the packets. Where a decoder would give fewer or more frames than there
@@ -108,14 +91,14 @@ def probe_video(
       VideoError, OSError: as `read_frames`, as far as the packets tell.
     """
     path = _check_file(path)
-    decode = _open(path, 1, limits, lambda sentence: None)
+    decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
     with contextlib.closing(decode):
         first = next(decode)
         height, width = first[1]().shape[:2]
         times = decode  # a GIF has no index; its frames are decoded, but never converted
-        if not _is_gif(path):
+        if not video_decoding.is_gif(path):
             decode.close()
-            first, *times = _packet_times(path, limits)
+            first, *times = video_decoding.packet_times(path, limits)
         times = _refuse_repeats(path, itertools.chain([first], times), fps, limits)
         return height, width, sum(1 for _ in resample(times, fps))
 
@@ -134,31 +117,6 @@ def _check_file(path) -> pathlib.Path:
     return path
 
 
-def _is_gif(path):
-    return path.suffix.lower() == ".gif"
-
-
-def _open(path, threads, limits, on_cut) -> _Frames:
-    """Yields (seconds, function that makes the RGB frame), up to the end or to where it is cut."""
-    frames = _decode_gif(path, limits) if _is_gif(path) else _decode(path, threads, limits)
-    watch = next(frames)
-    try:
-        yield from frames
-    except DamagedError as error:
-        if limits.damaged != "cut" or not watch.count:
-            raise
-        on_cut(f"{error} What comes before is kept (--damaged=cut).")
-    if watch.ended:
-        _check_jump(path, watch, limits)
-        on_cut(f"{path} {watch.ended}: the rest is left out.")
-
-
-def _check_jump(path, watch, limits):
-    """Raises VideoError if timestamps jump so early and so far that they mean nothing."""
-    if watch.jump > limits.max_gap * watch.count:
-        raise VideoError(f"{path} {watch.ended} for each of them: re-encode it, or raise the option.")
-
-
 def _refuse_repeats(path, frames, fps, limits):
     """Passes on frames as long as they are not repeated out of all proportion."""
     for count, (seconds, frame) in enumerate(frames, 1):
@@ -172,35 +130,6 @@ def _check_repeats(path, due, count, limits):
             f"{path} is due {due:.0f} frames by its times where it holds {count}, more than "
             f"--max_repeats={limits.max_repeats:g} for each: re-encode it, or raise the option."
         )
-
-
-def _packet_times(path, limits) -> Iterator[tuple[float, None]]:
-    """Yields the times of a file's frames in seconds, from 0 on, by its packets."""
-    times = []
-    try:
-        with containers.open_container(path) as container:
-            stream = containers.choose_stream(container)
-            watch = clock.Clock(_nominal_gap(stream), limits)
-            for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:  # the end, or cut away by an edit list
-                    continue
-                time = packet.pts if packet.pts is not None else packet.dts
-                seconds = None if time is None else float(time * packet.time_base)
-                times.append((seconds, packet.is_keyframe))
-    except av.FFmpegError as error:
-        _raise_outside(error)
-        if limits.damaged != "cut" or not times:
-            raise DamagedError(_breaks_off(path, len(times))) from error
-    keyed = itertools.dropwhile(lambda time: not time[1], times)
-    for seconds in clock.order_packets(keyed if any(time[1] for time in times) else times):
-        if watch.advance(seconds) is None:
-            _check_jump(path, watch, limits)
-            return
-        yield watch.seconds, None
-
-
-def _nominal_gap(stream):
-    return 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def read_video(path, fps=None) -> np.ndarray:
@@ -267,149 +196,3 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     box = (left, top, left + scale * size[1], top + scale * size[0])
     image = Image.fromarray(frame)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
-
-
-def _decode(path, threads, limits) -> Iterator:
-    """Yields the clock, then (seconds, function that makes the RGB frame) of a file that PyAV opens."""
-    watch = None
-    try:
-        with containers.open_container(path) as container:
-            stream = containers.choose_stream(container)
-            watch = clock.Clock(_nominal_gap(stream), limits)
-            crop = containers.read_crop(container, stream)
-            convert = color.Converter(crop, stream.sample_aspect_ratio, limits)
-            _limit_decoder(path, stream, threads, limits)
-            yield watch
-            duration = 0.0
-            for frame in _whole_frames(path, container, stream, watch):
-                if watch.advance(frame.time) is None:
-                    return
-                duration = float((frame.duration or 0) * (frame.time_base or 0))
-                yield watch.seconds, _naming(path, convert, frame)
-            if not watch.count:
-                raise VideoError(f"{path} holds not a single whole frame: copy or re-encode it.")
-            _check_length(path, container, stream, watch, duration)
-    except av.FFmpegError as error:
-        _raise_outside(error)
-        if watch and watch.count:
-            raise DamagedError(_breaks_off(path, watch.count, watch.seconds)) from error
-        raise VideoError(
-            f"{path} cannot be read as a video ({error.strerror}): it is broken off, damaged or "
-            "of another format; copy or re-encode it."
-        ) from error
-    except (containers.ContainerError, color.ConversionError) as error:
-        raise VideoError(f"{path} {error}") from error
-
-
-def _limit_decoder(path, stream, threads, limits):
-    """Sets up the decoder so that no frame can be larger than allowed, nor more threads work on it."""
-    context = stream.codec_context
-    if too_many := limits.too_many_pixels(context.height, context.width):
-        raise VideoError(f"{path} {too_many}")
-    # Frames can become larger on the way; libav refuses these before it makes room for them.
-    context.options = {"max_pixels": str(int(limits.max_megapixels * 1e6))}
-    context.thread_count = threads
-    if threads != 1:
-        context.thread_type = "AUTO"
-
-
-def _whole_frames(path, container, stream, watch) -> Iterator[av.VideoFrame]:
-    """Yields the frames from the first keyframe on, all of which the decoder takes for whole."""
-    decoder, started, keyed = None, False, False
-    for packet in container.demux(stream):
-        if packet.is_corrupt:
-            if started:
-                raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
-            continue  # the first packet of a stream that was split anywhere
-        decoder = decoder or containers.make_decoder(stream, packet)
-        if decoder is stream.codec_context and packet.size and containers.has_alpha_beside(packet):
-            raise VideoError(f"{path} becomes transparent on the way, which is not read: re-encode it.")
-        keyed = keyed or packet.is_keyframe
-        # An edit list may cut the keyframe away; it is decoded all the same, and not shown.
-        started = started or (packet.is_keyframe and packet.is_discard)
-        try:
-            if decoder is stream.codec_context:
-                frames = packet.decode()  # which keeps the times also at the end
-            else:
-                frames = decoder.decode(packet if packet.size else None)
-        except av.FFmpegError:
-            if started or keyed:
-                raise
-            continue
-        for frame in frames:
-            started = started or frame.key_frame or (keyed and frame.pict_type not in _PREDICTED)
-            if started and frame.is_corrupt:
-                raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
-            if started:
-                yield frame
-
-
-def _check_length(path, container, stream, watch, duration):
-    """Raises DamagedError if a file ends before the length that it promises.
-
-    Matroska and AVI end early without an error. A promise is rounded, and kept to the next frame. It counts from the
-    first frame, or, as some writers of Matroska have it, from time 0.
-    """
-    missing_frames = False
-    if container.format.name == "avi":
-        if containers.has_avi_index(path):
-            return
-        missing_frames = watch.count < stream.frames
-    start = watch.start
-    if stream.start_time is not None:  # of the first packet; frames before a keyframe are not shown
-        start = min(start, float(stream.start_time * stream.time_base))
-    end = max(watch.start - start + watch.seconds, watch.last) + duration
-    promised = containers.promised_seconds(container, stream)
-    if missing_frames or promised - end > max(0.5, 2 * watch.largest_gap):
-        raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
-
-
-def _raise_outside(error):
-    """Raises an error of the disk or of permissions as it is: the file may be whole."""
-    if isinstance(error, OSError) and error.errno in _OUTSIDE:
-        raise OSError(error.errno, error.strerror, error.filename) from error
-
-
-def _breaks_off(path, count, seconds=None):
-    where = "" if seconds is None else f" ({seconds:.2f} s)"
-    return (
-        f"{path} breaks off after {count} frames{where} or is damaged there: copy or re-encode it."
-    )
-
-
-def _naming(path, convert, frame):
-    """Returns a function that makes the RGB frame, or raises an error that names the file."""
-
-    def make():
-        try:
-            return convert(frame)
-        except color.ConversionError as error:
-            raise VideoError(f"{path} {error}") from error
-
-    return make
-
-
-def _decode_gif(path, limits) -> Iterator:
-    """Yields the clock, then (seconds, function that makes the RGB frame) of a GIF."""
-    watch = clock.Clock(0.1, limits)
-    yield watch
-    with open(path, "rb") as file:
-        if not file.read(6).startswith(gif_io.SIGNATURES):
-            raise VideoError(f"{path} cannot be read as a GIF: copy it again.")
-    height, width, whole = gif_io.scan(path)
-    if too_many := limits.too_many_pixels(height, width):
-        raise VideoError(f"{path} {too_many}")
-    try:
-        for seconds, convert in gif_io.decode(path):
-            if watch.advance(seconds) is None:
-                return
-            yield watch.seconds, convert
-    except (GeneratorExit, VideoError):
-        raise
-    except Exception as error:  # Pillow's readers raise whatever comes
-        _raise_outside(error)
-        if watch.count:
-            raise DamagedError(_breaks_off(path, watch.count, watch.seconds)) from error
-        raise VideoError(f"{path} cannot be read as a GIF: copy it again.") from error
-    if not whole:  # Pillow takes the end of the file for the end of the video
-        raise DamagedError(_breaks_off(path, watch.count, watch.seconds))

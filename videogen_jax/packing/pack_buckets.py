@@ -275,7 +275,9 @@ def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list |
     try:
         while True:
             for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
-                task = pool.submit(probe_source, os.path.join(folder, name), settings.fps, settings.limits)
+                task = pool.submit(
+                    probe_source, os.path.join(folder, name), settings.fps, settings.limits
+                )
                 waiting.append((name, task))
             if not waiting:
                 return

@@ -57,7 +57,8 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
     """Writes shard by shard, each followed by a line of the journal.
 
     Args:
-      videos: yields (index of the source, path of its clips, reason to leave it or its end out, frames cut off) in order.
+      videos: yields (index of the source, path of its clips, reason to leave out it or its end, frames cut off) in
+        order.
       work: OUTPUT/unfinished.
       found: all sources of the data set.
       settings: settings of the data set.
