@@ -22,7 +22,11 @@ def test_utf8_is_read_with_and_without_a_byte_order_mark(tmp_path, start):
 
 def test_only_newlines_end_a_line(tmp_path):
     line = "a\x85b\u2028c\x0bd\x0ce\x1cf\rg"
-    assert text_files.read_lines(_write(tmp_path, f"{line}\r\nlast\n\n".encode())) == [line, "last", ""]
+    assert text_files.read_lines(_write(tmp_path, f"{line}\r\nlast\n\n".encode())) == [
+        line,
+        "last",
+        "",
+    ]
     assert text_files.read_lines(_write(tmp_path, b"first\nlast")) == ["first", "last"]
     assert text_files.read_lines(_write(tmp_path, b"")) == []
 
