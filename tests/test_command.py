@@ -1,11 +1,17 @@
-"""How every command starts: freed memory stays with the process, so its pages are mapped only once."""
+"""How every command starts: paths are local, and freed memory stays with the process, so its pages are mapped once."""
 
+import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from absl import flags
+
+from videogen_jax import command, paths
+from videogen_jax import config as configs
 
 FAULTS = """
 import resource
@@ -32,3 +38,63 @@ def count_faults(call: str) -> int:
 def test_freed_pages_stay_with_the_process():
     assert count_faults("") > 100  # at most 2 MiB a page
     assert count_faults("keep_freed_memory()") < 10
+
+
+@pytest.mark.parametrize("verb", ["pack", "merge", "encode", "sample", "evaluate", "launch"])
+def test_remote_storage_is_refused_by_every_verb_before_anything_is_made(verb, tmp_path):
+    flag = "output" if verb in ("pack", "merge", "encode") else "workdir"
+    config = ["--config=quickstart"] if verb in ("encode", "launch") else []
+    arguments = [f"--{flag}=gs://bucket/runs", "--input=x"][
+        : 2 if verb in ("pack", "encode") else 1
+    ]
+    call = [sys.executable, "-m", f"videogen_jax.{verb}", *config, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"{verb}: error: --{flag} is 'gs://bucket/runs', but only local paths are read and written: copy the files to "
+        "a local folder, or mount the gs:// storage as one."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def read_flags(*arguments):
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_multi_string("known", [], "", flag_values=values)
+    values(["verb", *arguments])
+    command.read_paths(values)
+    return values
+
+
+def test_home_is_expanded_in_the_flags_of_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = read_flags(
+        "--workdir=~/run", "--known=0:~/a.png", "--known=3-4:b.mp4", "--known=~/c.png"
+    )
+    assert values.workdir == "/home/me/run"
+    assert values.known == ["0:/home/me/a.png", "3-4:b.mp4", "/home/me/c.png"]
+    assert read_flags().workdir is None
+    with pytest.raises(ValueError, match="--known is 's3://b/a.png'"):
+        read_flags("--known=0:s3://b/a.png")
+    with pytest.raises(ValueError, match="~nobody-of-that-name has no home folder"):
+        read_flags("--workdir=~nobody-of-that-name/run")
+
+
+def test_home_is_expanded_in_the_options_of_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    hub = "stabilityai/sd-vae-ft-mse"
+    config = configs.get_config(data={"path": "~/clips"}, vae={"path": hub})
+    assert (config.data.path, config.vae.path) == ("/home/me/clips", hub)
+    with pytest.raises(ValueError, match="data.path is 's3://bucket/clips', but only local paths"):
+        configs.get_config(data={"path": "s3://bucket/clips"})
+
+
+def test_every_option_of_a_path_is_known():
+    named = {
+        name
+        for autoencoder in (False, True)
+        for name in configs.options_of(autoencoder)
+        if name.endswith((".path", ".reference"))
+    }
+    assert named == set(paths.OPTIONS)

@@ -72,7 +72,12 @@ def modules():
 def floor(name):
     """The floor of a module; the options, and as a target `videogen_jax` with its version, lie below all."""
     parts = name.split(".")
-    if name in ("videogen_jax", "videogen_jax.config", "videogen_jax.config_rules"):
+    if name in (
+        "videogen_jax",
+        "videogen_jax.config",
+        "videogen_jax.config_rules",
+        "videogen_jax.paths",
+    ):
         return "ground"
     return parts[1] if len(parts) > 2 or parts[-1] in FLOORS else "verbs"
 

@@ -13,6 +13,13 @@ from importlib import metadata
 from absl import app, flags, logging
 
 from videogen_jax import config
+from videogen_jax.paths import local_path
+
+# Flags of all verbs whose values are paths. Those of weights may also be names on the Hugging Face hub.
+PATH_FLAGS = (
+    *("workdir", "input", "output", "output_dir", "data", "generated", "reference", "logdir", "compare"),
+    *("prompts_file", "prompts_schedule", "image", "known", "clip", "i3d"),
+)  # fmt: skip
 
 # Parameters of glibc's mallopt, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -41,7 +48,9 @@ def start(
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return parse_flags(argv)
+            arguments = parse_flags(argv)
+            read_paths(flags.FLAGS)
+            return arguments
         except (flags.Error, *CONFIG_FILE_ERRORS, OSError, *errors) as error:
             sys.exit(fail(error))
 
@@ -131,8 +140,31 @@ def _is_truth(name: str) -> bool:
 
 def _find_config(argument: str) -> str:
     """--config=dit_512 with the path of that config; other arguments as they are."""
-    match = re.fullmatch(r"--?config=([^:]+)(:.*)?", argument)
-    return f"--config={config.find_config(match[1])}{match[2] or ''}" if match else argument
+    match = re.fullmatch(r"--?config=([^:]+(?:://[^:]*)?)(:.*)?", argument)
+    if not match:
+        return argument
+    return f"--config={config.find_config(local_path(match[1], '--config'))}{match[2] or ''}"
+
+
+def read_paths(values: flags.FlagValues) -> None:
+    """Expands "~" in the flags of PATH_FLAGS that were given.
+
+    Raises:
+      ValueError: a path is not local; see `local_path`.
+    """
+    for name in PATH_FLAGS:
+        given = values[name].value if name in values else None
+        if isinstance(given, list):
+            values[name].value = [_read_path(text, name) for text in given]
+        elif given:
+            values[name].value = _read_path(given, name)
+
+
+def _read_path(text: str, flag: str) -> str:
+    # Known frames are written N:PICTURE or N-M:VIDEO.
+    match = re.match(r"\d+(-\d+)?:", text) if flag == "known" else None
+    frames = match[0] if match else ""
+    return frames + local_path(text.removeprefix(frames), f"--{flag}")
 
 
 def keep_freed_memory() -> None:

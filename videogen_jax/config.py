@@ -24,7 +24,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from videogen_jax import config_rules
+from videogen_jax import config_rules, paths
 
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
 AUTOENCODER = "autoencoder"  # the section that makes a run one of an autoencoder
@@ -435,6 +435,8 @@ def _build(given: dict[str, Any], autoencoder: bool) -> ml_collections.ConfigDic
             config[section] = ml_collections.ConfigDict()
         lines = config[section] if section else config
         value = config_rules.convert(name, option, given.get(name, option.default))
+        if name in paths.OPTIONS:
+            value = paths.local_path(value, name)
         if option.default is None:
             lines[key] = config_dict.placeholder(option.of)
         if value is not None:
