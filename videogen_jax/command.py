@@ -1,13 +1,17 @@
 """How every verb starts and ends: flags in, an exit code out, user errors as one sentence."""
 
+import atexit
+import contextlib
 import ctypes
+import errno
+import io
 import logging as python_logging
 import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from absl import app, flags, logging
@@ -63,6 +67,10 @@ def start(
     keep_freed_memory()
     quiet_libraries()
     quiet_tensorflow()
+    for stream in (sys.stdout, sys.stderr):  # a name that the locale cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    atexit.register(_flush_stdout)
     app.run(main, flags_parser=parse)
 
 
@@ -136,6 +144,41 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
 def _is_truth(name: str) -> bool:
     option = (config.SHARED | config.DIFFUSION | config.VIDEO_AUTOENCODER).get(name)
     return option is not None and isinstance(option.default, bool)
+
+
+def say(text: str) -> None:
+    """Prints what a verb has done; that nobody reads it (`| head`, a full disk) does not undo the work."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns the error of a full disk into a sentence, for verbs that resume.
+
+    Args:
+      folder: that the verb writes to.
+    Raises:
+      ValueError: the disk is full, a quota is used up, or a file may not be as large.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ValueError(
+            f"no space left for {error.filename or folder} ({error.strerror}): free some space and call the same "
+            "command again, which resumes after the finished shards."
+        ) from error
+
+
+def _flush_stdout() -> None:
+    """Replaces a stdout that cannot be written to, for which Python would exit with code 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _find_config(argument: str) -> str:

@@ -49,13 +49,15 @@ def main(arguments: list[str]) -> int:
             "--config.vae.name=sd, taef2 or workdir."
         )
 
-    from videogen_jax.data import bucketed_data
+    from videogen_jax.data import atomic_files, bucketed_data
     from videogen_jax.packing import encode_latents  # TensorFlow: only once the flags are right
     from videogen_jax.run import text_conditioning
     from videogen_jax.run.model import clip_shape, make_latent_space, with_shape
 
     sets = bucketed_data.open_buckets(values.input)
     output = Path(values.output or config.data.path)
+    if not (output / "dataset_info.json").exists() and not bucketed_data.is_bucketed(output):
+        atomic_files.check_writable(output)  # before weights are loaded and clips encoded
     space = make_latent_space(config)
     autoencoder = space.encoding().describe(fetch=True)
     params = autoencoder.load()
@@ -76,17 +78,18 @@ def main(arguments: list[str]) -> int:
             encoder = dataclasses.replace(encoder, **captions)
             place = output / Path(folder).name if bucketed else output
             label = Path(folder).name if bucketed else None
-            report = encode_latents.encode(folder, place, encoder, share=share, label=label)
+            with command.explain_full_disk(place):
+                report = encode_latents.encode(folder, place, encoder, share=share, label=label)
             reports.append(report)
     except KeyboardInterrupt:
-        print("encode: stopped: the same command again continues behind the finished shards.")
+        command.say("encode: stopped: the same command again continues behind the finished shards.")
         return 130
     # Looked at now: other calls may have finished buckets since this one left them.
     names = [Path(folder).name for folder in sets] if bucketed else [""]
     whole = all((output / name / "dataset_info.json").exists() for name in names)
     if bucketed and whole:
         bucketed_data.write_index(output, names)
-    print(summarize(reports, output, whole))
+    command.say(summarize(reports, output, whole))
     return 0
 
 

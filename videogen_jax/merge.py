@@ -3,8 +3,8 @@
     python -m videogen_jax.merge --output=DIR
 
 DIR is the --output of the calls of pack. A missing part is an error that names the command to pack it. Repeating the
-command resumes an interrupted merge, or checks a finished data set: that every shard exists, with the right size and
-number of clips. --check does only the latter, for any data set of pack or encode.
+command resumes an interrupted merge, or checks a finished data set: that every shard exists, with the right number of
+clips and the bytes that were written. --check does only the latter, for any data set of pack or encode.
 """
 
 from absl import flags
@@ -22,7 +22,9 @@ def define_flags(flag_values=flags.FLAGS):
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     command.refuse(arguments)
-    print(run(flags.FLAGS))
+    with command.explain_full_disk(flags.FLAGS.output or ""):
+        message = run(flags.FLAGS)
+    command.say(message)
 
 
 def run(values) -> str:
@@ -44,10 +46,13 @@ def run(values) -> str:
         report = merge_parts.merge(output)
         if not report["finished_before"]:
             return summarize(report, output)
-    counts = merge_parts.check(output)
+    counts = merge_parts.check(output, progress=None)
     clips = sum(sum(splits.values()) for splits in counts.values())
     shapes = f" in {len(counts)} buckets" if "" not in counts else ""
-    return f"{output} is complete: {clips} clips{shapes}; every shard has the right size and number of clips"
+    return (
+        f"{output} is complete: {clips} clips{shapes}; every shard has the right number of clips and the bytes that "
+        "were written"
+    )
 
 
 def summarize(report: dict, output: str) -> str:

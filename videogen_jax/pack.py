@@ -29,23 +29,27 @@ and long ones, in which walls reflect the shapes and the caption names the first
     python -m videogen_jax.pack --synthetic=bouncing_shapes --clips=1440 --size=24 --frames=48 --output=DIR
 """
 
-import errno
-import os
 import pathlib
 import re
 
 from absl import flags
-from tqdm import tqdm
 
 from videogen_jax import command
-from videogen_jax.data import read_limits, records, synthetic
-from videogen_jax.data.workers import WorkerDied
-from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder
-from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
+from videogen_jax.data import atomic_files, read_limits, records, synthetic
+from videogen_jax.data.workers import WorkerDied, count_usable_cpus
+from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, sources
+from videogen_jax.packing.progress import make_bar
+from videogen_jax.packing.settings import (
+    Settings,
+    finished_report,
+    is_finished,
+    settings_to_json,
+)
 
 DEFAULT_SIZE = 256
 DEFAULT_SYNTHETIC_SIZE = 64
 DEFAULT_FRAMES = 16
+FEW_HELD_OUT = 64  # clips, below which the bias of FVD is larger than most differences
 MAX_FPS = 240.0  # timestamps are rounded to milliseconds
 
 
@@ -67,7 +71,7 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "buckets", None, buckets)
     share = {"lower_bound": 0.0, "upper_bound": 0.9}
     define("float", "validation_fraction", 0.05, "Fraction of videos for validation.", **share)
-    define("integer", "workers", None, "Worker processes [one per CPU].", lower_bound=1)
+    define("integer", "workers", None, "Worker processes [one per usable CPU].", lower_bound=1)
     define("integer", "clips_per_shard", 256, "Maximum clips of a shard.", lower_bound=1)
     define("string", "shard", None, "i/n: pack part i of n, counted from 0, for merge.")
     define("boolean", "strict", False, "Stop at the first video that would be skipped.")
@@ -82,6 +86,11 @@ def define_flags(flag_values=flags.FLAGS):
     define("float", "max_gap", limits.max_gap, text, lower_bound=0.0)
     text = "Frames due per frame that the file holds, at most."
     define("float", "max_repeats", limits.max_repeats, text, lower_bound=1.0)
+    links = "Follow links to folders, and to files outside --input."
+    define("boolean", "follow_links", False, links)
+    bytes_of_caption = "Captions of more bytes are skipped."
+    default = sources.MAX_CAPTION_BYTES
+    define("integer", "max_caption_bytes", default, bytes_of_caption, lower_bound=1)
     flags.DEFINE_enum(
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
@@ -164,8 +173,10 @@ def run(values) -> dict:
     """
     settings = read_settings(values)
     share = None if values.shard is None else command.parse_share(values.shard)
-    workers = values.workers or os.cpu_count() or 1
+    workers = values.workers or count_usable_cpus()
     output = pathlib.Path(values.output)
+    if not is_finished(output):
+        atomic_files.check_writable(output)
     folder, origin = values.input, None
     if values.synthetic:
         folder = folder or output.resolve().with_name(f"{output.resolve().name}_videos")
@@ -176,6 +187,7 @@ def run(values) -> dict:
             return report
         _generate(folder, settings, origin, workers)
     options = {"workers": workers, "strict": values.strict, "share": share}
+    options |= {name: values[name].value for name in ("follow_links", "max_caption_bytes")}
     if values.buckets is not None:
         return pack_buckets.pack_buckets(folder, output, settings, **options)
     return pack_folder.pack(folder, output, settings, origin=origin, **options)
@@ -185,7 +197,7 @@ def _generate(folder, settings, origin, workers):
     """Generates the synthetic videos, with a progress bar."""
     if settings.size[0] != settings.size[1]:
         raise ValueError("--synthetic generates square videos: set --size=N.")
-    with tqdm(total=origin["clips"], unit="video", desc="generating", disable=None) as bar:
+    with make_bar(origin["clips"], "video", "generating") as bar:
         synthetic.write_shapes(
             folder,
             origin["kind"],
@@ -221,6 +233,10 @@ def summarize(report: dict, output) -> str:
             f"  {len(long)} captions have more than {pack_folder.LONG_CAPTION} words, such as that of "
             f"{long[0]}: a text encoder may truncate them"
         )
+    if wordless := report.get("captions_without_words"):
+        lines.append(
+            f"  {len(wordless)} captions have no word, such as that of {wordless[0]}: a model reads them as empty"
+        )
     if part := report["settings"].get("shard"):
         lines.append(
             f"  this is part {part}: when all parts are packed, call python -m videogen_jax.merge "
@@ -228,6 +244,11 @@ def summarize(report: dict, output) -> str:
         )
     elif not clips["validation"]:
         lines.append("  the validation split is empty: training will log no validation loss")
+    elif clips["validation"] < FEW_HELD_OUT:
+        lines.append(
+            f"  only {clips['validation']} clips are held out: FVD of fewer than {FEW_HELD_OUT} is biased by more than "
+            "most differences, so pack with a higher --validation_fraction to evaluate"
+        )
     return "\n".join(lines)
 
 
@@ -236,16 +257,13 @@ def main(arguments):
     command.refuse(arguments)
     values = flags.FLAGS
     try:
-        print(summarize(run(values), values.output))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise ValueError(
-            f"no space left for {error.filename or values.output} ({error.strerror}): free some space "
-            "and call the same command again, which resumes after the finished shards."
-        ) from error
+        with command.explain_full_disk(values.output):
+            report = run(values)
+        command.say(summarize(report, values.output))
     except KeyboardInterrupt:
-        print("pack: stopped: call the same command again to resume after the finished shards.")
+        command.say(
+            "pack: stopped: call the same command again to resume after the finished shards."
+        )
         return 130
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.packed import random_clips, write_buckets
-from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax.data import bucketed_data, packed_data, pipeline
 from videogen_jax.data.pipeline import DataError
 from videogen_jax.packing import encode_latents
 
@@ -130,7 +130,7 @@ def test_processes_draw_from_the_same_bucket(data):
 def test_words_and_motion_buckets_are_computed_over_all_buckets(data):
     sets = list(bucketed_data.open_buckets(data).values())
     assert sets[0].words == {"shape": 31, "4x16x16": 12, "2x16x24": 10, "1x16x16": 9}
-    scores = np.concatenate([bucketed_data.read_scores(one.folder) for one in sets])
+    scores = np.concatenate([packed_data.read_scores(one.folder) for one in sets])
     assert len(scores) == 31 and scores[-9:].max() == 0 < scores[0]
     ranks = [np.searchsorted(one.motion_score_buckets, scores, side="right") for one in sets]
     for other in ranks[1:]:

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import os
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.packed import write_records
-from videogen_jax.data import pipeline, prefetch, video_writer
+from videogen_jax.data import packed_data, pipeline, prefetch, video_writer
 from videogen_jax.packing import pack_folder
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
@@ -228,7 +229,7 @@ def test_damaged_record_file_is_refused(data, tmp_path, damage):
     else:
         content = b""
     victim.write_bytes(bytes(content))
-    with pytest.raises(pipeline.DataError, match=f"{victim.name} is damaged: delete"):
+    with pytest.raises(pipeline.DataError, match=f"{victim.name} is damaged: bring back a copy"):
         batches(copy, 20)
 
 
@@ -256,7 +257,7 @@ def test_damaged_descriptions_are_refused(data, tmp_path, name, content):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     (copy / name).write_text(content)
-    with pytest.raises(pipeline.DataError, match="JSON files are damaged: .* pack again"):
+    with pytest.raises(pipeline.DataError, match=f"{name}.* is damaged .*: bring back"):
         pipeline.open_data(copy)
 
 
@@ -317,3 +318,77 @@ def test_the_thread_ends_when_the_iterator_is_collected():
     del ready
     gc.collect()
     assert threading.active_count() == before
+
+
+def break_mid_way(data, folder, monkeypatch, change):
+    """Reads batches while the shards change."""
+    shutil.copytree(data, folder)
+    monkeypatch.setattr(pipeline, "SECONDS_BETWEEN_CHECKS", 0.0)
+    clips = pipeline.make_clips(
+        folder, "train", batch_size=4, frames=8, seed=0, shuffle_window=4, threads=1
+    )
+    next(clips)
+    for path in sorted(folder.glob("*train*")):
+        change(path)
+    with pytest.raises(pipeline.DataError) as error:
+        for _ in range(200):
+            next(clips)
+    return str(error.value)
+
+
+def test_data_that_vanishes_is_not_called_damaged(data, tmp_path, monkeypatch):
+    message = break_mid_way(data, tmp_path / "data", monkeypatch, lambda path: path.unlink())
+    assert "has vanished while it was in use: bring it back" in message
+    assert "damaged" not in message
+
+
+def test_data_that_is_replaced_is_noticed(data, tmp_path, monkeypatch):
+    def replace(path):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+
+    message = break_mid_way(data, tmp_path / "data", monkeypatch, replace)
+    assert "was replaced while it was in use" in message
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
+    def refuse(*arguments, **options):
+        raise tf.errors.PermissionDeniedError(None, None, "no")
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", refuse)
+    with pytest.raises(PermissionError, match="a.tfrecord may not be read: permission denied"):
+        packed_data.find_damaged(["a.tfrecord"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("words", {"a": "many"}, 'words.a should be a whole number, but is "many"'),
+        ("frames", 2.5, "frames should be a whole number, but is 2.5"),
+        ("fps", None, "fps should be a number, but is null"),
+        ("motion_score_buckets", [None], r"motion_score_buckets\[0\] should be a number"),
+        ("latents", {"autoencoder": "sd"}, "the field latents.weights is missing"),
+        ("texts", [], r"texts should be a mapping, but is \[\]"),
+    ],
+)
+def test_fields_of_the_wrong_type_are_named(data, tmp_path, field, value, reason):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    content = json.loads((copy / "statistics.json").read_text())
+    (copy / "statistics.json").write_text(json.dumps(content | {field: value}))
+    with pytest.raises(pipeline.DataError, match=rf"statistics.json is damaged \({reason}"):
+        pipeline.open_data(copy)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickled", "table", "nan", "float64"])
+def test_damaged_motion_scores_are_refused(tmp_path, damage):
+    path = tmp_path / "motion_scores.npy"
+    arrays = {"text": ["a"], "table": np.ones((2, 2), np.float32), "float64": np.ones(2)}
+    arrays |= {"nan": np.float32([np.nan]), "pickled": np.array([{}], object)}
+    np.save(path, arrays.get(damage, np.ones(64, np.float32)), allow_pickle=True)
+    if damage in ("empty", "cut"):
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -3])
+    with pytest.raises(pipeline.DataError, match="motion_scores.npy .*: bring back a copy"):
+        packed_data.read_scores(tmp_path)

@@ -163,7 +163,7 @@ def spoil_unfinished(folder):
 def spoil_shard_gone(folder):
     path = a_shard(part(folder, 0))
     path.unlink()
-    return f"{path.name} is missing: delete .*00000-of-00003.* pack that part again"
+    return f"{path.name} is missing: bring back .*, or move .*00000-of-00003.* pack that part again"
 
 
 def spoil_shard_short(folder):
@@ -274,6 +274,25 @@ def test_check_finds_damaged_and_missing_shards(packed, tmp_path):
     for name, folder in tables(whole).items():
         assert sum(counts[name].values()) == len(raw_clips(folder))
     path = a_shard(tmp_path / "set")
+    content = path.read_bytes()
+    # With and without the checksums of the data set: a byte of a record, its clip count unchanged.
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged: bring back a copy"):
+        merge_parts.check(tmp_path / "set")
+    known = {p: p.read_bytes() for p in (tmp_path / "set").rglob("checksums.json")}
+    for sums in known:
+        sums.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is damaged: bring back a copy"):
+        merge_parts.check(tmp_path / "set")
+    path.write_bytes(content)
+    for sums, text in known.items():
+        sums.write_bytes(text)
+    statistics = path.with_name("statistics.json")
+    text = statistics.read_text()
+    statistics.write_text(text.replace('"fps": 8.0', '"fps": 9.0'))
+    with pytest.raises(ValueError, match="statistics.json is damaged or was changed"):
+        merge_parts.check(tmp_path / "set")
+    statistics.write_text(text)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{path.name} is damaged"):
         merge_parts.check(tmp_path / "set")
@@ -285,7 +304,8 @@ def test_check_finds_damaged_and_missing_shards(packed, tmp_path):
 def test_sets_of_earlier_versions_are_accepted(videos, tmp_path):
     options = {"input": videos, "workers": 1} | PLAIN
     run(**options, output=tmp_path / "set")
-    (tmp_path / "set" / "motion_scores.npy").unlink()
+    for name in ("motion_scores.npy", "checksums.json"):
+        (tmp_path / "set" / name).unlink()
     report = json.loads((tmp_path / "set" / "pack_report.json").read_text())
     del report["long_captions"]
     (tmp_path / "set" / "pack_report.json").write_text(json.dumps(report))

@@ -20,6 +20,7 @@ from videogen_jax.data.video_writer import write_video
 from videogen_jax.data.vocabulary import split_words
 from videogen_jax.data.workers import WorkerDied, make_pool
 from videogen_jax.packing import pack_folder, shards, sources
+from videogen_jax.packing.progress import make_bar
 
 NUM_CLIPS = 160
 
@@ -439,3 +440,176 @@ def test_dangling_link_is_skipped(tmp_path):
     (tmp_path / "gone.txt").write_text("a link")
     with pytest.raises(ValueError, match="gone.mp4: it is a link to a missing file"):
         sources.list_sources(tmp_path)
+
+
+def test_captions_without_a_word_are_reported(tmp_path):
+    add(tmp_path / "videos", "a.mp4", grey_video(range(16)), "?! ...")
+    add(tmp_path / "videos", "b.mp4", grey_video(range(16)))
+    report = run(input=tmp_path / "videos", output=tmp_path / "packed", size=32, workers=1)
+    assert report["captions_without_words"] == ["a.mp4"]
+    lines = pack.summarize(report, "packed").splitlines()
+    assert "  1 captions have no word, such as that of a.mp4: a model reads them as empty" in lines
+    assert any("only 1 clips are held out: FVD of fewer than 64" in line for line in lines)
+
+
+def remove_after_listing(monkeypatch, *names):
+    """Makes files vanish between the listing of a folder and the reading of its videos."""
+    list_sources = sources.list_sources
+
+    def list_and_remove(folder, **options):
+        found = list_sources(folder, **options)
+        for name in names:
+            os.unlink(os.path.join(folder, name))
+        return found
+
+    monkeypatch.setattr(sources, "list_sources", list_and_remove)
+
+
+@pytest.mark.parametrize("table", [{"size": 32}, {"buckets": "16x32x32"}])
+def test_files_that_vanish_while_packing_are_skipped_and_listed(tmp_path, monkeypatch, table):
+    videos = tmp_path / "videos"
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+        add(videos, name, grey_video(range(16)))
+    options = dict(input=videos, output=tmp_path / "packed", workers=1) | table
+    with monkeypatch.context() as patch:
+        remove_after_listing(patch, "b.mp4")
+        report = run(**options)
+    assert report["skipped"] == [{"file": "b.mp4", "reason": sources.VANISHED}]
+    assert sum(report["clips"].values()) == 3
+    assert run(**options)["finished_before"]  # the folder as it is now is packed
+
+
+def stop_before_the_end(monkeypatch, options):
+    """Packs all shards, but does not finish the set."""
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "move_shards", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(**options)
+
+
+def test_a_call_continues_after_files_have_vanished(shapes, tmp_path, monkeypatch):
+    folder, options, _ = shapes
+    videos = tmp_path / "videos"
+    shutil.copytree(folder / "videos", videos)
+    options = options | {"input": videos, "output": tmp_path / "packed", "workers": 1}
+    stop_before_the_end(monkeypatch, options)
+    journal = tmp_path / "packed" / "unfinished" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:4]))
+    order = [source.name for source in sources.list_sources(videos)[0]]
+    for name in (order[0], order[-1]):  # packed before, not packed yet
+        (videos / name).unlink()
+    report = run(**options)
+    assert report["skipped"] == [{"file": order[-1], "reason": sources.VANISHED}]
+    assert sum(report["clips"].values()) == NUM_CLIPS - 1
+
+
+def test_a_folder_that_vanishes_is_no_folder_without_videos(tmp_path, monkeypatch):
+    add(tmp_path / "videos", "a.mp4", grey_video(range(16)))
+    remove_after_listing(monkeypatch, "a.mp4", "a.txt")
+    with pytest.raises(
+        FileNotFoundError, match="videos has vanished or is empty now: bring it back"
+    ):
+        run(input=tmp_path / "videos", output=tmp_path / "packed", size=32, workers=1)
+    assert not (tmp_path / "packed" / "dataset_info.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "journal"])
+def test_a_resumed_call_packs_damaged_shards_again(shapes, tmp_path, monkeypatch, damage):
+    folder, options, _ = shapes
+    options = options | {"output": tmp_path / "packed", "workers": 1}
+    stop_before_the_end(monkeypatch, options)
+    work = tmp_path / "packed" / "unfinished"
+    if damage == "flip":
+        content = bytearray((work / "train-00020").read_bytes())
+        content[len(content) // 2] ^= 1
+        (work / "train-00020").write_bytes(content)
+    else:
+        lines = (work / "journal.jsonl").read_text().splitlines(keepends=True)
+        lines[20] = lines[20].replace('"clips": ', '"clips": [0], "was": ')
+        (work / "journal.jsonl").write_text("".join(lines))
+    run(**options)
+    assert shard_bytes(tmp_path / "packed") == shard_bytes(folder / "packed")
+
+
+def test_output_is_tried_before_the_videos_are_listed(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Nothing can be written to .*file/packed .*choose another"):
+        run(input=tmp_path / "nowhere", output=tmp_path / "file" / "packed")
+    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
+        run(input=tmp_path / "nowhere", output=tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+SCRIPT = """
+import sys
+from videogen_jax.packing import pack_folder
+from videogen_jax.packing.settings import Settings
+settings = Settings((32, 32), 8.0, 16, 16, 0.05, 256)
+pack_folder.pack(sys.argv[1], sys.argv[2], settings, workers=2)
+"""
+
+
+def test_a_script_without_main_guard_is_told_so(tmp_path):
+    add(tmp_path / "videos", "a.mp4", grey_video(range(16)))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = [tmp_path / "script.py", tmp_path / "videos", tmp_path / "packed"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    call = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 1
+    assert 'put the call under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert "a.mp4" not in done.stderr and done.stderr.count("Traceback") == 1  # the script's own
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed pipe"])
+def test_a_stdout_that_nobody_reads_is_no_failed_pack(tmp_path, stdout):
+    add(tmp_path / "videos", "日本.mp4", grey_video(range(16)))
+    add(tmp_path / "videos", "b.mp4", grey_video(range(16)), "猫")
+    add(tmp_path / "videos", "ü.mp4", grey_video(range(2)))  # named in the summary
+    call = command(input=tmp_path / "videos", output=tmp_path / "packed", size=32, workers=1)
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    if stdout == "full":
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                call, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+            )
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            call, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "packed" / "pack_report.json").read_text(encoding="utf-8"))
+    assert report["skipped"][0]["file"] == "ü.mp4" and report["clips"]["train"] == 1
+
+
+def test_progress_is_a_line_every_half_minute_in_a_log(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with make_bar(100, "video", "packing") as bar:
+        bar._time = lambda: now[0]
+        for _ in range(100):
+            now[0] += 1.0
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 5
+    assert lines[0] == "packing: 30 of 100 videos, 1.00 video/s, 01:10 left"
+
+
+def test_a_closed_stderr_does_not_end_the_work(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        monkeypatch.setattr("videogen_jax.packing.progress.SECONDS_BETWEEN_LINES", 0.0)
+        with make_bar(3, "video") as bar:
+            bar.update(3)
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)

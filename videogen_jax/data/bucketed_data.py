@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videogen_jax.data import atomic_files, latent_statistics, pipeline, records
+from videogen_jax.data import (
+    atomic_files,
+    json_files,
+    latent_statistics,
+    packed_data,
+    pipeline,
+    records,
+)
 from videogen_jax.data.latent_records import TextInfo
 from videogen_jax.data.pipeline import Clips, DataError, PackedData
 
@@ -42,7 +49,7 @@ def check_kind(output: str | Path, bucketed: bool) -> None:
     if plain if bucketed else is_bucketed(output):
         found, wanted = ("plain", "bucketed") if bucketed else ("bucketed", "plain")
         raise ValueError(
-            f"{output} holds a {found} data set, but this one is {wanted}: choose another --output, or delete {output}."
+            f"{output} holds a {found} data set, but this one is {wanted}: choose another --output."
         )
 
 
@@ -71,16 +78,27 @@ def open_buckets(data_dir: str | Path) -> dict[str, PackedData]:
     if not is_bucketed(data_dir):
         return {str(data_dir): pipeline.open_data(data_dir)}
     folder = Path(data_dir)
-    try:
-        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["buckets"]
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError("it names no bucket")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder / INDEX} is damaged ({error}): run videogen_jax.pack or encode again."
-        ) from error
+    names = read_index(folder)
     sets = {str(folder / name): pipeline.open_data(folder / name) for name in names}
     return _join(sets) if len(sets) > 1 else sets
+
+
+def read_index(folder: str | Path) -> list[str]:
+    """Reads the folder names of the buckets from buckets.json.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    path = Path(folder) / INDEX
+    try:
+        names = json_files.read(path, {"buckets": [str]}, packed_data.WAY_OUT)["buckets"]
+    except json_files.FieldError as error:
+        raise DataError(str(error)) from error
+    if not names or any(not name or Path(name).name != name for name in names):
+        raise DataError(
+            f"{path} is damaged (it should name folders beside it): {packed_data.WAY_OUT}"
+        )
+    return names
 
 
 def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
@@ -119,7 +137,7 @@ def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
     ranked = dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
     # Images have a motion score of 0, which would leave fewer quantile buckets for videos.
     moving = [path for path, data in sets.items() if data.frames > 1] or list(sets)
-    edges = records.motion_edges([read_scores(path) for path in moving])
+    edges = records.motion_edges([packed_data.read_scores(path) for path in moving])
     joined = {
         path: data._replace(words=ranked, motion_score_buckets=edges) for path, data in sets.items()
     }
@@ -166,19 +184,6 @@ def _same_embedding(one: TextInfo | None, other: TextInfo | None) -> bool:
 
 
 _NO_STATISTICS = {"mean": [], "deviation": [], "places": 0}
-
-
-def read_scores(folder: str | Path) -> np.ndarray:
-    """Reads the motion scores (N,) float32 of the training clips of a plain data set.
-
-    Raises:
-      DataError: the file is missing or damaged.
-    """
-    path = Path(folder) / records.MOTION_SCORES
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): pack the data set again.") from error
 
 
 class BucketSchedule(NamedTuple):

@@ -11,6 +11,7 @@ of a window but decodes only its own rows. So the global batch does not depend o
 of reading (not decoding) the other processes' bytes.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.packed_data import DataError, PackedData, open_data
 
 Clips = dict[str, np.ndarray]
+SECONDS_BETWEEN_CHECKS = 60.0  # of whether the files are still those of the data set
 
 
 # Folded into the seed, so that the draws for different purposes are independent.
@@ -386,9 +388,17 @@ def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator
     options.threading.private_threadpool_size = threads
     options.deterministic = True
     op_error = tf.errors.OpError  # bound here, because module globals are gone at interpreter exit
+    stamps = packed_data.stamp_files(files)
+    due = time.monotonic() + SECONDS_BETWEEN_CHECKS
     try:
-        yield from clips.with_options(options).as_numpy_iterator()
+        for batch in clips.with_options(options).as_numpy_iterator():
+            yield batch
+            if (now := time.monotonic()) >= due:
+                packed_data.check_unchanged(stamps)
+                spent = time.monotonic() - now  # long for many shards on a slow disk
+                due = now + max(SECONDS_BETWEEN_CHECKS, 200 * spent)
     except op_error as error:
+        packed_data.check_unchanged(stamps)
         logging.warning("A record cannot be read: searching %d files for it.", len(files))
         path = packed_data.find_damaged(files)
         if path is None:

@@ -4,11 +4,13 @@ TensorFlow is imported inside the functions that need it: importing it takes ten
 encode strips without it.
 """
 
+import contextlib
 import errno
+import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import imageio.v3 as iio
 import numpy as np
@@ -19,6 +21,9 @@ FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg, 35 below that of the format
 DATASET_NAME = "clips"
+CHECKSUMS = (
+    "checksums.json"  # name of a shard -> `checksum`; absent in data sets of earlier versions
+)
 MOTION_SCORES = "motion_scores.npy"  # of the training clips, next to statistics.json
 NUM_MOTION_BUCKETS = 256
 
@@ -233,19 +238,33 @@ def write_shard(path, examples: Iterable[bytes]) -> tuple[int, int]:
     unfinished = path.with_name(path.name + ".unfinished")
     count = size = 0
     try:
-        try:
-            with tf.io.TFRecordWriter(os.fspath(unfinished)) as writer:
-                for example in examples:
-                    writer.write(example)
-                    count, size = count + 1, size + len(example)
-        except tf.errors.ResourceExhaustedError as error:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
-        except tf.errors.OpError as error:
-            raise OSError(errno.EIO, error.message, os.fspath(path)) from error
+        with _os_errors(path), tf.io.TFRecordWriter(os.fspath(unfinished)) as writer:
+            for example in examples:
+                writer.write(example)
+                count, size = count + 1, size + len(example)
         atomic_files.publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return count, size
+
+
+@contextlib.contextmanager
+def _os_errors(path) -> Iterator[None]:
+    """Turns TensorFlow's errors of writing into OSErrors."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message, os.fspath(path)) from error
+
+
+def checksum(path) -> str:
+    """Hashes the bytes of a file (blake2b, 128 bits, hexadecimal)."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_dataset_info(
@@ -271,13 +290,14 @@ def write_dataset_info(
         splits.append(
             tfds.core.SplitInfo(name=split, shard_lengths=list(counts), num_bytes=sum(num_bytes))
         )
-    tfds.folder_dataset.write_metadata(
-        data_dir=work,
-        features=make_features() if features is None else features,
-        split_infos=splits,
-        version="1.0.0",
-        check_data=False,
-        description="Captioned video clips, packed by videogen_jax.",
-    )
+    with _os_errors(folder):
+        tfds.folder_dataset.write_metadata(
+            data_dir=work,
+            features=make_features() if features is None else features,
+            split_infos=splits,
+            version="1.0.0",
+            check_data=False,
+            description="Captioned video clips, packed by videogen_jax.",
+        )
     for name in ("features.json", "dataset_info.json"):
         atomic_files.publish(work / name, folder / name)

@@ -20,22 +20,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from videogen_jax.data import (
     atomic_files,
     augment,
+    json_files,
     latent_records,
     latent_statistics,
+    packed_data,
     pipeline,
     records,
 )
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
+from videogen_jax.packing import metadata
 from videogen_jax.packing.locking import lock_folder
+from videogen_jax.packing.progress import make_bar
 
 REPORT = "encode_report.json"
+REPORT_FIELDS = {
+    "settings": {str: object},
+    "clips": {str: int},
+    "seconds": float,
+    "cut_captions": json_files.Optional(int),
+}
+SHARD = {
+    "clips": int,
+    "bytes": int,
+    "checksum": json_files.Optional(str),  # absent in shards of earlier versions, as the next
+    "cut_captions": json_files.Optional(int),
+    "count": int,
+    "mean": [float],
+    "squares": [float],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +94,7 @@ def encode(
       encoder: autoencoder and storage settings.
       share: (i, n): encode the i-th of n equal parts of the shards.
       label: label of the progress bar.
-      progress: show a progress bar on stderr; None: only on a terminal.
+      progress: as for `make_bar`.
     Returns:
       The report: settings, clips per split, "new" (clips encoded by this call), "finished" (all shards are encoded),
       "seconds"; with a text encoder also "cut_captions", the number of clips with truncated captions (in the whole data
@@ -103,12 +123,13 @@ def encode(
         for path, length in zip(paths, data.lengths[split], strict=True)
     ]
     to_encode = [
-        shard for shard in shards[share[0] :: share[1]] if not _is_done(output, work, shard[1])
+        shard
+        for shard in shards[share[0] :: share[1]]
+        if not _is_done(output, work, shard[1], verify=True)
     ]
     new = sum(length for *_, length in to_encode)
-    disable = None if progress is None else not progress
     cut = 0
-    bar = tqdm(total=new, unit="clip", desc=label, disable=disable)
+    bar = make_bar(new, "clip", label, progress)
     # Without the lock, two equal calls, such as a restart while the first one hangs, would write the same files.
     with lock_folder(work / "calls" / f"{share[0]}-of-{share[1]}"), bar:
         for split, path, _ in to_encode:
@@ -117,7 +138,7 @@ def encode(
         "settings": saved,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
         "new": new,
-        "finished": all(_is_done(output, work, path) for _, path, _ in shards),
+        "finished": all(_is_done(output, work, path, verify=False) for _, path, _ in shards),
         "seconds": round(time.monotonic() - started, 1),
     }
     report["source"] = str(source.resolve())  # where evaluate finds the clips in pixels
@@ -151,7 +172,8 @@ def _check_frames(encoder: Encoder, data: pipeline.PackedData) -> None:
 
 def settings_to_json(source: Path, encoder: Encoder) -> dict[str, Any]:
     """Returns the settings that determine the latents, except augmentation, as JSON values."""
-    packed = json.loads((source / "pack_report.json").read_text(encoding="utf-8"))
+    fields = {"settings": {str: object}, "clips": object}
+    packed = json_files.read(source / "pack_report.json", fields, packed_data.WAY_OUT)
     names = ("name", "weights", "precision", "dtype", "mirrored")
     saved = {
         "autoencoder": {name: getattr(encoder, name) for name in names},
@@ -196,7 +218,7 @@ def _read_report(output: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError(
             f"{output} holds a data set that was not written by encode: choose another --output."
         )
-    report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+    report = json_files.read(output / REPORT, REPORT_FIELDS, packed_data.WAY_OUT)
     _check_same_settings(output, report["settings"], saved)
     return report
 
@@ -212,8 +234,7 @@ def _check_same_settings(output: Path, found: dict[str, Any], wanted: dict[str, 
     if differences:
         raise ValueError(
             f"The latents in {output} have other settings: {'; '.join(differences)}; set the options to what they were "
-            f"(autoencoder.precision is vae.encode_precision), choose another --output, or delete {output} to encode "
-            "it again."
+            "(autoencoder.precision is vae.encode_precision), or choose another --output."
         )
 
 
@@ -228,15 +249,29 @@ def _flatten(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _claim(output: Path, work: Path, saved: dict[str, Any]) -> None:
     path = work / "settings.json"
     if path.exists():
-        _check_same_settings(output, json.loads(path.read_text(encoding="utf-8")), saved)
+        begun = json_files.read(path, {str: object}, "choose another --output.")
+        _check_same_settings(output, begun, saved)
         return
     work.mkdir(parents=True, exist_ok=True)
     atomic_files.write_text(path, json.dumps(saved, indent=1))
 
 
-def _is_done(output: Path, work: Path, path: str) -> bool:
-    name = Path(path).name
-    return (output / name).exists() and (work / f"{name}.json").exists()
+def _is_done(output: Path, work: Path, path: str, verify: bool) -> bool:
+    """Whether a shard is finished; with `verify`, one whose bytes are damaged is not."""
+    shard, entry = output / Path(path).name, work / f"{Path(path).name}.json"
+    if not (shard.exists() and entry.exists()):
+        return False
+    if not verify:
+        return True
+    try:
+        expected = json_files.read(entry, SHARD).get("checksum")
+    except json_files.FieldError as error:
+        logging.warning("%s Its shard is encoded again.", error)
+        return False
+    if expected is None or records.checksum(shard) == expected:
+        return True
+    logging.warning("The TFRecord file %s is damaged: it is encoded again.", shard)
+    return False
 
 
 def _encode_shard(
@@ -273,6 +308,7 @@ def _encode_shard(
 
     clips, size = records.write_shard(output / path.name, serialize())
     entry = {"clips": clips, "bytes": size, "cut_captions": cut, "count": statistics.count}
+    entry |= {"checksum": records.checksum(output / path.name)}
     entry |= {"mean": statistics.mean.tolist(), "squares": statistics.squares.tolist()}
     atomic_files.write_text(work / f"{path.name}.json", json.dumps(entry))
     return cut
@@ -317,12 +353,14 @@ def _finish(
 ) -> None:
     """Writes the JSON files, dataset_info.json last; another process may do so at the same time."""
     sizes: dict[str, list[tuple[int, int]]] = {}
-    cut = 0
+    cut, checksums = 0, {}
     moments = latent_statistics.empty_statistics(encoder.shape[-1])
     try:
         for split, path, _ in shards:
-            text = (work / f"{Path(path).name}.json").read_text(encoding="utf-8")
-            entry = json.loads(text)
+            name = Path(path).name
+            entry = json_files.read(work / f"{name}.json", SHARD)
+            if "checksum" in entry:
+                checksums[name] = entry["checksum"]
             sizes.setdefault(split, []).append((entry["clips"], entry["bytes"]))
             cut += entry.get("cut_captions", 0)  # absent in shards of earlier versions
             if split == "train":
@@ -344,7 +382,7 @@ def _finish(
         places=moments.count,
         time_stride=encoder.time_stride,
     )
-    statistics = json.loads((source / "statistics.json").read_text(encoding="utf-8"))
+    statistics = json_files.read(source / "statistics.json", packed_data.STATISTICS)
     if "augment" in report["settings"]:
         info = info._replace(augment=encoder.augmentation.to_json() | {"seed": encoder.seed})
         size = dict(zip(("height", "width"), encoder.augmentation.size, strict=True))
@@ -357,9 +395,10 @@ def _finish(
         report["cut_captions"] = cut
     if (source / records.MOTION_SCORES).exists():  # absent in data sets of earlier versions
         shutil.copyfile(source / records.MOTION_SCORES, output / records.MOTION_SCORES)
-    for name, content in {"statistics.json": statistics, REPORT: report}.items():
-        atomic_files.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+    metadata.write_json(output / "statistics.json", statistics)
+    metadata.write_checksums(output, checksums)
+    metadata.write_json(output / REPORT, report)
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
-    with tempfile.TemporaryDirectory(dir=output) as metadata:
-        records.write_dataset_info(output, sizes, metadata, features)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        records.write_dataset_info(output, sizes, folder, features)
     shutil.rmtree(work, ignore_errors=True)

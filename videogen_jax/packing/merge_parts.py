@@ -8,22 +8,22 @@ can be repeated. As in packing, dataset_info.json (or buckets.json) is written l
 """
 
 import collections
-import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from videogen_jax.data import packed_data, records
+from videogen_jax.data import bucketed_data, json_files, packed_data, records
 from videogen_jax.packing import bucket_assignment, metadata, pack_buckets
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing import sources as source_lists
 from videogen_jax.packing.locking import lock_folder
+from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.shards import SPLITS
 
 
@@ -61,10 +61,10 @@ def merge(output: str | Path) -> dict[str, Any]:
         if _is_set_finished(output):
             check(output)
             _remove_parts(output)
-            report = json.loads((output / pack_settings.REPORT).read_text(encoding="utf-8"))
+            report = pack_settings.read_report(output)
             return report | {"finished_before": True}
         folders = _find_parts(output)
-        reports = [_read_json(folder / pack_settings.REPORT) for folder in folders]
+        reports = [pack_settings.read_report(folder) for folder in folders]
         saved = _compare_parts(folders, reports)
         report = _merge_reports(reports, saved)
         if "buckets" in saved:
@@ -77,33 +77,68 @@ def merge(output: str | Path) -> dict[str, Any]:
     return report | {"finished_before": False}
 
 
-def check(output: str | Path) -> dict[str, dict[str, int]]:
-    """Checks that all shards of a finished data set exist with the right size and number of records.
+def check(output: str | Path, progress: bool | None = False) -> dict[str, dict[str, int]]:
+    """Checks that all files of a finished data set are there and have the bytes that were written.
+
+    The bytes are compared with checksums.json. Data sets of earlier versions have none; the checksums that TFRecord
+    keeps of each record are verified instead.
 
     Args:
       output: folder of a data set of pixels or latents, plain or bucketed.
+      progress: as for `make_bar`.
     Returns:
       Bucket ("" for a plain set) -> split -> number of clips.
     Raises:
       ValueError: names the file that is missing or damaged.
     """
     output = Path(output)
-    names = [""]
-    if (output / pack_settings.BUCKETS_MARK).exists():
-        names = _read_json(output / pack_settings.BUCKETS_MARK)["buckets"]
+    is_bucketed = (output / pack_settings.BUCKETS_MARK).exists()
+    names = bucketed_data.read_index(output) if is_bucketed else [""]
+    sets = {name: packed_data.open_data(output / name) for name in names}
+    total = sum(sum(map(len, data.files.values())) for data in sets.values())
     counts = {}
-    for name in names:
-        data = packed_data.open_data(output / name)
-        for split, paths in data.files.items():
-            for path, length in zip(paths, data.lengths[split], strict=True):
-                _check_count(Path(path), length, f"delete {output} and pack again")
-        counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
-        scores = output / name / records.MOTION_SCORES
-        # Latents may have several variants of each clip, with one motion score.
-        variants = ((data.latents and data.latents.augment) or {}).get("variants", 1)
-        if scores.exists() and len(np.load(scores)) * variants != counts[name].get("train", 0):
-            raise ValueError(f"{scores} does not belong to its data set: pack again.")
+    with make_bar(total, "shard", "checking", progress) as bar:
+        for name, data in sets.items():
+            _check_bytes(output / name, data, bar)
+            counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
+            # Latents may have several variants of each clip, with one motion score.
+            variants = ((data.latents and data.latents.augment) or {}).get("variants", 1)
+            scores = output / name / records.MOTION_SCORES
+            train = counts[name].get("train", 0)
+            if scores.exists() and len(packed_data.read_scores(scores.parent)) * variants != train:
+                raise ValueError(f"{scores} does not belong to its data set: {packed_data.WAY_OUT}")
     return counts
+
+
+def _check_bytes(folder, data, bar):
+    """Checks the number of records and the bytes of the shards of a plain data set, and of its small files."""
+    known = read_checksums(folder)
+    for name in known.keys() & {"statistics.json", records.MOTION_SCORES}:
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name} is missing: {packed_data.WAY_OUT}")
+        if records.checksum(folder / name) != known[name]:
+            raise ValueError(
+                f"{folder / name} is damaged or was changed since it was written: {packed_data.WAY_OUT}"
+            )
+    for split, paths in data.files.items():
+        for path, length in zip(paths, data.lengths[split], strict=True):
+            _check_count(Path(path), length, packed_data.WAY_OUT.rstrip("."))
+            expected = known.get(Path(path).name)
+            if expected is None:
+                whole = packed_data.find_damaged([path]) is None
+            else:
+                whole = records.checksum(path) == expected
+            if not whole:
+                raise ValueError(packed_data.damaged_message(path))
+            bar.update()
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Reads checksums.json of a plain data set: name -> checksum; empty for data sets of earlier versions."""
+    path = folder / records.CHECKSUMS
+    if not path.exists():
+        return {}
+    return json_files.read(path, {str: str}, packed_data.WAY_OUT)
 
 
 def _is_set_finished(output):
@@ -117,7 +152,7 @@ def _remove_parts(output):
     if any(parts.glob("*-of-*/**/*.tfrecord-*")):
         raise ValueError(
             f"{output} is a finished data set, but {parts} has shards that are not in it: choose another --output for "
-            f"pack, or delete {parts}."
+            "pack."
         )
     shutil.rmtree(parts, ignore_errors=True)
 
@@ -135,7 +170,8 @@ def _find_parts(output) -> list[Path]:
         )
     if len(totals) > 1:
         raise ValueError(
-            f"{output / 'parts'} has parts of {' and of '.join(map(str, totals))}: delete those of the wrong number."
+            f"{output / 'parts'} has parts of {' and of '.join(map(str, totals))}: move those of the wrong number "
+            "elsewhere."
         )
     (total,) = totals
     done = {index for (index, _), folder in found.items() if _is_part_finished(folder)}
@@ -153,7 +189,7 @@ def _missing_message(output, missing, total, found, done):
     """Returns an error message with the missing parts and the command that packs the first of them."""
     flags = {"output": output, "shard": f"{missing[0]}/{total}"}
     if done:
-        report = _read_json(found[min(done), total] / pack_settings.REPORT)
+        report = pack_settings.read_report(found[min(done), total])
         flags |= {"input": report["input"]} | report["settings"] | flags
         flags |= {"buckets": ",".join(flags["buckets"])} if "buckets" in flags else {}
     skipped = ("videos", "synthetic")
@@ -172,7 +208,9 @@ def _compare_parts(folders, reports) -> dict[str, Any]:
     for index, (folder, report) in enumerate(zip(folders, reports, strict=True)):
         saved = dict(report["settings"])
         if saved.pop("shard", None) != f"{index}/{len(folders)}":
-            raise ValueError(f"{folder} was packed as another part: delete it and pack it again.")
+            raise ValueError(
+                f"{folder} was packed as another part: move it elsewhere and pack that part again."
+            )
         for name in sorted(first.keys() | saved.keys()):
             then, now = first.get(name), saved.get(name)
             if then != now:
@@ -180,8 +218,8 @@ def _compare_parts(folders, reports) -> dict[str, Any]:
                 if name == "videos":
                     what = "its videos or their captions differ from those of the first part"
                 raise ValueError(
-                    f"{folder} does not match the other parts ({what}): delete it and pack it again from the same "
-                    "folder with the same flags."
+                    f"{folder} does not match the other parts ({what}): move it elsewhere and pack that part again "
+                    "from the same folder with the same flags."
                 )
     return first
 
@@ -197,24 +235,30 @@ def _merge_reports(reports, saved) -> dict[str, Any]:
         "clips": {},
         "skipped": pack_buckets.list_skipped({}, reports),
         "frames_cut_off": dict(sorted(cut_off.items())),
-        "long_captions": sorted(name for report in reports for name in report["long_captions"]),
+        "long_captions": _join_lists(reports, "long_captions"),
+        "captions_without_words": _join_lists(reports, "captions_without_words"),
         "seconds": round(sum(report["seconds"] for report in reports), 1),
         "parts": len(reports),
     }
+
+
+def _join_lists(reports, name) -> list[str]:
+    """Joins a list of names of all reports; those of earlier versions may lack it."""
+    return sorted(entry for report in reports for entry in report.get(name, []))
 
 
 def _read_part_set(folder) -> PartSet:
     """Reads the description of a part, or of one bucket of a part."""
     shards, num_bytes = [], {}
     if not (folder / pack_settings.EMPTY_MARK).exists():
-        info = _read_json(folder / pack_settings.PLAIN_MARK)
+        info = _read_json(folder / pack_settings.PLAIN_MARK, packed_data.DATASET_INFO)
         for split in info["splits"]:
             lengths = [int(length) for length in split["shardLengths"]]
             num_bytes[split["name"]] = int(split["numBytes"])
             for shard, clips in enumerate(lengths):
                 name = records.shard_name(split["name"], shard, len(lengths))
                 shards.append(Shard(split["name"], folder / name, clips))
-    return PartSet(folder, _read_json(folder / pack_settings.REPORT), shards, num_bytes)
+    return PartSet(folder, pack_settings.read_report(folder), shards, num_bytes)
 
 
 def _merge_buckets(output, folders, report):
@@ -246,8 +290,8 @@ def _check_training_clips(output, part_sets, report):
     if not any(shard.split == "train" for part_set in part_sets for shard in part_set.shards):
         reasons = "; ".join(f"{i['file']}: {i['reason']}" for i in report["skipped"][:3])
         raise ValueError(
-            f"none of the parts has a training clip ({reasons}): delete {output / 'parts'} and pack again with "
-            "more videos, or other settings."
+            f"none of the parts has a training clip ({reasons}): pack into another --output with more "
+            "videos, or other settings."
         )
 
 
@@ -266,17 +310,22 @@ def _merge_plain(
     report["clips"] = {split: clips[split] for split in SPLITS}
     output.mkdir(exist_ok=True)
     sizes: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+    checksums = {}
+    for part_set in part_sets:
+        checksums |= {part_set.folder / n: h for n, h in read_checksums(part_set.folder).items()}
     for shard, target in moves:
         if not target.exists():
             os.replace(shard.path, target)
         size = target.stat().st_size - packed_data.FRAMING * shard.clips
         sizes[shard.split].append((shard.clips, size))
+    moved = {t.name: checksums[s.path] for s, t in moves if s.path in checksums}
     words, scores = collections.Counter(), []
     for part_set in part_sets:
-        words.update(_read_json(part_set.folder / "statistics.json")["words"])
-        scores.append(np.load(part_set.folder / records.MOTION_SCORES))
+        statistics = _read_json(part_set.folder / "statistics.json", packed_data.STATISTICS)
+        words.update(statistics["words"])
+        scores.append(packed_data.read_scores(part_set.folder))
     settings = _read_settings(report["settings"])
-    metadata.write_descriptions(output, settings, words, np.concatenate(scores), report)
+    metadata.write_descriptions(output, settings, words, np.concatenate(scores), report, moved)
     metadata.finish_plain(output, work, sizes)
 
 
@@ -299,7 +348,9 @@ def _check_part_sets(output, part_sets) -> list[tuple[Shard, Path]]:
     current = {shard.path: shard.path if shard.path.exists() else target for shard, target in moves}
     owners: dict[str, Path] = {}
     for part_set in part_sets:
-        advice = f"delete {part_set.folder} and pack that part again"
+        advice = (
+            f"bring back a copy of it, or move {part_set.folder} elsewhere and pack that part again"
+        )
         sizes = collections.Counter()
         for shard in part_set.shards:
             path = current[shard.path]
@@ -311,13 +362,13 @@ def _check_part_sets(output, part_sets) -> list[tuple[Shard, Path]]:
             raise ValueError(
                 f"the TFRecord files of {part_set.folder} have the wrong size: {advice}."
             )
-        clips = _read_json(part_set.folder / metadata.SOURCES_FILE)
+        clips = _read_json(part_set.folder / metadata.SOURCES_FILE, {str: int})
         for name in clips:
             if name in owners:
                 raise ValueError(f"{name} is in {owners[name]} and in {part_set.folder}: {advice}.")
             owners[name] = part_set.folder
         train = sum(shard.clips for shard in part_set.shards if shard.split == "train")
-        scores = np.load(part_set.folder / records.MOTION_SCORES)
+        scores = packed_data.read_scores(part_set.folder)
         if sum(clips.values()) != sum(s.clips for s in part_set.shards) or len(scores) != train:
             raise ValueError(
                 f"the clip counts of {part_set.folder} do not match its shards: {advice}."
@@ -340,10 +391,10 @@ def _check_count(path: Path, clips: int, advice: str) -> None:
         raise ValueError(f"the TFRecord file {path} {what}: {advice}.")
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _read_json(path: Path, fields: Any) -> Any:
+    """Reads a JSON file of a part."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged: delete {path.parent} and pack it again."
-        ) from error
+        way_out = f"bring back a copy of it, or move {path.parent} elsewhere and pack it again."
+        return json_files.read(path, fields, way_out)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: {way_out}") from error

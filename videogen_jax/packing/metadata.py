@@ -14,9 +14,14 @@ SOURCES_FILE = "packed_sources.json"  # in parts of a data set: source -> number
 
 
 def write_descriptions(
-    output, settings: Settings, words: dict[str, int], scores: np.ndarray, report: dict
+    output,
+    settings: Settings,
+    words: dict[str, int],
+    scores: np.ndarray,
+    report: dict,
+    checksums: dict[str, str],
 ) -> None:
-    """Writes motion_scores.npy, statistics.json and pack_report.json.
+    """Writes motion_scores.npy, checksums.json, statistics.json and pack_report.json.
 
     Args:
       output: folder of the data set.
@@ -24,6 +29,7 @@ def write_descriptions(
       words: word counts of the captions of all training clips.
       scores: (N,) float32, motion scores of the training clips, in order.
       report: content of pack_report.json.
+      checksums: name -> `records.checksum` of the shards.
     """
     output = pathlib.Path(output)
     unfinished = output / f"{records.MOTION_SCORES}.unfinished"
@@ -31,8 +37,22 @@ def write_descriptions(
         np.save(file, scores)
     atomic_files.publish(unfinished, output / records.MOTION_SCORES)
     statistics = make_statistics(settings, words, scores)
-    for name, content in {"statistics.json": statistics, pack_settings.REPORT: report}.items():
-        atomic_files.write_text(output / name, json.dumps(content, indent=1, ensure_ascii=False))
+    write_json(output / "statistics.json", statistics)
+    write_checksums(output, checksums)
+    write_json(output / pack_settings.REPORT, report)
+
+
+def write_json(path, content) -> None:
+    """Writes a JSON file of a data set atomically."""
+    atomic_files.write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def write_checksums(output, checksums: dict[str, str]) -> None:
+    """Writes checksums.json: those of the shards as given, and those of statistics.json and motion_scores.npy."""
+    names = ("statistics.json", records.MOTION_SCORES)
+    present = [name for name in names if (pathlib.Path(output) / name).exists()]
+    small = {name: records.checksum(pathlib.Path(output) / name) for name in present}
+    write_json(pathlib.Path(output) / records.CHECKSUMS, checksums | small)
 
 
 def make_statistics(settings: Settings, words: dict[str, int], scores: np.ndarray) -> dict:

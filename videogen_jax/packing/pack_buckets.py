@@ -1,6 +1,7 @@
 """Packs a folder of videos and images of mixed shapes into buckets; the work behind `pack --buckets`.
 
     OUTPUT/unfinished/settings.json   settings of the data set
+    OUTPUT/unfinished/sources.jsonl   the list of sources
     OUTPUT/unfinished/probes.jsonl    one line per file: size and length according to its index
     OUTPUT/120x384x640/               each bucket is a plain data set, packed by `pack_folder`
     OUTPUT/pack_report.json
@@ -21,14 +22,20 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from tqdm import tqdm
-
-from videogen_jax.data import atomic_files, image_io, read_limits, video_io
-from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import bucket_assignment, extraction, pack_folder, shards, sources
+from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
+from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
+from videogen_jax.packing import (
+    bucket_assignment,
+    extraction,
+    pack_folder,
+    saved_sources,
+    shards,
+    sources,
+)
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
 from videogen_jax.packing.locking import lock_folder
+from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings
 
 PROBES_AHEAD = 64  # queued per worker
@@ -73,6 +80,8 @@ def pack_buckets(
     workers: int,
     strict: bool = False,
     share: tuple[int, int] | None = None,
+    follow_links: bool = False,
+    max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
     progress: bool | None = None,
 ) -> dict:
     """Packs a folder into buckets, or resumes an interrupted call with the same settings.
@@ -84,7 +93,9 @@ def pack_buckets(
       workers: number of processes that read files.
       strict: stop at the first source that would be skipped.
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
-      progress: show a progress bar on stderr; None: only on a terminal.
+      follow_links: as for `list_sources`.
+      max_caption_bytes: as for `list_sources`.
+      progress: as for `make_bar`.
     Returns:
       The content of OUTPUT/pack_report.json: that of `pack_folder.pack`, with "buckets" (clips per bucket and split)
       and "left_out" (bucket -> why it is omitted).
@@ -92,22 +103,26 @@ def pack_buckets(
       ValueError: no source fits a bucket, or as `pack_folder.pack`.
       OSError, WorkerDied: as `pack_folder.pack`.
     """
+    end_unguarded_child()
     output = pathlib.Path(output)
-    found, skipped = sources.list_sources(folder)
-    saved = settings_to_json(settings) | {"videos": sources.fingerprint(found, skipped)}
+    listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
+    listed, skipped = sources.list_sources(folder, **listing)
+    saved = settings_to_json(settings) | pack_folder.listing_to_json(**listing)
+    saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := pack_settings.finished_report(output, saved):
         return report
     pack_folder.check_sharding(output, share)
-    found = sources.fix_splits(found, settings.validation_fraction)
+    found = sources.fix_splits(listed, settings.validation_fraction)
     if share:
         found = found[share[0] :: share[1]]
         saved |= {"shard": f"{share[0]}/{share[1]}"}
         output = pack_folder.part_folder(output, share)
     options = {"workers": workers, "strict": strict, "progress": progress}
     with lock_folder(output), make_pool(workers) as pool:
-        return pack_settings.finished_report(output, saved) or _pack_all(
-            folder, output, found, skipped, settings, saved, pool=pool, **options
-        )
+        if report := pack_settings.finished_report(output, saved):
+            return report
+        found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
+        return _pack_all(folder, output, found, skipped, settings, saved, pool=pool, **options)
 
 
 def _pack_all(folder, output, found, skipped, settings, saved, **options):
@@ -132,14 +147,20 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
             reports[bucket] = _pack_bucket(
                 folder, output, settings, bucket, bucket_pieces, saved, **options
             )
+    all_skipped = list_skipped(skipped | unmatched, reports.values())
+    if whole:
+        reasons = {item["file"]: item["reason"] for item in all_skipped}
+        present = sources.without_vanished(folder, found, reasons)
+        saved = saved | {"videos": sources.fingerprint(*present)}
     report = {
         "settings": saved,
-        "input": os.fspath(folder),
+        "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
         "clips": {},
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
-        "skipped": list_skipped(skipped | unmatched, reports.values()),
+        "skipped": all_skipped,
         "frames_cut_off": dict(sorted(cut_off.items())),
         "long_captions": pack_folder.long_captions(found),
+        "captions_without_words": pack_folder.captions_without_words(found),
         "seconds": round(time.monotonic() - started, 1),
     }
     finish(output, report, settings.buckets, whole=whole)
@@ -241,9 +262,8 @@ def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -
     path = work / "probes.jsonl"
     known = _read_probes(path)
     left = [source.name for source in found if source.name not in known]
-    hidden = None if progress is None else not progress
     with (
-        tqdm(total=len(found), initial=len(found) - len(left), unit="file", desc="probing", disable=hidden) as bar,
+        make_bar(len(found), "file", "probing", progress, initial=len(found) - len(left)) as bar,
         open(path, "a", encoding="utf-8") as file,
     ):  # fmt: skip
         for name, probe in _probe(folder, left, settings, workers, pool):
@@ -257,15 +277,31 @@ def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -
 
 
 def _read_probes(path) -> dict[str, list | str]:
-    """Reads probes.jsonl, dropping an incomplete last line."""
+    """Reads probes.jsonl up to the first line that is incomplete or damaged, and truncates it there."""
     known = {}
     if path.exists():
-        text = path.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
-        known = dict(json.loads(line) for line in complete.splitlines())
-        if complete != text:
-            atomic_files.write_text(path, complete)
+        complete = 0
+        content = path.read_bytes()
+        for line in content.splitlines(keepends=True):
+            try:
+                name, probe = _check_probe(json_files.parse(path, line, [object]))
+            except ValueError:
+                break
+            known[name] = probe
+            complete += len(line)
+        if complete != len(content):
+            atomic_files.write_text(path, content[:complete].decode("utf-8"))
     return known
+
+
+def _check_probe(entry) -> tuple[str, list | str]:
+    """Checks a line of probes.jsonl: [name, the reason to skip it or the fields of its `Shape`]."""
+    name, probe = entry
+    if isinstance(probe, list):
+        kinds = Shape.__annotations__.values()
+        probe = [json_files.check(value, kind) for value, kind in zip(probe, kinds, strict=True)]
+        return json_files.check(name, str), probe
+    return json_files.check(name, str), json_files.check(probe, str)
 
 
 def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list | str]]:
@@ -275,14 +311,20 @@ def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list |
     try:
         while True:
             for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
-                task = pool.submit(
-                    probe_source, os.path.join(folder, name), settings.fps, settings.limits
-                )
+                video = sources.locate(folder, name)
+                task = pool.submit(probe_source, video, settings.fps, settings.limits)
                 waiting.append((name, task))
             if not waiting:
                 return
             name, task = waiting[0]
-            shape = task.result()
+            try:
+                shape = task.result()
+            except FileNotFoundError as error:
+                shape = str(error)
+                if not pack_folder.find_vanished(folder, name):
+                    raise
+            if isinstance(shape, str):
+                shape = pack_folder.find_vanished(folder, name) or shape
             waiting.popleft()
             yield name, shape
     except BrokenProcessPool:

@@ -4,6 +4,7 @@ Workers decode videos and encode their clips as JPEG (`extraction`); the parent,
 TensorFlow, orders the clips and writes shards (`shards`). Temporary files are in OUTPUT/unfinished:
 
     settings.json    settings of the data set; a call with other settings is refused
+    sources.jsonl    the list of sources, which the journal refers to
     journal.jsonl    one line per finished shard: its clips, and the position of the next clip
     train-00003      finished shards; an interrupted call resumes after the last one in the journal
     17.clips         clips of video 17, passed from a worker to the parent
@@ -24,15 +25,14 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from tqdm import tqdm
-
 from videogen_jax.data import atomic_files
 from videogen_jax.data import vocabulary as vocabularies
-from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import metadata, shards, sources
+from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
+from videogen_jax.packing import metadata, saved_sources, shards, sources
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.extraction import extract_clips
 from videogen_jax.packing.locking import lock_folder
+from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
 from videogen_jax.packing.sources import Source
 
@@ -51,6 +51,8 @@ def pack(
     strict: bool = False,
     origin: dict | None = None,
     share: tuple[int, int] | None = None,
+    follow_links: bool = False,
+    max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
     progress: bool | None = None,
 ) -> dict:
     """Packs a folder into a data set, or resumes an interrupted call with the same settings.
@@ -63,7 +65,9 @@ def pack(
       strict: stop at the first video that would be skipped.
       origin: how synthetic videos were generated, saved with the settings.
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
-      progress: show a progress bar on stderr; None: only on a terminal.
+      follow_links: as for `list_sources`.
+      max_caption_bytes: as for `list_sources`.
+      progress: as for `make_bar`.
     Returns:
       The content of OUTPUT/pack_report.json; "finished_before" is true if the data set was already finished.
     Raises:
@@ -72,18 +76,25 @@ def pack(
       OSError: the disk is full; finished shards are kept.
       WorkerDied: a worker process died; finished shards are kept.
     """
+    end_unguarded_child()
     output = pathlib.Path(output)
-    found, skipped = sources.list_sources(folder, images=settings.frames == 1)
-    saved = settings_to_json(settings, origin) | {"videos": sources.fingerprint(found, skipped)}
+    listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
+    listed, skipped = sources.list_sources(folder, images=settings.frames == 1, **listing)
+    saved = settings_to_json(settings, origin) | listing_to_json(**listing)
+    saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := finished_report(output, saved):
         return report
     check_sharding(output, share)
+    found = listed
     if share:
         found = sources.fix_splits(found, settings.validation_fraction)[share[0] :: share[1]]
         saved |= {"shard": f"{share[0]}/{share[1]}"}
         output = part_folder(output, share)
     with lock_folder(output):
-        return finished_report(output, saved) or pack_sources(
+        if report := finished_report(output, saved):
+            return report
+        found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
+        return pack_sources(
             folder,
             output,
             found,
@@ -97,6 +108,14 @@ def pack(
         )
 
 
+def listing_to_json(follow_links: bool, max_caption_bytes: int) -> dict:
+    """Returns the settings of `list_sources` that are not the defaults, as JSON values keyed by flag."""
+    saved = {"follow_links": True} if follow_links else {}
+    if max_caption_bytes != sources.MAX_CAPTION_BYTES:
+        saved["max_caption_bytes"] = max_caption_bytes
+    return saved
+
+
 def part_folder(output, share: tuple[int, int]) -> pathlib.Path:
     """Returns the folder of part i of n of a data set, share = (i, n)."""
     return pathlib.Path(output) / "parts" / "{:05d}-of-{:05d}".format(*share)
@@ -107,13 +126,13 @@ def check_sharding(output, share: tuple[int, int] | None) -> None:
     output = pathlib.Path(output)
     if share and (output / "unfinished").exists():
         raise ValueError(
-            f"{output} was begun without --shard: call that command again, or delete "
-            f"{output / 'unfinished'} to pack in parts."
+            f"{output} was begun without --shard: call that command again, or choose another --output to pack in "
+            "parts."
         )
     if not share and (output / "parts").exists():
         raise ValueError(
             f"{output} was begun in parts: call the same command with --shard, or "
-            f"python -m videogen_jax.merge --output={output} if all are finished; or delete {output / 'parts'}."
+            f"python -m videogen_jax.merge --output={output} if all are finished; or choose another --output."
         )
 
 
@@ -161,8 +180,7 @@ def pack_sources(
     known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
-    hidden = None if progress is None else not progress
-    with tqdm(total=len(found), unit="video", desc=label, disable=hidden) as bar:
+    with make_bar(len(found), "video", label, progress) as bar:
         try:
             context = (
                 contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
@@ -186,13 +204,17 @@ def pack_sources(
             f"no training clip came out of the {len(found)} captioned videos in {folder} "
             f"({reasons}): add videos, or lower --min_frames or --validation_fraction."
         )
+    if whole and "shard" not in saved:
+        present = sources.without_vanished(folder, found, skipped)
+        saved = saved | {"videos": sources.fingerprint(*present)}
     report = {
         "settings": saved,
-        "input": os.fspath(folder),
+        "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
         "clips": counts,
         "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
         "frames_cut_off": dict(sorted(cut_off.items())),
         "long_captions": long_captions(found),
+        "captions_without_words": captions_without_words(found),
         "seconds": round(time.monotonic() - started, 1),
     }
     _finish(output, work, journal, found, settings, report)
@@ -203,6 +225,27 @@ def long_captions(found: Sequence[Source]) -> list[str]:
     """Returns the names of the sources whose captions exceed LONG_CAPTION words."""
     names = {s.name for s in found if len(vocabularies.split_words(s.caption)) > LONG_CAPTION}
     return sorted(names)
+
+
+def captions_without_words(found: Sequence[Source]) -> list[str]:
+    """Returns the names of the sources whose captions have only punctuation or symbols, which no model reads."""
+    return sorted({s.name for s in found if not vocabularies.split_words(s.caption)})
+
+
+def find_vanished(folder, name: str) -> str | None:
+    """Returns the reason to skip a source that has vanished, or None if it is there.
+
+    Raises:
+      FileNotFoundError: the whole folder has vanished, such as a disk that is no longer mounted.
+    """
+    if os.path.lexists(sources.locate(folder, name)):
+        return None
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        raise FileNotFoundError(
+            f"{folder} has vanished or is empty now: bring it back and call the same command again, which resumes "
+            "after the finished shards."
+        )
+    return sources.VANISHED
 
 
 def _extract_all(pool, workers, folder, work, found, settings, journal):
@@ -217,17 +260,24 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
-                video = os.path.join(folder, source.name)
+                video = sources.locate(folder, source.name)
                 span = (source.first, source.count)
                 task = pool.submit(extract_clips, video, os.fspath(spill), settings, *span)
                 waiting.append((index, spill, task))
             if not waiting:
                 return
             index, spill, task = waiting[0]
-            reason, cut_off = task.result()
+            try:
+                reason, cut_off = task.result()
+            except FileNotFoundError as error:
+                reason, cut_off = str(error), 0
+                if not find_vanished(folder, found[index].name):
+                    raise
+            if reason:
+                reason = find_vanished(folder, found[index].name) or reason
             waiting.popleft()
             yield index, spill, reason, cut_off
-            spill.unlink()
+            spill.unlink(missing_ok=True)
     except BrokenProcessPool:
         # The culprit is unknown, but it is among the first unfinished ones, which the workers were reading.
         names = [found[index].name for index, _, _ in itertools.islice(waiting, workers)]
@@ -245,7 +295,8 @@ def _finish(output, work, journal, found, settings, report):
     if "shard" in report["settings"]:  # read by `merge_parts`
         counts = shards.count_clips(journal, found)
         atomic_files.write_text(output / metadata.SOURCES_FILE, json.dumps(counts))
-    metadata.write_descriptions(output, settings, words, scores, report)
+    checksums = shards.read_checksums(journal)
+    metadata.write_descriptions(output, settings, words, scores, report, checksums)
     sizes = collections.defaultdict(list)
     for shard in journal:
         sizes[shard["split"]].append((shard["clips"], shard["bytes"]))

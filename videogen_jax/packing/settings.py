@@ -10,7 +10,7 @@ import json
 import pathlib
 import shutil
 
-from videogen_jax.data import atomic_files, read_limits
+from videogen_jax.data import atomic_files, json_files, read_limits
 
 PLAIN_MARK, EMPTY_MARK = "dataset_info.json", "no_clips.json"
 BUCKETS_MARK = "buckets.json"
@@ -46,6 +46,62 @@ def limits_to_json(limits: read_limits.Limits) -> dict:
     return {name: value for name, value in values.items() if value != _DEFAULT_LIMITS[name]}
 
 
+SAVED = {
+    "synthetic": json_files.Optional(object),
+    "videos": json_files.Optional({"count": int, "digest": str}),
+    "shard": json_files.Optional(str),
+    "fps": json_files.Optional(float),
+}
+REPORT_FIELDS = {
+    "settings": SAVED,
+    "clips": {str: int},
+    "skipped": [{"file": str, "reason": str}],
+    "frames_cut_off": {str: int},
+    "long_captions": json_files.Optional(
+        [str]
+    ),  # absent in data sets of earlier versions, as the last
+    "seconds": float,
+    "input": str,
+    "buckets": json_files.Optional({str: {str: int}}),
+    "left_out": json_files.Optional({str: str}),
+    "captions_without_words": json_files.Optional([str]),
+}
+
+
+def work_folder(output) -> pathlib.Path:
+    """Returns the folder of temporary files of an unfinished data set."""
+    return pathlib.Path(output) / "unfinished"
+
+
+def read_unfinished(output) -> dict | None:
+    """Returns the settings with which a data set was begun, or None if it was not.
+
+    Raises:
+      ValueError: the file is damaged; the message names the field.
+    """
+    path = work_folder(output) / "settings.json"
+    if not path.exists():
+        return None
+    return json_files.read(path, SAVED, "choose another --output.")
+
+
+def read_report(output) -> dict:
+    """Reads pack_report.json of a finished data set.
+
+    Raises:
+      ValueError: the file is damaged; the message names the field.
+      OSError: it is missing, or may not be read.
+    """
+    way_out = "copy it from a backup, or pack into another --output."
+    return json_files.read(pathlib.Path(output) / REPORT, REPORT_FIELDS, way_out)
+
+
+def is_finished(output) -> bool:
+    """Whether a folder holds a finished data set, or a finished part of one."""
+    marks = (PLAIN_MARK, EMPTY_MARK, BUCKETS_MARK)
+    return any((pathlib.Path(output) / mark).exists() for mark in marks)
+
+
 def finished_report(output, saved: dict) -> dict | None:
     """Returns the report of a finished data set, or None if it is not finished.
 
@@ -56,13 +112,13 @@ def finished_report(output, saved: dict) -> dict | None:
       ValueError: the data set has other settings.
     """
     output = pathlib.Path(output)
-    if not any((output / mark).exists() for mark in (PLAIN_MARK, EMPTY_MARK, BUCKETS_MARK)):
+    if not is_finished(output):
         return None
     if not (output / REPORT).exists():
         raise ValueError(
             f"{output} holds a data set that pack did not write: choose another --output."
         )
-    report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+    report = read_report(output)
     check_same_settings(output, report["settings"], saved)
     shutil.rmtree(output / "unfinished", ignore_errors=True)
     return report | {"finished_before": True}
@@ -92,7 +148,7 @@ def check_same_settings(output, found: dict, wanted: dict) -> None:
     if differences:
         raise ValueError(
             f"{output} was packed with other settings: {'; '.join(differences)}; choose another "
-            f"--output, or delete {output} to pack it again."
+            "--output."
         )
 
 
@@ -107,11 +163,11 @@ def claim_output(output, saved: dict) -> pathlib.Path:
     Raises:
       ValueError: it was begun with other settings.
     """
-    work = pathlib.Path(output) / "unfinished"
-    path = work / "settings.json"
-    if path.exists():
-        check_same_settings(output, json.loads(path.read_text(encoding="utf-8")), saved)
+    work = work_folder(output)
+    begun = read_unfinished(output)
+    if begun is not None:
+        check_same_settings(output, begun, saved)
     else:
         work.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_text(path, json.dumps(saved, indent=1))
+        atomic_files.write_text(work / "settings.json", json.dumps(saved, indent=1))
     return work

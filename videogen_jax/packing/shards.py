@@ -4,14 +4,14 @@ Both are in OUTPUT/unfinished, as the docstring of `pack_folder` describes.
 """
 
 import collections
-import contextlib
 import itertools
 import json
 import os
 
 import numpy as np
+from absl import logging
 
-from videogen_jax.data import atomic_files, records
+from videogen_jax.data import atomic_files, json_files, records
 from videogen_jax.data import vocabulary as vocabularies
 from videogen_jax.packing.extraction import read_clips
 from videogen_jax.packing.sources import refuse_skipped
@@ -20,8 +20,23 @@ SPLITS = ("train", "validation")
 MAX_SHARD_BYTES = 256 * 2**20  # limits what is lost when a call is interrupted
 
 
+JOURNAL = {
+    "split": str,
+    "shard": int,
+    "packed": [[int]],
+    "next": [int],
+    "motion_scores": [float],
+    "clips": int,
+    "bytes": int,
+    "file_bytes": int,
+    "checksum": json_files.Optional(str),  # absent in journals of earlier versions
+    "skipped": {str: str},
+    "cut_off": {str: int},
+}
+
+
 def read_journal(output, work) -> list[dict]:
-    """Reads the journal up to the first shard that is missing or incomplete, and truncates it there.
+    """Reads the journal up to the first shard that is missing, incomplete or damaged, and truncates it there.
 
     Args:
       output: folder of the data set.
@@ -32,16 +47,27 @@ def read_journal(output, work) -> list[dict]:
     path = work / "journal.jsonl"
     shards = []
     if path.exists():
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut short by a kill
-            for line in path.read_text(encoding="utf-8").splitlines():
-                shards.append(json.loads(line))
+        try:
+            for line in path.read_bytes().splitlines():
+                shards.append(json_files.parse(path, line, JOURNAL))
+        except json_files.FieldError as error:  # most often a line cut short by a kill
+            logging.warning("%s Packing resumes after %d shards.", error, len(shards))
     for index, (shard, final_name) in enumerate(zip(shards, _final_names(shards), strict=True)):
-        paths = (work / _work_name(shard), output / final_name)
-        if not any(p.exists() and p.stat().st_size == shard["file_bytes"] for p in paths):
+        places = [p for p in (work / _work_name(shard), output / final_name) if p.exists()]
+        if not places or not _is_intact(places[0], shard):
             shards = shards[:index]
             break
     atomic_files.write_text(path, "".join(json.dumps(shard) + "\n" for shard in shards))
     return shards
+
+
+def _is_intact(path, shard) -> bool:
+    """Whether the bytes of a finished shard are those that were written."""
+    if path.stat().st_size == shard["file_bytes"]:
+        if "checksum" not in shard or records.checksum(path) == shard["checksum"]:
+            return True
+    logging.warning("The TFRecord file %s is damaged: it is packed again.", path)
+    return False
 
 
 def _work_name(shard):
@@ -89,6 +115,7 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
         path = work / _work_name(shard)
         shard["clips"], shard["bytes"] = records.write_shard(path, serialize())
         shard["file_bytes"] = path.stat().st_size
+        shard["checksum"] = records.checksum(path)
         shard["packed"] = list(shard["packed"].items())  # [source, number of its clips]
         shard |= {"skipped": dict(skipped), "cut_off": dict(cut_off)}
         with open(work / "journal.jsonl", "a", encoding="utf-8") as file:
@@ -153,6 +180,14 @@ def move_shards(output, work, journal) -> None:
     for shard, name in zip(journal, _final_names(journal), strict=True):
         if (work / _work_name(shard)).exists():  # else an interrupted call has moved it already
             os.replace(work / _work_name(shard), output / name)
+
+
+def read_checksums(journal) -> dict[str, str]:
+    """Returns the checksums of the shards that have one, by their final names."""
+    names = _final_names(journal)
+    return {
+        n: shard["checksum"] for n, shard in zip(names, journal, strict=True) if "checksum" in shard
+    }
 
 
 def count_words(journal, found) -> collections.Counter:
