@@ -37,6 +37,13 @@ SEED = "[0, 4294967295]"  # of 32 bits, for every verb
 RATE, RATE_OR_NONE, LOG_SIGMA = "(0, 1000]", "[0, 1000]", "[-20, 20]"
 THREADS, DEVICES = "[1, 1024]", "[1, 65536]"
 
+NO_FLIP_WORDS = (
+    *("left", "leftmost", "leftward", "leftwards", "right", "rightmost", "rightward", "rightwards"),
+    *("clockwise", "counterclockwise", "anticlockwise"),
+    *("east", "eastbound", "eastern", "eastward", "eastwards", "northeast", "southeast"),
+    *("west", "westbound", "western", "westward", "westwards", "northwest", "southwest"),
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -60,7 +67,8 @@ SHARED = {
         "height of a clip, at most as packed: a random crop in training", SIZE, unit="pixels"),
     "data.width": Option(64, "width of a clip, likewise", SIZE, unit="pixels"),
     "data.fps": Option(8.0, "frame rate of the clips and of samples", RATE, unit="frames/s"),
-    "data.flip": Option(False, "mirror half of the clips; off where captions name directions"),
+    "data.flip": Option(False, "mirror half of the clips; off where captions have a word of `data.no_flip_words`"),
+    "data.no_flip_words": Option(NO_FLIP_WORDS, "words of captions that would be wrong for a mirrored clip", of=str),
     "data.shuffle_window": Option(2048, "records among which the order is shuffled", SIZE),
     "data.threads": Option(8, "threads of the input pipeline", THREADS),
     "augment.fps_min": Option(0.0,

@@ -61,6 +61,7 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "workdir", None, "Folder of a run to generate videos with.")
     define("string", "generated", None, "Folder of videos, optionally with their prompts.")
     define("string", "reference", None, "Folder of videos or data set [the data set of --workdir].")
+    define("string", "data", None, "Data set of the run, if it has moved [as in its config].")
     define("string", "split", "validation", "Split of the reference data set.")
     define("integer", "num_clips", None, "Of each set, at most [256 for a run].", lower_bound=2)
     define("integer", "frames", None, "Frames of each clip [16 / repeat].", lower_bound=1)
@@ -123,6 +124,8 @@ def run(values) -> None:
     check_flags(values)
     required = prompt_accuracy.parse_requirements(values.require)
     source = None if values.workdir is None else read_run(Path(values.workdir))
+    if source is not None and values.data:
+        source = source._replace(data=values.data)
     folder = Path(values.workdir or values.generated)
     output = Path(values.output or folder / "evaluation.json")
     if values.output or folder.is_dir():
@@ -181,6 +184,8 @@ def check_flags(values) -> None:
         raise ValueError(
             "Either --workdir or --generated is needed: give one of them, a run or a folder of videos."
         )
+    if values.data is not None and values.workdir is None:
+        raise ValueError("--data is the data set of a run: give --workdir too.")
     if values.workdir is not None and values.logdir is not None:
         raise ValueError("--workdir logs to its own dashboard: leave out --logdir.")
     if values.generated is not None and values.step is not None and values.logdir is None:
@@ -255,7 +260,7 @@ def open_videos(
     """
     if source is not None:
         if source.is_autoencoder:
-            return reconstruct_videos(values, source.fps, scratch)
+            return reconstruct_videos(values, source, scratch)
         return make_videos(values, window, source, scratch)
     folder = Path(values.generated)
     names = reference_names = reference = None
@@ -313,7 +318,7 @@ def sample(
     return batches, model.describe(model.choose_settings(len(prompts), **given))
 
 
-def reconstruct_videos(values, fps: float, scratch: Path) -> scoring.Videos:
+def reconstruct_videos(values, source: Run, scratch: Path) -> scoring.Videos:
     """Reconstructs held-out clips with a run's autoencoder; the originals are the reference."""
     from videogen_jax.train import held_out
 
@@ -329,8 +334,9 @@ def reconstruct_videos(values, fps: float, scratch: Path) -> scoring.Videos:
         step=values.step,
         ema=values.ema,
         batch_size=values.batch_size,
+        data_path=source.data,
     )
-    both = clip_sets.store_videos(scratch / "pairs.npy", pairs, 2 * count, fps)
+    both = clip_sets.store_videos(scratch / "pairs.npy", pairs, 2 * count, source.fps)
     originals, clips = (clip_sets.take_every_second(both, first) for first in (0, 1))
     return scoring.Videos(clips, settings, reference=originals, paired=True)
 

@@ -1,5 +1,7 @@
 """Augmentation that a run's data or model do not bear out is refused before anything is computed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from videogen_jax.data import bucketed_data
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.pipeline import PackedData
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.train import run_kinds, setup
+from videogen_jax.train import loop, run_kinds, setup
 
 
 def packed(augment=None, latents=True):
@@ -94,3 +96,51 @@ def test_epochs_of_buckets_count_the_batches_of_each(tmp_path):
     found = setup.resolve_length(config, meshes.make_mesh(), sets, run_kinds.DIFFUSION)
     counts = {data.frames: sum(data.lengths["train"]) for data in sets.values()}
     assert found.train.steps == np.ceil(2 * (counts[4] / 4 + counts[1] / 16))
+
+
+@pytest.mark.parametrize(
+    ("words", "mirrored"),
+    [
+        (["a", "dog"], True),
+        (["turns", "clockwise"], False),
+        (["the", "west", "wind"], False),
+        (["moving", "left"], False),
+        (["upright"], True),
+    ],
+)
+def test_words_of_the_config_forbid_mirroring(words, mirrored):
+    config = tiny_config()
+    config.data.flip = True
+    assert setup.mirrors(config, words) is mirrored
+    config.data.no_flip_words = ("Dog",)
+    assert setup.mirrors(config, words) is ("dog" not in words)
+    config.data.no_flip_words = ()
+    assert setup.mirrors(config, words) is True
+    config.data.flip = False
+    assert setup.mirrors(config, words) is False
+
+
+def test_paths_of_data_are_absolute_in_the_saved_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config()
+    config.data.path = "clips"
+    found = setup.absolute_paths(config)
+    assert found.data.path == str(tmp_path / "clips")
+    assert found.evaluation.reference == ""
+    assert setup.absolute_paths(found) == found
+
+
+class FakeManager:
+    def latest_step(self):
+        return 5
+
+
+@pytest.mark.parametrize(("step", "saved"), [(5, []), (6, [6]), (4, [])])
+def test_the_state_is_saved_when_the_data_cannot_be_read(monkeypatch, step, saved):
+    steps = []
+    monkeypatch.setattr(
+        loop.checkpoint, "save", lambda manager, state, metadata, loss: steps.append(state.step)
+    )
+    state, window = SimpleNamespace(step=step), SimpleNamespace(flush=lambda: None)
+    loop.save_before_failure(FakeManager(), state, {}, window, first=5)
+    assert steps == saved

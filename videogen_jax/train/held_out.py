@@ -64,6 +64,7 @@ def reconstruct_clips(
     step: int | None = None,
     ema: str | None = None,
     batch_size: int = 16,
+    data_path: str | None = None,
 ) -> tuple[Iterator[np.ndarray], dict[str, Any], int]:
     """Held-out clips of an autoencoder's run, each followed by its reconstruction by the EMA.
 
@@ -73,6 +74,7 @@ def reconstruct_clips(
       step: of the checkpoint; by default the newest.
       ema: name of the moving average; by default the first one.
       batch_size: clips at a time, on each device.
+      data_path: data set; by default that of the run.
     Returns:
       (batches (2 B, T, H, W, 3) uint8, what is needed to make them again, clips).
     Raises:
@@ -85,9 +87,10 @@ def reconstruct_clips(
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         step = checkpoint.find_step(manager, step)
     params = restore_average(model, workdir, step, ema)
-    data = find_held_out(bucketed_data.open_buckets(config.data.path), model.clip_shape)
+    data_path = data_path or config.data.path
+    data = find_held_out(bucketed_data.open_buckets(data_path), model.clip_shape)
     if data is None:
-        raise ValueError(f"{config.data.path} has no held-out clips of the run's shape.")
+        raise ValueError(f"{data_path} has no held-out clips of the run's shape.")
     count = min(count, sum(data.lengths["validation"]))
     rows = min(batch_size, count) * mesh.size
     batches = pipeline.make_validation_clips(

@@ -61,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """
     workdir = Path(workdir)
     with processes.propagate_errors():
-        config = configs.validate(config)
+        config = setup.absolute_paths(configs.validate(config))
         kind = run_kinds.find_kind(config)
         mesh = meshes.make_mesh(**config.mesh)
         sets = bucketed_data.open_buckets(config.data.path)
@@ -119,6 +119,7 @@ def run_steps(
     Raises:
       TrainingDiverged: the loss is not finite.
       Interrupted: SIGTERM came.
+      DataError: the data set is damaged, has vanished or was replaced; the state is saved.
     """
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
@@ -150,7 +151,11 @@ def run_steps(
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
-            bucket, batch = next(batches)
+            try:
+                bucket, batch = next(batches)
+            except pipeline.DataError:
+                save_before_failure(manager, state, metadata, window, first)
+                raise
             before_step(step, state)
             state, values = train_steps[bucket].result()(state, batch)
             window.add(step, values, runs[bucket].config.batch_size, flops[bucket])
@@ -191,6 +196,22 @@ def run_steps(
         raise Interrupted(f"SIGTERM: saved step {step}; the same command again resumes from there.")
     if jax.process_index() == 0:
         run_report.write_run_report(workdir)
+
+
+def save_before_failure(
+    manager: Any, state: TrainState, metadata: dict[str, Any], window: metrics.Window, first: int
+) -> None:
+    """Saves the last state where the data cannot be read on; in a single process, for all must take part."""
+    if jax.process_count() > 1:
+        return
+    window.flush()  # never save what has diverged
+    with jax.transfer_guard("allow"):
+        step = int(state.step)
+        if step >= first and step != manager.latest_step():
+            checkpoint.save(manager, state, metadata, None)
+            logging.info(
+                "The data cannot be read: saved step %d, from which training resumes.", step
+            )
 
 
 def read_ema(run: Run, state: TrainState) -> Any:

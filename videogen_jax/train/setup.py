@@ -9,6 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from videogen_jax import config as configs
+from videogen_jax import paths
 from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
@@ -16,8 +17,6 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
 from videogen_jax.train.run_kinds import Kind
 from videogen_jax.train.training_run import Run
-
-SIDES = {"left", "right"}  # captions with these words would be wrong for a mirrored clip
 
 
 def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]) -> None:
@@ -160,9 +159,28 @@ def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
     return Augmentation(size=(config.data.height, config.data.width), **config.augment)
 
 
+def absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with absolute folders of data sets, which later verbs find from wherever they are started."""
+    config = config.copy_and_resolve_references().unlock()
+    config.data.path = paths.absolute_path(config.data.path)
+    if "evaluation" in config:
+        config.evaluation.reference = paths.absolute_path(config.evaluation.reference)
+    return config.lock()
+
+
 def mirrors(config: ml_collections.ConfigDict, words: Iterable[str]) -> bool:
-    """Whether clips may be mirrored: data.flip is on, and no caption that a model reads names a side."""
-    return config.data.flip and (configs.is_autoencoder(config) or not SIDES & set(words))
+    """Whether clips may be mirrored: data.flip is on, and no caption that a model reads forbids it.
+
+    Args:
+      config: of the run.
+      words: of the captions, as `vocabulary.split_words` returns them.
+    """
+    if configs.is_autoencoder(config) or not config.data.flip:
+        return config.data.flip
+    forbidden = {word.lower() for word in config.data.no_flip_words} & set(words)
+    if forbidden:
+        logging.info("Clips are not mirrored: captions have the word %r.", min(forbidden))
+    return not forbidden
 
 
 def check_augmentation(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> None:
