@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import make_run, tiny_config
+from videogen_jax.data import packed_data, pipeline
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.train import loop, metrics
 
@@ -245,3 +247,25 @@ def test_a_loss_that_is_no_number_stops_with_step_and_last_good_checkpoint(data,
     config.optimizer.clip_norm = 1e9
     with pytest.raises(metrics.TrainingDiverged, match=r"of step \d+ is (nan|inf); last good"):
         loop.train(config, tmp_path)
+
+
+def test_the_state_is_saved_when_the_data_vanishes(data, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    config = small_config(folder)
+    config.train.steps, config.checkpoint.every = 12, 100
+    monkeypatch.setattr(pipeline, "SECONDS_BETWEEN_CHECKS", 0.0)
+    check, calls = packed_data.check_unchanged, []
+
+    def move_away_and_check(stamps):
+        calls.append(1)
+        if len(calls) == 4:
+            folder.rename(tmp_path / "moved")
+        check(stamps)
+
+    monkeypatch.setattr(packed_data, "check_unchanged", move_away_and_check)
+    with pytest.raises(pipeline.DataError, match="vanished while it was in use: bring it back"):
+        loop.train(config, tmp_path / "run")
+    with checkpoint.open_checkpoints(tmp_path / "run", read_only=True) as manager:
+        assert 1 <= manager.latest_step() < 12
+    assert saved_config.read_config(tmp_path / "run").data.path == str(folder)

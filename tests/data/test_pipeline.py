@@ -382,6 +382,20 @@ def test_fields_of_the_wrong_type_are_named(data, tmp_path, field, value, reason
         pipeline.open_data(copy)
 
 
+@pytest.mark.parametrize("name", ["statistics.json", "motion_scores.npy"])
+def test_a_flipped_bit_in_the_statistics_is_noticed(data, tmp_path, name):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    if name == "statistics.json":
+        content = content.replace(b'"fps": 8.0', b'"fps": 9.0')
+        (copy / name).write_bytes(content)
+    with pytest.raises(pipeline.DataError, match=f"{name} is damaged, or was changed"):
+        pipeline.open_data(copy)
+        packed_data.read_scores(copy)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickled", "table", "nan", "float64"])
 def test_damaged_motion_scores_are_refused(tmp_path, damage):
     path = tmp_path / "motion_scores.npy"

@@ -179,3 +179,48 @@ def test_flipping_needs_mirrored_latents(packed, tmp_path):
 def test_encoding_a_latent_set_is_refused(latents, tmp_path):
     with pytest.raises(ValueError, match="holds latents already"):
         encode_latents.encode(latents, tmp_path, ENCODER, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["shard", "entry"])
+def test_damaged_shards_are_encoded_again(packed, latents, tmp_path, damage):
+    output = tmp_path / "set"
+    first = encode_latents.encode(packed, output, ENCODER, share=(0, 2), progress=False)
+    path = sorted(output.glob("clips-train*"))[0]
+    content = bytearray(path.read_bytes())
+    if damage == "shard":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        (output / "unfinished" / f"{path.name}.json").write_text('{"clips": "3"}')
+    again = encode_latents.encode(packed, output, ENCODER, share=(0, 2), progress=False)
+    assert 0 < again["new"] < first["new"]
+    encode_latents.encode(packed, output, ENCODER, progress=False)
+    for path in sorted(latents.glob("clips-*")):
+        assert path.read_bytes() == (output / path.name).read_bytes()
+    names = {path.name for path in output.glob("clips-*")} | {
+        "statistics.json",
+        "motion_scores.npy",
+    }
+    assert json.loads((output / "checksums.json").read_text()).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("encode_report.json", '{"settings": []}', "settings should be a mapping"),
+        (
+            "encode_report.json",
+            '{"settings": {}, "clips": {"train": "3"}}',
+            "clips.train should be",
+        ),
+        ("encode_report.json", "", "is damaged"),
+    ],
+)
+def test_damaged_reports_are_refused_with_file_and_field(
+    packed, latents, tmp_path, name, content, reason
+):
+    shutil.copytree(latents, tmp_path / "set")
+    (tmp_path / "set" / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*: bring back a copy") as error:
+        encode_latents.encode(packed, tmp_path / "set", ENCODER, progress=False)
+    assert reason in str(error.value)

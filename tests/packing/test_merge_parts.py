@@ -290,7 +290,7 @@ def test_check_finds_damaged_and_missing_shards(packed, tmp_path):
     statistics = path.with_name("statistics.json")
     text = statistics.read_text()
     statistics.write_text(text.replace('"fps": 8.0', '"fps": 9.0'))
-    with pytest.raises(ValueError, match="statistics.json is damaged or was changed"):
+    with pytest.raises(ValueError, match="statistics.json is damaged, or was changed"):
         merge_parts.check(tmp_path / "set")
     statistics.write_text(text)
     path.write_bytes(path.read_bytes()[:-1])

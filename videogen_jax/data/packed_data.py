@@ -84,6 +84,7 @@ def open_data(data_dir: str | Path) -> PackedData:
         statistics = json_files.read(folder / "statistics.json", STATISTICS, WAY_OUT)
     except json_files.FieldError as error:
         raise DataError(str(error)) from error
+    verify(folder / "statistics.json", read_checksums(folder))
     try:
         splits = tfds.builder_from_directory(folder).info.splits
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json_format.Error) as error:
@@ -103,6 +104,32 @@ def open_data(data_dir: str | Path) -> PackedData:
     return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
 
 
+def read_checksums(folder: str | Path) -> dict[str, str]:
+    """Reads checksums.json of a plain data set: file name -> `records.checksum`; empty in sets of earlier versions.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    path = Path(folder) / records.CHECKSUMS
+    if not path.exists():
+        return {}
+    try:
+        return json_files.read(path, {str: str}, WAY_OUT)
+    except json_files.FieldError as error:
+        raise DataError(str(error)) from error
+
+
+def verify(path: str | Path, checksums: Mapping[str, str]) -> None:
+    """Checks that the bytes of a file are those that were written, if its checksum is known.
+
+    Raises:
+      DataError: they are not.
+    """
+    expected = checksums.get(Path(path).name)
+    if expected is not None and records.checksum(path) != expected:
+        raise DataError(f"{path} is damaged, or was changed since it was written: {WAY_OUT}")
+
+
 def read_scores(folder: str | Path) -> np.ndarray:
     """Reads the motion scores (N,) float32 of the training clips of a plain data set.
 
@@ -120,6 +147,7 @@ def read_scores(folder: str | Path) -> np.ndarray:
         raise DataError(f"{path} should hold float32 numbers (N,), but does not: {WAY_OUT}")
     if not np.isfinite(scores).all():
         raise DataError(f"{path} holds a number that is not finite: {WAY_OUT}")
+    verify(path, read_checksums(folder))
     return scores
 
 

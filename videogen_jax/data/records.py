@@ -25,6 +25,7 @@ CHECKSUMS = (
     "checksums.json"  # name of a shard -> `checksum`; absent in data sets of earlier versions
 )
 MOTION_SCORES = "motion_scores.npy"  # of the training clips, next to statistics.json
+SMALL_FILES = ("statistics.json", MOTION_SCORES)  # with a checksum, as the shards
 NUM_MOTION_BUCKETS = 256
 
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601

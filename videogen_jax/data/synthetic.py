@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from videogen_jax.data import video_writer
+from videogen_jax.data import json_files, video_writer
 from videogen_jax.data.workers import make_pool
 
 SHAPES = ("circle", "square", "triangle")
@@ -340,15 +340,16 @@ def _claim_folder(folder, settings):
     manifest = folder / MANIFEST
     if manifest.is_file():
         # Manifests from before there were two kinds do not name the kind.
-        found = {"kind": "moving_shapes"} | json.loads(manifest.read_text())
+        found = json_files.read(manifest, {str: object}, "choose another folder.")
+        found = {"kind": "moving_shapes"} | found
         if found != settings:
             differing = [key for key in settings if found.get(key) != settings[key]]
             differences = ", ".join(
                 f"{key} {found.get(key)} instead of {settings[key]}" for key in differing
             )
             raise ValueError(
-                f"{folder} holds moving shapes generated with other settings ({differences}): delete it "
-                "or choose another folder."
+                f"{folder} holds moving shapes generated with other settings ({differences}): "
+                "choose another folder."
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -357,7 +358,7 @@ def _claim_folder(folder, settings):
             f"{folder} holds other files: choose an empty or new folder for the moving shapes."
         )
     unfinished = folder / f".{MANIFEST}"
-    unfinished.write_text(json.dumps(settings))
+    unfinished.write_text(json.dumps(settings), encoding="utf-8")
     os.replace(unfinished, manifest)
 
 
@@ -373,5 +374,5 @@ def _write_clips(indices, folder, kind, seed, size, frames, fps):
         _, video = make_clip(index, seed, size=size, frames=frames, kind=kind)
         video_writer.write_video(folder / f"{stem}.mp4", video, fps)
         unfinished = folder / f".{stem}.txt"
-        unfinished.write_text(make_caption(*names) + "\n")
+        unfinished.write_text(make_caption(*names) + "\n", encoding="utf-8")
         os.replace(unfinished, caption)

@@ -112,14 +112,15 @@ def check(output: str | Path, progress: bool | None = False) -> dict[str, dict[s
 
 def _check_bytes(folder, data, bar):
     """Checks the number of records and the bytes of the shards of a plain data set, and of its small files."""
-    known = read_checksums(folder)
-    for name in known.keys() & {"statistics.json", records.MOTION_SCORES}:
-        if not (folder / name).exists():
-            raise ValueError(f"{folder / name} is missing: {packed_data.WAY_OUT}")
-        if records.checksum(folder / name) != known[name]:
+    known = packed_data.read_checksums(folder)
+    for name in known:
+        if not (folder / name).is_file():
+            where = folder / records.CHECKSUMS
             raise ValueError(
-                f"{folder / name} is damaged or was changed since it was written: {packed_data.WAY_OUT}"
+                f"{folder / name} is missing, or {where} is damaged: {packed_data.WAY_OUT}"
             )
+        if name in records.SMALL_FILES:
+            packed_data.verify(folder / name, known)
     for split, paths in data.files.items():
         for path, length in zip(paths, data.lengths[split], strict=True):
             _check_count(Path(path), length, packed_data.WAY_OUT.rstrip("."))
@@ -131,14 +132,6 @@ def _check_bytes(folder, data, bar):
             if not whole:
                 raise ValueError(packed_data.damaged_message(path))
             bar.update()
-
-
-def read_checksums(folder: Path) -> dict[str, str]:
-    """Reads checksums.json of a plain data set: name -> checksum; empty for data sets of earlier versions."""
-    path = folder / records.CHECKSUMS
-    if not path.exists():
-        return {}
-    return json_files.read(path, {str: str}, packed_data.WAY_OUT)
 
 
 def _is_set_finished(output):
@@ -312,7 +305,9 @@ def _merge_plain(
     sizes: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     checksums = {}
     for part_set in part_sets:
-        checksums |= {part_set.folder / n: h for n, h in read_checksums(part_set.folder).items()}
+        checksums |= {
+            part_set.folder / n: h for n, h in packed_data.read_checksums(part_set.folder).items()
+        }
     for shard, target in moves:
         if not target.exists():
             os.replace(shard.path, target)

@@ -49,8 +49,7 @@ def write_json(path, content) -> None:
 
 def write_checksums(output, checksums: dict[str, str]) -> None:
     """Writes checksums.json: those of the shards as given, and those of statistics.json and motion_scores.npy."""
-    names = ("statistics.json", records.MOTION_SCORES)
-    present = [name for name in names if (pathlib.Path(output) / name).exists()]
+    present = [name for name in records.SMALL_FILES if (pathlib.Path(output) / name).exists()]
     small = {name: records.checksum(pathlib.Path(output) / name) for name in present}
     write_json(pathlib.Path(output) / records.CHECKSUMS, checksums | small)
 
