@@ -96,10 +96,11 @@ def test_the_report_of_training_plays_its_samples(workdir, page):
     page.open(run_report.write_run_report(workdir).as_uri())
     assert page.evaluate("document.querySelector('td.value').textContent") == "12.5"
     assert page.evaluate("document.querySelector('tbody th').textContent") == "<score>"
-    page.wait("[...document.images].every(image => image.complete && image.naturalWidth)")
-    count = page.evaluate("document.images.length")
+    videos = "document.querySelectorAll('video')"
+    page.wait(f"[...{videos}].every(video => video.readyState >= 2 && video.videoWidth)")
+    count = page.evaluate(f"{videos}.length")
     assert count == 2  # of steps 3 and 6
-    boxes = [box_of(page, f"document.images[{i}]") for i in range(count)]
+    boxes = [box_of(page, f"{videos}[{i}]") for i in range(count)]
     _, _, differs = page.watch(boxes[0])
     left, top, right, bottom = boxes[0]
     assert differs[top:bottom, left:right].any(), "the samples do not move"

@@ -139,7 +139,7 @@ def finished(data, tmp_path_factory):
 def test_a_run_leaves_checkpoints_dashboard_samples_and_config(finished):
     assert int(read_state(finished).step) == STEPS
     assert list((finished / "tensorboard").glob("events.*"))
-    assert list((finished / "samples").glob("*.gif"))
+    assert list((finished / "samples").glob("*.mp4"))
     assert json.loads((finished / "config.json").read_text())["model"]["width"] == 24
 
 

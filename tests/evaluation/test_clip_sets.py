@@ -9,6 +9,7 @@ from tests.data.packed import write_records
 from videogen_jax import evaluate
 from videogen_jax.data import video_writer
 from videogen_jax.evaluation import clip_sets, feature_cache, json_report, video_folders
+from videogen_jax.generate import contact_sheet
 
 
 def video(length, seed=0, size=(8, 10)):
@@ -201,5 +202,5 @@ def test_pairs_are_matched_by_name(tmp_path):
 
 
 def test_videos_of_the_report_are_downscaled():
-    assert clip_sets.downscale(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
-    assert clip_sets.downscale(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)
+    assert contact_sheet.downscale(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
+    assert contact_sheet.downscale(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)

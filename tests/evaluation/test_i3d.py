@@ -79,6 +79,23 @@ def test_resizing_equals_torch():
     np.testing.assert_allclose(made[0], expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
 
 
+def resize_line(line, size):
+    """Bilinear with half-pixel centres: output i samples the line at (i + 0.5) n / size - 0.5, without a filter."""
+    places = np.clip((np.arange(size) + 0.5) * len(line) / size - 0.5, 0, len(line) - 1)
+    return np.interp(places, np.arange(len(line)), line)
+
+
+@pytest.mark.parametrize("side", [448, 500, 100])
+def test_resizing_takes_the_nearest_two_pixels_in_each_direction(side):
+    """Frames larger than 224 alias: antialiasing would average all pixels below an output."""
+    rng = np.random.default_rng(side)
+    rows, columns = rng.integers(0, 128, (2, side))
+    video = (rows[:, None] + columns[None])[None, None, ..., None].repeat(3, axis=4)
+    found = np.asarray(i3d.fit_pixels(video.astype(np.uint8)))[0, 0, ..., 1]
+    expected = resize_line(rows, 224)[:, None] + resize_line(columns, 224)[None]
+    np.testing.assert_allclose(found, expected / 127.5 - 1, atol=1e-4)
+
+
 def test_too_few_frames_are_an_error():
     extract = i3d.make_extractor({})
     with pytest.raises(ValueError, match="at least 9 frames .* get 8: use more --frames"):

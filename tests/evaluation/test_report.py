@@ -234,9 +234,9 @@ def test_a_page_without_scores_says_so(tmp_path):
     assert "Not evaluated yet." in page and reader.texts("h2") == ["Scores"]
 
 
-def test_other_formats_than_gif_are_an_error_and_leave_the_old_page(tmp_path):
+def test_other_formats_than_gif_and_mp4_are_an_error_and_leave_the_old_page(tmp_path):
     before, _ = read(tmp_path)
-    with pytest.raises(ValueError, match="'clips' is not a GIF"):
-        read(tmp_path, videos=[{"title": "clips", "gif": b"\0\0\0 ftypmp42"}])
+    with pytest.raises(ValueError, match="'clips' is neither a GIF nor an mp4"):
+        read(tmp_path, videos=[{"title": "clips", "gif": b"\x1aE\xdf\xa3 webm"}])
     assert (tmp_path / "report.html").read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

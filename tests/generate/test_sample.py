@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -14,10 +15,12 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.data.packed import random_clips, write_records
 from tests.saved_runs import CAPTIONS, image_config, joint_config, long_config, write_run
+from tests.tiny import make_run
 from videogen_jax import sample
 from videogen_jax.data import video_io, video_writer
 from videogen_jax.generate import frame_flags, from_checkpoint, prompts
-from videogen_jax.train import loop
+from videogen_jax.run import checkpoint
+from videogen_jax.train import loop, run_kinds, validation
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +38,33 @@ def trained_run(tmp_path_factory):
     config.train.update({"steps": 2, "log_every": 1})
     config.learning_rate.warmup_steps = 1
     config.sample.every = config.checkpoint.every = 2
-    loop.train(config, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        log_samples = note_calls("samples", run_kinds.DIFFUSION.make_log_samples, folder)
+        kind = run_kinds.DIFFUSION._replace(make_log_samples=log_samples)
+        patch.setattr(run_kinds, "find_kind", lambda config: kind)
+        evaluate = note_calls("validation", validation.make_evaluate, folder)
+        patch.setattr(validation, "make_evaluate", evaluate)
+        loop.train(config, folder / "run")
     return folder / "run"
+
+
+SEEN = {}  # what the loop samples or validates to (parameters, whether their step was saved by then)
+
+
+def note_calls(name, make, folder):
+    """Notes the parameters that the loop hands to what `make` returns."""
+
+    def make_noting(*arguments):
+        run = make(*arguments)
+
+        def call(writer, step, params):
+            saved = (folder / "run" / "checkpoints").glob(f"{step}*")
+            SEEN[name] = jax.device_get(params), any(saved)
+            return run(writer, step, params)
+
+        return call
+
+    return make_noting
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +169,23 @@ def test_a_trained_run_is_told_of_the_picture(trained_run, told, tmp_path, caplo
 
 
 def test_training_shows_what_it_makes_of_held_out_first_frames(trained_run):
-    shown = {path.stem for path in (trained_run / "samples").glob("*.gif")}
+    shown = {path.stem for path in (trained_run / "samples").glob("*.mp4")}
     assert shown == {"step_00000002", "first_frames_00000002"}
+
+
+def test_training_samples_and_validates_the_average_and_saves_before_it_samples(trained_run):
+    model = from_checkpoint.load(trained_run, step=2)
+    average = jax.device_get(model.params)
+    with checkpoint.open_checkpoints(trained_run, read_only=True) as manager:
+        raw = checkpoint.restore(manager, make_run(image_config()).abstract).params
+    differences = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), average, raw)
+    assert max(jax.tree.leaves(differences)) > 1e-4
+    for name, is_saved in (("samples", True), ("validation", False)):
+        params, saved = SEEN[name]
+        jax.tree.map(np.testing.assert_array_equal, params, average)
+        assert saved == is_saved
+    lines = (trained_run / "samples" / "step_00000002.txt").read_text().splitlines()
+    assert lines == list(CAPTIONS)
 
 
 def test_one_scale_for_text_and_frames_stays_one(tmp_path):

@@ -263,7 +263,7 @@ def read_state(workdir, config):
 
 
 def test_it_trains_shows_samples_and_goes_on_as_if_nothing_had_been(places, trained, tmp_path):
-    assert (trained / "samples" / f"step_{STEPS:08d}.gif").is_file()
+    assert (trained / "samples" / f"step_{STEPS:08d}.mp4").is_file()
     loop.train(clip_config(places, steps=STEPS + 2), trained)
     loop.train(clip_config(places, steps=STEPS + 2), tmp_path)
     straight = read_state(tmp_path, clip_config(places, STEPS + 2))

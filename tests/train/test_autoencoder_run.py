@@ -56,7 +56,7 @@ def test_the_loop_writes_checkpoints_reconstructions_and_psnr(workdir, data):
 
     state, steps = newest_state(workdir, vae_config(data))
     assert int(state.step) == 4 and 4 in steps
-    assert (workdir / "samples" / "step_00000004.gif").is_file()
+    assert (workdir / "samples" / "step_00000004.mp4").is_file()
     assert "data:image/gif" in (workdir / "report.html").read_text()
     events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
@@ -208,7 +208,7 @@ def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(
     monkeypatch.setattr(log_samples, "write_videos", note)
     loop.train(config, tmp_path / "dit")
     for name in ("step_00000001", "step_00000002", "reconstructions"):
-        assert (tmp_path / "dit" / "samples" / f"{name}.gif").is_file()
+        assert (tmp_path / "dit" / "samples" / f"{name}.mp4").is_file()
     order = [(step, tag) for step, tag, _ in shown]
     assert order == [(1, "prompts"), (1, "reconstructions"), (2, "prompts")]
     options = {

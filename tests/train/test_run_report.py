@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from videogen_jax.data import video_writer
 from videogen_jax.generate import contact_sheet
 from videogen_jax.train import metrics, run_report
 
@@ -77,6 +78,17 @@ def test_the_newest_samples_of_each_kind_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(run_report, "MOST_BYTES", 500)
     titles = [video["title"] for video in run_report.read_videos(tmp_path)]
     assert titles == ["other 7", "prompts step 3", "reconstructions", "step 900", "step 200"]
+
+
+def test_samples_are_mp4_with_their_captions(tmp_path):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    video_writer.write_video(samples / "step_00000900.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    (samples / "step_00000900.txt").write_text("a <red> circle\nein grüner Kreis\n", "utf-8")
+    page = run_report.write_run_report(tmp_path).read_text("utf-8")
+    assert '<video src="data:video/mp4;base64,' in page and "autoplay loop muted" in page
+    assert "media-src data:" in page and "step 900" in page
+    assert "<li>a &lt;red&gt; circle</li><li>ein grüner Kreis</li>" in page
 
 
 def test_a_report_shows_the_scores_of_the_newest_evaluation(tmp_path):

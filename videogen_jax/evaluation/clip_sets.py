@@ -218,15 +218,6 @@ def select_by_name(clips: Clips, names: Sequence[str]) -> Clips:
     return lambda: (clip for clip in clips() if clip.name in wanted)
 
 
-def downscale(video: np.ndarray, side: int) -> np.ndarray:
-    """Downscales a video, (T, H, W, 3) uint8, so that its longer side has at most `side` pixels."""
-    scale = side / max(video.shape[1:3])
-    if scale >= 1:
-        return video
-    size = tuple(max(1, round(length * scale)) for length in video.shape[1:3])
-    return np.stack([fit_frame(frame, size) for frame in video])
-
-
 def crop_clips(
     clips: Clips,
     window: Window,

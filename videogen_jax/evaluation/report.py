@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from videogen_jax.data.atomic_files import write_text
-from videogen_jax.evaluation.clip_sets import Clips, Window, downscale
+from videogen_jax.evaluation.clip_sets import Clips, Window
 from videogen_jax.generate import contact_sheet
 
 WIDTH, HEIGHT = 300, 170  # size of a curve's figure, in units of its SVG like the margins
@@ -52,9 +52,9 @@ def write_report(
       protocol: name of a setting that the scores depend on to its value.
       options: dotted name of an option, such as "model.width", to its value; shown by section.
       curves: tag, such as "loss/train", to steps and values; grouped by the part before the first slash.
-      videos: list of {"title", "gif": the file's bytes, optional "captions": of its tiles, row by row}.
+      videos: list of {"title", "gif": the file's bytes, or "mp4", optional "captions": of its tiles, row by row}.
     Raises:
-      ValueError: a video is not a GIF.
+      ValueError: a video is neither.
       OSError: the file cannot be written.
     """
     groups: dict[str, list[str]] = {}
@@ -67,7 +67,8 @@ def write_report(
         for group, tags in groups.items()
     ]
     samples = "\n".join(
-        render_video(video["title"], video["gif"], video.get("captions", ())) for video in videos
+        render_video(video["title"], video.get("gif") or video["mp4"], video.get("captions", ()))
+        for video in videos
     )
     sections = [
         render_scores(scores, protocol),
@@ -102,7 +103,7 @@ def animate_sets(
     for title, clips in sets.items():
         readable = (clip for clip in (clips() if clips else ()) if clip.video is not None)
         shown = [
-            (clip, downscale(_crop(clip.video, window), MAX_SIDE))
+            (clip, contact_sheet.downscale(_crop(clip.video, window), MAX_SIDE))
             for clip in itertools.islice(readable, MAX_VIDEOS)
         ]
         # One GIF holds frames of one size.
@@ -190,25 +191,35 @@ def render_details(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
 
 
-def render_video(title: str, gif: bytes, captions: Sequence[str] = ()) -> str:
-    """A figure that plays a GIF.
+def render_video(title: str, video: bytes, captions: Sequence[str] = ()) -> str:
+    """A figure that plays a GIF or an mp4.
 
     Args:
       title: plain text.
-      gif: the file's bytes.
+      video: the file's bytes.
       captions: of its tiles, row by row.
     Raises:
-      ValueError: the bytes are not a GIF.
+      ValueError: the bytes are neither.
     """
-    if gif[:6] not in (b"GIF87a", b"GIF89a"):
-        raise ValueError(f"The video {title!r} is not a GIF: make it with contact_sheet.animation.")
-    width, height = struct.unpack("<HH", gif[6:10])
-    data = base64.b64encode(gif).decode()
+    data = base64.b64encode(video).decode()
+    if video[4:8] == b"ftyp":
+        player = (
+            f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls '
+            f'aria-label="{escape(title)}"></video>'
+        )
+    elif video[:6] in (b"GIF87a", b"GIF89a"):
+        width, height = struct.unpack("<HH", video[6:10])
+        player = (
+            f'<img src="data:image/gif;base64,{data}" width={width} height={height} '
+            f'alt="{escape(title)}">'
+        )
+    else:
+        raise ValueError(
+            f"The video {title!r} is neither a GIF nor an mp4: make it with contact_sheet.animation."
+        )
     entries = "".join(f"<li>{escape(caption) or 'no caption'}</li>" for caption in captions)
     return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<img src="data:image/gif;base64,{data}" width={width} height={height} '
-        f'alt="{escape(title)}">'
+        f"<figure><figcaption>{escape(title)}</figcaption>{player}"
         + (f"<ol class=faint>{entries}</ol>" if captions else "")
         + "</figure>"
     )

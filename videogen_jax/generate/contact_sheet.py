@@ -45,7 +45,7 @@ def read_thumbnails(path: Path, fps: float) -> np.ndarray:
     Raises:
       VideoError, OSError: the file cannot be read.
     """
-    frames = [_reduce(frame) for _, frame in video_io.read_frames(path, fps)]
+    frames = [downscale(frame[None], MOST_SIDE)[0] for _, frame in video_io.read_frames(path, fps)]
     return np.stack([frames[index] for index in choose_frames(len(frames), COLUMNS)])
 
 
@@ -54,12 +54,13 @@ def choose_frames(length: int, count: int) -> np.ndarray:
     return np.unique(np.round(np.linspace(0, length - 1, min(count, length))).astype(int))
 
 
-def _reduce(frame: np.ndarray) -> np.ndarray:
-    scale = MOST_SIDE / max(frame.shape[:2])
+def downscale(video: np.ndarray, side: int) -> np.ndarray:
+    """Downscales a video, (T, H, W, 3) uint8, so that its longer side has at most `side` pixels."""
+    scale = side / max(video.shape[1:3])
     if scale >= 1:
-        return frame
-    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
-    return video_io.fit_frame(frame, (height, width))
+        return video
+    size = tuple(max(1, round(length * scale)) for length in video.shape[1:3])
+    return np.stack([video_io.fit_frame(frame, size) for frame in video])
 
 
 def contact_sheet(
@@ -102,13 +103,22 @@ def animation(
     Returns:
       (the GIF's bytes, (width, height) in pixels).
     """
+    grid = arrange(videos, columns, tile)
+    height, width = grid.shape[1:3]
+    return image_io.encode_gif(grid, round(1000 / fps)), (width, height)
+
+
+def arrange(videos: np.ndarray, columns: int = 8, tile: int = 64) -> np.ndarray:
+    """All videos in one, in rows of `columns`; arguments as for `animation`.
+
+    Returns:
+      (T, H, W, 3) uint8.
+    """
     videos = enlarge(videos, tile)
     columns = min(columns, len(videos))
     missing = -len(videos) % columns
     videos = np.pad(videos, ((0, missing), (0, 0), (0, GAP), (0, GAP), (0, 0)))
-    grid = einops.rearrange(videos, "(y x) t h w c -> t (y h) (x w) c", x=columns)
-    height, width = grid.shape[1:3]
-    return image_io.encode_gif(grid, round(1000 / fps)), (width, height)
+    return einops.rearrange(videos, "(y x) t h w c -> t (y h) (x w) c", x=columns)
 
 
 def enlarge(videos: np.ndarray, tile: int) -> np.ndarray:

@@ -89,7 +89,7 @@ class Model(NamedTuple):
     @property
     def sampling(self) -> dict[str, Any]:
         """The options of `sample` that are the sampler's: the fields of `SamplerSettings`."""
-        others = ("every", "prompts", "motion")
+        others = ("every", "prompts", "motion", "shown_frames", "shown_side")
         return {name: value for name, value in self.config.sample.items() if name not in others}
 
 

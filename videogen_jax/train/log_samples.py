@@ -1,7 +1,7 @@
 """Samples of a run on its dashboard: videos of a diffusion model, reconstructions of an autoencoder."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.data import pipeline
+from videogen_jax.data import atomic_files, pipeline, video_writer
 from videogen_jax.generate import contact_sheet, run_sampler
 from videogen_jax.generate.generator import Generate
 from videogen_jax.generate.known_frames import condition_on_frames
@@ -33,7 +33,7 @@ def make_log_videos(
     sets: Mapping[str, pipeline.PackedData],
     generate: Generate,
 ) -> Callable[[Any, int, Any], None]:
-    """Videos of the EMA for the config's prompts, the same seeds each time, as one GIF on disk and on the dashboard.
+    """Videos of the EMA for the config's prompts, the same seeds each time, as one mp4 on disk and on the dashboard.
 
     With latents, the first time also the best that samples can look like: validation clips decoded from their latents.
     Of a model that learns from first frames, also videos from those of some validation clips, with their captions.
@@ -43,12 +43,12 @@ def make_log_videos(
         return lambda writer, step, ema: None
     with processes.propagate_errors():
         text = texts.embed(prompts)
-    conditions = {}
+    conditions, captions = {}, {"prompts": prompts}
     if run.config.tasks.text:
         conditions["prompts"] = run_sampler.make_condition(run.model, text, motion)
     with processes.propagate_errors():
         if run.config.tasks.image and (first := first_frame_condition(run, texts, sets)):
-            conditions["first_frames"] = first
+            conditions["first_frames"], captions["first_frames"] = first
     decode, held_out = None, None
     with processes.propagate_errors():
         latents = next(iter(sets.values())).latents
@@ -59,25 +59,30 @@ def make_log_videos(
 
     def log_videos(writer: Any, step: int, ema: Any) -> None:
         nonlocal held_out
-        fps = run.config.data.fps
+        sample = run.config.sample
+        options = {"frames": sample.shown_frames, "side": sample.shown_side}
         for tag, condition in conditions.items():
             videos = generate(ema, condition, list(range(len(jax.tree.leaves(condition)[0]))))
             if decode is not None:
+                shown, share = reduce_videos(videos, decode, **options)
+                fps = run.config.data.fps * share
                 name = None if tag == "prompts" else f"{tag}_{step:08d}"
-                write_videos(writer, workdir, step, tag, decode(videos), fps, name)
+                write_videos(writer, workdir, step, tag, shown, fps, name, captions[tag])
         if decode is None:
             return
         if held_out is not None:
-            made, held_out = decode(held_out["video"].astype(np.float32)), None
-            write_videos(writer, workdir, step, "reconstructions", made, fps, "reconstructions")
+            latent, held_out = held_out["video"].astype(np.float32), None
+            shown, share = reduce_videos(latent, decode, **options)
+            fps = run.config.data.fps * share
+            write_videos(writer, workdir, step, "reconstructions", shown, fps, "reconstructions")
 
     return log_videos
 
 
 def first_frame_condition(
     run: Run, texts: Texts, sets: Mapping[str, pipeline.PackedData]
-) -> dict[str, Any] | None:
-    """The condition of the first frames of validation clips and their captions; None without such clips."""
+) -> tuple[dict[str, Any], list[str]] | None:
+    """The condition of the first frames of validation clips and their captions, and these; None without such clips."""
     clips = read_held_out(sets, run.model.clip_shape, CONTINUED, texts.stored_length)
     if clips is None:
         return None
@@ -87,7 +92,8 @@ def first_frame_condition(
     motion = run.config.sample.motion
     condition = run_sampler.make_condition(run.model, texts.read(clips), motion)
     seeds = list(range(CONTINUED))
-    return condition | condition_on_frames(run.model, np.asarray(video), mask, seeds)
+    condition |= condition_on_frames(run.model, np.asarray(video), mask, seeds)
+    return condition, [caption.decode("utf-8", "replace") for caption in clips["caption"]]
 
 
 def make_log_reconstructions(
@@ -97,7 +103,7 @@ def make_log_reconstructions(
     sets: Mapping[str, pipeline.PackedData],
     generate: None,
 ) -> Callable[[Any, int, Any], None]:
-    """Validation clips beside their reconstructions by the EMA, as one GIF on disk and on the dashboard."""
+    """Validation clips beside their reconstructions by the EMA, as one mp4 on disk and on the dashboard."""
     del texts, generate
     count = run.config.sample.clips
     held_out = read_held_out(sets, run.model.clip_shape, count) if count else None
@@ -114,9 +120,36 @@ def make_log_reconstructions(
         if jax.process_index() != 0:
             return
         pairs = autoencoder_model.pair_up(clips, made)
-        write_videos(writer, workdir, step, "reconstructions", pairs, run.config.data.fps)
+        sample = run.config.sample
+        shown, share = reduce_videos(
+            pairs, lambda video: video, sample.shown_frames, sample.shown_side
+        )
+        fps = run.config.data.fps * share
+        write_videos(writer, workdir, step, "reconstructions", shown, fps)
 
     return log_reconstructions
+
+
+def reduce_videos(
+    videos: np.ndarray, decode: Callable[[np.ndarray], np.ndarray], frames: int, side: int
+) -> tuple[np.ndarray, float]:
+    """Decodes videos one after the other, and keeps of each what is shown: memory is that of one whole video.
+
+    Args:
+      videos: (N, F, H, W, C) as the model makes them.
+      decode: (1, F, H, W, C) to pixels, (1, T, H, W, 3) uint8.
+      frames: most frames to keep, evenly spaced from the first to the last.
+      side: most pixels of the longer side.
+    Returns:
+      ((N, t, h, w, 3) uint8, kept frames for each one of the video).
+    """
+    shown, share = [], 1.0
+    for i in range(len(videos)):
+        video = decode(videos[i : i + 1])[0]
+        kept = contact_sheet.choose_frames(len(video), frames)
+        share = len(kept) / len(video)
+        shown.append(contact_sheet.downscale(video[kept], side))
+    return np.stack(shown), share
 
 
 def write_videos(
@@ -127,20 +160,28 @@ def write_videos(
     videos: np.ndarray,
     fps: float,
     name: str | None = None,
+    captions: Sequence[str] = (),
 ) -> None:
-    """Writes videos as one GIF to `workdir`/samples, and on the dashboard under samples/.
+    """Writes videos as one mp4 to `workdir`/samples with their captions beside it, and as a GIF on the dashboard.
 
     Args:
       writer: of `metrics.make_writer`.
       workdir: folder of the run.
       step: optimizer steps taken.
-      tag: name on the dashboard.
+      tag: name on the dashboard, under samples/.
       videos: (N, T, H, W, 3) uint8.
       fps: frames per second.
       name: of the file; by default the step's.
+      captions: N, or none.
     """
-    gif, size = contact_sheet.animation(videos, fps)
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name or f'step_{step:08d}'}.gif").write_bytes(gif)
+    path = folder / f"{name or f'step_{step:08d}'}.mp4"
+    video_writer.write_video(path, contact_sheet.arrange(videos), fps)
+    if captions:
+        # A line of the file is a caption, which may have line ends itself.
+        lines = (" ".join(caption.split()) for caption in captions)
+        atomic_files.write_text(path.with_suffix(".txt"), "\n".join(lines) + "\n")
+    # TensorBoard plays GIFs only.
+    gif, size = contact_sheet.animation(videos, fps)
     metrics.write_animation(writer, step, f"samples/{tag}", gif, size)

@@ -1,6 +1,6 @@
 """The train loop, on one page.
 
-    restore or init; for each step: dispatch N, read back N-1; log; sample; evaluate, then save on the same step
+    restore or init; for each step: dispatch N, read back N-1; log; evaluate, then save on the same step; sample
 
 Batches and random numbers are functions of (seed, step), so a run that was killed resumes to the same bits.
 """
@@ -167,10 +167,6 @@ def run_steps(
             if step % config.train.log_every == 0 or stopping:
                 writer.write_scalars(step, window.summary() | measure_memory())
                 window.restart()
-            if (step % config.sample.every == 0 or step == last) and not interrupted:
-                window.flush()
-                log_samples(writer, step, read_ema(run, state))
-                window.restart()
             if due(step, last, fvd.find_interval(run)) and not interrupted:
                 window.flush()
                 measure_fvd(writer, step, read_ema(run, state))
@@ -188,6 +184,10 @@ def run_steps(
                     raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
                 with jax.transfer_guard("allow"):  # Orbax copies the state to the host
                     checkpoint.save(manager, state, metadata, loss)
+                window.restart()
+            if (step % config.sample.every == 0 or step == last) and not interrupted:
+                window.flush()
+                log_samples(writer, step, read_ema(run, state))
                 window.restart()
             if interrupted:
                 break

@@ -9,10 +9,11 @@ from typing import Any
 from absl import logging
 
 from videogen_jax import config as configs
+from videogen_jax.data import text_files
 from videogen_jax.evaluation import report
 
-NEWEST = 3  # GIFs of each kind, so that one sees whether they still get better
-MOST_BYTES = 48 * 2**20  # of all GIFs: a page beyond that opens slowly
+NEWEST = 3  # videos of each kind, so that one sees whether they still get better
+MOST_BYTES = 48 * 2**20  # of all videos: a page beyond that opens slowly
 
 
 def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
@@ -48,15 +49,17 @@ def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
 
 
 def read_videos(folder: str | Path) -> list[dict[str, Any]]:
-    """Reads the newest GIFs of each kind, the newest first; `kind_00000100.gif` is the kind's of step 100.
+    """Reads the newest videos of each kind, the newest first; `kind_00000100.mp4` is the kind's of step 100.
 
     Args:
-      folder: of GIFs.
+      folder: of mp4 files, or GIFs of earlier versions; a .txt of the same name has a caption of each tile a line.
     Returns:
-      {"title", "gif": bytes} of each; those that would make the page too large are named in the log.
+      {"title", "mp4" or "gif": bytes, "captions"} of each; those that would make the page too large are named in the
+      log.
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}  # to steps, -1 where the name has none
-    for path in Path(folder).rglob("*.gif"):
+    found = (path for path in Path(folder).rglob("*") if path.suffix in (".mp4", ".gif"))
+    for path in found:
         kind = path.relative_to(folder).with_suffix("").as_posix()
         step = re.search(r"\d+$", kind)
         steps = kinds.setdefault(kind[: step.start()] if step else kind, [])
@@ -70,7 +73,11 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
             room -= path.stat().st_size
             title = " ".join(re.split(r"[_/]+", kind)).strip()
             title = title if step < 0 else f"{title} {step:,}"
-            videos.append({"title": title, "gif": path.read_bytes()})
+            video = {"title": title, path.suffix[1:]: path.read_bytes()}
+            captions = path.with_suffix(".txt")
+            if captions.is_file():
+                video["captions"] = text_files.read_lines(captions)
+            videos.append(video)
     return videos
 
 
@@ -91,7 +98,7 @@ def write_run_report(
     Returns:
       Path of the report.
     Raises:
-      ValueError: a JSON file or a GIF of the run is damaged.
+      ValueError: a JSON file or a video of the run is damaged.
       OSError: the report cannot be written.
     """
     workdir = Path(workdir)
