@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import subprocess
 import types
 import weakref
 
@@ -121,6 +122,23 @@ def test_a_stopped_call_continues_and_the_result_is_that_of_an_undisturbed_one(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert "unfinished" not in listing(tmp_path / "out")
     assert call(tmp_path / "out").made == []  # nothing is left to do
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_process_left_is_removed(call, tmp_path):
+    call(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        call(tmp_path / "out", stop_at=1)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f".0003_b.mp4.{gone.pid}.unfinished", f".0003_b.mp4.{2**80}.unfinished"):
+        (tmp_path / "out" / name).write_bytes(b"half a video")
+    kept = [f".0003_b.mp4.{os.getppid()}.unfinished", f".mine.mp4.{gone.pid}.unfinished"]
+    for name in kept:  # of a process that runs, and of another file
+        (tmp_path / "out" / name).write_bytes(b"")
+    call(tmp_path / "out")
+    for name in kept:
+        (tmp_path / "out" / name).unlink()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

@@ -89,6 +89,7 @@ class SampleFolder:
         self.paths = [folder / entry["file"] for entry in entries]
         self._flags = _as_json(flags)
         self._hashes: list[str | None] = [None] * len(self.entries)
+        self._remove_leftovers()
         listing = _read_listing(folder)
         is_new = listing == {"videos": []}
         difference = [] if is_new else self._find_difference(listing)
@@ -149,6 +150,14 @@ class SampleFolder:
             )
         self._finished = True
         self._write()
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed process has left of files that are also written now."""
+        names = {entry["file"] for entry in self.entries}
+        for path in self.folder.glob(".*.unfinished"):
+            match = re.fullmatch(r"\.(.+)\.(\d+)\.unfinished", path.name)  # of `video_writer`
+            if match and match[1] in names and not _is_running(int(match[2])):
+                path.unlink(missing_ok=True)
 
     def _find_difference(self, listing: Mapping[str, Any]) -> list[str]:
         """What differs between the recipes, a few words each."""
@@ -218,6 +227,16 @@ def _read_listing(folder: Path) -> dict[str, Any]:
             isinstance(entry.get(name), kind) for name, kind in texts
         )
     return listing if whole else nothing
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return process != os.getpid()
 
 
 def hash_file(path: Path) -> str | None:
