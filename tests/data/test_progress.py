@@ -8,7 +8,9 @@ from videogen_jax.data import progress
 
 
 def test_a_line_says_how_much_is_done_and_what_is_left():
-    assert progress.describe("Sampling", 0, 64, "video", 75.4) == "Sampling: 0 of 64 videos in 1:15."
+    assert (
+        progress.describe("Sampling", 0, 64, "video", 75.4) == "Sampling: 0 of 64 videos in 1:15."
+    )
     line = progress.describe("Sampling", 16, 64, "video", 120.0)
     assert line == "Sampling: 16 of 64 videos in 2:00, about 6:00 left."
     assert progress.format_time(3600 * 25 + 61) == "25:01:01"

@@ -149,6 +149,36 @@ def write_report(path, **protocol):
     return path
 
 
+@pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[:-5], lambda b: b"x" + b[1:]])
+def test_damaged_features_are_extracted_again(tmp_path, monkeypatch, caplog, spoil):
+    monkeypatch.setenv("VIDEOGEN_JAX_CACHE", str(tmp_path))
+    window, sets = clip_sets.Window(4), make_set(video(5), video(5, 1))
+    extract = lambda clips: (np.float32(clip.mean((0, 1, 2))) for clip in clips)  # noqa: E731
+    made = feature_cache.load_or_extract(sets, window, extract, "a" * 64)
+    (file,) = (tmp_path / "features").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(spoil(whole))
+    again = feature_cache.load_or_extract(sets, window, extract, "a" * 64)
+    np.testing.assert_array_equal(again, made)
+    assert "is damaged" in caplog.text and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"scores": [{"name": "a", "value": "high"}], "protocol": {}}',
+        '{"scores": [{"name": 1, "value": 2}], "protocol": {}}',
+        '{"scores": [1], "protocol": {}}',
+        '{"scores": [], "protocol": 3}',
+        "[" * 99_999,
+    ],
+)
+def test_a_damaged_report_is_one_sentence(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json is not a report of videogen_jax\.evaluate"):
+        json_report.read_report(tmp_path / "a.json")
+
+
 def test_comparison_of_reports_begins_with_differences_of_protocol(tmp_path):
     a = write_report(tmp_path / "a.json", frames=16, ddof=1, step=5, workdir="a")
     b = write_report(tmp_path / "b.json", frames=16, ddof=0, step=9, num_generated=64)

@@ -174,6 +174,33 @@ def test_a_curve_can_be_read_from_its_axes(tmp_path, tag, values):
     assert xs.min() >= 40 and xs.max() <= 300 and ys.min() >= 0 and ys.max() <= 150
 
 
+def test_a_second_row_of_labels_has_the_time_of_training(tmp_path):
+    """Half a second a step up to step 400, then two seconds."""
+    curves = {"loss/train": ([100, 1000], [2.0, 1.0])}
+    assert 'class="time"' not in read(tmp_path, curves=curves)[0]
+    curves["speed/step_seconds"] = ([200, 400, 1000], [0.5, 0.5, 2.0])
+    page, _ = read(tmp_path, curves=curves)
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    texts = re.findall(r'<text (class="time" )?x="([\d.]+)"[^>]*>([^<]*)</text>', svg)
+    times = {x: text for is_time, x, text in texts if is_time}
+    steps = {x: text for is_time, x, text in texts if not is_time and x in times}
+    assert {steps[x]: times[x] for x in times} == {
+        "200": "100 s",
+        "400": "3.33 min",
+        "600": "10 min",
+        "800": "16.7 min",
+        "1000": "23.3 min",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (90, "90 s"), (720, "12 min"), (12_600, "3.5 h"), (345_600, "4 d")],
+)
+def test_times_have_a_unit_of_their_size(seconds, text):
+    assert report.format_time(seconds) == text
+
+
 def test_the_caption_shows_the_last_value_and_the_pointer_each_value(tmp_path):
     _, reader = read(tmp_path, curves={"a/b": ([1, 2000], [0.5, 1.25e-7])})
     assert reader.texts("output") == ["1.25e-7 step 2,000"]

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import subprocess
+import sys
 import types
 import weakref
 
@@ -13,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
+from tests.conftest import ROOT
 from videogen_jax import sample
 from videogen_jax.data import video_io
 from videogen_jax.generate import contact_sheet, from_checkpoint, sample_folder
@@ -285,3 +287,17 @@ def test_names_of_earlier_versions_stay():
         "0003_A_red_circle_moving_left.mp4"
     )
     assert sample_folder.name_file(3, "ab " * 40, "mp4") == f"0003_{('ab_' * 40)[:60]}.mp4"
+
+
+def test_names_that_the_locale_cannot_write_are_told(tmp_path):
+    code = "from videogen_jax.generate import sample_folder as s; print(s.name_file(0, 'gr\\xfcn', 'mp4'))"
+    run = lambda **more: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"} | more,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert run().stdout == "0000_grün.mp4\n"  # the C locale is UTF-8 to Python
+    failed = run(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert "'0000_gr\\xfcn.mp4' cannot be written in the encoding of this system" in failed.stderr

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from videogen_jax.data.atomic_files import publish
 from videogen_jax.data.output_folder import make_output_folder
@@ -41,8 +42,8 @@ def load_or_extract(
     summary = summarize(clips, window) if summary is None else summary
     folder = cache_folder() / "features" if folder is None else Path(folder)
     file = folder / f"{summary.digest[:32]}_{weights[:16]}.npy"
-    if file.is_file():
-        return np.load(file)
+    if (features := _read(file, len(summary.names))) is not None:
+        return features
     crops = crop_clips(clips, window, len(summary.names), [])
     found = []
     with show_progress("Extracting features", len(summary.names), "clip") as advance:
@@ -54,6 +55,21 @@ def load_or_extract(
     draft = file.with_suffix(f".{os.getpid()}.npy")
     np.save(draft, features)
     publish(draft, file)
+    return features
+
+
+def _read(file: Path, count: int) -> np.ndarray | None:
+    """The features of `count` clips; None where there are none, or the file is damaged and will be replaced."""
+    try:
+        features = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, EOFError) as error:
+        logging.warning("%s is damaged (%s): its features are extracted again.", file, error)
+        return None
+    if features.dtype.kind != "f" or features.ndim != 2 or len(features) != count:
+        logging.warning("%s has other features: they are extracted again.", file)
+        return None
     return features
 
 

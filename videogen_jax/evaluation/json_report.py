@@ -64,9 +64,12 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no {path}: run videogen_jax.evaluate first.")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        {score["name"]: score["value"] for score in report["scores"]}
+        for score in report["scores"]:
+            str.strip(score["name"])
+            for name in ("value", "low", "high"):
+                float(score.get(name, 0))
         dict(report["protocol"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a report of videogen_jax.evaluate ({error}): write it again."
         ) from None

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -24,6 +24,8 @@ from videogen_jax.generate import contact_sheet
 
 WIDTH, HEIGHT = 300, 170  # size of a curve's figure, in units of its SVG like the margins
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins for the tick labels
+TIME_ROW = 12  # height of the labels of training time below
+STEP_SECONDS = "speed/step_seconds"  # the curve that training time follows from
 MAX_POINTS = 600  # drawn of a curve: more than its width in pixels
 LOG_RATIO = 5  # ratio of maximum to minimum from which a loss has a log axis
 MAX_VIDEOS = 16  # of each set in the report
@@ -60,9 +62,10 @@ def write_report(
     groups: dict[str, list[str]] = {}
     for tag in sorted(curves):
         groups.setdefault(tag.partition("/")[0] if "/" in tag else "", []).append(tag)
+    time_of = make_training_time(curves)
     figures = [
         f'<section><h3>{escape(group)}</h3>\n<div class="cards">\n'
-        + "\n".join(draw_curve(tag, *curves[tag]) for tag in tags)
+        + "\n".join(draw_curve(tag, *curves[tag], time_of) for tag in tags)
         + "\n</div></section>"
         for group, tags in groups.items()
     ]
@@ -225,7 +228,37 @@ def render_video(title: str, video: bytes, captions: Sequence[str] = ()) -> str:
     )
 
 
-def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
+def make_training_time(curves: Mapping[str, Curve]) -> Callable[[float], float] | None:
+    """The seconds that training took up to a step, without samples, validation and pauses between calls.
+
+    Args:
+      curves: as for `write_report`; the time follows from the curve STEP_SECONDS.
+    Returns:
+      Function of a step; None without that curve.
+    """
+    curve = zip(*curves.get(STEP_SECONDS, ((), ())), strict=True)
+    known = [(step, value) for step, value in curve if math.isfinite(value)]
+    if not known:
+        return None
+    steps, seconds = map(np.asarray, zip(*known, strict=True))
+    totals = np.cumsum(np.diff(steps, prepend=0) * seconds)
+    return lambda step: float(np.interp(step, [0, *steps], [0.0, *totals]))
+
+
+def format_time(seconds: float) -> str:
+    """A duration in a unit of its size: 90 s, 12 min, 3.5 h, 4 d."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 72)):
+        if seconds < most * length:
+            return f"{format_number(seconds / length, 2 if unit == 'h' else 3)} {unit}"
+    return f"{format_number(seconds / 86400, 2)} d"
+
+
+def draw_curve(
+    tag: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    time_of: Callable[[float], float] | None = None,
+) -> str:
     """A figure of one curve, captioned with its last value.
 
     A positive loss with a range of LOG_RATIO or more has a log axis. Values that are not finite are left out and
@@ -235,6 +268,7 @@ def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
       tag: name of the curve; a log axis needs "loss" in it.
       steps: (n,) ascending.
       values: (n,).
+      time_of: seconds of training up to a step, for a second row of labels; None: no such row.
     Returns:
       HTML.
     """
@@ -278,6 +312,10 @@ def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
             anchor = "end" if x > WIDTH - RIGHT - 15 else "middle"
             label = format_number(tick)
             parts.append(f'<text x="{x}" y="{HEIGHT - 4}" text-anchor="{anchor}">{label}</text>')
+            if time_of is not None and tick >= 0:
+                time = format_time(time_of(tick))
+                row = f'class="time" x="{x}" y="{HEIGHT + TIME_ROW - 4}"'
+                parts.append(f'<text {row} text-anchor="{anchor}">{time}</text>')
     parts.append(f'<path class="axis" d="{axis}"/>')
     placed = [(x_of(s), y_of(v)) for s, v in points]
     parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
@@ -294,7 +332,7 @@ def draw_curve(tag: str, steps: Sequence[int], values: Sequence[float]) -> str:
         f'<figure data-curve="{data}">'
         f"<figcaption><span>{name}{' <small>log</small>' * log}{missing}</span>"
         f"<output><b>{labels[-1][3]}</b> <small>step {labels[-1][2]}</small></output></figcaption>\n"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + TIME_ROW * (time_of is not None)}" role="img" aria-label="{described}">\n'
         + "\n".join(parts)
         + "\n</svg></figure>"
     )
