@@ -14,8 +14,8 @@ from PIL import Image
 from tests.packing.test_pack import add, grey_video, read, run
 from videogen_jax import merge
 from videogen_jax.data import packed_data, pipeline
+from videogen_jax.data.locking import lock_folder
 from videogen_jax.packing import merge_parts, shards
-from videogen_jax.packing.locking import lock_folder
 
 PARTS = 3
 PLAIN = dict(size=32, frames=4, clips_per_shard=2, validation_fraction=0.4)
@@ -316,7 +316,7 @@ def test_sets_of_earlier_versions_are_accepted(videos, tmp_path):
 def test_lock_keeps_other_processes_out(videos, tmp_path):
     options = {"input": videos, "workers": 1} | PLAIN
     code = (
-        "import sys, time; from videogen_jax.packing.locking import lock_folder\n"
+        "import sys, time; from videogen_jax.data.locking import lock_folder\n"
         "with lock_folder(sys.argv[1]): print(flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "set"], stdout=subprocess.PIPE)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from videogen_jax.run import ema, ema_snapshots
@@ -29,15 +28,15 @@ def tracked(tmp_path_factory):
     averages = {name: params for name in decays}
     update = jax.jit(lambda averages, params, step: ema.update(averages, params, step, decays))
     at = {}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ema_snapshots.open_writer(workdir) as writer:
         for step in range(STEPS):
             drift = 0.02 + 0.3 * rng.standard_normal(8).astype(np.float32)
             params = jax.tree.map(lambda leaf, d=drift: leaf + d, params)
             averages = update(averages, params, jnp.int32(step))
             if (step + 1) % 20 == 0:
                 kept = {name: averages[name] for name in map(ema.width_name, TRACKED)}
-                ema_snapshots.save_snapshot(checkpointer, workdir, step + 1, kept)
-                checkpointer.wait_until_finished()
+                ema_snapshots.save_snapshot(writer, step + 1, kept)
+                writer.wait_until_finished()
                 at[step + 1] = np.asarray(averages[ema.width_name(WANTED)]["layer"]["kernel"])
     return workdir, at
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import logging
 
@@ -69,9 +70,30 @@ def load(
     if dtype is not None:
         with config.unlocked():
             config.train.precision = configs.check_option("train.precision", dtype)
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        step = checkpoint.find_step(manager, step)
-        metadata = checkpoint.restore_metadata(manager, step)
+
+    def read(step: int, metadata: dict[str, Any]) -> VideoModel:
+        return _load_step(
+            workdir, config, step, metadata, ema=ema, ema_width=ema_width, batch_size=batch_size
+        )
+
+    return checkpoint.read_newest(workdir, step, read)
+
+
+def _load_step(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    step: int,
+    metadata: dict[str, Any],
+    *,
+    ema: str | None,
+    ema_width: float | None,
+    batch_size: int | None,
+) -> "VideoModel":
+    """The model of a step; the arguments are those of `load`.
+
+    Raises:
+      DamagedError: the step is damaged, or was deleted meanwhile.
+    """
     text = config.text
     texts = text_conditioning.restore_texts(text.encoder, text.path, text.length, metadata)
     latents = metadata.get("latents")

@@ -36,8 +36,8 @@ from videogen_jax.data import (
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
+from videogen_jax.data.locking import lock_folder
 from videogen_jax.packing import metadata
-from videogen_jax.packing.locking import lock_folder
 from videogen_jax.packing.progress import make_bar
 
 REPORT = "encode_report.json"

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videogen_jax.data import bucketed_data, json_files, packed_data, records
+from videogen_jax.data.locking import lock_folder
 from videogen_jax.packing import bucket_assignment, metadata, pack_buckets
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing import sources as source_lists
-from videogen_jax.packing.locking import lock_folder
 from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.shards import SPLITS
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
+from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
 from videogen_jax.packing import (
     bucket_assignment,
@@ -34,7 +35,6 @@ from videogen_jax.packing import (
 )
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
-from videogen_jax.packing.locking import lock_folder
 from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings
 

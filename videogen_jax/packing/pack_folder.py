@@ -27,11 +27,11 @@ from concurrent.futures.process import BrokenProcessPool
 
 from videogen_jax.data import atomic_files
 from videogen_jax.data import vocabulary as vocabularies
+from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
 from videogen_jax.packing import metadata, saved_sources, shards, sources
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.extraction import extract_clips
-from videogen_jax.packing.locking import lock_folder
 from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
 from videogen_jax.packing.sources import Source

@@ -1,32 +1,70 @@
-"""Checkpoints by Orbax: written behind the training's back, read back only when they fit.
+"""Checkpoints by Orbax: written behind the training's back, read back only when they fit and are what was written.
 
-A step holds three items: `ema` (the moving averages by name: one is all that sampling needs), `state` (the rest of the
-train state), `metadata` (JSON). The newest `keep` steps and the one of lowest validation loss stay.
+A step holds `ema` (the moving averages by name), `state` (the rest of the train state) and `metadata` (JSON); see
+`step_files` for its checksums. The newest `keep` steps and the one of lowest validation loss stay.
 """
 
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
 from videogen_jax.parallel import processes
 from videogen_jax.parallel.sharding import path_name
+from videogen_jax.run import step_arrays, step_files
 from videogen_jax.run.state import TrainState
+from videogen_jax.run.step_arrays import StepWriter, reason
+from videogen_jax.run.step_files import CheckpointError, DamagedError
 
 DIFFERENCES_SHOWN = 10
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or another model's."""
+T = TypeVar("T")
 
 
-def open_checkpoints(
-    workdir: str | Path, keep: int = 1, read_only: bool = False
-) -> ocp.CheckpointManager:
+class Checkpoints:
+    """The checkpoints of a run; a context manager."""
+
+    def __init__(self, directory: Path, keep: int, read_only: bool):
+        self.directory, self._keep = directory, keep
+        self._writer = None if read_only else StepWriter(directory, lambda step: self._prune())
+
+    def all_steps(self) -> list[int]:
+        """The numbers of the steps that are there, rising."""
+        return step_files.list_steps(self.directory)
+
+    def latest_step(self) -> int | None:
+        """The newest of them; None if there is none."""
+        return max(self.all_steps(), default=None)
+
+    def save(self, step: int, items: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
+        """As `StepWriter.save`."""
+        self._writer.save(step, items, documents)
+
+    def wait_until_finished(self) -> None:
+        """As `StepWriter.wait_until_finished`."""
+        self._writer.wait_until_finished()
+
+    def _prune(self) -> None:
+        """Removes all steps but the newest and the best."""
+        steps = self.all_steps()
+        losses = {step: step_files.read_loss(self.directory / str(step)) for step in steps}
+        losses = {step: loss for step, loss in losses.items() if loss is not None}
+        kept = {*steps[-self._keep :], *sorted(losses, key=losses.__getitem__)[:1]}
+        for step in steps:
+            if step not in kept:
+                step_files.remove(self.directory, step)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(*error)
+
+
+def open_checkpoints(workdir: str | Path, keep: int = 1, read_only: bool = False) -> Checkpoints:
     """Opens `workdir`/checkpoints.
 
     Args:
@@ -34,49 +72,24 @@ def open_checkpoints(
       keep: number of newest steps that are kept, in addition to the best one.
       read_only: never write, delete or clean up anything.
     Returns:
-      The manager; close it (it waits for the write under way).
+      A context manager, which waits at its end for the write under way.
     """
-    policy = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(
-                get_metric_fn=_validation_loss,
-                reverse=True,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-    )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=None if read_only else policy,
-        best_fn=_validation_loss,  # without it Orbax does not write the metrics down
-        best_mode="min",
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        create=not read_only,
-    )
-    folder = Path(workdir).resolve() / "checkpoints"
-    for path in folder.glob("*.orbax-checkpoint-tmp*"):
-        step = path.name.split(".")[0]
-        logging.warning("Checkpoint %s was never finished: going back to the one before.", step)
-    return ocp.CheckpointManager(
-        folder,
-        options=options,
-        item_names=("ema", "state", "metadata"),
-        item_handlers={
-            "ema": ocp.StandardCheckpointHandler(),
-            "state": ocp.StandardCheckpointHandler(),
-            "metadata": ocp.JsonCheckpointHandler(),
-        },
-    )
+    return Checkpoints(Path(workdir).resolve() / "checkpoints", keep, read_only)
 
 
-def _validation_loss(metrics: dict[str, float]) -> float:
-    return metrics["validation_loss"]
+def check_folder(workdir: Path) -> None:
+    """Raises ValueError for a folder whose name Orbax takes for something else."""
+    path = str(workdir.resolve())
+    wrong = [repr(part) for part in ("\\", "gs:/", "s3:/") if part in path]
+    wrong += ["a character that is not UTF-8"] * (path != path.encode(errors="replace").decode())
+    if wrong:
+        raise ValueError(
+            f"--workdir={path!r} has {wrong[0]} in it, under which no checkpoint can be read: name another folder."
+        )
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Checkpoints,
     state: TrainState,
     metadata: dict[str, Any],
     validation_loss: float | None = None,
@@ -88,21 +101,20 @@ def save(
       state: to be saved under its own step number.
       metadata: JSON-able, for `restore_metadata`.
       validation_loss: by which the best step is chosen; None if it was not measured.
+    Raises:
+      OSError: the step before could not be written.
     """
-    step = int(jax.device_get(state.step))
-    items = ocp.args.Composite(
-        ema=ocp.args.StandardSave(to_dict(state.ema)),
-        state=ocp.args.StandardSave(to_dict(state.replace(ema=None))),
-        metadata=ocp.args.JsonSave(metadata),
-    )
-    metrics = None if validation_loss is None else {"validation_loss": float(validation_loss)}
-    manager.save(step, args=items, metrics=metrics, force=True)
+    documents = {"metadata": metadata}
+    if validation_loss is not None:
+        documents["metrics"] = {"validation_loss": float(validation_loss)}
+    items = {"ema": to_dict(state.ema), "state": to_dict(state.replace(ema=None))}
+    manager.save(int(jax.device_get(state.step)), items, documents)
 
 
-def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
-    """Restores the newest step that can be read, or None if there is none at all.
+def restore(manager: Checkpoints, abstract: TrainState) -> TrainState | None:
+    """Restores the newest step that is what was written, or None if there is none at all.
 
-    A step that cannot be read is passed over for the one before it, with a warning, and moved to
+    A step that is damaged is passed over for the one before it, with a warning, and moved to
     checkpoints_damaged/ once an older one has been read. If none can be read, all stay where they are.
 
     Args:
@@ -114,21 +126,27 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
       CheckpointError: the steps are another model's, or all are damaged.
     """
     damaged: list[int] = []
-    for step in sorted(manager.all_steps(), reverse=True):
+    share = (jax.process_index(), jax.process_count())
+    for step in reversed(manager.all_steps()):
+        path = manager.directory / str(step)
         try:
             with processes.propagate_errors():  # each process reads its own parts
-                ema = _restore_item(manager, step, "ema", abstract.ema)
-                state = _restore_item(manager, step, "state", abstract.replace(ema=None))
-        except CheckpointError:
-            raise
+                step_files.read_metadata(path)
+                step_files.verify(path, ("ema", "state", step_files.INDEX), share)
+            with processes.propagate_errors():
+                ema = _restore_item(path, "ema", abstract.ema)
+                state = _restore_item(path, "state", abstract.replace(ema=None))
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            if isinstance(error, CheckpointError) and not isinstance(error, DamagedError):
+                raise
             logging.warning(
-                "Checkpoint %d is damaged (%s): going back to the one before.", step, reason
+                "Checkpoint %d is damaged (%s): going back to the one before.", step, reason(error)
             )
             damaged.append(step)
             continue
-        _set_aside(manager, damaged)
+        with processes.propagate_errors():
+            for number in damaged if jax.process_index() == 0 else ():
+                step_files.set_aside(manager.directory, number)
         return state.replace(ema=ema)
     if damaged:
         raise CheckpointError(
@@ -137,10 +155,56 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState 
     return None
 
 
+def read_newest(
+    workdir: str | Path, step: int | None, read: Callable[[int, dict[str, Any]], T]
+) -> T:
+    """Reads from the newest step that is what was written, while a training may write and delete others.
+
+    Args:
+      workdir: of the run.
+      step: to read from, and from no other; by default the newest.
+      read: takes the step and its metadata. It is called again with an older step if it raises DamagedError, or with
+        the newest one if the step was deleted meanwhile.
+    Returns:
+      What `read` returns.
+    Raises:
+      CheckpointError: there is no such step, or none can be read.
+    """
+    folder = Path(workdir).resolve() / "checkpoints"
+    damaged: list[int] = []
+    while True:
+        steps = [one for one in step_files.list_steps(folder) if one not in damaged]
+        if not steps and damaged:
+            raise CheckpointError(
+                f"None of the checkpoints in {folder} can be read: mend the disk, or name another --workdir."
+            )
+        chosen = _find_step(folder, steps, step)
+        try:
+            return read(chosen, step_files.read_metadata(folder / str(chosen)))
+        except (CheckpointError, OSError) as error:
+            deleted = not (folder / str(chosen)).exists()
+            if not deleted and not isinstance(error, DamagedError):
+                raise
+            if isinstance(error.__cause__, DamagedError):
+                error = error.__cause__  # what is damaged, without the sentence around it
+            if step is not None:
+                raise _name_others(folder, chosen, error) from error
+            cause = reason(error)
+        if deleted:
+            logging.info("Checkpoint %d was replaced meanwhile: reading the newest.", chosen)
+        else:
+            damaged.append(chosen)
+            logging.warning(
+                "Checkpoint %d is damaged (%s): going back to the one before.",
+                chosen,
+                cause,
+            )
+
+
 def restore_ema(
-    manager: ocp.CheckpointManager, abstract_params: Any, name: str, step: int | None = None
+    manager: Checkpoints, abstract_params: Any, name: str, step: int | None = None
 ) -> tuple[Any, int]:
-    """Restores one moving average alone: no other and no optimizer state is read or held.
+    """Restores one moving average alone: no other and no optimizer state is held.
 
     Args:
       manager: of `open_checkpoints`, read-only.
@@ -150,98 +214,97 @@ def restore_ema(
     Returns:
       (tree, its step).
     Raises:
-      CheckpointError: there is no such step or average, it cannot be read, or it is another model's.
+      DamagedError: the step cannot be read, or is not what was written.
+      CheckpointError: there is no such step or average, or it is another model's.
     """
     step = find_step(manager, step)
-    directory = manager.directory / str(step) / "ema"
     try:
-        return restore_average(directory, abstract_params, name), step
-    except CheckpointError:
-        raise
-    except Exception as error:
-        others = ", ".join(str(s) for s in manager.all_steps() if s != step) or "none"
-        raise CheckpointError(
-            f"Checkpoint {step} in {manager.directory} is damaged ({str(error).splitlines()[0][:200]}): "
-            f"choose another with --step (there are: {others})."
-        ) from error
+        return restore_average(manager.directory / str(step), abstract_params, name), step
+    except DamagedError as error:
+        raise _name_others(manager.directory, step, error) from error
 
 
-def restore_average(directory: Path, abstract_params: Any, name: str, alone: bool = False) -> Any:
-    """Reads one moving average out of a folder that holds several by name.
+def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
+    """Reads one moving average out of a step that holds several by name; this process reads by itself.
 
     Args:
-      directory: written by `save` or `ema_snapshots.save_snapshot`.
+      directory: of the step, written by `save` or `ema_snapshots.save_snapshot`.
       abstract_params: `jax.ShapeDtypeStruct`s with shardings.
       name: of the average.
-      alone: by this process for itself, not waiting for others.
     Returns:
       The tree.
     Raises:
+      DamagedError: it cannot be read, or is not what was written.
       CheckpointError: there is no such average, or it is another model's.
     """
     target = {name: to_dict(abstract_params)}
-    options = _by_itself() if alone else ocp.options.MultiprocessingOptions()
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
-    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
-        saved = checkpointer.metadata(directory).item_metadata
-        names = list(saved.tree)
-        if names and name not in names:
+    try:
+        step_files.verify(directory, ("ema", step_files.INDEX))
+        # Snapshots of earlier versions have no sub-folder.
+        item = "ema" if (directory / "ema").exists() else None
+        saved = step_arrays.describe_item(directory, item)
+        if saved and name not in saved:
             raise CheckpointError(
-                f"There is no moving average {name!r} in {directory}: choose one of {', '.join(names)}."
+                f"There is no moving average {name!r} in {directory}: choose one of {', '.join(saved)}."
             )
-        _check_same(directory.parent.name, target, {n: saved.tree[n] for n in names if n == name})
-        arguments = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        restored = checkpointer.restore(directory, args=arguments)
+        _check_same(directory.name, target, {n: saved[n] for n in saved if n == name})
+        restored = step_arrays.load_item(directory, item, target, partial=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises whatever its storage layers raise.
+        raise DamagedError(reason(error)) from error
     return _like(abstract_params, restored[name])
 
 
-def restore_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Reads the JSON metadata of a step."""
-    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    return manager.restore(step, args=args)["metadata"]
+def restore_metadata(manager: Checkpoints, step: int) -> dict[str, Any]:
+    """Reads the JSON metadata of a step.
+
+    Raises:
+      DamagedError: it is not what was written.
+    """
+    try:
+        return step_files.read_metadata(manager.directory / str(step))
+    except DamagedError as error:
+        raise _name_others(manager.directory, step, error) from error
 
 
-def find_step(manager: ocp.CheckpointManager, step: int | None) -> int:
+def find_step(manager: Checkpoints, step: int | None) -> int:
     """The requested step, or the newest.
 
     Raises:
       CheckpointError: it is not there.
     """
-    steps = sorted(manager.all_steps())
+    return _find_step(manager.directory, manager.all_steps(), step)
+
+
+def _find_step(folder: Path, steps: list[int], step: int | None) -> int:
     if not steps:
+        raise CheckpointError(step_files.explain_none(folder))
+    if step is not None and step not in steps:
         raise CheckpointError(
-            f"There is no checkpoint in {manager.directory}: train first, or name another --workdir."
+            f"There is no checkpoint of step {step} in {folder}: choose one of {', '.join(map(str, steps))}."
         )
-    if step is None:
-        return steps[-1]
-    if step not in steps:
-        raise CheckpointError(
-            f"There is no checkpoint of step {step} in {manager.directory}: "
-            f"choose one of {', '.join(map(str, steps))}."
-        )
-    return step
+    return steps[-1] if step is None else step
 
 
-def _restore_item(manager: ocp.CheckpointManager, step: int, name: str, abstract: Any) -> Any:
-    """Restores one item into the structure, types and shardings of `abstract`."""
-    directory = manager.directory / str(step) / name
-    target = to_dict(abstract)
-    # An error of one is for all of them to hear of.
-    with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
-        _check_same(step, target, checkpointer.metadata(directory).item_metadata)
-        restored = checkpointer.restore(directory, target)
-    return _like(abstract, restored)
-
-
-def _by_itself() -> ocp.options.MultiprocessingOptions:
-    """That a process does not wait for the others."""
-    return ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}
+def _name_others(folder: Path, step: int, error: Exception) -> DamagedError:
+    others = [str(one) for one in step_files.list_steps(folder) if one != step]
+    if not (folder / str(step)).exists():
+        what = "was deleted while it was read"
+    else:
+        what = f"is damaged ({reason(error)})"
+    return DamagedError(
+        f"Checkpoint {step} in {folder} {what}: choose another with --step "
+        f"(there are: {', '.join(others) or 'none'})."
     )
+
+
+def _restore_item(directory: Path, item: str, abstract: Any) -> Any:
+    """Restores one item into the structure, types and shardings of `abstract`."""
+    target = to_dict(abstract)
+    _check_same(directory.name, target, step_arrays.describe_item(directory, item))
+    restored = step_arrays.load_item(directory, item, target)
+    return _like(abstract, restored)
 
 
 def _like(abstract: Any, restored: dict) -> Any:
@@ -293,17 +356,3 @@ def to_dict(tree: Any) -> dict[str, Any]:
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
-    """Frees the numbers of damaged steps; what is there is kept."""
-    if not steps:
-        return
-    with processes.propagate_errors():
-        for step in steps if jax.process_index() == 0 else ():
-            source = Path(manager.directory) / str(step)
-            place = source.parent.parent / "checkpoints_damaged" / f"{step}_{time.time_ns()}"
-            place.parent.mkdir(exist_ok=True)
-            source.rename(place)
-            logging.warning("Moved the damaged checkpoint %d to %s.", step, place)
-    manager.reload()

@@ -7,32 +7,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
-from videogen_jax.run import ema
+from videogen_jax.run import ema, step_files
 from videogen_jax.run.checkpoint import CheckpointError, restore_average, to_dict
+from videogen_jax.run.step_arrays import StepWriter
+from videogen_jax.run.step_files import DamagedError
 
 
-def save_snapshot(
-    checkpointer: ocp.StandardCheckpointer, workdir: str | Path, step: int, averages: dict[str, Any]
-) -> None:
-    """Starts writing `workdir`/snapshots/`step`; an existing one has the same bits and stays.
+def open_writer(workdir: str | Path) -> StepWriter:
+    """What writes to `workdir`/snapshots; a context manager, which waits for the last at its end."""
+    return StepWriter(_folder(workdir))
+
+
+def save_snapshot(writer: StepWriter, step: int, averages: dict[str, Any]) -> None:
+    """Starts writing a snapshot; an existing one has the same bits and stays.
 
     Args:
-      checkpointer: writes asynchronously; close it to wait for the last.
-      workdir: of the run.
+      writer: of `open_writer`.
       step: optimizer steps taken.
       averages: name to tree, those of ema.widths.
     """
-    path = _folder(workdir) / str(step)
-    if not path.exists():
-        checkpointer.save(path, to_dict(averages))
+    writer.wait_until_finished()  # so that all processes see the same
+    if step not in step_files.list_steps(writer.folder):
+        writer.save(step, {"ema": to_dict(averages)}, {})
 
 
 def list_snapshots(workdir: str | Path, step: int) -> list[int]:
     """The steps of the snapshots up to `step`, rising."""
-    numbers = [int(path.name) for path in _folder(workdir).glob("*") if path.name.isdigit()]
-    return sorted(number for number in numbers if number <= step)
+    return [number for number in step_files.list_steps(_folder(workdir)) if number <= step]
 
 
 def reconstruct(
@@ -49,7 +50,7 @@ def reconstruct(
     Returns:
       The tree.
     Raises:
-      CheckpointError: there are no snapshots.
+      CheckpointError: there are no snapshots, or one is damaged.
       ValueError: the width is out of range.
     """
     steps = list_snapshots(workdir, step)
@@ -66,7 +67,12 @@ def reconstruct(
     def read() -> Iterator[Any]:
         for number, tracked in grid:
             directory = _folder(workdir) / str(number)
-            yield restore_average(directory, abstract_params, ema.width_name(tracked))
+            try:
+                yield restore_average(directory, abstract_params, ema.width_name(tracked))
+            except DamagedError as error:
+                raise CheckpointError(
+                    f"The snapshot {directory} is damaged ({error}): move it away, and the others will do."
+                ) from error
 
     return ema.reconstruct(read(), weights)
 

@@ -9,8 +9,7 @@ import numpy as np
 from videogen_jax import config as configs
 from videogen_jax.models.autoencoder import Autoencoder, make_causal
 from videogen_jax.models.causal_vae import Network, check_network
-from videogen_jax.run import ema, saved_config
-from videogen_jax.run.checkpoint import CheckpointError, restore_average
+from videogen_jax.run import checkpoint, ema, saved_config, step_files
 
 
 def read_autoencoder(path: str, dtype: str) -> Autoencoder:
@@ -71,25 +70,19 @@ def load_newest(workdir: Path, abstract_params: Any, average: str) -> Any:
       CheckpointError: there is no checkpoint, it cannot be read, or it is another model's.
     """
     folder = workdir.resolve() / "checkpoints"
-    # Orbax gives a step its number when it is whole.
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
-        raise CheckpointError(
+    if not step_files.list_steps(folder):
+        raise step_files.CheckpointError(
             f"There is no checkpoint in {folder}: train the autoencoder first, or name another run in vae.path."
         )
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract_params
     )
-    directory = folder / str(max(steps)) / "ema"
-    try:
+
+    def read(step: int, metadata: dict[str, Any]) -> Any:
+        del metadata
         with jax.transfer_guard("allow"):
-            params = restore_average(directory, placed, average, alone=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # Orbax raises whatever its storage layers raise.
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(
-            f"Checkpoint {max(steps)} in {folder} is damaged ({reason}): move it away to use the one before."
-        ) from error
+            return checkpoint.restore_average(folder / str(step), placed, average)
+
+    params = checkpoint.read_newest(workdir, None, read)
     return jax.tree.map(np.asarray, params)

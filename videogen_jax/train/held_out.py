@@ -84,9 +84,9 @@ def reconstruct_clips(
     devices = jax.local_devices()
     mesh = meshes.make_mesh(data=len(devices), devices=devices)
     model = autoencoder_model.make_model(config, mesh)
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        step = checkpoint.find_step(manager, step)
-    params = restore_average(model, workdir, step, ema)
+    step, params = checkpoint.read_newest(
+        workdir, step, lambda step, _: (step, restore_average(model, workdir, step, ema))
+    )
     data_path = data_path or config.data.path
     data = find_held_out(bucketed_data.open_buckets(data_path), model.clip_shape)
     if data is None:

@@ -64,12 +64,14 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
         )
     other = make_model(config, model.mesh, grid=model.token_grid)
     check_model(model, other, workdir)
-    with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        step = checkpoint.find_step(manager, None)
-        metadata = checkpoint.restore_metadata(manager, step)
+
+    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int]:
         if difference := find_difference(texts, metadata):
             raise ValueError(f"init.path={workdir} cannot be started from: {difference}.")
-        theirs = checkpoint.restore_ema(manager, other.abstract_params, other.ema_names[0], step)[0]
+        with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
+            return checkpoint.restore_ema(manager, other.abstract_params, other.ema_names[0], step)
+
+    theirs, step = checkpoint.read_newest(workdir, None, read)
     channels = model.video_shape[-1]
     sizes = [one.conditioning.input_channels(channels) for one in (other, model)]
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs)}

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import orbax.checkpoint as ocp
 from absl import logging
 
 from videogen_jax import config as configs
@@ -132,7 +131,7 @@ def run_steps(
             writer = metrics.make_writer(workdir, **config.wandb)
         stack.callback(writer.close)
         metrics.show_config(writer, first - 1, workdir, config.to_dict())
-        snapshot_writer = stack.enter_context(ocp.StandardCheckpointer())
+        snapshots = stack.enter_context(ema_snapshots.open_writer(workdir))
         kind = run_kinds.find_kind(config)
         flops = {name: kind.count_flops(one) for name, one in runs.items()}
         evaluate = validation.make_evaluate(kind, runs, texts, sets)
@@ -175,7 +174,7 @@ def run_steps(
                 window.flush()
                 powers = {name: state.ema[name] for name in map(width_name, config.ema.widths)}
                 with jax.transfer_guard("allow"):
-                    ema_snapshots.save_snapshot(snapshot_writer, workdir, step, powers)
+                    ema_snapshots.save_snapshot(snapshots, step, powers)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged

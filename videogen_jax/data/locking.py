@@ -45,6 +45,21 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
             return
 
 
+def find_holder(folder: str | os.PathLike) -> str | None:
+    """The process that holds the lock of a folder, in words; None if there is none, or locks are not supported."""
+    path = pathlib.Path(folder) / ".lock"
+    if fcntl is None or not path.is_file():
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return None
+            return file.read() or "another process"
+    return None
+
+
 def _lock(file, path):
     """Locks an open file, or raises a ValueError that names the owner of the lock."""
     if fcntl is None:
