@@ -98,3 +98,55 @@ def test_every_option_of_a_path_is_known():
         if name.endswith((".path", ".reference"))
     }
     assert named == set(paths.OPTIONS)
+
+
+VERB = """
+import os, sys
+{before}
+from videogen_jax import command
+from absl import flags
+flags.DEFINE_string("workdir", None, "Folder.")
+def body(arguments):
+    {body}
+command.start("verb", body)
+"""
+
+
+def run_verb(body: str, before: str = "import jax", flags=(), **variables: str):
+    """The result of a verb in a process of its own."""
+    command = [sys.executable, "-c", VERB.format(before=before, body=body), *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("before", ["", "import jax"])
+def test_variables_that_change_numbers_are_told_and_ignored(before):
+    body = "import jax; print(jax.numpy.arange(2.0).dtype, jax.random.key(0).dtype)"
+    variables = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    result = run_verb(body, before, **variables)
+    assert result.stdout == "float32 key<fry>\n"
+    for name, value in variables.items():
+        assert f"{name}={value} is ignored: it would change the numbers" in result.stderr
+    assert "is ignored" not in run_verb(body, before, JAX_ENABLE_X64="0").stderr
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "gpu", "tpu"])
+def test_a_platform_that_is_not_installed_is_a_sentence(platforms):
+    if metadata.entry_points(group="jax_plugins"):
+        pytest.skip("JAX has a plug-in for other devices")
+    result = run_verb("import jax; jax.devices()", JAX_PLATFORMS=platforms)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"verb: error: JAX_PLATFORMS={platforms} names devices" in result.stderr
+
+
+def test_ctrl_c_is_a_sentence():
+    body = "import signal; signal.raise_signal(signal.SIGINT); print('goes on')"
+    result = run_verb(body)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "verb: stopped by Ctrl-C.\n"
+
+
+def test_an_empty_folder_is_refused():
+    result = run_verb("print('runs')", flags=["--workdir="])
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "verb: error: --workdir is empty: name a folder." in result.stderr

@@ -10,9 +10,12 @@ import math
 import os
 import platform
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -30,6 +33,20 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 # What a config's file raises where it is wrong: it is read with the flags.
 CONFIG_FILE_ERRORS = (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError)
+
+# Variables that change what JAX computes, and what a run has.
+JAX_NUMBERS = {
+    "JAX_ENABLE_X64": False,
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+    "JAX_THREEFRY_PARTITIONABLE": True,
+    "JAX_RANDOM_SEED_OFFSET": 0,
+    "JAX_DEFAULT_MATMUL_PRECISION": None,
+    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+}
+SPELLINGS = {  # as JAX reads them
+    False: ("0", "n", "no", "f", "false", "off"),
+    True: ("1", "y", "yes", "t", "true", "on"),
+}
 
 
 def start(
@@ -53,6 +70,7 @@ def start(
     def parse(argv: list[str]) -> list[str]:
         try:
             arguments = parse_flags(argv)
+            _refuse_empty_folders()
             read_paths(flags.FLAGS)
             return arguments
         except (flags.Error, *CONFIG_FILE_ERRORS, OSError, *errors) as error:
@@ -63,6 +81,13 @@ def start(
             return body(argv[1:])
         except errors as error:
             return fail(error)
+        except (RuntimeError, AssertionError) as error:
+            if (explained := _explain_platform(error)) is None:
+                raise
+            return fail(explained)
+        except KeyboardInterrupt:
+            print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
+            return 128 + signal.SIGINT
 
     keep_freed_memory()
     quiet_libraries()
@@ -71,6 +96,7 @@ def start(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     atexit.register(_flush_stdout)
+    ignore_jax_variables()
     app.run(main, flags_parser=parse)
 
 
@@ -179,6 +205,39 @@ def _flush_stdout() -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse_empty_folders() -> None:
+    """Raises ValueError for a folder that is given as nothing, which would be the current one."""
+    for name in PATH_FLAGS:
+        if name in flags.FLAGS and flags.FLAGS[name].value == "":
+            raise ValueError(f"--{name} is empty: name a folder.")
+
+
+def ignore_jax_variables() -> None:
+    """Undoes the environment's changes to what JAX computes, and says so: a run's config alone decides its numbers."""
+    for variable, usual in JAX_NUMBERS.items():
+        given = os.environ.pop(variable, None)
+        spellings = SPELLINGS[usual] if isinstance(usual, bool) else (str(usual),)
+        if given is None or given.lower() in spellings:
+            continue
+        logging.warning("%s=%s is ignored: it would change the numbers of a run.", variable, given)
+        if "jax" in sys.modules:  # has read it
+            sys.modules["jax"].config.update(variable.lower(), usual)
+
+
+def _explain_platform(error: Exception) -> ValueError | None:
+    """The sentence on an error of JAX that comes of JAX_PLATFORMS; None for any other."""
+    platform_name = os.environ.get("JAX_PLATFORMS")
+    frames = traceback.extract_tb(error.__traceback__)
+    if not platform_name or not frames or Path(frames[-1].filename).name != "xla_bridge.py":
+        return None
+    cause = str(error).split(" (set JAX_PLATFORMS")[0]
+    cause = f" ({cause})" if cause else ""
+    return ValueError(
+        f"JAX_PLATFORMS={platform_name} names devices that JAX cannot use here{cause}: unset it, "
+        "or install their plug-in (for NVIDIA: pip install 'jax[cuda12]')."
+    )
 
 
 def _find_config(argument: str) -> str:

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(str(error)) from error
     except loop.Interrupted as interrupted:
         logging.warning("%s", interrupted)
-        return 128 + 15
+        return 128 + interrupted.signal
     return 0
 
 

@@ -1,6 +1,8 @@
 """Training the video autoencoder through the loop that trains everything, and using what it has become."""
 
+import contextlib
 import json
+import signal
 
 import jax
 import numpy as np
@@ -92,11 +94,12 @@ def test_a_resumed_run_is_the_same_to_the_bit(workdir, data, tmp_path):
     interrupted = tmp_path / "run"
     calls = []
 
+    @contextlib.contextmanager
     def stop_after_two(mesh):
-        return lambda: calls.append(1) or len(calls) == 2
+        yield lambda: calls.append(1) or signal.SIGTERM * (len(calls) == 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.processes, "catch_sigterm", stop_after_two)
+        patch.setattr(loop.processes, "catch_signals", stop_after_two)
         with pytest.raises(loop.Interrupted):
             loop.train(first, interrupted)
     loop.train(config, interrupted)

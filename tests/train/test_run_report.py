@@ -60,13 +60,15 @@ def test_no_events_are_no_curves(tmp_path):
 
 def test_the_newest_samples_of_each_kind_are_shown(tmp_path, monkeypatch):
     for name in ("step_00000100", "step_00000900", "step_00001000", "step_00000200", "other_7"):
-        (tmp_path / f"{name}.gif").write_bytes(name.encode())
+        (tmp_path / f"{name}.gif").write_bytes(b"GIF89a" + name.encode())
     (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "step_00000003.gif").write_bytes(b"deep")
-    (tmp_path / "reconstructions.gif").write_bytes(b"once")
+    (tmp_path / "prompts" / "step_00000003.gif").write_bytes(b"GIF89adeep")
+    (tmp_path / "reconstructions.gif").write_bytes(b"GIF87aonce")
     (tmp_path / "notes.txt").write_text("no video")
+    (tmp_path / "cut.gif").touch()
+    (tmp_path / "folder.gif").mkdir()
     videos = run_report.read_videos(tmp_path)
-    assert [(video["title"], video["gif"].decode()) for video in videos] == [
+    assert [(video["title"], video["gif"][6:].decode()) for video in videos] == [
         ("other 7", "other_7"),
         ("prompts step 3", "deep"),
         ("reconstructions", "once"),
@@ -74,7 +76,7 @@ def test_the_newest_samples_of_each_kind_are_shown(tmp_path, monkeypatch):
         ("step 900", "step_00000900"),
         ("step 200", "step_00000200"),
     ]
-    (tmp_path / "step_00001000.gif").write_bytes(bytes(1000))
+    (tmp_path / "step_00001000.gif").write_bytes(b"GIF89a" + bytes(1000))
     monkeypatch.setattr(run_report, "MOST_BYTES", 500)
     titles = [video["title"] for video in run_report.read_videos(tmp_path)]
     assert titles == ["other 7", "prompts step 3", "reconstructions", "step 900", "step 200"]

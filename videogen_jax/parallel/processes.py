@@ -6,10 +6,10 @@ Therefore an event local to one process (a missing file, SIGTERM) is communicate
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def join(
         return
     if not detect:
         _check_explicit(coordinator_address, num_processes, process_id, missing)
-    # `catch_sigterm` handles SIGTERM.
+    # `catch_signals` handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -191,30 +191,52 @@ def _processes_where(flag: bool) -> list[int]:
     return np.flatnonzero(multihost_utils.process_allgather(np.asarray(flag))).tolist()
 
 
-def catch_sigterm(mesh: Mesh) -> Callable[[], bool]:
-    """Installs a SIGTERM handler, so that a run can save before it stops.
+@contextlib.contextmanager
+def catch_signals(mesh: Mesh) -> Iterator[Callable[[], int]]:
+    """Handles SIGTERM, SIGHUP and SIGINT (Ctrl-C), so that a run can save before it stops.
+
+    A signal that is ignored (as nohup does with SIGHUP) stays so. A second Ctrl-C stops at once.
 
     (JAX's `reached_preemption_sync_point` conflicts with Orbax, which also calls it, with past steps.)
 
     Args:
       mesh: the devices of all processes.
-    Returns:
-      A function that says whether to stop; call it once per step. On several processes it becomes True at the same step
-      everywhere, one step after any of them received the signal, so that no step waits for the all-reduce.
+    Yields:
+      A function that says by which signal to stop, 0 for none; call it once per step. On several processes it says so
+      at the same step everywhere, one step after any of them received the signal, so that no step waits for the
+      all-reduce.
     """
-    received = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: received.set())
-    if jax.process_count() == 1:
-        return received.is_set
+    received = [0]
+
+    def receive(number: int, _: Any) -> None:
+        received[0] = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    names = ("SIGTERM", "SIGHUP", "SIGINT")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield (lambda: received[0]) if jax.process_count() == 1 else _agree(mesh, received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _agree(mesh: Mesh, received: list[int]) -> Callable[[], int]:
+    """What any process has received, one step later on all of them."""
     one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     all_reduce = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     pending: list[jax.Array] = []
 
-    def stop() -> bool:
-        flag = np.asarray([received.is_set()], np.int32)
+    def stop() -> int:
+        flag = np.asarray(received, np.int32)
         with jax.transfer_guard_host_to_device("allow"):
             flags = jax.make_array_from_callback((mesh.size,), one_per_device, lambda _: flag)
         pending.append(all_reduce(flags))
-        return len(pending) > 1 and bool(jax.device_get(pending.pop(0)))
+        return int(jax.device_get(pending.pop(0))) if len(pending) > 1 else 0
 
     return stop

@@ -7,8 +7,9 @@ Batches and random numbers are functions of (seed, step), so a run that was kill
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import ml_collections
 from absl import logging
 
 from videogen_jax import config as configs
-from videogen_jax.data import bucketed_data, pipeline
+from videogen_jax.data import bucketed_data, locking, pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate.generator import Generate
 from videogen_jax.parallel import mesh as meshes
@@ -27,6 +28,7 @@ from videogen_jax.run.ema import width_name
 from videogen_jax.run.state import TrainState
 from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train import (
+    dashboard,
     feed,
     fvd,
     init_params,
@@ -44,7 +46,12 @@ from videogen_jax.train.training_run import Run
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM came; the state is saved."""
+    """A signal came; the state is saved."""
+
+    def __init__(self, number: int, step: int):
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: saved step {step}; the same command again resumes from there.")
+        self.signal = number
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -56,10 +63,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     Raises:
       ValueError: config, data, checkpoint and mesh do not fit together; the sentence says how.
       TrainingDiverged: the loss is not finite.
-      Interrupted: SIGTERM; the same command again resumes.
+      Interrupted: SIGTERM, SIGHUP or Ctrl-C; the same command again resumes.
     """
     workdir = Path(workdir)
     with processes.propagate_errors():
+        checkpoint.check_folder(workdir)
         config = setup.absolute_paths(configs.validate(config))
         kind = run_kinds.find_kind(config)
         mesh = meshes.make_mesh(**config.mesh)
@@ -74,17 +82,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         for bucket in runs.values():
             processes.find_share(bucket.mesh, bucket.config.batch_size)
     processes.make_shared_folder(workdir)
-    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as manager:
+    with contextlib.ExitStack() as stack:
+        with processes.propagate_errors():
+            if jax.process_index() == 0:
+                stack.enter_context(locking.lock_folder(workdir))
+        manager = stack.enter_context(checkpoint.open_checkpoints(workdir, config.checkpoint.keep))
         state = restore_or_init(run, manager, texts, data.latents)
         if int(state.step) >= config.train.steps:
-            logging.info("%s is at step %d already: nothing to do.", workdir, int(state.step))
+            finish(run, runs, workdir, manager, state, texts, sets, generate)
             return
         with processes.propagate_errors():
             if jax.process_index() == 0:
                 saved_config.write_config(workdir, config)
         metrics.log_parameters(state.params)
         try:
-            run_steps(run, runs, workdir, manager, state, texts, sets, generate)
+            with processes.catch_signals(run.mesh) as stop:
+                run_steps(run, runs, workdir, manager, state, texts, sets, generate, stop)
         except metrics.TrainingDiverged as error:
             manager.wait_until_finished()
             good = manager.latest_step()
@@ -103,6 +116,7 @@ def run_steps(
     texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
     generate: Generate | None,
+    stop: Callable[[], int],
 ) -> None:
     """The loop itself: from the state's step to the last.
 
@@ -115,22 +129,19 @@ def run_steps(
       texts: of `text_conditioning.open_texts`.
       sets: of `bucketed_data.open_buckets`.
       generate: makes the samples; None for an autoencoder.
+      stop: of `processes.catch_signals`.
     Raises:
       TrainingDiverged: the loss is not finite.
-      Interrupted: SIGTERM came.
+      Interrupted: a signal came.
       DataError: the data set is damaged, has vanished or was replaced; the state is saved.
     """
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
-    stop = processes.catch_sigterm(run.mesh)
     started = time.perf_counter()
     latents = next(iter(sets.values())).latents
-    interrupted = False
+    interrupted = 0
     with contextlib.ExitStack() as stack:
-        with processes.propagate_errors():
-            writer = metrics.make_writer(workdir, **config.wandb)
-        stack.callback(writer.close)
-        metrics.show_config(writer, first - 1, workdir, config.to_dict())
+        writer = stack.enter_context(dashboard.open_dashboard(workdir, first - 1, config))
         snapshots = stack.enter_context(ema_snapshots.open_writer(workdir))
         kind = run_kinds.find_kind(config)
         flops = {name: kind.count_flops(one) for name, one in runs.items()}
@@ -182,7 +193,8 @@ def run_steps(
                 if loss is not None and not math.isfinite(loss):
                     raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
                 with jax.transfer_guard("allow"):  # Orbax copies the state to the host
-                    checkpoint.save(manager, state, metadata, loss)
+                    stopped = {"stopped": bool(interrupted)}
+                    checkpoint.save(manager, state, metadata | stopped, loss)
                 window.restart()
             if (step % config.sample.every == 0 or step == last) and not interrupted:
                 window.flush()
@@ -192,9 +204,58 @@ def run_steps(
                 break
     manager.wait_until_finished()
     if interrupted:
-        raise Interrupted(f"SIGTERM: saved step {step}; the same command again resumes from there.")
-    if jax.process_index() == 0:
+        raise Interrupted(interrupted, step)
+    write_report(workdir)
+
+
+def finish(
+    run: Run,
+    runs: Mapping[str, Run],
+    workdir: Path,
+    manager: checkpoint.Checkpoints,
+    state: TrainState,
+    texts: Texts,
+    sets: Mapping[str, pipeline.PackedData],
+    generate: Generate | None,
+) -> None:
+    """Makes what a run at its last step lacks, for it was stopped in that step or before its report was written.
+
+    The arguments are those of `run_steps`.
+    """
+    step = int(state.step)
+    with processes.propagate_errors():
+        due = run_report.is_due(workdir, manager.directory / str(step))
+        stopped = checkpoint.restore_metadata(manager, step).get("stopped", False)
+    if not due:
+        logging.info("%s is at step %d already: nothing to do.", workdir, step)
+        return
+    logging.info("%s was stopped in its last step: making what it lacks.", workdir)
+    with dashboard.open_dashboard(workdir, step, run.config) as writer:
+        kind = run_kinds.find_kind(run.config)
+        ema = read_ema(run, state)
+        if stopped:  # before what precedes the checkpoint of the last step
+            validation.make_evaluate(kind, runs, texts, sets)(writer, step, ema)
+            if fvd.find_interval(run) > 0:
+                fvd.make_measure_fvd(run, texts, sets, generate)(writer, step, ema)
+        kind.make_log_samples(run, workdir, texts, sets, generate)(writer, step, ema)
+    write_report(workdir)
+
+
+def write_report(workdir: Path) -> None:
+    """Writes the report on process 0.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    try:
         run_report.write_run_report(workdir)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The run is trained and saved, but its report cannot be written ({error}): mend that, and run the same "
+            "command again."
+        ) from error
 
 
 def save_before_failure(

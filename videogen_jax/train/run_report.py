@@ -16,6 +16,17 @@ NEWEST = 3  # videos of each kind, so that one sees whether they still get bette
 MOST_BYTES = 48 * 2**20  # of all videos: a page beyond that opens slowly
 
 
+def is_due(workdir: Path, step: Path) -> bool:
+    """Whether a run has no report of a checkpoint, or an older one.
+
+    Args:
+      workdir: of the run.
+      step: folder of the checkpoint.
+    """
+    report_file = workdir / "report.html"
+    return not report_file.is_file() or report_file.stat().st_mtime < step.stat().st_mtime
+
+
 def read_curves(logdir: str | Path) -> dict[str, report.Curve]:
     """Reads all scalars that a run has written for TensorBoard, over all its event files.
 
@@ -58,8 +69,7 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
       log.
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}  # to steps, -1 where the name has none
-    found = (path for path in Path(folder).rglob("*") if path.suffix in (".mp4", ".gif"))
-    for path in found:
+    for path in filter(is_video, Path(folder).rglob("*")):
         kind = path.relative_to(folder).with_suffix("").as_posix()
         step = re.search(r"\d+$", kind)
         steps = kinds.setdefault(kind[: step.start()] if step else kind, [])
@@ -79,6 +89,22 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
                 video["captions"] = text_files.read_lines(captions)
             videos.append(video)
     return videos
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is an mp4 or GIF that can be read; one that only has the name is named in the log."""
+    signatures = {".gif": (0, (b"GIF87a", b"GIF89a")), ".mp4": (4, (b"ftyp",))}
+    if path.suffix not in signatures:
+        return False
+    start, wanted = signatures[path.suffix]
+    try:
+        with path.open("rb") as file:
+            found = file.read(16)[start:].startswith(wanted)
+    except OSError:
+        found = False
+    if not found:
+        logging.warning("%s is no video that can be read: left out of the report.", path)
+    return found
 
 
 def write_run_report(

@@ -8,8 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
+
+from videogen_jax.data.atomic_files import write_text
 
 MODES = ("online", "offline")
+
+
+def find_run_id(workdir: Path) -> str:
+    """The name of the workdir's run on W&B; a copy of a workdir gets one of its own.
+
+    wandb_run_id.txt keeps it with the folder's path and inode: a copy has others, and a folder that was moved or
+    mounted elsewhere still has one of them.
+    """
+    note = workdir / "wandb_run_id.txt"
+    here = (str(workdir), str(workdir.stat().st_ino))
+    lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+    if len(lines) == 3 and lines[1] != here[0] and lines[2] != here[1]:
+        logging.warning("%s is a copy of %s: it gets a run of its own on W&B.", workdir, lines[1])
+        lines = []
+    name = lines[0].strip() if lines else secrets.token_hex(8)
+    write_text(note, "\n".join((name, *here)) + "\n")
+    return name
 
 
 class WandbWriter:
@@ -40,14 +60,11 @@ class WandbWriter:
             ) from error
         self._wandb = wandb
         workdir = Path(workdir).absolute()
-        note = workdir / "wandb_run_id.txt"
-        if not note.exists():
-            note.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=project,
                 mode=mode,
-                id=note.read_text(encoding="utf-8").strip(),
+                id=find_run_id(workdir),
                 # Offline the same id will do: wandb knows nothing of the run's earlier parts there, and would warn.
                 resume="allow" if mode == "online" else None,
                 name=workdir.name,
