@@ -134,8 +134,8 @@ def test_images_are_bounded_before_they_are_decoded(tmp_path):
     Image.new("1", (13300, 13300)).save(tmp_path / "bomb.png")
     reason = extract(tmp_path / "bomb.png", make_settings(1, 1))[0]
     assert reason == (
-        "has pictures of 13300x13300 (176.9 megapixels), more than --max_megapixels=50: scale it down, or raise the "
-        "option."
+        "has pictures of 13300x13300 (176.9 megapixels), more than --max_megapixels=50: scale it down, or raise this "
+        "option of pack."
     )
     assert pack_buckets.probe_source(str(tmp_path / "bomb.png"), 8.0) == reason
 

@@ -21,7 +21,7 @@ class Limits:
             return None
         return (
             f"has pictures of {height}x{width} ({megapixels:.1f} megapixels), more than "
-            f"--max_megapixels={self.max_megapixels:g}: scale it down, or raise the option."
+            f"--max_megapixels={self.max_megapixels:g}: scale it down, or raise this option of pack."
         )
 
 

@@ -63,7 +63,7 @@ def _check_jump(path, watch, limits):
     """Raises VideoError if timestamps jump so early and so far that they mean nothing."""
     if watch.jump > limits.max_gap * watch.count:
         raise VideoError(
-            f"{path} {watch.ended} for each of them: re-encode it, or raise the option."
+            f"{path} {watch.ended} for each of them: re-encode it, or raise this option of pack."
         )
 
 
@@ -80,7 +80,7 @@ def packet_times(path: pathlib.Path, limits: Limits) -> Iterator[tuple[float, No
     """
     times, keyed = [], False
     try:
-        with containers.open_container(path) as container:
+        with containers.open_container(path, limits.max_megapixels) as container:
             stream = containers.choose_stream(container)
             watch = clock.Clock(_nominal_gap(stream), limits)
             for packet in container.demux(stream):
@@ -109,7 +109,7 @@ def _decode(path, threads, limits) -> Iterator:
     """Yields the clock, then (seconds, function that makes the RGB frame) of a file that PyAV opens."""
     watch = None
     try:
-        with containers.open_container(path) as container:
+        with containers.open_container(path, limits.max_megapixels) as container:
             stream = containers.choose_stream(container)
             watch = clock.Clock(_nominal_gap(stream), limits)
             crop = containers.read_crop(container, stream)

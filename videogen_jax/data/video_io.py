@@ -128,7 +128,7 @@ def _check_repeats(path, due, count, limits):
     if due > limits.max_repeats * count:
         raise VideoError(
             f"{path} is due {due:.0f} frames by its times where it holds {count}, more than "
-            f"--max_repeats={limits.max_repeats:g} for each: re-encode it, or raise the option."
+            f"--max_repeats={limits.max_repeats:g} for each: re-encode it, or raise this option of pack."
         )
 
 
