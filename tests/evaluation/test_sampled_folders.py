@@ -79,7 +79,15 @@ def test_a_link_inside_the_folder_is_a_file_of_it(tmp_path):
     assert video_folders.list_files(tmp_path / "out") == ["link.mp4"]
 
 
-@pytest.mark.parametrize("content", ["[" * 99_999, '{"videos": [{"file": 1, "prompt": "a"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 99_999,
+        '{"videos": [{"file": 1, "prompt": "a"}]}',
+        '{"videos": [{"file": "0000_a.mp4", "prompt": "a", "seed": "1"}]}',
+        '{"videos": [{"file": "0000_a.mp4", "prompt": "a"}], "step": "7"}',
+    ],
+)
 def test_a_damaged_listing_is_one_sentence(tmp_path, content):
     write_videos(tmp_path / "out", ["a"])
     (tmp_path / "out" / "samples.json").write_text(content)

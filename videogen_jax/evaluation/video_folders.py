@@ -133,6 +133,8 @@ def _read_listing(path):
         )
     if not isinstance(videos, list) or not videos:
         raise ValueError(f'{path} names no "videos": {advice}')
+    if type(listing.get("step", 0)) is not int:
+        raise ValueError(f'the "step" of {path} is no whole number: {advice}')
     entries = []
     for index, video in enumerate(videos):
         fields = video if isinstance(video, dict) else {}
