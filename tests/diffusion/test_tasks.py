@@ -93,6 +93,26 @@ def test_every_mask_has_a_known_and_an_unknown_frame(frames):
     assert masks.any(0).all() and not masks.all(0).any()
 
 
+def test_the_kinds_of_masks_are_equally_likely_and_so_are_their_sizes():
+    frames = 7
+    frame = np.arange(frames)
+    masks = np.asarray(clip_tasks.draw_mask(jax.random.key(1), COUNT, frames))
+    for n in range(1, frames):
+        for mask in (frame < n, frame % (n + 1) == 0):
+            share = 1 / 3 / (frames - 1)  # and a few of the random masks
+            assert np.all(masks == mask, axis=1).mean() > share - 5 * np.sqrt(share / COUNT)
+    # A random mask is known at a uniform number of frames, 1 to 6: all but one of 7 places, the last one apart.
+    all_but_one = (masks.sum(1) == frames - 1) & ~np.all(masks == (frame < frames - 1), axis=1)
+    assert_share(all_but_one, 1 / 3 / (frames - 1) * (frames - 1) / frames)
+
+
+def test_a_causal_model_is_conditioned_on_no_later_frame():
+    _, drawn = draw(make_tasks(causal=True, frames=1.0), side=2)
+    before = np.cumsum(drawn.mask, axis=1) == 0  # (B, F)
+    assert before.any() and np.all(drawn.known[before] == 0)
+    assert np.all(drawn.known[~before] != 0)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_nearest_known_takes_the_nearest_frame_and_no_later_one_if_causal(causal):
     rng = np.random.default_rng(0)

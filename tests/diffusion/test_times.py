@@ -95,6 +95,12 @@ def test_uniform_times_of_edm_follow_its_step_spacing():
     np.testing.assert_allclose(drawn[5:], expected[5:], rtol=0.05)
 
 
+def test_a_fraction_of_discrete_time_is_rounded_down_to_a_step():
+    fraction = jnp.array([0.0, 0.00095, 0.0011, 0.5004, 0.99985, 1.0])
+    steps = times.times_at_fraction(fraction, make_schedule("linear"))
+    np.testing.assert_array_equal(steps, [0, 0, 1, 500, 999, 999])
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
 def test_extreme_draws_are_valid_times(distribution, monkeypatch):
     for extreme in (0.0, 1.0):
@@ -103,6 +109,8 @@ def test_extreme_draws_are_valid_times(distribution, monkeypatch):
             drawn = draw(name, 1, distribution=distribution)
             assert np.all(np.isfinite(drawn)) and np.all(drawn >= 0)
             assert np.all(drawn <= (999 if name == "linear" else 1))
+        if distribution == "uniform":
+            assert 0 < draw("edm", 1, distribution="log_normal") < np.inf
 
 
 @pytest.mark.parametrize(
