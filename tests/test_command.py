@@ -1,5 +1,6 @@
 """How every command starts: paths are local, and freed memory stays with the process, so its pages are mapped once."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -150,3 +151,31 @@ def test_an_empty_folder_is_refused():
     result = run_verb("print('runs')", flags=["--workdir="])
     assert (result.returncode, result.stdout) == (1, "")
     assert "verb: error: --workdir is empty: name a folder." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "level", "text", "shown"),
+    [
+        ("jax", logging.INFO, "Unable to initialize backend 'tpu': INTERNAL: no libtpu.so", False),
+        ("jax", logging.WARNING, "Unable to initialize backend 'cuda': out of memory", True),
+        ("orbax", logging.INFO, "Saving checkpoint to /x", False),
+        ("orbax", logging.WARNING, "Missing metrics for step 5", False),
+        ("orbax", logging.WARNING, "Metadata file does not exist: /x/_CHECKPOINT_METADATA", False),
+        ("orbax", logging.WARNING, "the disk is slow", True),
+        ("videogen_jax", logging.INFO, "Resuming from step 5 of /x.", True),
+    ],
+)
+def test_messages_that_mean_nothing_at_normal_work_are_not_shown(package, level, text, shown):
+    record = logging.LogRecord("x", level, f"/lib/{package}/a.py", 1, text, None, None)
+    assert command.is_worth_showing(record) == shown
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_cuda_wheels_without_a_gpu_are_silent_but_not_beside_one(gpu, monkeypatch):
+    """With a GPU the same traceback says why it cannot be used."""
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(["nvidia0"] if gpu else []))
+    text = (
+        "Jax plugin configuration error: Exception when calling jax_plugins.xla_cuda12.initialize()"
+    )
+    record = logging.LogRecord("x", logging.ERROR, "/lib/jax/_src/x.py", 1, text, None, None)
+    assert command.is_worth_showing(record) == gpu

@@ -113,18 +113,58 @@ def test_the_verb_prints_one_json_object():
     done = run_plan("--config=configs/quickstart.py", "--target=cpux2", "--json")
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
+    assert content["mesh"] == {"data": 2, "fsdp": 1, "seq": 1, "tensor": 1}
     assert content["fits"] is True and content["train"]["peak_gib"] > 0
     assert content["sample"]["peak_gib"] > 0 and content["overrides"] == {}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "count", "wanted"),
+    [
+        ({"seq": 2}, 4, 1, {}),  # one card
+        ({"seq": 2}, 1, 4, {"seq": 4}),  # the axis of the config
+        ({"data": 2}, 4, 4, {"data": 4}),
+        ({"data": 2}, 3, 3, {"data": 3}),
+        ({}, 4, 2, {"fsdp": 2}),
+        ({}, 1, 2, {"seq": 2}),  # one clip does not divide
+        ({"fsdp": 2}, 4, 2, {"fsdp": 2}),  # already as many
+        ({"data": 2, "seq": 2}, 1, 2, {"seq": 2}),
+    ],
+)
+def test_the_mesh_follows_the_target(mesh, batch_size, count, wanted, monkeypatch):
+    ones = dict.fromkeys(("data", "fsdp", "seq", "tensor"), 1)
+    config = tiny_config()
+    config.batch_size = batch_size
+    config.mesh.update(ones | mesh)
+    monkeypatch.setattr(plan, "make_plan", lambda config, card, devices: {})
+    found, _ = plan.plan_on_target(config, CPU, [None] * count)
+    assert found.mesh.to_dict() == ones | wanted
+
+
+def test_another_mesh_is_said_with_its_options():
+    given = {"data": 1, "fsdp": 1, "seq": 2, "tensor": 1}
+    assert plan.describe_mesh(given, given, 2) == ""
+    assert plan.describe_mesh(given, given | {"seq": 1}, 1) == (
+        "The mesh follows the target: seq=1 for one device, instead of seq=2; train with --config.mesh.seq=1."
+    )
+
+
+def test_a_batch_that_divides_over_no_axis_is_refused(monkeypatch):
+    config = tiny_config()
+    config.mesh.fsdp = 2
+
+    def refuse(config, card, devices):
+        raise ValueError("the tokens do not divide")
+
+    monkeypatch.setattr(plan, "make_plan", refuse)
+    with pytest.raises(ValueError, match="batch_size of 4 does not divide into 3 parts"):
+        plan.plan_on_target(config, CPU, [None] * 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--target=rtx5090x2"], "Unknown target 'rtx5090x2': choose rtx3090"),
-        (
-            ["--target=cpux1"],
-            "The mesh data=2 x fsdp=1 x seq=1 x tensor=1 needs 2 devices, but there are 1",
-        ),
         (["--target=cpux3", "--config.mesh.data=3"], "batch_size of 32 does not divide into 3"),
     ],
 )

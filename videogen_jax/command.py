@@ -48,6 +48,10 @@ SPELLINGS = {  # as JAX reads them
     True: ("1", "y", "yes", "t", "true", "on"),
 }
 
+QUIET = ("orbax", "tensorflow_datasets")  # packages whose warnings alone are shown
+# Warnings of Orbax that are about files which this project never writes.
+HARMLESS = ("metadata file does not exist", "missing metrics", "_sharding file", "item_metadata")
+
 
 def start(
     name: str,
@@ -305,14 +309,27 @@ def quiet_tensorflow() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps the messages of Orbax and TFDS on each file they open out of the log, but not their warnings."""
-    names = ("orbax", "tensorflow_datasets")
+    """Keeps messages of libraries that mean nothing at normal work out of the log; see `is_worth_showing`."""
+    logging.get_absl_handler().addFilter(is_worth_showing)
 
-    def keep(record: python_logging.LogRecord) -> bool:
-        ours = not any(f"{os.sep}{name}{os.sep}" in record.pathname for name in names)
-        return ours or record.levelno >= python_logging.WARNING
 
-    logging.get_absl_handler().addFilter(keep)
+def is_worth_showing(record: python_logging.LogRecord) -> bool:
+    """Whether a message of the log says something to the user.
+
+    Not: those of Orbax and TFDS on each file they open, and Orbax's warnings on metadata that is as it should be; that
+    JAX finds no TPU; that the CUDA wheels find no GPU on a machine without one, with a traceback.
+    """
+    text = record.getMessage()
+    if f"{os.sep}jax{os.sep}" in record.pathname:
+        if "Unable to initialize backend 'tpu'" in text:
+            return False
+        no_gpu = not any(Path("/dev").glob("nvidia[0-9]*"))
+        return not (no_gpu and "Jax plugin configuration error" in text)
+    if not any(f"{os.sep}{name}{os.sep}" in record.pathname for name in QUIET):
+        return True
+    if record.levelno < python_logging.WARNING:
+        return False
+    return not any(part in text.lower() for part in HARMLESS)
 
 
 def refuse(arguments: list[str]) -> None:

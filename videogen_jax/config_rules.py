@@ -286,6 +286,11 @@ def _check_diffusion(config: Any) -> None:
         raise ValueError(
             "vae.name is 'workdir', but vae.path is empty: name the folder of a run of configs/vae_*.py."
         )
+    if 0 < text.vocabulary_size < 4:
+        raise ValueError(
+            f"text.vocabulary_size is {text.vocabulary_size}, of which 3 are special: give at least 4, or 0 for all "
+            "words of the captions."
+        )
     shares = (text.dropout, known.dropout, known.joint_dropout)
     if sum(shares) > 1:
         raise ValueError(

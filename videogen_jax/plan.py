@@ -1,6 +1,7 @@
 """Says whether a config fits a machine that need not be here, and what a step of it costs.
 
     python -m videogen_jax.plan --config=configs/dit_512.py --target=rtx3090x2
+    python -m videogen_jax.plan --config=configs/dit_512.py --target=rtx4090
 
 The very programs that training and sampling run are compiled for the target, and their memory is read off. Exit code 0:
 it fits; 1: it does not, and the overrides that would help are printed. Bytes and operations are counted; times are a
@@ -10,6 +11,7 @@ roofline, which no program beats. GPUs as targets want the wheels of jax[cuda12]
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +67,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         lock_config=True,
         flag_values=flag_values,
     )
-    text = "Card and number: rtx3090x2, a40x2, rtx4090x2, a100x8, h100x8, h200, cpux2, or FILEx2."
+    text = "Card and number: rtx4090, rtx3090x2, a40x2, a100x8, h100x8, h200, cpux2, or FILEx2."
     flags.DEFINE_string("target", None, text, flag_values=flag_values)
     flags.DEFINE_bool("json", False, "Print one JSON object.", flag_values=flag_values)
     text = "Print a row of the README's table."
@@ -88,19 +90,69 @@ def main(arguments: list[str]) -> int:
     except ImportError as error:
         print(f"plan: error: {error}", file=sys.stderr)
         return 2
-    plan = make_plan(config, card, devices)
+    config, plan = plan_on_target(config, card, devices)
     overrides: dict[str, Any] = {}
     better = plan
     if not fits(plan, card) and values.levers and not configs.is_autoencoder(config):
         overrides, better = try_levers(config, card, devices)
+    moved = describe_mesh(values.config.mesh, config.mesh, count)
     if values.json:
-        print(json.dumps(to_json(plan, card, overrides, better), indent=2))
+        content = to_json(plan, card, overrides, better) | {"mesh": config.mesh.to_dict()}
+        print(json.dumps(content, indent=2))
     elif values.markdown:
         print(to_row(config, card, count, plan))
     else:
+        if moved:
+            print(moved)
         print(to_table(card, count, plan))
         print(to_verdict(card, plan, overrides, better))
     return 0 if fits(plan, card) else 1
+
+
+def plan_on_target(
+    config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any
+) -> tuple[ml_collections.ConfigDict, Plan]:
+    """Compiles the programs of a config on a mesh of all devices of the target.
+
+    Where the config's own mesh has another number of devices, they all go to one axis: first to the largest of the
+    config's, then to fsdp, seq and data, the first on which batch and tokens divide.
+
+    Args:
+      config: complete and valid.
+      card: of `device_specs.parse_target`.
+      devices: of `device_specs.find_devices`.
+    Returns:
+      (the config with that mesh, name to program).
+    Raises:
+      ValueError: no mesh of so many devices suits the config; the sentence is that of the first mesh tried.
+    """
+    sizes = config.mesh.to_dict()
+    count = len(devices)
+    if math.prod(sizes.values()) == count:
+        return config, make_plan(config, card, devices)
+    largest = max(sizes, key=sizes.get)
+    axes = [largest] * (sizes[largest] > 1) + ["fsdp", "seq", "data"]
+    errors = []
+    for axis in dict.fromkeys(axes) if count > 1 else axes[:1]:
+        mesh = {f"mesh.{name}": count if name == axis else 1 for name in sizes}
+        try:
+            moved = configs.validate(configs.nest(dict(configs.flatten(config.to_dict())) | mesh))
+            return moved, make_plan(moved, card, devices)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def describe_mesh(given: Mapping[str, int], used: Mapping[str, int], count: int) -> str:
+    """A sentence where the mesh of a plan is not the config's; empty where it is."""
+    changed = {name: size for name, size in used.items() if size != given[name]}
+    if not changed:
+        return ""
+    before = ", ".join(f"{name}={given[name]}" for name in changed)
+    after = ", ".join(f"{name}={size}" for name, size in changed.items())
+    options = " ".join(f"--config.mesh.{name}={size}" for name, size in changed.items())
+    devices = "one device" if count == 1 else f"{count} devices"
+    return f"The mesh follows the target: {after} for {devices}, instead of {before}; train with {options}."
 
 
 def make_plan(config: ml_collections.ConfigDict, card: device_specs.Card, devices: Any) -> Plan:

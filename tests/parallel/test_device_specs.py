@@ -8,22 +8,39 @@ from videogen_jax.parallel import device_specs
 
 @pytest.mark.parametrize(
     ("text", "name", "count"),
-    [("rtx3090x2", "rtx3090", 2), ("h200", "h200", 1), ("a100x8", "a100", 8), ("cpux4", "cpu", 4)],
+    [
+        ("rtx3090x2", "rtx3090", 2),
+        ("h200", "h200", 1),
+        ("a100x8", "a100", 8),
+        ("cpux4", "cpu", 4),
+        ("rtx4090", "rtx4090", 1),  # and not 4090 of "rt"
+        ("rtx4090x2", "rtx4090", 2),
+        ("RTX 4090", "rtx4090", 1),
+        ("NVIDIA GeForce RTX 3090 x 2", "rtx3090", 2),
+    ],
 )
 def test_a_target_is_a_card_and_a_count(text, name, count):
     card, number = device_specs.parse_target(text)
     assert (card.name, number) == (name, count)
 
 
-@pytest.mark.parametrize("text", ["rtx5090x2", "", "x2", "rtx3090 x2", "2xrtx3090"])
+@pytest.mark.parametrize("name", device_specs.CARDS)
+def test_every_card_is_known_by_its_plain_name(name):
+    for text, count in ((name, 1), (f"{name}x3", 3)):
+        card, number = device_specs.parse_target(text)
+        assert (card.name, number) == (name, count)
+
+
+@pytest.mark.parametrize("text", ["rtx5090x2", "rtx5090", "", "x2", "2xrtx3090"])
 def test_the_error_for_an_unknown_target_lists_the_choices(text):
     with pytest.raises(ValueError, match="choose rtx3090, a40, rtx4090, a100, h100, h200, cpu, or"):
         device_specs.parse_target(text)
 
 
 def test_zero_devices_are_rejected():
-    with pytest.raises(ValueError, match="write a100x1 or more"):
-        device_specs.parse_target("a100x0")
+    for text in ("a100x0", "a100x99999"):
+        with pytest.raises(ValueError, match="write a100x1 to a100x1024"):
+            device_specs.parse_target(text)
 
 
 def test_a_description_file_is_a_card(tmp_path):

@@ -32,7 +32,7 @@ def bucket_config(path, **mesh):
     config.train.update({"steps": 8, "log_every": 1})
     config.checkpoint.every = 4
     config.sample.every = 100
-    config.sample.prompts = ()
+    config.sample.every = 0
     return config
 
 

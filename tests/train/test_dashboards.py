@@ -37,7 +37,7 @@ def workdir(tmp_path_factory):
     config.mesh.fsdp = 1
     config.train.steps = 6
     config.checkpoint.every = 3
-    config.sample.prompts = ()
+    config.sample.every = 0
     config.profile.update({"first_step": 4, "steps": 2})
     loop.train(config, folder / "run")
     return folder / "run"

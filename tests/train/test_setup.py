@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import logging
 
 from tests.data.packed import random_clips, write_buckets, write_records
 from tests.tiny import tiny_config
@@ -64,7 +65,7 @@ def test_windows_are_cut_out_of_pixels():
 )
 def test_what_does_not_suit_the_schedule_is_refused_before_training(changes, message):
     config = tiny_config()
-    config.sample.prompts = ()  # also where nothing is sampled on the way
+    config.sample.every = 0  # also where nothing is sampled on the way
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         run = run_kinds.DIFFUSION.make_run(configs.validate(config))
@@ -144,3 +145,32 @@ def test_the_state_is_saved_when_the_data_cannot_be_read(monkeypatch, step, save
     state, window = SimpleNamespace(step=step), SimpleNamespace(flush=lambda: None)
     loop.save_before_failure(FakeManager(), state, {}, window, first=5)
     assert steps == saved
+
+
+def test_the_vocabulary_is_as_large_as_the_captions_need(tmp_path):
+    config = tiny_config()
+    config.data.path = str(write_records(tmp_path / "data", random_clips((4, 8, 8), 5), 4, 5))
+    sets = bucketed_data.open_buckets(config.data.path)
+    words = len(next(iter(sets.values())).words)
+    assert setup.resolve_vocabulary(config, sets, None) is config  # 32, as given
+    config.text.vocabulary_size = 0
+    assert setup.resolve_vocabulary(config, sets, None).text.vocabulary_size == words + 3
+    # A run that resumes keeps its table.
+    assert setup.resolve_vocabulary(config, sets, tiny_config()).text.vocabulary_size == 32
+    many = {"a": next(iter(sets.values()))._replace(words=dict.fromkeys(map(str, range(9000)), 1))}
+    assert setup.resolve_vocabulary(config, many, None).text.vocabulary_size == 8192
+
+
+def test_a_batch_larger_than_the_data_set_is_told(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
+    config = tiny_config()
+    config.data.path = str(write_records(tmp_path / "data", random_clips((4, 8, 8), 5), 4, 5))
+    sets = bucketed_data.open_buckets(config.data.path)
+    count = sum(sum(data.lengths["train"]) for data in sets.values())
+    config.batch_size = count
+    setup.check_data(config, sets)
+    assert not warnings
+    config.batch_size = count + 1
+    setup.check_data(config, sets)
+    assert f"batch_size is {count + 1}, but {config.data.path} has {count} training" in warnings[0]

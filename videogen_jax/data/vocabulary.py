@@ -16,6 +16,7 @@ PADDING_ID = 0
 UNKNOWN_ID = 1  # a word outside the vocabulary
 NULL_ID = 2  # the empty caption, for classifier-free guidance
 NUM_SPECIAL_IDS = 3
+MOST_WORDS = 8192  # with the special ids, where a config leaves the size to the data
 
 # Scripts written without spaces: each character is a word.
 _UNSPACED = re.compile(
@@ -97,6 +98,14 @@ class Vocabulary:
     def from_list(cls, words: Sequence[str]) -> "Vocabulary":
         """Restores a vocabulary from the result of `to_list`."""
         return cls(tuple(words))
+
+    def find_sources(self, other: "Vocabulary") -> np.ndarray:
+        """Where each id's embedding is in another vocabulary: (len(self),) int32; -1 for a word that is new.
+
+        The special ids are the same in all vocabularies.
+        """
+        ids = [other._ids.get(word, -1) for word in self.words]
+        return np.asarray([*range(NUM_SPECIAL_IDS), *ids], np.int32)
 
     def to_list(self) -> list[str]:
         """Returns the words in the order of their ids, as JSON values."""

@@ -1,5 +1,6 @@
 """Many small videos at a glance: a PNG of frames, and one animation that plays them side by side."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from videogen_jax.data import image_io, video_io
 
 GAP = 4  # pixels between tiles
 LINE = 14  # pixels of a caption line
+LETTER = 6  # pixels of a letter, about
+LINES = 3  # of a caption above a video
 COLUMNS = 8  # frames shown of a video
 MOST_ROWS = 64  # videos on a sheet of files
 MOST_SIDE = 256  # pixels of a frame's longer side on a sheet of files
@@ -91,34 +94,71 @@ def contact_sheet(
 
 
 def animation(
-    videos: np.ndarray, fps: float, columns: int = 8, tile: int = 64
+    videos: np.ndarray,
+    fps: float,
+    columns: int = 8,
+    tile: int = 64,
+    prompts: Sequence[str] | None = None,
 ) -> tuple[bytes, tuple[int, int]]:
-    """All videos in one looping GIF, in rows of `columns`.
+    """All videos in one looping GIF, in rows of `columns`, each below its prompt.
 
     Args:
       videos: (N, T, H, W, 3) uint8.
       fps: frames per second.
       columns: videos in a row.
       tile: as in `contact_sheet`.
+      prompts: N captions; by default none are shown.
     Returns:
       (the GIF's bytes, (width, height) in pixels).
     """
-    grid = arrange(videos, columns, tile)
+    grid = arrange(videos, columns, tile, prompts)
     height, width = grid.shape[1:3]
     return image_io.encode_gif(grid, round(1000 / fps)), (width, height)
 
 
-def arrange(videos: np.ndarray, columns: int = 8, tile: int = 64) -> np.ndarray:
+def arrange(
+    videos: np.ndarray,
+    columns: int = 8,
+    tile: int = 64,
+    prompts: Sequence[str] | None = None,
+) -> np.ndarray:
     """All videos in one, in rows of `columns`; arguments as for `animation`.
 
     Returns:
       (T, H, W, 3) uint8.
     """
     videos = enlarge(videos, tile)
+    if prompts is not None:
+        videos = np.concatenate([draw_captions(prompts, videos), videos], axis=2)
     columns = min(columns, len(videos))
     missing = -len(videos) % columns
     videos = np.pad(videos, ((0, missing), (0, 0), (0, GAP), (0, GAP), (0, 0)))
     return einops.rearrange(videos, "(y x) t h w c -> t (y h) (x w) c", x=columns)
+
+
+def draw_captions(prompts: Sequence[str], videos: np.ndarray) -> np.ndarray:
+    """Captions as strips to put above videos: as many lines as the longest takes, at most LINES.
+
+    Args:
+      prompts: N captions.
+      videos: (N, T, H, W, 3).
+    Returns:
+      (N, T, strip, W, 3) uint8.
+    """
+    width = videos.shape[3]
+    per_line = max(width // LETTER, 1)
+    wrapped = [
+        textwrap.wrap(prompt, per_line, max_lines=LINES, placeholder="…")[:LINES]
+        for prompt in prompts
+    ]
+    height = LINE * max(map(len, wrapped), default=0)
+    strips = []
+    for lines in wrapped:
+        strip = Image.new("RGB", (width, height), "white")
+        if height:
+            ImageDraw.Draw(strip).multiline_text((1, 0), "\n".join(lines), fill="black", spacing=2)
+        strips.append(np.asarray(strip).reshape(height, width, 3))
+    return np.repeat(np.stack(strips)[:, None], videos.shape[1], axis=1)
 
 
 def enlarge(videos: np.ndarray, tile: int) -> np.ndarray:

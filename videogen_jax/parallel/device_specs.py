@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+MOST_DEVICES = 1024  # of a target
+
 
 class Card(NamedTuple):
     """A kind of device."""
@@ -114,26 +116,38 @@ def find_card(device_kind: str) -> Card | None:
 
 
 def parse_target(text: str) -> tuple[Card, int]:
-    """Parses a card and a count, such as rtx3090x2, h200 or cpux8.
+    """Parses a card and a count, such as rtx4090, rtx3090x2, "RTX 4090" or cpux8.
 
     Args:
-      text: card name or path of a GpuTargetConfigProto in text form, and optionally x with a count.
+      text: card name or path of a GpuTargetConfigProto in text form, and optionally x with a count. A name that is a
+        card's as it stands has no count: rtx4090 is one card, and not 4090 of "rt".
     Returns:
       (card, count).
     Raises:
       ValueError: the card is unknown, the count is 0, or the file has no memory size.
     """
-    name, number = re.fullmatch(r"(.*?)(?:x(\d+))?", text).groups()
-    count = int(number or 1)
-    if count < 1:
-        raise ValueError(f"The target {text!r} has no device: write {name}x1 or more.")
-    if name in CARDS:
-        return CARDS[name], count
-    if Path(name).is_file():
-        return read_card(Path(name)), count
+    if card := _find_target(text):
+        return card, 1
+    match = re.fullmatch(r"(.+?)\s*x\s*(\d+)", text, re.IGNORECASE)
+    if match and (card := _find_target(match[1])):
+        count = int(match[2])
+        if not 1 <= count <= MOST_DEVICES:
+            raise ValueError(
+                f"The target {text!r} has {count} devices: write {match[1]}x1 to {match[1]}x{MOST_DEVICES}."
+            )
+        return card, count
     raise ValueError(
         f"Unknown target {text!r}: choose {', '.join(CARDS)}, or the path of a description, with x2 for two devices."
     )
+
+
+def _find_target(name: str) -> Card | None:
+    """The card of a plain name, in any spelling with spaces, dashes and capitals, or of a file."""
+    plain = re.sub(r"[\s_-]", "", name).lower()
+    plain = re.sub(r"^(nvidia|geforce)+", "", plain)
+    if plain in CARDS:
+        return CARDS[plain]
+    return read_card(Path(name)) if name and Path(name).is_file() else None
 
 
 def read_card(path: Path) -> Card:

@@ -13,6 +13,7 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
+from videogen_jax.data.vocabulary import MOST_WORDS
 from videogen_jax.diffusion.objective import expand
 from videogen_jax.diffusion.schedule import Schedule, make_schedule, size_shift
 from videogen_jax.diffusion.tasks import TASKS, Tasks, check_tasks
@@ -125,7 +126,7 @@ def make_model(
     network = VideoDiT(
         **dict(config.model, position_grid=config.model.position_grid or None),
         text_encoder=text_encoder,
-        vocabulary_size=text.vocabulary_size,
+        vocabulary_size=text.vocabulary_size or MOST_WORDS,
         dtype=compute_dtype(config.train.precision),
         token_sharding=TokenSharding(mesh),
         kernel=choose_kernel(config.memory.attention_kernel, mesh.devices.flat),

@@ -1,18 +1,22 @@
 """The initial parameters of a run: random, published weights, or those of another run.
 
 A run with more conditioning than the one it starts from has new inputs: the channels of known frames, and
-micro-conditions. They start at zero, so that its first output is the other one's.
+micro-conditions. They start at zero, so that its first output is the other one's. A run whose captions have other words
+keeps the embeddings of the words that both have.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from videogen_jax import config as configs
+from videogen_jax.data.vocabulary import Vocabulary
 from videogen_jax.models import weights
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, saved_config
@@ -21,6 +25,8 @@ from videogen_jax.run.text_conditioning import Texts, find_difference
 
 RUN = "run"  # init.layout of another run; the others are of models/weight_layouts.py
 FIRST_LAYER = "patch_embed/kernel"
+WORDS = "caption_encoder/words/embedding"
+SHOWN = 10  # words in a sentence
 # Options of config.model that leave the parameters what they are, or add inputs.
 MAY_DIFFER = ("conditioning", "micro_conditions", "causal", "time_cycle")
 
@@ -45,7 +51,7 @@ def init_params(model: Model, texts: Texts) -> Any:
 
 
 def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
-    """The newest EMA of another run, with zeros for inputs that it lacks.
+    """The newest EMA of another run, with zeros for inputs that it lacks and fresh embeddings for words that it lacks.
 
     Args:
       model: of the run that starts.
@@ -54,7 +60,7 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
     Returns:
       Its parameters, laid out on the mesh.
     Raises:
-      ValueError: the other run has another model, or other words.
+      ValueError: the other run has another model, or another text encoder.
       FileNotFoundError: there is no run.
     """
     config = saved_config.read_config(workdir)
@@ -65,13 +71,15 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
     other = make_model(config, model.mesh, grid=model.token_grid)
     check_model(model, other, workdir)
 
-    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int]:
-        if difference := find_difference(texts, metadata):
+    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int, tuple]:
+        words = texts.metadata["vocabulary"], metadata["vocabulary"]
+        if not all(words) and (difference := find_difference(texts, metadata)):
             raise ValueError(f"init.path={workdir} cannot be started from: {difference}.")
         with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-            return checkpoint.restore_ema(manager, other.abstract_params, other.ema_names[0], step)
+            name = other.ema_names[0]
+            return *checkpoint.restore_ema(manager, other.abstract_params, name, step), words
 
-    theirs, step = checkpoint.read_newest(workdir, None, read)
+    theirs, step, words = checkpoint.read_newest(workdir, None, read)
     channels = model.video_shape[-1]
     sizes = [one.conditioning.input_channels(channels) for one in (other, model)]
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs)}
@@ -89,6 +97,8 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
             )
         taken.add(name)
         value = found[name]
+        if name == WORDS and words[0] != words[1]:
+            value = carry_words(value, leaf, *words)
         if name == FIRST_LAYER and sizes[0] < sizes[1]:
             wider = functools.partial(widen, channels=sizes[0], wanted=sizes[1], video=channels)
             value = jax.jit(wider, out_shardings=leaf.sharding)(value)
@@ -105,7 +115,47 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
             f"init.path={workdir} has {unread[0]}, which this model lacks: set the same config.model."
         )
     logging.info("Starting from step %d of %s.", step, workdir)
+    if words[0] != words[1]:
+        logging.info("%s", describe_words(*words))
     return started
+
+
+def carry_words(
+    theirs: jax.Array, fresh: jax.Array, words: Sequence[str], before: Sequence[str]
+) -> jax.Array:
+    """Word embeddings for another vocabulary: those of words that both have, and fresh ones.
+
+    Args:
+      theirs: (W, D), of the run that this one starts from.
+      fresh: (V, D), at random.
+      words: of this run, at most V - 3.
+      before: of the other run.
+    Returns:
+      (V, D), laid out as `fresh`.
+    """
+    sources = Vocabulary.from_list(words).find_sources(Vocabulary.from_list(before))
+    # Rows behind the last word are of no word, and stay fresh.
+    sources = np.pad(sources, (0, len(fresh) - len(sources)), constant_values=-1)
+
+    def carry(theirs: jax.Array, fresh: jax.Array) -> jax.Array:
+        return jnp.where((sources >= 0)[:, None], theirs[np.maximum(sources, 0)], fresh)
+
+    return jax.jit(carry, out_shardings=fresh.sharding)(theirs, fresh)
+
+
+def describe_words(words: Sequence[str], before: Sequence[str]) -> str:
+    """A sentence on which words keep their embedding, which are new, and which are no longer there."""
+    new = [word for word in words if word not in set(before)]
+    gone = [word for word in before if word not in set(words)]
+
+    def name(some: list[str]) -> str:
+        shown = ", ".join(map(repr, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
+        return f" ({shown})" if some else ""
+
+    return (
+        f"Of {len(words)} words {len(words) - len(new)} keep their embedding, {len(new)} are new and start at random"
+        f"{name(new)}; {len(gone)} of the other run are not in these captions{name(gone)}."
+    )
 
 
 def check_model(model: Model, other: Model, workdir: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.data import atomic_files, pipeline, video_writer
+from videogen_jax.data import atomic_files, bucketed_data, pipeline, video_writer
+from videogen_jax.data.vocabulary import split_words
 from videogen_jax.generate import contact_sheet, run_sampler
 from videogen_jax.generate.generator import Generate
 from videogen_jax.generate.known_frames import condition_on_frames
@@ -23,6 +25,8 @@ from videogen_jax.train.loss import to_float
 from videogen_jax.train.training_run import Run
 
 RECONSTRUCTED = 4  # validation clips shown beside samples that are decoded from latents
+CAPTIONS = 4  # of the data, where the config has no prompts
+COLUMNS, TILE = 4, 160  # videos in a row, and least height in pixels, of what the dashboard shows
 CONTINUED = 4  # validation clips from whose first frames samples are made
 
 
@@ -38,17 +42,16 @@ def make_log_videos(
     With latents, the first time also the best that samples can look like: validation clips decoded from their latents.
     Of a model that learns from first frames, also videos from those of some validation clips, with their captions.
     """
-    prompts, motion = run.config.sample.prompts, run.config.sample.motion
-    if not prompts:
+    motion = run.config.sample.motion
+    if not run.config.sample.every:
         return lambda writer, step, ema: None
+    conditions, captions = {}, {}
     with processes.propagate_errors():
-        text = texts.embed(prompts)
-    conditions, captions = {}, {"prompts": prompts}
-    if run.config.tasks.text:
-        conditions["prompts"] = run_sampler.make_condition(run.model, text, motion)
-    with processes.propagate_errors():
+        if run.config.tasks.text and (found := read_prompts(run, texts, sets)):
+            captions["prompts"], text = found
+            conditions["prompts"] = run_sampler.make_condition(run.model, text, motion)
         if run.config.tasks.image and (first := first_frame_condition(run, texts, sets)):
-            conditions["first_frames"], captions["first_frames"] = first
+            captions["first_frames"], conditions["first_frames"] = first
     decode, held_out = None, None
     with processes.propagate_errors():
         latents = next(iter(sets.values())).latents
@@ -61,13 +64,16 @@ def make_log_videos(
         nonlocal held_out
         sample = run.config.sample
         options = {"frames": sample.shown_frames, "side": sample.shown_side}
+        if captions.get("prompts") and jax.process_index() == 0:
+            (workdir / "samples").mkdir(exist_ok=True)
+            write_captions(workdir / "samples" / "prompts.txt", captions["prompts"])
         for tag, condition in conditions.items():
             videos = generate(ema, condition, list(range(len(jax.tree.leaves(condition)[0]))))
             if decode is not None:
                 shown, share = reduce_videos(videos, decode, **options)
                 fps = run.config.data.fps * share
                 name = None if tag == "prompts" else f"{tag}_{step:08d}"
-                write_videos(writer, workdir, step, tag, shown, fps, name, captions[tag])
+                write_videos(writer, workdir, step, tag, shown, fps, name, captions.get(tag))
         if decode is None:
             return
         if held_out is not None:
@@ -79,10 +85,37 @@ def make_log_videos(
     return log_videos
 
 
+def read_prompts(
+    run: Run, texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> tuple[list[str], Any] | None:
+    """The prompts of the samples and their rows; without any in the config, some captions of the data.
+
+    Those of training clips, whose words the model knows; with CLIP those of validation clips, whose embeddings are
+    stored, so that its weights need not be here.
+
+    Returns:
+      (N captions, rows of a batch); None where there are neither prompts nor captions.
+    """
+    config = run.config
+    prompts = list(config.sample.prompts)
+    if not prompts and not texts.stored_length:
+        drawn = bucketed_data.draw_captions(config.data.path, CAPTIONS, config.seed)
+        prompts = [caption for caption in dict.fromkeys(drawn) if split_words(caption)]
+    if prompts:
+        return prompts, texts.embed(prompts)
+    clips = texts.stored_length and read_held_out(
+        sets, run.model.clip_shape, CAPTIONS, texts.stored_length
+    )
+    if not clips:
+        logging.info("No samples: sample.prompts is empty, and the data has no captions for them.")
+        return None
+    return [caption.decode("utf-8", "replace") for caption in clips["caption"]], texts.read(clips)
+
+
 def first_frame_condition(
     run: Run, texts: Texts, sets: Mapping[str, pipeline.PackedData]
-) -> tuple[dict[str, Any], list[str]] | None:
-    """The condition of the first frames of validation clips and their captions, and these; None without such clips."""
+) -> tuple[list[str], dict[str, Any]] | None:
+    """Captions of validation clips, and the condition of these and of their first frames; None without such clips."""
     clips = read_held_out(sets, run.model.clip_shape, CONTINUED, texts.stored_length)
     if clips is None:
         return None
@@ -93,7 +126,7 @@ def first_frame_condition(
     condition = run_sampler.make_condition(run.model, texts.read(clips), motion)
     seeds = list(range(CONTINUED))
     condition |= condition_on_frames(run.model, np.asarray(video), mask, seeds)
-    return condition, [caption.decode("utf-8", "replace") for caption in clips["caption"]]
+    return [caption.decode("utf-8", "replace") for caption in clips["caption"]], condition
 
 
 def make_log_reconstructions(
@@ -152,6 +185,12 @@ def reduce_videos(
     return np.stack(shown), share
 
 
+def write_captions(path: Path, captions: Sequence[str]) -> None:
+    """Writes a caption a line, without line ends of its own, as `sample --prompts_file` reads them."""
+    lines = [" ".join(caption.split()) for caption in captions]
+    atomic_files.write_text(path, "\n".join(lines) + "\n")
+
+
 def write_videos(
     writer: Any,
     workdir: Path,
@@ -160,7 +199,7 @@ def write_videos(
     videos: np.ndarray,
     fps: float,
     name: str | None = None,
-    captions: Sequence[str] = (),
+    captions: Sequence[str] | None = None,
 ) -> None:
     """Writes videos as one mp4 to `workdir`/samples with their captions beside it, and as a GIF on the dashboard.
 
@@ -172,16 +211,14 @@ def write_videos(
       videos: (N, T, H, W, 3) uint8.
       fps: frames per second.
       name: of the file; by default the step's.
-      captions: N, or none.
+      captions: of the videos, shown above them on the dashboard.
     """
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
     path = folder / f"{name or f'step_{step:08d}'}.mp4"
     video_writer.write_video(path, contact_sheet.arrange(videos), fps)
     if captions:
-        # A line of the file is a caption, which may have line ends itself.
-        lines = (" ".join(caption.split()) for caption in captions)
-        atomic_files.write_text(path.with_suffix(".txt"), "\n".join(lines) + "\n")
+        write_captions(path.with_suffix(".txt"), captions)
     # TensorBoard plays GIFs only.
-    gif, size = contact_sheet.animation(videos, fps)
+    gif, size = contact_sheet.animation(videos, fps, COLUMNS, TILE, captions)
     metrics.write_animation(writer, step, f"samples/{tag}", gif, size)

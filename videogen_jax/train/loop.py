@@ -34,6 +34,7 @@ from videogen_jax.train import (
     init_params,
     metrics,
     profile,
+    progress,
     resume_checks,
     run_kinds,
     run_report,
@@ -73,7 +74,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         mesh = meshes.make_mesh(**config.mesh)
         sets = bucketed_data.open_buckets(config.data.path)
         setup.check_data(config, sets)
+        saved = resume_checks.read_saved_config(workdir)
+        config = setup.resolve_vocabulary(config, sets, saved)
         config = setup.resolve_length(config, mesh, sets, kind)
+        resume_checks.check_options(saved, config, workdir)
         data = next(iter(sets.values()))  # for what all buckets share
         texts = kind.open_texts(config, data)
         run = kind.make_run(config, mesh, texts.null)
@@ -94,7 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         with processes.propagate_errors():
             if jax.process_index() == 0:
                 saved_config.write_config(workdir, config)
-        metrics.log_parameters(state.params)
+        metrics.write_parameters(state.params, workdir)
         try:
             with processes.catch_signals(run.mesh) as stop:
                 run_steps(run, runs, workdir, manager, state, texts, sets, generate, stop)
@@ -158,6 +162,9 @@ def run_steps(
         train_steps = stack.enter_context(
             training_run.compile_steps({name: runs[name] for name in order})
         )
+        logging.info("Compiling the train step: this takes a minute or more the first time.")
+        shown = progress.Progress(first, last, speaks=jax.process_index() == 0)
+        stack.callback(shown.close)
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
@@ -169,13 +176,16 @@ def run_steps(
             before_step(step, state)
             state, values = train_steps[bucket].result()(state, batch)
             window.add(step, values, runs[bucket].config.batch_size, flops[bucket])
+            shown.step(step)
             if step == first:
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
             interrupted = stop()  # read once: a signal within a step counts for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
-                writer.write_scalars(step, window.summary() | measure_memory())
+                summary = window.summary() | measure_memory()
+                writer.write_scalars(step, summary)
+                shown.read(step, summary)
                 window.restart()
             if due(step, last, fvd.find_interval(run)) and not interrupted:
                 window.flush()
@@ -196,7 +206,7 @@ def run_steps(
                     stopped = {"stopped": bool(interrupted)}
                     checkpoint.save(manager, state, metadata | stopped, loss)
                 window.restart()
-            if (step % config.sample.every == 0 or step == last) and not interrupted:
+            if due(step, last, config.sample.every) and not interrupted:
                 window.flush()
                 log_samples(writer, step, read_ema(run, state))
                 window.restart()

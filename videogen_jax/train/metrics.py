@@ -1,9 +1,9 @@
-"""What a run shows while it goes: scalars, sample videos and the parameter table, through CLU's writers."""
+"""What a run shows while it trains: scalars and sample videos through CLU's writers, and the table of parameters."""
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from videogen_jax import config as configs
+from videogen_jax.data import atomic_files
 from videogen_jax.train.wandb_writer import WandbWriter
 
 
@@ -30,11 +31,18 @@ def make_writer(workdir: str | Path, *, project: str = "", mode: str = "online")
     from clu import metric_writers  # imports TensorFlow: seconds
 
     class Log(metric_writers.LoggingWriter):
+        def write_scalars(self, step: int, scalars: Any) -> None:
+            if text := describe_scores(scalars):
+                logging.info("[%d] %s", step, text)
+
         def write_texts(self, step: int, texts: Any) -> None:
             pass  # the config alone, which would fill pages
 
         def write_hparams(self, hparams: Any) -> None:
             pass
+
+        def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:
+            pass  # videos and histograms
 
     writers: list[Any] = [Log()]
     if jax.process_index() == 0:
@@ -42,6 +50,23 @@ def make_writer(workdir: str | Path, *, project: str = "", mode: str = "online")
         if project:
             writers.append(WandbWriter(workdir, project, mode))
     return metric_writers.AsyncMultiWriter(writers)
+
+
+def describe_scores(scalars: Mapping[str, Any]) -> str:
+    """What the log says of a writer's scalars: validation losses and scores, "validation loss 0.0522, psnr 31.2".
+
+    The training loss is in the line of progress.py; everything else is on the dashboard alone.
+    """
+    parts = []
+    for tag, value in scalars.items():
+        group, _, name = tag.partition("/")
+        if group == "loss" and name.startswith("validation"):
+            parts.append(
+                f"{name.replace('_', ' ').replace('validation', 'validation loss', 1)} {float(value):.4g}"
+            )
+        elif group == "evaluation":
+            parts.append(f"{name} {float(value):.4g}")
+    return ", ".join(parts)
 
 
 def show_config(writer: Any, step: int, workdir: str | Path, options: dict[str, Any]) -> None:
@@ -116,12 +141,17 @@ def write_bars(
     )
 
 
-def log_parameters(params: Any) -> None:
-    """Writes a table of all parameters, with shape, size and sharding, to the log."""
+def write_parameters(params: Any, workdir: str | Path) -> None:
+    """Writes a table of all parameters, with shape, size and sharding, to parameters.txt; logs their number."""
     from clu import parameter_overview
 
+    if jax.process_index() != 0:
+        return
     overview = parameter_overview.get_parameter_overview(params, include_stats="sharding")
-    logging.info("Parameters:\n%s", overview)
+    path = Path(workdir) / "parameters.txt"
+    atomic_files.write_text(path, overview + "\n")
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    logging.info("%s parameters: %s has the table.", f"{count:,}", path)
 
 
 class TrainingDiverged(RuntimeError):

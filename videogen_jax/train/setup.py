@@ -13,6 +13,7 @@ from videogen_jax import paths
 from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.data.vocabulary import MOST_WORDS, NUM_SPECIAL_IDS
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
 from videogen_jax.train.run_kinds import Kind
@@ -46,6 +47,13 @@ def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.Pa
         bucket = with_shape(config, shapes[folder])
         check_latents(bucket, data.latents, folder)
         check_augmentation(bucket, data)
+    clips = sum(sum(data.lengths["train"]) for data in sets.values())
+    if config.batch_size > clips:
+        logging.warning(
+            "batch_size is %d, but %s has %d training clips: each step sees some of them more than once; lower "
+            "--config.batch_size, or pack more clips.",
+            *(config.batch_size, config.data.path, clips),
+        )
 
 
 def bucket_shapes(
@@ -146,6 +154,32 @@ def resolve_length(
     with config.unlocked():
         config.train.steps = math.ceil(config.train.epochs * batches)
     logging.info("%g epochs are %d steps.", config.train.epochs, config.train.steps)
+    return config.lock()
+
+
+def resolve_vocabulary(
+    config: ml_collections.ConfigDict,
+    sets: Mapping[str, pipeline.PackedData],
+    saved: ml_collections.ConfigDict | None,
+) -> ml_collections.ConfigDict:
+    """The config with text.vocabulary_size as large as the captions need, where it is 0.
+
+    Args:
+      config: of the run.
+      sets: of `bucketed_data.open_buckets`.
+      saved: config of the checkpoints that the run resumes, whose size stays; None for a new run.
+    Returns:
+      The config, locked.
+    """
+    if configs.is_autoencoder(config) or config.text.vocabulary_size:
+        return config
+    words = next(iter(sets.values())).words  # of all buckets
+    size = min(max(len(words), 1) + NUM_SPECIAL_IDS, MOST_WORDS)
+    if saved is not None and not configs.is_autoencoder(saved):
+        size = saved.text.vocabulary_size or MOST_WORDS
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.text.vocabulary_size = size
     return config.lock()
 
 
