@@ -81,11 +81,11 @@ def define_flags(flag_values=flags.FLAGS):
         "damaged", limits.damaged, read_limits.DAMAGED, damaged, flag_values=flag_values
     )
     text = "Megapixels of a frame or an image, at most; it takes up to 30 bytes a pixel."
-    define("float", "max_megapixels", limits.max_megapixels, text, lower_bound=0.0)
+    define("float", "max_megapixels", limits.max_megapixels, text)
     text = "Seconds from one frame to the next, at most; a longer gap ends the video."
-    define("float", "max_gap", limits.max_gap, text, lower_bound=0.0)
+    define("float", "max_gap", limits.max_gap, text)
     text = "Frames due per frame that the file holds, at most."
-    define("float", "max_repeats", limits.max_repeats, text, lower_bound=1.0)
+    define("float", "max_repeats", limits.max_repeats, text)
     links = "Follow links to folders, and to files outside --input."
     define("boolean", "follow_links", False, links)
     bytes_of_caption = "Captions of more bytes are skipped."
@@ -153,6 +153,9 @@ def _check_flags(values):
         raise ValueError("nothing to pack: set --input=FOLDER, or --synthetic=moving_shapes.")
     if not values.fps > 0:
         raise ValueError(f"invalid --fps={values.fps:g}: set it above 0.")
+    for name in ("max_megapixels", "max_gap", "max_repeats"):
+        if not getattr(values, name) > 0:
+            raise ValueError(f"invalid --{name}={getattr(values, name):g}: set it above 0.")
     if values.buckets is not None:
         for name in ("size", "frames", "min_frames"):
             if getattr(values, name) is not None:

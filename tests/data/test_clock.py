@@ -87,6 +87,8 @@ def test_a_segment_of_a_stream_that_was_split(tmp_path, suffix):
 
 CUT = {
     "a.mkv": "libx264",
+    "a.mp4": "libx264",
+    "a.mov": "mpeg4",
     "a.avi": "mpeg4",
     "a.webm": "libvpx",
     "b.webm": "libvpx-vp9",

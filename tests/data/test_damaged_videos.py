@@ -108,6 +108,16 @@ def test_the_blocks_of_a_gif(tmp_path):
         assert not gif_io.scan(path)[2]
 
 
+def test_a_gif_without_a_frame(tmp_path):
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"GIF89a" + struct.pack("<2H3B", 3, 2, 0x80, 0, 0) + bytes(6) + b";")
+    for call in (read, lambda path: probe_video(path, 8)):
+        with pytest.raises(
+            VideoError, match=r"a\.gif (cannot be read as a GIF|holds not a single)"
+        ):
+            call(path)
+
+
 def avi_with_empty_chunks(path, empty):
     """Writes an AVI in which the frames with these numbers are empty: the last one is shown on."""
     write(path, make_frames(24), "mjpeg", "yuvj420p")

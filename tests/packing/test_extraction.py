@@ -157,6 +157,22 @@ def test_the_limits_are_options_of_pack():
     }.items()  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["max_megapixels", "max_gap", "max_repeats"])
+def test_limits_that_allow_nothing_are_refused(name):
+    for value in ("0", "-1", "nan"):
+        with pytest.raises(ValueError, match=f"invalid --{name}={value}: set it above 0"):
+            parse(f"--{name}={value}")
+    assert getattr(parse(f"--{name}=inf").limits, name) == float("inf")
+
+
+def test_no_limits_at_all(tmp_path):
+    times = np.where(np.arange(8) < 4, np.arange(8) / 8, np.arange(8) / 8 + 100)
+    write(tmp_path / "a.mkv", make_frames(8), times=times)
+    limits = dict.fromkeys(("max_megapixels", "max_gap", "max_repeats"), float("inf"))
+    reason, _, clips = extract(tmp_path / "a.mkv", make_settings(**limits))
+    assert reason is None and sum(clips) > 800
+
+
 def test_sets_from_before_the_limits_stay_usable(tmp_path):
     old = pack_settings.settings_to_json(parse(), None)
     assert not {"limits", "damaged", "max_gap"} & old.keys()

@@ -17,21 +17,19 @@ class ContainerError(ValueError):
 
 
 @contextlib.contextmanager
-def open_container(
-    path: pathlib.Path, max_megapixels: float
-) -> Iterator[av.container.InputContainer]:
+def open_container(path: pathlib.Path, max_pixels: int) -> Iterator[av.container.InputContainer]:
     """Opens a video file; "file:" keeps a name such as 12:30.mp4 from being taken for a protocol.
 
     Args:
       path: the file.
-      max_megapixels: of the frames that libav decodes where the container does not tell their size.
+      max_pixels: of the frames that libav decodes where the container does not tell their size.
     Yields:
       The container.
     Raises:
       av.FFmpegError: it is no video, or damaged.
     """
     # Metadata may be in any encoding: titles are not read. A playlist may not open addresses.
-    options = {"protocol_whitelist": "file", "max_pixels": str(int(max_megapixels * 1e6))}
+    options = {"protocol_whitelist": "file", "max_pixels": str(max_pixels)}
     with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore", options=options) as container:
         yield container
 

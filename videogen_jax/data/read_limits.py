@@ -14,6 +14,11 @@ class Limits:
     max_gap: float = 60.0  # seconds from one frame to the next; a longer gap ends the video
     max_repeats: float = 300.0  # frames due per frame of the file, on average
 
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of a frame or an image, at most, as an integer of 32 bits."""
+        return int(min(self.max_megapixels * 1e6, 2**31 - 1))
+
     def too_many_pixels(self, height: int, width: int) -> str | None:
         """Returns why a picture of this size is refused, as the rest of a sentence, or None."""
         megapixels = height * width / 1e6

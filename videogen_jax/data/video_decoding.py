@@ -80,7 +80,7 @@ def packet_times(path: pathlib.Path, limits: Limits) -> Iterator[tuple[float, No
     """
     times, keyed = [], False
     try:
-        with containers.open_container(path, limits.max_megapixels) as container:
+        with containers.open_container(path, limits.max_pixels) as container:
             stream = containers.choose_stream(container)
             watch = clock.Clock(_nominal_gap(stream), limits)
             for packet in container.demux(stream):
@@ -109,7 +109,7 @@ def _decode(path, threads, limits) -> Iterator:
     """Yields the clock, then (seconds, function that makes the RGB frame) of a file that PyAV opens."""
     watch = None
     try:
-        with containers.open_container(path, limits.max_megapixels) as container:
+        with containers.open_container(path, limits.max_pixels) as container:
             stream = containers.choose_stream(container)
             watch = clock.Clock(_nominal_gap(stream), limits)
             crop = containers.read_crop(container, stream)
@@ -142,7 +142,7 @@ def _limit_decoder(path, stream, threads, limits):
     if too_many := limits.too_many_pixels(context.height, context.width):
         raise VideoError(f"{path} {too_many}")
     # Frames can become larger on the way; libav refuses these before it makes room for them.
-    context.options = {"max_pixels": str(int(limits.max_megapixels * 1e6))}
+    context.options = {"max_pixels": str(limits.max_pixels)}
     context.thread_count = threads
     if threads != 1:
         context.thread_type = "AUTO"
@@ -243,5 +243,7 @@ def _decode_gif(path, limits) -> Iterator:
         if watch.count:
             raise DamagedError(_breaks_off(path, watch.count, watch.seconds)) from error
         raise VideoError(f"{path} cannot be read as a GIF: copy it again.") from error
+    if not watch.count:
+        raise VideoError(f"{path} holds not a single whole frame: copy or re-encode it.")
     if not whole:  # Pillow takes the end of the file for the end of the video
         raise DamagedError(_breaks_off(path, watch.count, watch.seconds))
