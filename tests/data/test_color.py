@@ -126,6 +126,16 @@ def test_transparent_pixels_are_white(tmp_path, name):
         assert_quarters(frame, RED, (255,) * 3, half, (255,) * 3, within=10)
 
 
+def test_transparency_and_orientation_together(tmp_path):
+    frames = np.concatenate([make_frames(4), np.full((4, *made_videos.SIZE, 1), 255, np.uint8)], -1)
+    frames[:, :, 32:, 3] = 0
+    path = write(tmp_path / "a.mov", frames, "png", "rgba")
+    made_videos.set_display_matrix(path, 0, 1, -1, 0)  # a quarter clockwise
+    video = read_video(path)
+    assert video.shape == (4, 64, 48, 3)
+    assert_quarters(video[0], BLUE, RED, (255,) * 3, (255,) * 3)
+
+
 def test_transparency_that_no_decoder_reads_is_a_reason_to_skip(tmp_path, monkeypatch):
     frames = np.full((2, *made_videos.SIZE, 4), 100, np.uint8)
     path = write(tmp_path / "a.webm", frames, "libvpx", "yuva420p")

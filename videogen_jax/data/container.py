@@ -123,19 +123,18 @@ def promised_seconds(container: av.container.InputContainer, stream: av.VideoStr
     return 0.0
 
 
-def has_avi_index(path: pathlib.Path) -> bool:
-    """Says whether an AVI file is there up to the index behind its frames.
+def count_avi_index(path: pathlib.Path, stream_index: int) -> int:
+    """Counts the frames of a stream in the index behind the frames of an AVI, 0 where there is none.
 
-    Where it is, frames that the header counts and the file lacks were left out when it was recorded.
+    Frames that were left out when it was recorded are empty: the index counts them, libav passes them over.
     """
-    size = path.stat().st_size
     with open(path, "rb") as file:
-        position = 12  # behind "RIFF", size, "AVI "
-        while position + 8 <= size:
-            file.seek(position)
-            header = file.read(8)
+        file.seek(12)  # behind "RIFF", size, "AVI "
+        while len(header := file.read(8)) == 8:
             length = int.from_bytes(header[4:], "little")
             if header[:4] == b"idx1":
-                return position + 8 + length <= size
-            position += 8 + length + length % 2
-    return False
+                index = file.read(length)
+                names = (b"%02ddc" % stream_index, b"%02ddb" % stream_index)
+                return sum(index[i : i + 4] in names for i in range(0, len(index) - 15, 16))
+            file.seek(length + length % 2, 1)
+    return 0

@@ -189,7 +189,7 @@ def _check_length(path, container, stream, watch, duration):
     """
     missing_frames = False
     if container.format.name == "avi":
-        if containers.has_avi_index(path):
+        if containers.count_avi_index(path, stream.index) >= stream.frames:
             return
         missing_frames = watch.count < stream.frames
     start = watch.start
