@@ -195,3 +195,41 @@ def test_clips_hold_the_frames_in_order(tmp_path):
         strips = [np.asarray(Image.open(io.BytesIO(strip))) for strip in record["strips"]]
         found += list(np.concatenate(strips).reshape(-1, 48, 64, 3))
     assert numbers(found) == list(range(16)) and records.FRAMES_PER_STRIP == 16
+
+
+def test_a_pack_tells_what_it_left_out_and_keeps_to_its_limits(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    times = np.where(np.arange(32) < 20, np.arange(32) / 8, np.arange(32) / 8 + 600)
+    write(folder / "12:30.mkv", make_frames(32), times=times)
+    write(folder / "whole.mp4", make_frames(8))
+    (folder / "bad.gif").write_bytes(b"GIF89a" + bytes(range(200)))
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text("a red square", encoding="utf-8")
+
+    def run(*arguments):
+        values = flags.FlagValues()
+        pack.define_flags(values)
+        values(
+            [
+                "pack",
+                f"--input={folder}",
+                f"--output={tmp_path / 'run:1'}",
+                "--workers=1",
+                *arguments,
+            ]
+        )
+        return pack.run(values)
+
+    options = ("--size=48x64", "--frames=8", "--validation_fraction=0", "--max_gap=40")
+    report = run(*options)
+    assert report["clips"] == {"train": 3, "validation": 0}
+    reasons = {item["file"]: item["reason"] for item in report["skipped"]}
+    assert reasons.keys() == {"12:30.mkv", "bad.gif"}
+    assert (
+        "jump by 600 s there, more than --max_gap=40: the rest is left out" in reasons["12:30.mkv"]
+    )
+    assert report["frames_cut_off"] == {"12:30.mkv": 4} and report["settings"]["max_gap"] == 40
+    assert run(*options)["finished_before"]
+    with pytest.raises(ValueError, match=r"max_gap was 40\.0 and is now 60\.0"):
+        run(*options[:-1])
