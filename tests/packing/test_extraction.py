@@ -130,6 +130,12 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
     assert extract(path)[0] == "cannot be opened (Permission denied)"
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
+def test_a_file_that_vanished_is_a_reason(tmp_path, name):
+    assert extract(tmp_path / name)[0] == "is no longer there"
+    assert pack_buckets.probe_source(str(tmp_path / name), 8.0) == "is no longer there"
+
+
 def test_images_are_bounded_before_they_are_decoded(tmp_path):
     Image.new("1", (13300, 13300)).save(tmp_path / "bomb.png")
     reason = extract(tmp_path / "bomb.png", make_settings(1, 1))[0]

@@ -61,6 +61,8 @@ def describe_failure(path: str, error: Exception) -> str:
     """Returns why a file is skipped: what its decoder raised, in one line without the path in front."""
     if isinstance(error, video_io.VideoError | image_io.ImageError):
         return str(error).removeprefix(f"{path} ")
+    if isinstance(error, FileNotFoundError):
+        return "is no longer there"
     if isinstance(error, PermissionError):
         return f"cannot be opened ({error.strerror})"
     if isinstance(error, OSError) and error.strerror:
