@@ -404,10 +404,15 @@ def identify_inputs(step: int) -> dict[str, Any]:
       step: of the checkpoint.
     """
     files = [*_IMAGE.value, *(text.partition(":")[2] for text in _KNOWN.value)]
-    given = {"given_sha256": [sample_folder.hash_file(Path(path)) for path in files]}
-    saved = (Path(_WORKDIR.value) / "checkpoints" / str(step)).stat().st_mtime
+    given = {}
+    if files:
+        given = {"given_sha256": [sample_folder.hash_file(Path(path)) for path in files]}
+    try:
+        saved = (Path(_WORKDIR.value) / "checkpoints" / str(step)).stat().st_mtime
+    except FileNotFoundError:  # training has gone on and removed it since it was read
+        return given
     time = datetime.datetime.fromtimestamp(saved, datetime.UTC)
-    return (given if files else {}) | {"saved_at": time.isoformat()}
+    return given | {"saved_at": time.isoformat()}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -60,6 +61,28 @@ class FakeModel:
         starts = range(0, len(prompts), self.batch_size)
         parts = [range(i, min(i + self.batch_size, len(prompts))) for i in starts]
         return [(part, lambda part=part: make(part)) for part in parts]
+
+    def embed(self, captions):
+        assert captions == sorted(set(captions))
+
+    def describe_rollout(self, num_frames, chunk, prefix):
+        return {"num_frames": num_frames, "prefix_lengths": (1, 2)}
+
+    def stream(self, timelines, num_frames, *, seeds, **_):
+        """Three frames at a time; `stop_at` counts the chunks of all calls."""
+
+        def make():
+            self.made.append(seeds)
+            for start in range(0, num_frames, 3):
+                self.alive.append(start)
+                if len(self.alive) - 1 == self.stop_at:
+                    raise Stopped
+                count = min(3, num_frames - start)
+                levels = np.uint8([16 + 20 * seed + 5 * start for seed in seeds])
+                shape = (len(seeds), count, *self.shape[1:])
+                yield np.broadcast_to(levels[:, None, None, None, None], shape)
+
+        return make()
 
 
 @pytest.fixture
@@ -125,6 +148,26 @@ def test_a_stopped_call_continues_and_the_result_is_that_of_an_undisturbed_one(
     assert "unfinished" not in listing(tmp_path / "out")
     assert call(tmp_path / "out").made == []  # nothing is left to do
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 4])
+def test_long_videos_continue_too(call, tmp_path, stop_at):
+    options = {"num_frames": 8, "prompts": ["a", "b"], "num_videos": 2}
+    assert call(tmp_path / "whole", **options).made == [[0, 1], [2, 3]]
+    with pytest.raises(Stopped):
+        call(tmp_path / "out", stop_at=stop_at, **options)
+    assert len(list((tmp_path / "out").iterdir())) == 1 + 2 * (stop_at // 3 > 0)  # no half videos
+    again = call(tmp_path / "out", **options)
+    assert again.made == [[0, 1], [2, 3]][stop_at // 3 > 0 :]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert call(tmp_path / "out", **options).made == []
+    assert "contact_sheet.png" not in contents(tmp_path / "out")
+
+
+def test_a_checkpoint_that_training_removed_meanwhile_is_no_error(call, workdir, tmp_path):
+    shutil.rmtree(workdir / "checkpoints" / "7")
+    call(tmp_path / "out")
+    assert "saved_at" not in listing(tmp_path / "out")
 
 
 def test_what_a_killed_process_left_is_removed(call, tmp_path):
