@@ -91,6 +91,9 @@ def test_samples_are_mp4_with_their_captions(tmp_path):
     assert '<video src="data:video/mp4;base64,' in page and "autoplay loop muted" in page
     assert "media-src data:" in page and "step 900" in page
     assert "<li>a &lt;red&gt; circle</li><li>ein grüner Kreis</li>" in page
+    (samples / "step_00000900.txt").write_bytes(b"\xff\xfe\x00")  # damaged
+    page = run_report.write_run_report(tmp_path).read_text("utf-8")
+    assert "data:video/mp4" in page and "<li>" not in page
 
 
 def test_a_report_shows_the_scores_of_the_newest_evaluation(tmp_path):

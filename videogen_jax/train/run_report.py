@@ -85,8 +85,12 @@ def read_videos(folder: str | Path) -> list[dict[str, Any]]:
             title = title if step < 0 else f"{title} {step:,}"
             video = {"title": title, path.suffix[1:]: path.read_bytes()}
             captions = path.with_suffix(".txt")
-            if captions.is_file():
+            try:
                 video["captions"] = text_files.read_lines(captions)
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError) as error:
+                logging.warning("The report lacks the captions of %s: %s", path, error)
             videos.append(video)
     return videos
 
