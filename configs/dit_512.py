@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         vae=dict(name="sd", path="stabilityai/sd-vae-ft-mse"),
         text=dict(encoder="clip", path="openai/clip-vit-large-patch14"),
-        model=dict(cross_attention="gated"),
+        model=dict(cross_attention="gated", residual_dtype="float32"),
         schedule=dict(reference_tokens=16_384),  # 16 frames of 512x512
         learning_rate=dict(warmup_steps=2000),
         train=dict(steps=400_000),
