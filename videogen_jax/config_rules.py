@@ -130,7 +130,7 @@ def convert(name: str, option: Any, value: Any) -> Any:
     elif wanted is not tuple:
         converted = _convert_entry(wanted, value)
     if type(converted) is not wanted:
-        raise ValueError(f"{name} is {_shorten(value)}: give {describe_type(option)}.")
+        raise ValueError(f"{name} is {shorten(value)}: give {describe_type(option)}.")
     return converted
 
 
@@ -147,7 +147,8 @@ def _convert_entry(wanted: type, value: Any) -> Any:
     return float("inf") if wanted is float and isinstance(value, int) else value
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """A value as Python writes it, for a sentence: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -156,24 +157,24 @@ def check_value(name: str, option: Any, value: Any) -> None:
     """Raises ValueError for a number out of bounds, one that is not finite, or an unknown choice."""
     wanted = type_of(option)
     if option.lengths and len(value) not in option.lengths:
-        raise ValueError(f"{name} is {_shorten(value)}: give {describe_type(option)}.")
+        raise ValueError(f"{name} is {shorten(value)}: give {describe_type(option)}.")
     for entry in value if isinstance(value, tuple) else (value,):
         if option.choices and entry not in option.choices:
             near = difflib.get_close_matches(str(entry), option.choices, n=1)
             hint = f" ({near[0]}?)" if near else ""
             raise ValueError(
-                f"Unknown {name} {_shorten(entry)}{hint}: choose one of {', '.join(option.choices)}."
+                f"Unknown {name} {shorten(entry)}{hint}: choose one of {', '.join(option.choices)}."
             )
         if wanted is tuple and option.of is tuple:
             if not _is_triple(entry):
                 raise ValueError(
-                    f"{name} is {_shorten(value)}: give tuples of 3 whole numbers, such as ((1, 2, 2),)."
+                    f"{name} is {shorten(value)}: give tuples of 3 whole numbers, such as ((1, 2, 2),)."
                 )
             for number in entry:
                 _check_number(name, option, number, value)
             continue
         if wanted is tuple and type(entry) is not option.of:
-            raise ValueError(f"{name} is {_shorten(value)}: give {PLURALS[option.of]}.")
+            raise ValueError(f"{name} is {shorten(value)}: give {PLURALS[option.of]}.")
         if isinstance(entry, int | float) and not isinstance(entry, bool):
             _check_number(name, option, entry, value)
 
@@ -184,17 +185,17 @@ def _is_triple(entry: Any) -> bool:
 
 def _check_number(name: str, option: Any, number: float, value: Any) -> None:
     if isinstance(number, float) and not math.isfinite(number):
-        raise ValueError(f"{name} is {_shorten(value)}: give a finite number.")
+        raise ValueError(f"{name} is {shorten(value)}: give a finite number.")
     if option.bounds and not _inside(number, option.bounds):
         raise ValueError(
-            f"{name} is {_shorten(value)}: give a number {describe_bounds(option.bounds)}."
+            f"{name} is {shorten(value)}: give a number {describe_bounds(option.bounds)}."
         )
     if isinstance(number, int) and number > LARGEST_WHOLE and "inf" in (option.bounds or "inf"):
         raise ValueError(
-            f"{name} is {_shorten(value)}: give a whole number of at most {LARGEST_WHOLE}."
+            f"{name} is {shorten(value)}: give a whole number of at most {LARGEST_WHOLE}."
         )
     if isinstance(number, float) and abs(number) > LARGEST:
-        raise ValueError(f"{name} is {_shorten(value)}: give a number that float32 can hold.")
+        raise ValueError(f"{name} is {shorten(value)}: give a number that float32 can hold.")
 
 
 def _inside(number: float, bounds: str) -> bool:

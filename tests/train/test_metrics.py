@@ -40,6 +40,28 @@ def test_window_reads_one_step_behind_and_means_over_all():
     np.testing.assert_allclose(rate, 6)
 
 
+def test_the_time_of_compiling_is_not_the_speed_of_a_step(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    values = {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)}
+    window = metrics.Window(wait_seconds=lambda: 0.0)
+    now[0] = 60.0
+    window.add(1, {"loss": jnp.float32(4.0), "gradient_norm": jnp.float32(2.0)}, clips=8)
+    window.skip_time()
+    assert window.summary()["loss/train"] == 4.0
+    assert not [tag for tag in window.summary() if tag.startswith("speed")]
+    for step in (2, 3):
+        now[0] += 2.0
+        window.add(step, values, clips=8)
+    summary = window.summary()
+    assert summary["loss/train"] == 2.0  # of all three
+    assert (summary["speed/step_seconds"], summary["speed/clips_per_second"]) == (2.0, 4.0)
+    window.restart()
+    now[0] += 3.0
+    window.add(4, values, clips=8)
+    assert window.summary()["speed/step_seconds"] == 3.0
+
+
 def test_the_models_operations_are_told_and_their_share_of_the_best():
     window = metrics.Window(wait_seconds=lambda: 0.0, peak_flops=8e12)
     values = {"loss": jnp.float32(1.0), "gradient_norm": jnp.float32(2.0)}

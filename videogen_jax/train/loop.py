@@ -180,6 +180,7 @@ def run_steps(
             if step == first:
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
+                window.skip_time()
             interrupted = stop()  # read once: a signal within a step counts for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:

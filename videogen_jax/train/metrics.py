@@ -176,6 +176,16 @@ class Window:
     def restart(self) -> None:
         """Forgets the steps and the time until now."""
         self._steps: list[dict[str, float]] = []
+        self._untimed = 0
+        self._restart_clock()
+
+    def skip_time(self) -> None:
+        """Forgets the time until now, as that of steps that compiled: their metrics count, their speed does not."""
+        self.flush()
+        self._untimed = len(self._steps)
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
         self._clips, self._flops = 0, 0
         self._start, self._wait_start = time.perf_counter(), self._wait_seconds()
 
@@ -221,7 +231,8 @@ class Window:
           `loss/train`, the other metrics under `optimisation/`; `speed/clips_per_second`, `speed/step_seconds`, and
           `speed/input_wait`, the share of the time that was spent waiting for input; where operations are counted,
           `speed/model_tflops_per_second`, 10^12 of them a second on all devices together, and, where the devices'
-          best is known, `speed/model_flops_share`, the share of it.
+          best is known, `speed/model_flops_share`, the share of it. No speeds if the time of all steps was
+          skipped.
         """
         self.flush()
         seconds = time.perf_counter() - self._start
@@ -230,8 +241,11 @@ class Window:
         for name in self._steps[0]:
             tag = "loss/train" if name == "loss" else f"optimisation/{name}"
             result[tag] = sum(step[name] for step in self._steps) / count
+        timed = count - self._untimed
+        if not timed:
+            return result
         result["speed/clips_per_second"] = self._clips / seconds
-        result["speed/step_seconds"] = seconds / count
+        result["speed/step_seconds"] = seconds / timed
         result["speed/input_wait"] = (self._wait_seconds() - self._wait_start) / seconds
         if self._flops:
             result["speed/model_tflops_per_second"] = self._flops / seconds / 1e12

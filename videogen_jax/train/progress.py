@@ -66,12 +66,14 @@ class Progress:
           step: of the run.
           summary: of `metrics.Window.summary`.
         """
-        rate = format_rate(summary["speed/clips_per_second"])
         self._loss = f"loss {summary['loss/train']:.4g}"
+        values = self._loss
+        if "speed/clips_per_second" in summary:
+            values += f", {format_rate(summary['speed/clips_per_second'])}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._loss}, {rate}")
+            self._bar.set_postfix_str(values)
         elif self._speaks:
-            self._write(step, f"{self._loss}, {rate}")
+            self._write(step, values)
 
     def close(self) -> None:
         """Ends the bar."""

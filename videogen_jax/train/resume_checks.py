@@ -7,6 +7,7 @@ import ml_collections
 from absl import logging
 
 from videogen_jax import config as configs
+from videogen_jax import config_rules
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.run import saved_config, text_conditioning
 from videogen_jax.run.model import Model
@@ -68,7 +69,7 @@ def find_changes(
     before = dict(configs.flatten(saved.to_dict()))
     after = dict(configs.flatten(config.to_dict()))
     return {
-        name: f"{name} was {before[name]!r}, is {value!r}"
+        name: f"{name} was {config_rules.shorten(before[name])}, is {config_rules.shorten(value)}"
         for name, value in after.items()
         if value != before[name]
     }
