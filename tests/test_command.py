@@ -1,5 +1,6 @@
 """How every command starts: paths are local, and freed memory stays with the process, so its pages are mapped once."""
 
+import errno
 import logging
 import os
 import platform
@@ -179,3 +180,12 @@ def test_cuda_wheels_without_a_gpu_are_silent_but_not_beside_one(gpu, monkeypatc
     )
     record = logging.LogRecord("x", logging.ERROR, "/lib/jax/_src/x.py", 1, text, None, None)
     assert command.is_worth_showing(record) == gpu
+
+
+def test_a_full_disk_is_a_sentence_and_other_errors_stay():
+    with pytest.raises(ValueError, match="no space left for DATA .*call the same command again"):
+        with command.explain_full_disk("DATA"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError, match="DATA"):
+        with command.explain_full_disk("DATA"):
+            raise PermissionError(errno.EACCES, "Permission denied", "DATA")

@@ -126,6 +126,11 @@ def run(values) -> None:
     source = None if values.workdir is None else read_run(Path(values.workdir))
     if source is not None and values.data:
         source = source._replace(data=values.data)
+    if source is not None and not Path(source.data).is_dir():
+        raise ValueError(
+            f"There is no folder {source.data}, the data set of {values.workdir}: if it has moved, give its folder "
+            "with --data."
+        )
     folder = Path(values.workdir or values.generated)
     output = Path(values.output or folder / "evaluation.json")
     if values.output or folder.is_dir():

@@ -124,6 +124,21 @@ def test_the_distance_of_still_frames_is_not_called_fvd(workdir, tmp_path):
     )
 
 
+def test_a_run_is_evaluated_on_data_that_has_moved(workdir, tmp_path):
+    data, moved = workdir.parent / "data", tmp_path / "moved"
+    options = dict(workdir=workdir, num_clips=3, frames=1, repeat=16, output=tmp_path / "e.json")
+    data.rename(moved)
+    try:
+        with pytest.raises(ValueError, match="no folder .*data, the data set of .*run: .*--data"):
+            run(**options)
+        run(**options, data=moved)
+    finally:
+        moved.rename(data)
+    assert json.loads((tmp_path / "e.json").read_text())["protocol"]["num_reference"] == 3
+    with pytest.raises(ValueError, match="--data is the data set of a run: give --workdir too"):
+        run(generated=tmp_path, data=data)
+
+
 def test_errors_of_runs_and_references_say_why(workdir, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="at least 9 frames .* get 4"):
         run(workdir=workdir)

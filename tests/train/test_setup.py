@@ -174,3 +174,21 @@ def test_a_batch_larger_than_the_data_set_is_told(tmp_path, monkeypatch):
     config.batch_size = count + 1
     setup.check_data(config, sets)
     assert f"batch_size is {count + 1}, but {config.data.path} has {count} training" in warnings[0]
+
+
+def test_a_run_that_resumes_with_other_clips_says_so(tmp_path, caplog):
+    clips = random_clips((2, 16, 16), 5)
+    one, other = (
+        bucketed_data.open_buckets(write_records(tmp_path / str(count), clips[:count], 2))
+        for count in (4, 5)
+    )
+    moved = {"elsewhere": next(iter(one.values()))._replace(folder="elsewhere")}
+    saved = {"data": setup.data_metadata(one)}
+    setup.warn_of_other_data(saved, moved, "PATH")
+    setup.warn_of_other_data({}, other, "PATH")
+    assert caplog.text == ""
+    setup.warn_of_other_data(saved, other, "PATH")
+    assert (
+        "The data set in PATH is another than that of the checkpoint (4 training clips then, 5 now)"
+        in caplog.text
+    )

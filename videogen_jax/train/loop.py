@@ -92,6 +92,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 stack.enter_context(locking.lock_folder(workdir))
         manager = stack.enter_context(checkpoint.open_checkpoints(workdir, config.checkpoint.keep))
         state = restore_or_init(run, manager, texts, data.latents)
+        if int(state.step):
+            metadata = checkpoint.restore_metadata(manager, int(state.step))
+            setup.warn_of_other_data(metadata, sets, config.data.path)
         if int(state.step) >= config.train.steps:
             finish(run, runs, workdir, manager, state, texts, sets, generate)
             return
@@ -154,6 +157,7 @@ def run_steps(
         measure_fvd = fvd.make_measure_fvd(run, texts, sets, generate)
         metadata = texts.metadata | {"config": config.to_dict()}
         metadata["latents"] = setup.latents_metadata(latents)
+        metadata["data"] = setup.data_metadata(sets)
         schedule = feed.make_schedule(runs, sets)
         batches = stack.enter_context(feed.open_batches(runs, texts, sets, schedule, first - 1))
         stack.enter_context(jax.transfer_guard("disallow"))

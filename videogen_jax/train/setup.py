@@ -1,5 +1,7 @@
 """Config, data set and checkpoint of a run brought together: its length, its buckets, and whether they fit."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -191,6 +193,34 @@ def shape_name(shape: Shape) -> str:
 def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
     """The config's augmentation of training clips."""
     return Augmentation(size=(config.data.height, config.data.width), **config.augment)
+
+
+def data_metadata(sets: Mapping[str, pipeline.PackedData]) -> dict[str, Any]:
+    """What identifies the clips of a run, for its checkpoints: their number, and a hash of what describes them."""
+    described = [data._replace(files={}, folder="", texts=None) for data in sets.values()]
+    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=8).hexdigest()
+    return {"clips": sum(sum(data.lengths["train"]) for data in sets.values()), "digest": digest}
+
+
+def warn_of_other_data(
+    metadata: Mapping[str, Any], sets: Mapping[str, pipeline.PackedData], path: str
+) -> None:
+    """Logs that a run resumes with other clips than those of its checkpoint; earlier checkpoints do not know them.
+
+    Args:
+      metadata: of the checkpoint.
+      sets: of `bucketed_data.open_buckets`.
+      path: their folder.
+    """
+    then, now = metadata.get("data"), data_metadata(sets)
+    if then is not None and then != now:
+        logging.warning(
+            "The data set in %s is another than that of the checkpoint (%d training clips then, %d now): training "
+            "continues with it, and the order of clips is another.",
+            path,
+            then["clips"],
+            now["clips"],
+        )
 
 
 def absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
