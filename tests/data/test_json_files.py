@@ -62,3 +62,14 @@ def test_damaged_files_are_refused_by_name(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(FieldError, match=r"report.json is damaged \(.+\): pack again."):
         json_files.read(path, TABLE, "pack again.")
+
+
+def test_a_flipped_bit_in_checked_fields_is_noticed(tmp_path):
+    path = tmp_path / "entry.json"
+    text = json_files.dump_checked({"count": 3, "mean": [0.5, 1e-9]})
+    fields = {"count": int, "mean": [float]}
+    assert json_files.parse(path, text, fields) == {"count": 3, "mean": [0.5, 1e-9]}
+    assert json_files.parse(path, '{"count": 3, "mean": []}', fields) == {"count": 3, "mean": []}
+    for change in (text.replace("3", "2", 1), text.replace("0.5", "0.7")):
+        with pytest.raises(FieldError, match="entry.json is damaged .its fields do not match"):
+            json_files.parse(path, change, fields)

@@ -14,6 +14,7 @@ A table of fields is a mapping from names to types; a type is one of
 Annotations such as list[int], dict[str, float] and str | None mean the same.
 """
 
+import hashlib
 import json
 import math
 import types
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAX_BYTES = 2**33
+CHECKSUM = "checksum_of_fields"
 
 
 class FieldError(ValueError):
@@ -58,10 +59,22 @@ def parse(path: str | Path, text: str | bytes, fields: Any, way_out: str = "") -
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
         raise FieldError(f"{path} is damaged ({str(error) or 'nested too deeply'}){end}") from error
+    if isinstance(content, dict) and content.pop(CHECKSUM, None) not in (None, _digest(content)):
+        raise FieldError(f"{path} is damaged (its fields do not match their checksum){end}")
     try:
         return check(content, fields)
     except FieldError as error:
         raise FieldError(f"{path} is damaged ({error}){end}") from None
+
+
+def dump_checked(content: dict[str, Any]) -> str:
+    """Serializes fields with a checksum of them, which `parse` verifies and removes."""
+    return json.dumps(content | {CHECKSUM: _digest(content)})
+
+
+def _digest(content):
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def check(value: Any, kind: Any, name: str = "") -> Any:

@@ -310,7 +310,7 @@ def _encode_shard(
     entry = {"clips": clips, "bytes": size, "cut_captions": cut, "count": statistics.count}
     entry |= {"checksum": records.checksum(output / path.name)}
     entry |= {"mean": statistics.mean.tolist(), "squares": statistics.squares.tolist()}
-    atomic_files.write_text(work / f"{path.name}.json", json.dumps(entry))
+    atomic_files.write_text(work / f"{path.name}.json", json_files.dump_checked(entry))
     return cut
 
 

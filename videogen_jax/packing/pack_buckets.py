@@ -15,7 +15,6 @@ import collections
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -147,21 +146,15 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
             reports[bucket] = _pack_bucket(
                 folder, output, settings, bucket, bucket_pieces, saved, **options
             )
-    all_skipped = list_skipped(skipped | unmatched, reports.values())
+    reasons = list_skipped(skipped | unmatched, reports.values())
+    all_skipped = {item["file"]: item["reason"] for item in reasons}
     if whole:
-        reasons = {item["file"]: item["reason"] for item in all_skipped}
-        present = sources.without_vanished(folder, found, reasons)
+        present = sources.without_vanished(folder, found, all_skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = {
-        "settings": saved,
-        "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
-        "clips": {},
+    report = pack_folder.make_report(folder, found, saved, all_skipped, cut_off, started)
+    report |= {
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
-        "skipped": all_skipped,
-        "frames_cut_off": dict(sorted(cut_off.items())),
-        "long_captions": pack_folder.long_captions(found),
-        "captions_without_words": pack_folder.captions_without_words(found),
-        "seconds": round(time.monotonic() - started, 1),
+        "skipped": reasons,  # a file may be skipped for several
     }
     finish(output, report, settings.buckets, whole=whole)
     return report | {"finished_before": False}

@@ -21,7 +21,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -204,21 +204,42 @@ def pack_sources(
             f"no training clip came out of the {len(found)} captioned videos in {folder} "
             f"({reasons}): add videos, or lower --min_frames or --validation_fraction."
         )
-    if whole and "shard" not in saved:
+    if whole:
         present = sources.without_vanished(folder, found, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = {
+    report = make_report(folder, found, saved, skipped, cut_off, started) | {"clips": counts}
+    _finish(output, work, journal, found, settings, report)
+    return report | {"finished_before": False}
+
+
+def make_report(
+    folder,
+    found: Sequence[Source],
+    saved: dict,
+    skipped: Mapping[str, str],
+    cut_off: Mapping[str, int],
+    started: float,
+) -> dict:
+    """Makes the content of pack_report.json, except for the numbers of clips.
+
+    Args:
+      folder: folder of the videos.
+      found: sources that were packed or skipped.
+      saved: the settings as JSON values.
+      skipped: name -> reason.
+      cut_off: name -> frames cut off after the last clip.
+      started: when packing began, by time.monotonic.
+    """
+    return {
         "settings": saved,
         "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
-        "clips": counts,
+        "clips": {},
         "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
         "frames_cut_off": dict(sorted(cut_off.items())),
         "long_captions": long_captions(found),
         "captions_without_words": captions_without_words(found),
         "seconds": round(time.monotonic() - started, 1),
     }
-    _finish(output, work, journal, found, settings, report)
-    return report | {"finished_before": False}
 
 
 def long_captions(found: Sequence[Source]) -> list[str]:

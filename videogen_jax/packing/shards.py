@@ -5,7 +5,6 @@ Both are in OUTPUT/unfinished, as the docstring of `pack_folder` describes.
 
 import collections
 import itertools
-import json
 import os
 
 import numpy as np
@@ -57,7 +56,9 @@ def read_journal(output, work) -> list[dict]:
         if not places or not _is_intact(places[0], shard):
             shards = shards[:index]
             break
-    atomic_files.write_text(path, "".join(json.dumps(shard) + "\n" for shard in shards))
+    atomic_files.write_text(
+        path, "".join(json_files.dump_checked(shard) + "\n" for shard in shards)
+    )
     return shards
 
 
@@ -119,7 +120,7 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
         shard["packed"] = list(shard["packed"].items())  # [source, number of its clips]
         shard |= {"skipped": dict(skipped), "cut_off": dict(cut_off)}
         with open(work / "journal.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(shard) + "\n")
+            file.write(json_files.dump_checked(shard) + "\n")
             file.flush()
             os.fsync(file.fileno())
         journal.append(shard)

@@ -134,7 +134,7 @@ def _walk(folder, follow_links, skipped) -> Iterator[pathlib.Path]:
 
 def _check_file(path, folder, follow_links) -> tuple[int, str | None]:
     """Returns (size, None) of a file that may be read, or (0, the reason why not)."""
-    if not _is_utf8(path):
+    if not _is_utf8(path.relative_to(folder)):
         return 0, NOT_UTF8
     try:
         status = path.stat()
