@@ -506,6 +506,7 @@ def test_a_call_continues_after_files_have_vanished(shapes, tmp_path, monkeypatc
     report = run(**options)
     assert report["skipped"] == [{"file": order[-1], "reason": sources.VANISHED}]
     assert sum(report["clips"].values()) == NUM_CLIPS - 1
+    assert run(**options)["finished_before"]
 
 
 def test_a_folder_that_vanishes_is_no_folder_without_videos(tmp_path, monkeypatch):

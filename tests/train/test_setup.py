@@ -11,7 +11,7 @@ from tests.tiny import tiny_config
 from videogen_jax import config as configs
 from videogen_jax.data import bucketed_data
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.data.pipeline import PackedData
+from videogen_jax.data.pipeline import DataError, PackedData
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.train import loop, run_kinds, setup
 
@@ -143,7 +143,9 @@ def test_the_state_is_saved_when_the_data_cannot_be_read(monkeypatch, step, save
         loop.checkpoint, "save", lambda manager, state, metadata, loss: steps.append(state.step)
     )
     state, window = SimpleNamespace(step=step), SimpleNamespace(flush=lambda: None)
-    loop.save_before_failure(FakeManager(), state, {}, window, first=5)
+    with pytest.raises(DataError, match="gone"):
+        with loop.save_on_data_errors(FakeManager(), lambda: state, {}, window, first=5):
+            raise DataError("gone")
     assert steps == saved
 
 

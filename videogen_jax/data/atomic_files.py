@@ -19,11 +19,11 @@ def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def write_text(path, text: str) -> None:
-    """Writes a small UTF-8 file atomically."""
+    """Writes a small UTF-8 file atomically; what is no character of Unicode is escaped, as JSON escapes it."""
     path = pathlib.Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -274,24 +274,28 @@ def fix_splits(sources: Sequence[Source], fraction: float) -> list[Source]:
 def without_vanished(
     folder, sources: Sequence[Source], skipped: Mapping[str, str]
 ) -> tuple[list[Source], dict[str, str]]:
-    """Leaves out the files that vanished before they were packed.
+    """Leaves out the files that have vanished since they were listed, whether they were packed before or not.
 
     Args:
       folder: folder of the sources.
       sources: as listed when packing began.
       skipped: name -> reason, now that it is finished.
     Returns:
-      (sources, skipped) as `list_sources` returns them for the folder without those files.
+      (sources, skipped) as `list_sources` would return them now, without new files.
     """
-    gone = {
-        name
+    listed = {source.name for source in sources}
+    kept = [
+        source
+        for source in sources
+        if skipped.get(source.name) != VANISHED and os.path.lexists(locate(folder, source.name))
+    ]
+    rest = {
+        name: reason
         for name, reason in skipped.items()
-        if reason == VANISHED or (reason != NOT_UTF8 and not os.path.lexists(locate(folder, name)))
+        if name not in listed
+        and (reason == NOT_UTF8 or (reason != VANISHED and os.path.lexists(locate(folder, name))))
     }
-    kept = [source for source in sources if source.name not in gone]
-    packed = {source.name for source in kept}
-    listed = {n: why for n, why in skipped.items() if n not in gone and n not in packed}
-    return kept, listed
+    return kept, rest
 
 
 def refuse_skipped(name: str, reason: str) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +170,11 @@ def run_steps(
         shown = progress.Progress(first, last, speaks=jax.process_index() == 0)
         stack.callback(shown.close)
         window = metrics.Window(lambda: batches.wait_seconds, find_peak_flops(run.mesh))
+        save = save_on_data_errors(manager, lambda: state, metadata, window, first)
+        stack.enter_context(save)
         before_step = stack.enter_context(profile.open_profile(workdir, **config.profile))
         for step in range(first, last + 1):
-            try:
-                bucket, batch = next(batches)
-            except pipeline.DataError:
-                save_before_failure(manager, state, metadata, window, first)
-                raise
+            bucket, batch = next(batches)
             before_step(step, state)
             state, values = train_steps[bucket].result()(state, batch)
             window.add(step, values, runs[bucket].config.batch_size, flops[bucket])
@@ -273,20 +271,35 @@ def write_report(workdir: Path) -> None:
         ) from error
 
 
-def save_before_failure(
-    manager: Any, state: TrainState, metadata: dict[str, Any], window: metrics.Window, first: int
-) -> None:
-    """Saves the last state where the data cannot be read on; in a single process, for all must take part."""
-    if jax.process_count() > 1:
-        return
-    window.flush()  # never save what has diverged
-    with jax.transfer_guard("allow"):
-        step = int(state.step)
-        if step >= first and step != manager.latest_step():
-            checkpoint.save(manager, state, metadata, None)
-            logging.info(
-                "The data cannot be read: saved step %d, from which training resumes.", step
-            )
+@contextlib.contextmanager
+def save_on_data_errors(
+    manager: Any,
+    read_state: Callable[[], TrainState],
+    metadata: dict[str, Any],
+    window: metrics.Window,
+    first: int,
+) -> Iterator[None]:
+    """Saves the last state where the data cannot be read on; in a single process, for all must take part.
+
+    Args:
+      manager: of `checkpoint.open_checkpoints`.
+      read_state: returns the state after the last step.
+      metadata: for the checkpoint.
+      window: of the loop.
+      first: step with which this call began.
+    """
+    try:
+        yield
+    except pipeline.DataError:
+        if jax.process_count() == 1:
+            window.flush()  # never save what has diverged
+            with jax.transfer_guard("allow"):
+                state = read_state()
+                step = int(state.step)
+                if step >= first and step != manager.latest_step():
+                    checkpoint.save(manager, state, metadata, None)
+                    logging.info("The data cannot be read: saved step %d.", step)
+        raise
 
 
 def read_ema(run: Run, state: TrainState) -> Any:
