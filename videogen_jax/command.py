@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -311,13 +312,22 @@ def quiet_tensorflow() -> None:
 def quiet_libraries() -> None:
     """Keeps messages of libraries that mean nothing at normal work out of the log; see `is_worth_showing`."""
     logging.get_absl_handler().addFilter(is_worth_showing)
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # Of an Orbax thread that has raised another error, which is the one to be told.
+        if str(error) != "Event loop is closed":
+            shown(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def is_worth_showing(record: python_logging.LogRecord) -> bool:
     """Whether a message of the log says something to the user.
 
-    Not: those of Orbax and TFDS on each file they open, and Orbax's warnings on metadata that is as it should be; that
-    JAX finds no TPU; that the CUDA wheels find no GPU on a machine without one, with a traceback.
+    Not: those of Orbax and TFDS on each file they open, and Orbax's warnings on metadata that is as it should be; the
+    tracebacks that Orbax logs of errors in its threads, which it raises too; that JAX finds no TPU; that the CUDA
+    wheels find no GPU on a machine without one, with a traceback.
     """
     text = record.getMessage()
     if f"{os.sep}jax{os.sep}" in record.pathname:
@@ -327,7 +337,7 @@ def is_worth_showing(record: python_logging.LogRecord) -> bool:
         return not (no_gpu and "Jax plugin configuration error" in text)
     if not any(f"{os.sep}{name}{os.sep}" in record.pathname for name in QUIET):
         return True
-    if record.levelno < python_logging.WARNING:
+    if record.levelno < python_logging.WARNING or "_SignalingThread" in str(record.msg):
         return False
     return not any(part in text.lower() for part in HARMLESS)
 

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import contextlib
+import errno
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,6 +78,8 @@ class StepWriter:
         try:
             yield
         except Exception as error:  # Orbax raises whatever its storage layers raise.
+            if jax.process_index() == 0:
+                step_files.clean_up(self.folder, told=False)  # gives its room back
             raise OSError(
                 f"Checkpoint {step} could not be written to {self.folder} ({reason(error)}): make room there, or mend "
                 "what is wrong, and run the same command again, which resumes from the checkpoint before."
@@ -117,6 +121,9 @@ def describe_item(directory: Path, item: str | None) -> dict[str, Any]:
 
 def reason(error: Exception) -> str:
     """What an error says, on a line."""
+    for known in (errno.ENOSPC, errno.EDQUOT):  # at the end of long sentences
+        if os.strerror(known) in str(error):
+            return os.strerror(known)
     return ((str(error) or type(error).__name__).splitlines() or [""])[0][:200]
 
 

@@ -62,9 +62,9 @@ def explain_none(folder: Path) -> str:
     return f"There is no checkpoint in {folder}: train first, or name another --workdir."
 
 
-def clean_up(folder: Path) -> None:
-    """Removes what a killed run left half written or half removed."""
-    for step in list_unfinished(folder):
+def clean_up(folder: Path, told: bool = True) -> None:
+    """Removes what a killed run left half written or half removed, and tells of the former."""
+    for step in list_unfinished(folder) if told else ():
         logging.warning("Checkpoint %d was never finished: going back to the one before.", step)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.search(rf"(\{UNFINISHED}|\{DELETED}|\.orbax-checkpoint-tmp)", path.name):
