@@ -35,6 +35,7 @@ import numpy as np
 from absl import flags, logging
 
 from videogen_jax import command
+from videogen_jax import config as configs
 from videogen_jax.data import output_folder
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import (
@@ -195,6 +196,14 @@ def check_flags(values) -> None:
         raise ValueError("--workdir logs to its own dashboard: leave out --logdir.")
     if values.generated is not None and values.step is not None and values.logdir is None:
         raise ValueError("--logdir and --step belong together: give both or neither.")
+    for name in ("sampler", "num_inference_steps", "guidance_scale"):
+        if getattr(values, name) is not None:
+            configs.check_option(f"sample.{name}", getattr(values, name))
+    if values.workdir is not None and values.seed + (values.num_clips or NUM_CLIPS) > 2**32:
+        raise ValueError(
+            f"--seed={values.seed} and {values.num_clips or NUM_CLIPS} videos would end above the last seed, "
+            f"{2**32 - 1}: begin with a lower one."
+        )
     if values.paired and not (values.generated and values.reference):
         raise ValueError("--paired needs two folders: give --generated and --reference.")
 

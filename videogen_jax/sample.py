@@ -38,7 +38,7 @@ from videogen_jax.generate import frame_flags, from_checkpoint, sample_folder
 from videogen_jax.generate import prompts as captions
 from videogen_jax.generate.sample_folder import SampleFolder
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.run import checkpoint
+from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.run.state import PRECISIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -317,12 +317,15 @@ def format_timeline(timeline: list[tuple[int, str]]) -> str:
 
 
 def make_folder() -> Path:
-    """The folder of the videos, created if missing; files of the same names are replaced."""
-    folder = _OUTPUT_DIR.value or Path(_WORKDIR.value) / "generated"
-    if not _OUTPUT_DIR.value and not Path(_WORKDIR.value).is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {_WORKDIR.value}: name the --workdir of a run that launch.py has started."
-        )
+    """The folder of the videos, created if missing.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no run to sample, see `saved_config.read_config`.
+      OSError: the folder cannot be written to.
+    """
+    workdir = Path(_WORKDIR.value)
+    saved_config.read_config(workdir)  # a folder without a run is an error, and no place for videos
+    folder = _OUTPUT_DIR.value or workdir / "generated"
     return output_folder.make_output_folder(folder, "--output_dir")
 
 

@@ -214,3 +214,16 @@ def test_numbers_that_do_not_do_are_refused(tmp_path, flag):
     name = flag.partition("=")[0]
     with pytest.raises(Exception, match=f"flag --{name}="):
         run(generated=tmp_path, **dict([flag.split("=")]))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"guidance_scale": -1}, "sample.guidance_scale is -1.0"),
+        ({"sampler": "eular"}, "Unknown sample.sampler 'eular'"),
+        ({"seed": 2**32 - 1, "num_clips": 2}, "and 2 videos would end above the last seed"),
+    ],
+)
+def test_the_run_is_not_looked_at_before_the_flags(tmp_path, option, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(workdir=tmp_path, **option)

@@ -109,6 +109,7 @@ def call(workdir, monkeypatch):
             return models[-1]
 
         monkeypatch.setattr(from_checkpoint, "load", load)
+        monkeypatch.setattr(sample.saved_config, "read_config", lambda folder: {})
         options = {"prompts": ["a", "b", "c"], "num_videos": 2, "batch_size": 2} | options
         options |= {"workdir": str(workdir), "output_dir": str(output)}
         values = {
@@ -286,6 +287,15 @@ def test_the_folder_is_tried_before_the_model_is_loaded(call, tmp_path, monkeypa
     monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(OSError, match=r"file/out cannot be written to .*--output_dir\."):
         call(tmp_path / "file" / "out")
+
+
+def test_a_folder_without_a_run_is_left_as_it_is(tmp_path):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.as_parsed(workdir=str(tmp_path), prompts=["a"]):
+        with pytest.raises(FileNotFoundError, match=r"no .*config\.json: name the --workdir"):
+            sample.write_samples()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sheet_shows_the_files(call, tmp_path):
