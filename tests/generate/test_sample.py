@@ -39,27 +39,34 @@ def trained_run(tmp_path_factory):
     config.learning_rate.warmup_steps = 1
     config.sample.every = config.checkpoint.every = 2
     with pytest.MonkeyPatch.context() as patch:
-        log_samples = note_calls("samples", run_kinds.DIFFUSION.make_log_samples, folder)
+        save = checkpoint.save
+
+        def note_save(manager, state, *arguments):
+            SAVED.add(int(state.step))
+            save(manager, state, *arguments)
+
+        patch.setattr(checkpoint, "save", note_save)
+        log_samples = note_calls("samples", run_kinds.DIFFUSION.make_log_samples)
         kind = run_kinds.DIFFUSION._replace(make_log_samples=log_samples)
         patch.setattr(run_kinds, "find_kind", lambda config: kind)
-        evaluate = note_calls("validation", validation.make_evaluate, folder)
+        evaluate = note_calls("validation", validation.make_evaluate)
         patch.setattr(validation, "make_evaluate", evaluate)
         loop.train(config, folder / "run")
     return folder / "run"
 
 
+SAVED = set()  # steps that the loop has handed to the checkpoints
 SEEN = {}  # what the loop samples or validates to (parameters, whether their step was saved by then)
 
 
-def note_calls(name, make, folder):
+def note_calls(name, make):
     """Notes the parameters that the loop hands to what `make` returns."""
 
     def make_noting(*arguments):
         run = make(*arguments)
 
         def call(writer, step, params):
-            saved = (folder / "run" / "checkpoints").glob(f"{step}*")
-            SEEN[name] = jax.device_get(params), any(saved)
+            SEEN[name] = jax.device_get(params), step in SAVED
             return run(writer, step, params)
 
         return call

@@ -282,7 +282,7 @@ def test_sample_makes_videos(trained, places, tmp_path):
     result = verb("sample", *arguments)
     assert not result.returncode, result.stderr[-2000:]
     assert len(list(tmp_path.glob("*.gif"))) == 2
-    assert "has 102 tokens, of which CLIP reads the first 77" in result.stderr
+    assert "has 102 tokens, of which the model reads the first 16" in result.stderr
 
 
 # --------------------------------------------------------------------------------- refusals
