@@ -255,11 +255,12 @@ def test_the_state_is_saved_when_the_data_vanishes(data, tmp_path, monkeypatch):
     config = small_config(folder)
     config.train.steps, config.checkpoint.every = 12, 100
     monkeypatch.setattr(pipeline, "SECONDS_BETWEEN_CHECKS", 0.0)
+    monkeypatch.setattr(pipeline, "SHARE_OF_CHECKS", float("inf"))
     check, calls = packed_data.check_unchanged, []
 
     def move_away_and_check(stamps):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 5:  # of twelve batches, some of which are read ahead
             folder.rename(tmp_path / "moved")
         check(stamps)
 

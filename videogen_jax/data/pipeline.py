@@ -26,6 +26,7 @@ from videogen_jax.data.packed_data import DataError, PackedData, open_data
 
 Clips = dict[str, np.ndarray]
 SECONDS_BETWEEN_CHECKS = 60.0  # of whether the files are still those of the data set
+SHARE_OF_CHECKS = 0.005  # of the time, at most: they take long for many shards on a slow disk
 
 
 # Folded into the seed, so that the draws for different purposes are independent.
@@ -395,8 +396,8 @@ def _iterate(clips: tf.data.Dataset, files: list[str], threads: int) -> Iterator
             yield batch
             if (now := time.monotonic()) >= due:
                 packed_data.check_unchanged(stamps)
-                spent = time.monotonic() - now  # long for many shards on a slow disk
-                due = now + max(SECONDS_BETWEEN_CHECKS, 200 * spent)
+                spent = time.monotonic() - now
+                due = now + max(SECONDS_BETWEEN_CHECKS, spent / SHARE_OF_CHECKS)
     except op_error as error:
         packed_data.check_unchanged(stamps)
         logging.warning("A record cannot be read: searching %d files for it.", len(files))
