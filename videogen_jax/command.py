@@ -312,14 +312,14 @@ def quiet_tensorflow() -> None:
 def quiet_libraries() -> None:
     """Keeps messages of libraries that mean nothing at normal work out of the log; see `is_worth_showing`."""
     logging.get_absl_handler().addFilter(is_worth_showing)
-    shown = sys.excepthook
+    shown = sys.unraisablehook
 
-    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # Of an Orbax thread that has raised another error, which is the one to be told.
-        if str(error) != "Event loop is closed":
-            shown(kind, error, trace)
+    def show(unraisable: Any) -> None:
+        # TensorStore cannot tell Orbax, which has given up for another error: that one is raised.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
 
-    sys.excepthook = show
+    sys.unraisablehook = show
 
 
 def is_worth_showing(record: python_logging.LogRecord) -> bool:

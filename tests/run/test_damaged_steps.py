@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.run import steps as small
-from videogen_jax.run import checkpoint, ema_snapshots, step_files
+from tests.tiny import tiny_config
+from videogen_jax.run import checkpoint, ema_snapshots, saved_config, step_files
 from videogen_jax.run.checkpoint import CheckpointError
+from videogen_jax.train import loop
 
 
 def restore(workdir):
@@ -166,6 +170,13 @@ def test_a_name_that_cannot_be_written_under_is_refused(tmp_path, name):
         checkpoint.check_folder(tmp_path / name / "run")
 
 
+def test_a_link_to_a_folder_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    for use in (saved_config.read_config, lambda workdir: loop.train(tiny_config(), workdir)):
+        with pytest.raises(OSError, match="run is a link to .*disk/run, which is not there: make"):
+            use(tmp_path / "run")
+
+
 def test_a_step_that_is_deleted_while_it_is_read_is_replaced_by_the_newest(tmp_path):
     small.write_steps(tmp_path, (3,))
     seen = []
@@ -203,8 +214,33 @@ def test_a_write_that_fails_is_a_sentence_and_the_step_before_stays(tmp_path, mo
 
     monkeypatch.setattr(step_files, "write_json", fail)
     with pytest.raises(OSError, match=r"Checkpoint 4 could not .*\(.*No space left.* make room"):
-        small.write_steps(tmp_path, (4,))
+        with checkpoint.open_checkpoints(tmp_path) as manager:
+            checkpoint.save(manager, small.small_state(4), small.METADATA)
+            for _ in range(2000):  # the steps that follow
+                manager.check()
+                time.sleep(0.01)
     assert small.read_ema(tmp_path)[0] == 3
+
+
+def test_buffers_that_are_donated_at_once_are_saved_as_they_were(tmp_path):
+    def draw(step):
+        state = small.small_state(step)
+        kernel = jnp.asarray(np.random.default_rng(0).standard_normal(2**22, np.float32)) + 0
+        return state.replace(params={"kernel": kernel})
+
+    state, truth = draw(1), jax.device_get(draw(1).params["kernel"])
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 + 7, state), donate_argnums=0)
+    params = {"params": state.params}
+    compiled = step.lower(params).compile()
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        checkpoint.save(manager, state, small.METADATA)
+        jax.block_until_ready(compiled(params))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    kernel = jax.ShapeDtypeStruct(truth.shape, truth.dtype, sharding=here)
+    abstract = small.abstract_state().replace(params={"kernel": kernel})
+    with checkpoint.open_checkpoints(tmp_path, read_only=True) as manager:
+        restored = checkpoint.restore(manager, abstract)
+    np.testing.assert_array_equal(restored.params["kernel"], truth)
 
 
 def test_arrays_on_other_devices_are_the_same(written):

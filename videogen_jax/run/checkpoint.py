@@ -42,6 +42,10 @@ class Checkpoints:
         """As `StepWriter.save`."""
         self._writer.save(step, items, documents)
 
+    def check(self) -> None:
+        """As `StepWriter.check`."""
+        self._writer.check()
+
     def wait_until_finished(self) -> None:
         """As `StepWriter.wait_until_finished`."""
         self._writer.wait_until_finished()

@@ -15,6 +15,14 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     write_json(workdir / "config.json", config.to_dict())
 
 
+def check_link(workdir: Path) -> None:
+    """Raises FileNotFoundError for a link to a folder that is not there."""
+    if workdir.is_symlink() and not workdir.exists():
+        raise FileNotFoundError(
+            f"{workdir} is a link to {workdir.readlink()}, which is not there: make that folder, or mend the link."
+        )
+
+
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """Reads back the config of a run; options that it does not have yet take their defaults.
 
@@ -22,6 +30,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
       FileNotFoundError: the folder holds no run.
       ValueError: the run has an option that no longer exists, or one of another type.
     """
+    check_link(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -62,6 +62,11 @@ class StepWriter:
                 step_files.publish(path, step, documents)
                 self._after(step)
 
+    def check(self) -> None:
+        """Raises OSError as soon as a write has failed; several processes learn of it at the next save."""
+        if jax.process_count() == 1 and self._pending is not None and self._pending.done():
+            self.wait_until_finished()
+
     def wait_until_finished(self) -> None:
         """Waits for the write under way; all processes call it at the same point.
 

@@ -68,6 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """
     workdir = Path(workdir)
     with processes.propagate_errors():
+        saved_config.check_link(workdir)
         checkpoint.check_folder(workdir)
         config = setup.absolute_paths(configs.validate(config))
         kind = run_kinds.find_kind(config)
@@ -183,6 +184,7 @@ def run_steps(
                 jax.block_until_ready(values)
                 logging.info("The first step ended after %.1f s.", time.perf_counter() - started)
                 window.skip_time()
+            manager.check()  # a full disk is told at once
             interrupted = stop()  # read once: a signal within a step counts for the next one
             stopping = interrupted or step == last
             if step % config.train.log_every == 0 or stopping:
