@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -689,3 +690,18 @@ def test_sampling_loads_no_tensorflow_and_nothing_of_training(long_run, tmp_path
     loaded = set(done.stdout.split())
     assert "videogen_jax.generate.from_checkpoint" in loaded and (tmp_path / "a.mp4").is_file()
     assert not {"tensorflow", "optax", "videogen_jax.train"} & loaded
+
+
+def test_a_damaged_newest_step_is_passed_over_by_name(plain_run, tmp_path, caplog):
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(plain_run, tmp_path / "run")
+    shutil.copytree(folder / "1", folder / "2")
+    assert from_checkpoint.load(tmp_path / "run").step == 2
+    largest = max((folder / "2" / "ema").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert from_checkpoint.load(tmp_path / "run").step == 1
+    assert f"2 is damaged ({largest.relative_to(folder / '2')} has other bytes" in caplog.text
+    with pytest.raises(ValueError, match=r"Checkpoint 2 in .* is damaged .*there are: 1\)"):
+        from_checkpoint.load(tmp_path / "run", step=2)
