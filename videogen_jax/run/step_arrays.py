@@ -26,7 +26,7 @@ class StepWriter:
         """Removes what a killed run left unfinished.
 
         Args:
-          folder: of the steps; made if it is missing.
+          folder: of the steps; made with the first one.
           after: called on process 0 with each step that has been written.
         """
         self.folder, self._after = folder, after
@@ -34,7 +34,6 @@ class StepWriter:
         self._pending: concurrent.futures.Future | None = None
         with processes.propagate_errors():
             if jax.process_index() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
                 step_files.clean_up(folder)
 
     def save(self, step: int, items: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
@@ -48,6 +47,8 @@ class StepWriter:
           OSError: the step before could not be written.
         """
         self.wait_until_finished()
+        with processes.propagate_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{step}{step_files.UNFINISHED}"
         # Orbax takes NumPy's arrays, but not its scalars.
         items = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.generic) else x, items)
