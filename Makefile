@@ -51,6 +51,7 @@ FIND_PYTHON = python=; \
 	done
 
 setup: $(INSTALLED)
+	@echo "$(VENV) is ready: source $(VENV)/bin/activate makes it the python of this shell."
 
 # A .venv whose interpreter is gone counts as not installed.
 $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo yes),,FORCE)
@@ -121,7 +122,7 @@ quickstart: $(INSTALLED)
 		--output=$(QUICKSTART)/quickstart_report.json
 	@echo "The videos: $(QUICKSTART)/generated/contact_sheet.png"
 	@echo "The report: $(QUICKSTART)/report.html"
-	@echo "The dashboard: $(VENV)/bin/tensorboard --logdir=$(QUICKSTART)/tensorboard"
+	@echo "The dashboard: $(VENV)/bin/tensorboard --logdir=$(patsubst %/,%,$(dir $(QUICKSTART)))"
 
 # ---------------------------------------------------------------------------------------- lock
 

@@ -304,6 +304,9 @@ def test_a_file_of_the_users_own_starts_from_the_defaults(tmp_path):
     assert run(own).stdout.splitlines() == ["batch_size = 3", "model.width = 96"]
     assert "train.steps = 5" in run(own, "--config.train.steps=5000").stdout
     assert "batch_size = 32" in run("--config=quickstart").stdout.splitlines()
+    assert "batch_size = 6" in run("--config.batch_size", "6", "--config", "quickstart").stdout
+    other = run("--config=quickstart", "--config.autoencoder.channels=4").stderr
+    assert "config: error: There is no option 'autoencoder.channels'" in other
     wrong = run(own, "--config.model.widht=5")
     assert wrong.returncode == 1 and "width" in wrong.stderr
     assert "config: error: There is no config 'nothing'" in run("--config=nothing").stderr

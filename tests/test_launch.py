@@ -201,6 +201,7 @@ def test_sampling_from_the_checkpoint(finished, tmp_path):
         ("--config.model.widht=3", "no option 'model.widht': did you mean 'model.width'"),
         ("--config.batch_size=3", "batch_size of 3 does not divide into 2 parts"),
         ("--config.data.path=/nowhere", "/nowhere"),
+        ("--config.mesh.seq=60000", "devices, but there are 256 (cpu)"),
     ],
 )
 def test_wrong_options_end_in_one_sentence(data, tmp_path, option, sentence):

@@ -32,6 +32,8 @@ PATH_FLAGS = (
 # Parameters of glibc's mallopt, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
+CONFIG_PATH = r"([^:]+(?:://[^:]*)?)"  # up to the colon before the argument of a config's file
+
 # What a config's file raises where it is wrong: it is read with the flags.
 CONFIG_FILE_ERRORS = (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError)
 
@@ -132,7 +134,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         argv, overrides = split_overrides(argv)
     for name, text in overrides.items():
         config.parse_option(name, text)  # before absl sees --help, and exits
-    rest = flags.FLAGS([_find_config(argument) for argument in argv])
+    with _program_arguments(argv):  # ml_collections looks for overrides there
+        rest = flags.FLAGS(_find_configs(argv))
     if overrides:
         flag = flags.FLAGS["config"]
         if flag.value is None:
@@ -245,12 +248,28 @@ def _explain_platform(error: Exception) -> ValueError | None:
     )
 
 
-def _find_config(argument: str) -> str:
-    """--config=dit_512 with the path of that config; other arguments as they are."""
-    match = re.fullmatch(r"--?config=([^:]+(?:://[^:]*)?)(:.*)?", argument)
-    if not match:
-        return argument
-    return f"--config={config.find_config(local_path(match[1], '--config'))}{match[2] or ''}"
+@contextlib.contextmanager
+def _program_arguments(argv: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _find_configs(argv: list[str]) -> list[str]:
+    """--config=dit_512 and --config dit_512 with the path of that config; other arguments as they are."""
+    result: list[str] = []
+    for i in range(len(argv)):
+        match = re.fullmatch(rf"(--?config=){CONFIG_PATH}(:.*)?", argv[i], re.DOTALL)
+        if not match and i and argv[i - 1] in ("--config", "-config"):
+            match = re.fullmatch(rf"(){CONFIG_PATH}(:.*)?", argv[i], re.DOTALL)
+        if match:
+            path = config.find_config(local_path(match[2], "--config"))
+            result.append(f"{match[1]}{path}{match[3] or ''}")
+        else:
+            result.append(argv[i])
+    return result
 
 
 def read_paths(values: flags.FlagValues) -> None:

@@ -36,16 +36,21 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+MOST_HOST_DEVICES = (
+    256  # a larger mesh is refused for its lack of devices, instead of starting that many threads
+)
+
+
 def main(arguments: list[str]) -> int:
     """Runs the training; returns the exit code."""
     command.refuse(arguments)
-    config = configs.validate_values(_CONFIG.value)  # the loop checks the combinations
+    config = configs.validate(_CONFIG.value)
     # Takes effect only where there is no GPU or TPU; there the mesh needs as many host devices.
     devices = math.prod(config.mesh.values()) // (_NUM_PROCESSES.value or 1)
     if (
         not _DISTRIBUTED.value
     ):  # there each process has one device, and their number is not known yet
-        jax.config.update("jax_num_cpu_devices", max(devices, 1))
+        jax.config.update("jax_num_cpu_devices", min(max(devices, 1), MOST_HOST_DEVICES))
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value) / "compiled"))
     # By default JAX takes three quarters of a GPU.

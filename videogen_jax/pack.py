@@ -95,8 +95,7 @@ def define_flags(flag_values=flags.FLAGS):
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
     define("integer", "clips", 1440, "Number of videos for --synthetic.", lower_bound=1)
-    seed = {"lower_bound": 0, "upper_bound": 2**32 - 1}
-    define("integer", "seed", 0, "Seed for --synthetic.", **seed)
+    define("integer", "seed", 0, "Seed for --synthetic.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -73,3 +73,23 @@ def test_small_frames_grow_by_whole_factors(tile, factor):
     assert grown.shape == (1, 1, 8 * factor, 8 * factor, 3)
     for y, x in ((0, 0), (factor, 2 * factor), (8 * factor - 1, 8 * factor - 1)):
         np.testing.assert_array_equal(grown[0, 0, y, x], video[0, 0, y // factor, x // factor])
+
+
+def test_captions_stand_above_the_videos_of_an_animation():
+    videos = np.full((2, 3, 40, 80, 3), 200, np.uint8)
+    prompts = ["a red circle", "a caption of many words that needs more lines than there are above"]
+    strips = contact_sheet.draw_captions(prompts, videos)
+    assert strips.shape == (2, 3, contact_sheet.LINES * contact_sheet.LINE, 80, 3)
+    np.testing.assert_array_equal(strips[:, 0], strips[:, 2])  # in every frame
+    dark = (strips[:, 0] < 100).all(axis=-1)  # (N, strip, W)
+    assert dark[0, : contact_sheet.LINE].any() and not dark[0, contact_sheet.LINE :].any()
+    assert dark[1, 2 * contact_sheet.LINE :].any()  # its third line
+    plain, (width, height) = contact_sheet.animation(videos, 8, columns=1, tile=40)
+    shown, (shown_width, shown_height) = contact_sheet.animation(videos, 8, 1, 40, prompts)
+    assert shown_width == width and plain != shown
+    assert shown_height == height + 2 * contact_sheet.LINES * contact_sheet.LINE
+
+
+def test_videos_without_a_caption_take_no_room_for_one():
+    videos = np.zeros((2, 1, 8, 8, 3), np.uint8)
+    assert contact_sheet.draw_captions(["", ""], videos).shape == (2, 1, 0, 8, 3)
