@@ -19,7 +19,7 @@ from absl import logging
 
 from videogen_jax.data import clip_tokenizer
 from videogen_jax.data.latent_records import Embeddings, TextInfo, find_dtype
-from videogen_jax.data.vocabulary import Vocabulary, split_words
+from videogen_jax.data.vocabulary import MOST_WORDS, Vocabulary, split_words
 from videogen_jax.models.clip_text import TextEncoder, make_text_encoder
 from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel.batched import make_batched
@@ -94,7 +94,7 @@ def open_texts(encoder: str, path: str, length: int, vocabulary_size: int, data:
       encoder: text.encoder, one of ENCODERS.
       path: text.path.
       length: text.length.
-      vocabulary_size: text.vocabulary_size.
+      vocabulary_size: text.vocabulary_size; 0: as many as MOST_WORDS.
       data: of `pipeline.open_data`.
     Returns:
       The texts.
@@ -103,7 +103,7 @@ def open_texts(encoder: str, path: str, length: int, vocabulary_size: int, data:
       FileNotFoundError: the config names weights elsewhere than `encode` did, and they are not there.
     """
     if encoder == "words":
-        vocabulary = Vocabulary.from_counts(data.words, vocabulary_size)
+        vocabulary = Vocabulary.from_counts(data.words, vocabulary_size or MOST_WORDS)
         if len(data.words) > len(vocabulary.words):
             logging.warning(
                 "The captions have %d words, of which the %d rarest are unknown to the model: "
