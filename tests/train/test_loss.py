@@ -33,8 +33,8 @@ PAPERS = {
     ),
     "min_snr": (
         {"name": "cosine", "zero_terminal_snr": True},
-        {"prediction": "v", "weighting": "min_snr"},
-        lambda alpha, sigma: np.minimum((alpha / sigma) ** 2, 5) / ((alpha / sigma) ** 2 + 1),
+        {"prediction": "v", "weighting": "min_snr", "gamma": 3.0},  # not the default of 5
+        lambda alpha, sigma: np.minimum((alpha / sigma) ** 2, 3) / ((alpha / sigma) ** 2 + 1),
     ),
     "sd3": (
         {"name": "flow", "shift": 3.0},
@@ -145,7 +145,7 @@ def test_the_loss_by_noise_level_is_float64s_at_times_spread_over_equal_parts_of
     def apply(params, x_t, t, condition):
         return jnp.full_like(x_t, guess)
 
-    clip_losses = make_clip_losses(apply, schedule, **chosen, gamma=5.0)
+    clip_losses = make_clip_losses(apply, schedule, **chosen, gamma=objective.get("gamma", 5.0))
     losses = jax.jit(make_loss_by_noise_level(clip_losses, schedule, 4))
     rng = jax.random.key(3)
     found = losses(None, batch(), rng)
