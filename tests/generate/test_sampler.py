@@ -102,6 +102,14 @@ def noise(call):
     return np.float64(np.stack(draws))
 
 
+def test_the_noise_that_sampling_starts_from_is_that_of_no_call():
+    schedule = make_schedule("linear", 20)
+    steps = sampler.make_steps(schedule, "v", sampler="ddpm", num_inference_steps=20)
+    start = np.asarray(sampler.init_noise(schedule, steps, keys(2, seed=5), SHAPE))
+    for call in range(len(steps.t)):
+        assert abs(np.corrcoef(start.ravel(), noise(call).ravel())[0, 1]) < 0.9
+
+
 def level(schedule, t):
     """alpha-bar of DDPM (alpha of DDIM) at step t in float64; 1 beyond the last."""
     return 1.0 if t < 0 else float(schedule.alpha(t)) ** 2
