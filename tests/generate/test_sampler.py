@@ -110,6 +110,16 @@ def test_the_noise_that_sampling_starts_from_is_that_of_no_call():
         assert abs(np.corrcoef(start.ravel(), noise(call).ravel())[0, 1]) < 0.9
 
 
+@pytest.mark.parametrize("name", ["flow", "steps"])
+def test_dpm_solvers_first_level_is_on_the_schedule(name):
+    """Near pure noise, which has no logSNR: alpha + sigma = 1 on flow, else their squares."""
+    schedule = make_schedule(**SCHEDULES[name])
+    steps = sampler.make_steps(schedule, "v", sampler="dpmpp_2m", num_inference_steps=5)
+    power = 1 if name == "flow" else 2
+    assert 0 < steps.alpha[0] < 1e-3
+    assert abs(steps.alpha[0] ** power + steps.sigma[0] ** power - 1) < 1e-12
+
+
 def level(schedule, t):
     """alpha-bar of DDPM (alpha of DDIM) at step t in float64; 1 beyond the last."""
     return 1.0 if t < 0 else float(schedule.alpha(t)) ** 2
