@@ -32,13 +32,13 @@ and long ones, in which walls reflect the shapes and the caption names the first
 import pathlib
 import re
 
-from absl import flags
+from absl import flags, logging
 
 from videogen_jax import command
 from videogen_jax.data import atomic_files, read_limits, records, synthetic
+from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, count_usable_cpus
 from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, sources
-from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import (
     Settings,
     finished_report,
@@ -200,7 +200,7 @@ def _generate(folder, settings, origin, workers):
     """Generates the synthetic videos, with a progress bar."""
     if settings.size[0] != settings.size[1]:
         raise ValueError("--synthetic generates square videos: set --size=N.")
-    with make_bar(origin["clips"], "video", "generating") as bar:
+    with show_progress("Generating", origin["clips"], "video") as advance:
         synthetic.write_shapes(
             folder,
             origin["kind"],
@@ -210,7 +210,7 @@ def _generate(folder, settings, origin, workers):
             frames=settings.frames,
             fps=settings.fps,
             workers=workers,
-            on_progress=bar.update,
+            on_progress=advance,
         )
 
 
@@ -258,6 +258,7 @@ def summarize(report: dict, output) -> str:
 def main(arguments):
     """Runs the command; returns the exit code."""
     command.refuse(arguments)
+    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))  # for lines of progress
     values = flags.FLAGS
     try:
         with command.explain_full_disk(values.output):

@@ -13,6 +13,9 @@ def test_a_line_says_how_much_is_done_and_what_is_left():
     )
     line = progress.describe("Sampling", 16, 64, "video", 120.0)
     assert line == "Sampling: 16 of 64 videos in 2:00, about 6:00 left."
+    # What was done before took no time of this call.
+    line = progress.describe("Packing", 60, 100, "video", 10.0, initial=40)
+    assert line == "Packing: 60 of 100 videos in 0:10, about 0:20 left."
     assert progress.format_time(3600 * 25 + 61) == "25:01:01"
     assert progress.format_time(59.6) == "1:00"
 

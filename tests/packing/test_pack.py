@@ -20,7 +20,6 @@ from videogen_jax.data.video_writer import write_video
 from videogen_jax.data.vocabulary import split_words
 from videogen_jax.data.workers import WorkerDied, make_pool
 from videogen_jax.packing import pack_folder, shards, sources
-from videogen_jax.packing.progress import make_bar
 
 NUM_CLIPS = 160
 
@@ -589,28 +588,3 @@ def test_a_stdout_that_nobody_reads_is_no_failed_pack(tmp_path, stdout):
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / "packed" / "pack_report.json").read_text(encoding="utf-8"))
     assert report["skipped"][0]["file"] == "ü.mp4" and report["clips"]["train"] == 1
-
-
-def test_progress_is_a_line_every_half_minute_in_a_log(monkeypatch, capsys):
-    now = [1000.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    with make_bar(100, "video", "packing") as bar:
-        bar._time = lambda: now[0]
-        for _ in range(100):
-            now[0] += 1.0
-            bar.update()
-    lines = capsys.readouterr().err.splitlines()
-    assert 3 <= len(lines) <= 5
-    assert lines[0] == "packing: 30 of 100 videos, 1.00 video/s, 01:10 left"
-
-
-def test_a_closed_stderr_does_not_end_the_work(monkeypatch):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w") as closed:
-        monkeypatch.setattr(sys, "stderr", closed)
-        monkeypatch.setattr("videogen_jax.packing.progress.SECONDS_BETWEEN_LINES", 0.0)
-        with make_bar(3, "video") as bar:
-            bar.update(3)
-        monkeypatch.undo()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)

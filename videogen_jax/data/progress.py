@@ -12,7 +12,9 @@ LOG_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def show_progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    what: str, total: int, unit: str, shown: bool | None = None, initial: int = 0
+) -> Iterator[Callable[..., None]]:
     """Shows how much of a piece of work is done, while the context is open.
 
     A line of the log comes every LOG_SECONDS, also while nothing is finished, so that silence means a dead process.
@@ -21,11 +23,15 @@ def show_progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], 
       what: is being done, such as "Sampling".
       total: units of the work.
       unit: in the singular, such as "video".
+      shown: draw a bar, also where there is no terminal; False: show nothing.
+      initial: units that were done before.
     Yields:
-      advance(count): says that `count` more units are done.
+      advance(count=1): says that `count` more units are done.
     """
-    started, done, ended = time.monotonic(), 0, threading.Event()
-    with tqdm(desc=what, total=total, unit=unit, disable=None) as bar:
+    started, done, ended = time.monotonic(), initial, threading.Event()
+    # None: tqdm disables itself where there is no terminal, as in a log.
+    disable = None if shown is None else not shown
+    with tqdm(desc=what, total=total, unit=unit, initial=initial, disable=disable) as bar:
 
         def advance(count: int = 1) -> None:
             nonlocal done
@@ -34,32 +40,30 @@ def show_progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], 
 
         def speak() -> None:
             while not ended.wait(LOG_SECONDS):
-                logging.info("%s", describe(what, done, total, unit, time.monotonic() - started))
+                seconds = time.monotonic() - started
+                logging.info("%s", describe(what, done, total, unit, seconds, initial))
 
-        # In a log tqdm disables itself: a bar needs a terminal.
         thread = threading.Thread(target=speak, name="progress", daemon=True)
-        if bar.disable:
+        if bar.disable and shown is None:
             thread.start()
         try:
             yield advance
         finally:
             ended.set()
-            if bar.disable:
+            if thread.is_alive():
                 thread.join()
 
 
-def describe(what: str, done: int, total: int, unit: str, seconds: float) -> str:
-    """One line of progress.
+def describe(what: str, done: int, total: int, unit: str, seconds: float, initial: int = 0) -> str:
+    """One line of progress, of which `initial` units were done before.
 
     >>> describe("Sampling", 16, 64, "video", 120.0)
     'Sampling: 16 of 64 videos in 2:00, about 6:00 left.'
     """
     line = f"{what}: {done} of {total} {unit}s in {format_time(seconds)}"
-    return (
-        f"{line}, about {format_time(seconds * (total - done) / done)} left."
-        if done
-        else f"{line}."
-    )
+    if done == initial:
+        return f"{line}."
+    return f"{line}, about {format_time(seconds * (total - done) / (done - initial))} left."
 
 
 def format_time(seconds: float) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from videogen_jax.data import (
     atomic_files,
@@ -37,8 +36,8 @@ from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
 from videogen_jax.data.locking import lock_folder
+from videogen_jax.data.progress import show_progress
 from videogen_jax.packing import metadata
-from videogen_jax.packing.progress import make_bar
 
 REPORT = "encode_report.json"
 REPORT_FIELDS = {
@@ -93,8 +92,8 @@ def encode(
       output: folder of the latents.
       encoder: autoencoder and storage settings.
       share: (i, n): encode the i-th of n equal parts of the shards.
-      label: label of the progress bar.
-      progress: as for `make_bar`.
+      label: in front of lines of progress.
+      progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       The report: settings, clips per split, "new" (clips encoded by this call), "finished" (all shards are encoded),
       "seconds"; with a text encoder also "cut_captions", the number of clips with truncated captions (in the whole data
@@ -129,11 +128,13 @@ def encode(
     ]
     new = sum(length for *_, length in to_encode)
     cut = 0
-    bar = make_bar(new, "clip", label, progress)
     # Without the lock, two equal calls, such as a restart while the first one hangs, would write the same files.
-    with lock_folder(work / "calls" / f"{share[0]}-of-{share[1]}"), bar:
+    with (
+        lock_folder(work / "calls" / f"{share[0]}-of-{share[1]}"),
+        show_progress(label or "Encoding", new, "clip", progress) as advance,
+    ):
         for split, path, _ in to_encode:
-            cut += _encode_shard(Path(path), split, data, output, work, encoder, bar)
+            cut += _encode_shard(Path(path), split, data, output, work, encoder, advance)
     report = {
         "settings": saved,
         "clips": {split: sum(lengths) for split, lengths in data.lengths.items()},
@@ -281,7 +282,7 @@ def _encode_shard(
     output: Path,
     work: Path,
     encoder: Encoder,
-    bar: tqdm,
+    advance: Callable[[], None],
 ) -> int:
     """Writes a shard and its JSON file; returns the number of its truncated captions."""
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
@@ -304,7 +305,7 @@ def _encode_shard(
                 yield latent_records.serialize_latents(
                     features, latents, mirrored, fps=fps, **fields
                 )
-            bar.update()
+            advance()
 
     clips, size = records.write_shard(output / path.name, serialize())
     entry = {"clips": clips, "bytes": size, "cut_captions": cut, "count": statistics.count}

@@ -20,10 +20,10 @@ import numpy as np
 
 from videogen_jax.data import bucketed_data, json_files, packed_data, records
 from videogen_jax.data.locking import lock_folder
+from videogen_jax.data.progress import show_progress
 from videogen_jax.packing import bucket_assignment, metadata, pack_buckets
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing import sources as source_lists
-from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.shards import SPLITS
 
 
@@ -85,7 +85,7 @@ def check(output: str | Path, progress: bool | None = False) -> dict[str, dict[s
 
     Args:
       output: folder of a data set of pixels or latents, plain or bucketed.
-      progress: as for `make_bar`.
+      progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       Bucket ("" for a plain set) -> split -> number of clips.
     Raises:
@@ -97,9 +97,9 @@ def check(output: str | Path, progress: bool | None = False) -> dict[str, dict[s
     sets = {name: packed_data.open_data(output / name) for name in names}
     total = sum(sum(map(len, data.files.values())) for data in sets.values())
     counts = {}
-    with make_bar(total, "shard", "checking", progress) as bar:
+    with show_progress("Checking", total, "shard", progress) as advance:
         for name, data in sets.items():
-            _check_bytes(output / name, data, bar)
+            _check_bytes(output / name, data, advance)
             counts[name] = {split: sum(lengths) for split, lengths in data.lengths.items()}
             # Latents may have several variants of each clip, with one motion score.
             variants = ((data.latents and data.latents.augment) or {}).get("variants", 1)
@@ -110,7 +110,7 @@ def check(output: str | Path, progress: bool | None = False) -> dict[str, dict[s
     return counts
 
 
-def _check_bytes(folder, data, bar):
+def _check_bytes(folder, data, advance):
     """Checks the number of records and the bytes of the shards of a plain data set, and of its small files."""
     known = packed_data.read_checksums(folder)
     for name in known:
@@ -131,7 +131,7 @@ def _check_bytes(folder, data, bar):
                 whole = records.checksum(path) == expected
             if not whole:
                 raise ValueError(packed_data.damaged_message(path))
-            bar.update()
+            advance()
 
 
 def _is_set_finished(output):

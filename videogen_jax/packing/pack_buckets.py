@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
 from videogen_jax.data.locking import lock_folder
+from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
 from videogen_jax.packing import (
     bucket_assignment,
@@ -34,7 +35,6 @@ from videogen_jax.packing import (
 )
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
-from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings
 
 PROBES_AHEAD = 64  # queued per worker
@@ -94,7 +94,7 @@ def pack_buckets(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
-      progress: as for `make_bar`.
+      progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       The content of OUTPUT/pack_report.json: that of `pack_folder.pack`, with "buckets" (clips per bucket and split)
       and "left_out" (bucket -> why it is omitted).
@@ -256,14 +256,14 @@ def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -
     known = _read_probes(path)
     left = [source.name for source in found if source.name not in known]
     with (
-        make_bar(len(found), "file", "probing", progress, initial=len(found) - len(left)) as bar,
+        show_progress("Probing", len(found), "file", progress, len(found) - len(left)) as advance,
         open(path, "a", encoding="utf-8") as file,
     ):  # fmt: skip
         for name, probe in _probe(folder, left, settings, workers, pool):
             known[name] = probe
             file.write(json.dumps([name, probe]) + "\n")
             file.flush()
-            bar.update()
+            advance()
             if strict and isinstance(probe, str):
                 sources.refuse_skipped(name, probe)
     return [p if isinstance(p, str) else Shape(*p) for p in (known[s.name] for s in found)]

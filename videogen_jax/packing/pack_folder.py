@@ -28,11 +28,11 @@ from concurrent.futures.process import BrokenProcessPool
 from videogen_jax.data import atomic_files
 from videogen_jax.data import vocabulary as vocabularies
 from videogen_jax.data.locking import lock_folder
+from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
 from videogen_jax.packing import metadata, saved_sources, shards, sources
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.extraction import extract_clips
-from videogen_jax.packing.progress import make_bar
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
 from videogen_jax.packing.sources import Source
 
@@ -67,7 +67,7 @@ def pack(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
-      progress: as for `make_bar`.
+      progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       The content of OUTPUT/pack_report.json; "finished_before" is true if the data set was already finished.
     Raises:
@@ -164,7 +164,7 @@ def pack_sources(
       strict: stop at the first video that would be skipped.
       whole: the data set is no part or bucket: an error if it gets no training clip.
       progress: as for `pack`.
-      label: label of the progress bar.
+      label: in front of lines of progress.
       pool: worker pool from `make_pool`; None: start one.
     Returns:
       The report, as `pack`.
@@ -180,14 +180,14 @@ def pack_sources(
     known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
-    with make_bar(len(found), "video", label, progress) as bar:
+    with show_progress(label or "Packing", len(found), "video", progress) as advance:
         try:
             context = (
                 contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
             )
             with context as pool:
                 videos = _extract_all(pool, workers, folder, work, found, settings, journal)
-                last = shards.write_shards(videos, work, found, settings, journal, strict, bar)
+                last = shards.write_shards(videos, work, found, settings, journal, strict, advance)
         finally:
             for leftover in work.glob("*.clips"):
                 leftover.unlink(missing_ok=True)

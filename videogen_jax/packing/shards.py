@@ -80,7 +80,7 @@ def _final_names(shards):
     return [records.shard_name(s["split"], s["shard"], totals[s["split"]]) for s in shards]
 
 
-def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
+def write_shards(videos, work, found, settings, journal, strict, advance) -> dict:
     """Writes shard by shard, each followed by a line of the journal.
 
     Args:
@@ -91,12 +91,12 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
       settings: settings of the data set.
       journal: entries of the finished shards; new ones are appended.
       strict: stop at the first source that is skipped.
-      bar: progress bar over sources.
+      advance: takes the number of sources that are done, one by default.
     Returns:
       {"skipped", "cut_off"} of the sources after the last shard.
     """
     skipped, cut_off = {}, {}
-    clips = _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar)
+    clips = _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, advance)
     first = next(clips, None)  # starts the workers before TensorFlow is imported, which takes 10 s
     if first is None:
         return {"skipped": skipped, "cut_off": cut_off}
@@ -129,14 +129,14 @@ def write_shards(videos, work, found, settings, journal, strict, bar) -> dict:
     return {"skipped": skipped, "cut_off": cut_off}
 
 
-def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, bar):
+def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, advance):
     """Yields all clips in order as ((split, shard), (source, index of the next clip), record).
 
     Adds to `skipped`, name -> reason, and `cut_off`, name -> frames.
     """
     shards = collections.Counter(shard["split"] for shard in journal)  # number started per split
     begin = tuple(journal[-1]["next"]) if journal else (0, 0)
-    bar.update(begin[0])
+    advance(begin[0])
     split, clips, num_bytes = None, 0, 0
     for index, spill, reason, frames in videos:
         name = found[index].name
@@ -158,7 +158,7 @@ def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, b
             clips, num_bytes = clips + 1, num_bytes + sum(map(len, record["strips"]))
             record |= {"caption": found[index].caption, "source": name}
             yield (split, shards[split] - 1), (index, clip + 1), record
-        bar.update()
+        advance()
 
 
 def _choose_split(index, found, settings, shards):
