@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             "--config.vae.name=sd, taef2 or workdir."
         )
 
-    from videogen_jax.data import atomic_files, bucketed_data
+    from videogen_jax.data import bucketed_data, output_folder
     from videogen_jax.packing import encode_latents  # TensorFlow: only once the flags are right
     from videogen_jax.run import text_conditioning
     from videogen_jax.run.model import clip_shape, make_latent_space, with_shape
@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> int:
     sets = bucketed_data.open_buckets(values.input)
     output = Path(values.output or config.data.path)
     if not (output / "dataset_info.json").exists() and not bucketed_data.is_bucketed(output):
-        atomic_files.check_writable(output)  # before weights are loaded and clips encoded
+        output_folder.check_output_folder(
+            output, "--output"
+        )  # before weights are loaded and clips encoded
     space = make_latent_space(config)
     autoencoder = space.encoding().describe(fetch=True)
     params = autoencoder.load()

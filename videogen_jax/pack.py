@@ -35,7 +35,8 @@ import re
 from absl import flags, logging
 
 from videogen_jax import command
-from videogen_jax.data import atomic_files, read_limits, records, synthetic
+from videogen_jax.data import read_limits, records, synthetic
+from videogen_jax.data.output_folder import check_output_folder
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, count_usable_cpus
 from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, sources
@@ -179,7 +180,7 @@ def run(values) -> dict:
     workers = values.workers or count_usable_cpus()
     output = pathlib.Path(values.output)
     if not is_finished(output):
-        atomic_files.check_writable(output)
+        check_output_folder(output, "--output")
     folder, origin = values.input, None
     if values.synthetic:
         folder = folder or output.resolve().with_name(f"{output.resolve().name}_videos")

@@ -538,7 +538,9 @@ def test_a_resumed_call_packs_damaged_shards_again(shapes, tmp_path, monkeypatch
 
 def test_output_is_tried_before_the_videos_are_listed(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Nothing can be written to .*file/packed .*choose another"):
+    with pytest.raises(
+        OSError, match="file/packed cannot be written to .*name another place with --output"
+    ):
         run(input=tmp_path / "nowhere", output=tmp_path / "file" / "packed")
     with pytest.raises(ValueError, match="there is no folder .*nowhere"):
         run(input=tmp_path / "nowhere", output=tmp_path / "a" / "b")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 
 
 def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
@@ -32,30 +31,3 @@ def write_text(path, text: str) -> None:
 def write_json(path, content) -> None:
     """Writes indented, human-readable JSON atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def check_writable(folder) -> None:
-    """Tries whether files can be written to a folder, which need not exist yet; leaves nothing behind.
-
-    Raises:
-      OSError: they cannot; the message names the folder.
-    """
-    folder = pathlib.Path(os.path.abspath(folder))
-    missing = [folder, *folder.parents]
-    missing = missing[: next(i for i, parent in enumerate(missing) if os.path.lexists(parent))]
-    made = []
-    try:
-        for parent in reversed(missing):
-            parent.mkdir()
-            made.append(parent)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"tried")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"Nothing can be written to {folder} ({reason}): choose another folder."
-        ) from error
-    finally:
-        for parent in reversed(made):
-            with contextlib.suppress(OSError):  # another process writes there by now
-                parent.rmdir()

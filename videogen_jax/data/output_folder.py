@@ -1,28 +1,43 @@
-"""Folders that a command writes to: made and tried before the work, not after."""
+"""Folders that a command writes to: tried before the work, not after."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
 
 
-def make_output_folder(path: str | Path, flag: str) -> Path:
-    """Makes a folder, with those above it, and tries to write a file there.
+def check_output_folder(path: str | Path, flag: str) -> None:
+    """Tries whether files can be written to a folder, which need not exist yet; leaves nothing behind.
 
     Args:
-      path: of the folder; may be there already.
+      path: of the folder.
       flag: that names another one, for the error.
-    Returns:
-      The path.
     Raises:
-      OSError: the folder cannot be made or written to; the sentence names it and the flag.
+      OSError: they cannot; the sentence names the folder and the flag.
     """
-    folder = Path(path)
+    folder = Path(os.path.abspath(path))
+    missing = [folder, *folder.parents]
+    missing = missing[: next(i for i, parent in enumerate(missing) if os.path.lexists(parent))]
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for parent in reversed(missing):
+            parent.mkdir()
+            made.append(parent)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except OSError as error:
+        reason = error.strerror or str(error)
         raise OSError(
-            f"{folder} cannot be written to ({os.strerror(error.errno or 0)}): name another place with {flag}."
+            f"{path} cannot be written to ({reason}): name another place with {flag}."
         ) from error
-    return folder
+    finally:
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):  # another process writes there by now
+                parent.rmdir()
+
+
+def make_output_folder(path: str | Path, flag: str) -> Path:
+    """Tries a folder as `check_output_folder` does and makes it, with those above it; returns its path."""
+    check_output_folder(path, flag)
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
