@@ -261,6 +261,18 @@ def test_damaged_descriptions_are_refused(data, tmp_path, name, content):
         pipeline.open_data(copy)
 
 
+def test_no_module_of_a_data_set_is_imported(data, tmp_path, monkeypatch):
+    """TFDS imports whatever module features.json names."""
+    shutil.copytree(data, tmp_path / "copy")
+    (tmp_path / "intruder.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "copy" / "features.json"
+    name = "tensorflow_datasets.core.features.text_feature.Text"
+    path.write_text(path.read_text().replace(name, "intruder.Text"))
+    with pytest.raises(pipeline.DataError, match="names 'intruder.Text', a class that is not of"):
+        pipeline.open_data(tmp_path / "copy")
+
+
 def test_a_wrong_byte_count_is_accepted_if_records_are_complete(data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)

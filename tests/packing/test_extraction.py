@@ -2,8 +2,8 @@
 
 import io
 import os
-import pickle
 
+import msgpack
 import numpy as np
 import pytest
 from absl import flags
@@ -80,7 +80,7 @@ def test_an_error_of_writing_is_none_of_the_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pickle, "dump", full)
+    monkeypatch.setattr(msgpack, "pack", full)
     with pytest.raises(OSError, match="No space left"):
         extract(path)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -80,10 +80,11 @@ def open_data(data_dir: str | Path) -> PackedData:
             )
     try:
         json_files.read(folder / "dataset_info.json", DATASET_INFO, WAY_OUT)
-        json_files.read(folder / "features.json", {str: object}, WAY_OUT)
+        features = json_files.read(folder / "features.json", {str: object}, WAY_OUT)
         statistics = json_files.read(folder / "statistics.json", STATISTICS, WAY_OUT)
     except json_files.FieldError as error:
         raise DataError(str(error)) from error
+    _check_feature_classes(folder / "features.json", features)
     verify(folder / "statistics.json", read_checksums(folder))
     try:
         splits = tfds.builder_from_directory(folder).info.splits
@@ -102,6 +103,19 @@ def open_data(data_dir: str | Path) -> PackedData:
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
     return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
+
+
+def _check_feature_classes(path: Path, content: Any) -> None:
+    """Raises DataError unless all classes that features.json names are of TFDS, which imports the modules of any."""
+    if isinstance(content, dict):
+        name = content.get("pythonClassName")
+        if isinstance(name, str) and not name.startswith("tensorflow_datasets.core.features."):
+            raise DataError(f"{path} names {name!r}, a class that is not of TFDS: {WAY_OUT}")
+        for value in content.values():
+            _check_feature_classes(path, value)
+    elif isinstance(content, list):
+        for value in content:
+            _check_feature_classes(path, value)
 
 
 def read_checksums(folder: str | Path) -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""The part of packing that runs in workers: turns a video or an image into the pickled records of its clips.
+"""The part of packing that runs in workers: turns a video or an image into the records of its clips.
 
 Imports no TensorFlow, which would take ten seconds in each worker.
 """
 
 import contextlib
-import pickle
 from collections.abc import Iterator
 
+import msgpack
 import numpy as np
 
 from videogen_jax.data import image_io, records, video_io
@@ -16,7 +16,7 @@ from videogen_jax.packing.settings import Settings
 def extract_clips(
     path: str, spill: str, settings: Settings, first: int = 0, count: int | None = None
 ) -> tuple[str | None, int]:
-    """Decodes a video or image and writes its clips to a file, as pickled records; runs in a worker.
+    """Decodes a video or image and writes its clips to a file, as records of msgpack; runs in a worker.
 
     Args:
       path: video or image file.
@@ -37,14 +37,14 @@ def extract_clips(
         for frame in _until_failure(path, frames, failures):
             clip.append(video_io.fit_frame(frame, settings.size))
             if len(clip) == settings.frames:
-                pickle.dump(_make_record(clip, settings.fps), file)
+                msgpack.pack(_make_record(clip, settings.fps), file)
                 clips, clip = clips + 1, []
         if failures:
             file.seek(0)
             file.truncate()
             return failures[0], 0
         if len(clip) >= settings.min_frames:
-            pickle.dump(_make_record(clip, settings.fps), file)
+            msgpack.pack(_make_record(clip, settings.fps), file)
             clips, clip = clips + 1, []
     rest = left_out[0].removeprefix(f"{path} ") if left_out else None
     if clips:
@@ -103,6 +103,5 @@ def _make_record(clip, fps):
 
 def read_clips(spill) -> Iterator[dict]:
     """Yields the records written by `extract_clips`; none if it wrote no file."""
-    with contextlib.suppress(EOFError, FileNotFoundError), open(spill, "rb") as file:
-        while True:
-            yield pickle.load(file)
+    with contextlib.suppress(FileNotFoundError), open(spill, "rb") as file:
+        yield from msgpack.Unpacker(file, max_buffer_size=0)  # a clip may be of any size
