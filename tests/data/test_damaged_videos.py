@@ -2,8 +2,10 @@
 
 import random
 import struct
+import subprocess
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -62,6 +64,38 @@ def test_damage_that_the_decoder_conceals(tmp_path, name, codec, at):
     whole, _ = read(path.with_name(f"whole_{path.name}"))
     np.testing.assert_array_equal(frames, whole[:at])
     assert sentence.startswith(f"{path} breaks off after 17 frames") and "--damaged=cut" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [("a.avi", "mjpeg", "yuvj420p"), ("a.mp4", "libx265", "yuv420p"), ("a.mov", "png", "rgb24")],
+)
+def test_damage_that_the_decoder_only_logs(tmp_path, name, codec, pixels):
+    """Zeros in the middle of the file: no frame is marked. What FFmpeg's command does not report, nobody can know."""
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(path := tmp_path / name),
+        "-f",
+        "null",
+        "-",
+    ]
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    write(path, make_frames(32), codec, pixels, options=quiet)
+    whole, data = read(path)[0], path.read_bytes()
+    wrong = noticed = 0
+    for at in range(len(data) // 5, len(data) * 3 // 5, len(data) // 60):
+        path.write_bytes(data[:at] + bytes(60) + data[at + 60 :])
+        try:
+            frames = read(path)[0]
+        except VideoError:
+            noticed += 1
+            continue
+        if any(np.abs(a.astype(int) - b).mean() > 2 for a, b in zip(frames, whole, strict=False)):
+            wrong += bool(subprocess.run(command, capture_output=True, check=False).stderr)
+    assert noticed and not wrong
 
 
 @pytest.mark.parametrize("suffix", [".webm", ".mkv", ".avi", ".gif"])

@@ -16,6 +16,8 @@ from videogen_jax.data import container as containers
 from videogen_jax.data.read_limits import Limits
 
 _PREDICTED = (av.video.frame.PictureType.P, av.video.frame.PictureType.B)
+# Decoders that conceal damage without marking the frame unless they are told to stop at it.
+_STRICT = ("mjpeg", "hevc", "png")
 
 
 class VideoError(ValueError):
@@ -143,6 +145,8 @@ def _limit_decoder(path, stream, threads, limits):
         raise VideoError(f"{path} {too_many}")
     # Frames can become larger on the way; libav refuses these before it makes room for them.
     context.options = {"max_pixels": str(limits.max_pixels)}
+    if context.name in _STRICT:
+        context.options |= {"err_detect": "crccheck+explode"}
     context.thread_count = threads
     if threads != 1:
         context.thread_type = "AUTO"
