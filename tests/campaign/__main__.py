@@ -46,7 +46,7 @@ def main() -> int:
         shutil.rmtree(place / name, ignore_errors=True)
         results += parts[name](place / name, seed=values.seed, log=place / "log.txt")
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-    print(tallies.to_markdown(results))
+        print(tallies.to_markdown(results), flush=True)
     return int(any(tally.bad for tally in results))
 
 

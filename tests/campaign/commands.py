@@ -86,12 +86,11 @@ def run(verb: str, *arguments: str, limit: float = 300, kill_after: float | None
         code = _wait(child, started + (limit if kill_after is None else min(limit, kill_after)))
         seconds = time.perf_counter() - started
         if code is None:
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)  # it may not have a group of its own yet
             os.waitpid(child, 0)
             if kill_after is not None and kill_after <= limit:
                 code = -signal.SIGKILL
-        else:
-            _kill_group(child)
+        _kill_group(child)
         output.seek(0)
         return Ended(code, seconds, output.read().decode(errors="replace"))
 
