@@ -2,5 +2,8 @@
 
 import runpy
 
+from videogen_jax import interrupts
+
 if __name__ == "__main__":
+    interrupts.install("launch")
     runpy.run_module("videogen_jax.launch", run_name="__main__", alter_sys=True)

@@ -142,10 +142,22 @@ def test_a_platform_that_is_not_installed_is_a_sentence(platforms):
 
 
 def test_ctrl_c_is_a_sentence():
-    body = "import signal; signal.raise_signal(signal.SIGINT); print('goes on')"
-    result = run_verb(body)
+    body = "signal.raise_signal(signal.SIGINT); print('goes on')"
+    # In a background job the signal is ignored, as a shell has it.
+    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    result = run_verb(body, before)
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr == "verb: stopped by Ctrl-C.\n"
+
+
+def test_ctrl_c_during_the_imports_is_a_sentence():
+    body = "signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)"
+    code = (
+        f"import signal; from videogen_jax import interrupts; interrupts.install('sample'); {body}"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "sample: stopped by Ctrl-C.\n")
 
 
 def test_an_empty_folder_is_refused():

@@ -77,6 +77,7 @@ def floor(name):
         "videogen_jax.config",
         "videogen_jax.config_rules",
         "videogen_jax.paths",
+        "videogen_jax.interrupts",
     ):
         return "ground"
     return parts[1] if len(parts) > 2 or parts[-1] in FLOORS else "verbs"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -260,7 +261,8 @@ def test_the_state_is_saved_when_the_data_vanishes(data, tmp_path, monkeypatch):
     check, calls = packed_data.check_unchanged, []
 
     def move_away_and_check(stamps):
-        calls.append(1)
+        if threading.current_thread() is not threading.main_thread():  # reads batches ahead
+            calls.append(1)
         if len(calls) == 5:  # of twelve batches, some of which are read ahead
             folder.rename(tmp_path / "moved")
         check(stamps)

@@ -9,9 +9,15 @@
 Importing this module imports neither JAX nor TensorFlow; `load` imports JAX.
 """
 
+import sys
 from typing import Any
 
+from videogen_jax import interrupts
+
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # python -m videogen_jax.VERB, whose imports take seconds
+    interrupts.install(sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")[2])
 
 
 def load(workdir: Any, **options: Any) -> Any:

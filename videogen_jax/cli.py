@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from videogen_jax import interrupts
+
 VERBS = {
     "pack": "pack a folder of captioned clips, or a generated data set, as TFRecord shards",
     "merge": "merge the parts that several machines packed",
@@ -25,6 +27,7 @@ def main() -> None:
         return
     if verb not in VERBS:
         sys.exit(f"videogen: error: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.")
+    interrupts.install(verb)
     sys.argv = [f"videogen {verb}", *sys.argv[2:]]
     runpy.run_module(f"videogen_jax.{'launch' if verb == 'train' else verb}", run_name="__main__")
 

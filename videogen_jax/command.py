@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from videogen_jax import config
+from videogen_jax import config, interrupts
 from videogen_jax.paths import local_path
 
 # Flags of all verbs whose values are paths. Those of weights may also be names on the Hugging Face hub.
@@ -93,8 +92,7 @@ def start(
                 raise
             return fail(explained)
         except KeyboardInterrupt:
-            print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
-            return 128 + signal.SIGINT
+            interrupts.stop(name)
 
     keep_freed_memory()
     quiet_libraries()

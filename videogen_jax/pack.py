@@ -250,7 +250,7 @@ def summarize(report: dict, output) -> str:
         lines.append("  the validation split is empty: training will log no validation loss")
     elif clips["validation"] < FEW_HELD_OUT:
         lines.append(
-            f"  only {clips['validation']} clips are held out: FVD of fewer than {FEW_HELD_OUT} is biased by more than "
+            f"  few held-out clips ({clips['validation']}): FVD of fewer than {FEW_HELD_OUT} is biased by more than "
             "most differences, so pack with a higher --validation_fraction to evaluate"
         )
     return "\n".join(lines)

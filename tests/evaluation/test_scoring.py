@@ -111,7 +111,7 @@ def test_evaluate_generates_videos_and_writes_the_protocol(workdir, capsys):
     out = capsys.readouterr().out
     assert "FVD: " in out and "N = 5 + 5" in out and "report.html" in out
     page = (workdir / "report.html").read_text()
-    assert "FVD" in page and page.count("data:image/gif") >= 3
+    assert "FVD" in page and page.count("data:video/mp4") + page.count("data:image/gif") >= 3
     steps, _ = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd"]
     assert steps == [2]
 

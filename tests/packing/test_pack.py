@@ -448,7 +448,7 @@ def test_captions_without_a_word_are_reported(tmp_path):
     assert report["captions_without_words"] == ["a.mp4"]
     lines = pack.summarize(report, "packed").splitlines()
     assert "  1 captions have no word, such as that of a.mp4: a model reads them as empty" in lines
-    assert any("only 1 clips are held out: FVD of fewer than 64" in line for line in lines)
+    assert any("few held-out clips (1): FVD of fewer than 64" in line for line in lines)
 
 
 def remove_after_listing(monkeypatch, *names):

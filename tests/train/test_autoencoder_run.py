@@ -59,7 +59,7 @@ def test_the_loop_writes_checkpoints_reconstructions_and_psnr(workdir, data):
     state, steps = newest_state(workdir, vae_config(data))
     assert int(state.step) == 4 and 4 in steps
     assert (workdir / "samples" / "step_00000004.mp4").is_file()
-    assert "data:image/gif" in (workdir / "report.html").read_text()
+    assert "data:video/mp4" in (workdir / "report.html").read_text()
     events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
     names = set(events.Tags()["scalars"]) | set(events.Tags()["tensors"])

@@ -179,6 +179,7 @@ def test_a_batch_larger_than_the_data_set_is_told(tmp_path, monkeypatch):
 
 
 def test_a_run_that_resumes_with_other_clips_says_so(tmp_path, caplog):
+    caplog.set_level("WARNING")
     clips = random_clips((2, 16, 16), 5)
     one, other = (
         bucketed_data.open_buckets(write_records(tmp_path / str(count), clips[:count], 2))

@@ -41,13 +41,13 @@ def test_a_run_stopped_in_its_last_step_gets_what_it_lacks(tmp_path, monkeypatch
         patch.setattr(run_report.report, "write_report", fail)
         with pytest.raises(OSError, match="trained and saved, but its report cannot be written"):
             loop.train(config, workdir)
-    assert (workdir / "samples" / "step_00000001.gif").is_file()
+    assert (workdir / "samples" / "step_00000001.mp4").is_file()
     assert "loss/validation" in run_report.read_curves(workdir / "tensorboard")
     (workdir / "samples" / "odd.gif").mkdir()
     (workdir / "samples" / "empty.gif").touch()
     loop.train(config, workdir)
-    assert "data:image/gif" in (workdir / "report.html").read_text()
-    assert "empty.gif is no GIF" in caplog.text
+    assert "data:video/mp4" in (workdir / "report.html").read_text()
+    assert "empty.gif is no video" in caplog.text
     written = (workdir / "report.html").stat().st_mtime_ns
     loop.train(config, workdir)
     assert (workdir / "report.html").stat().st_mtime_ns == written
@@ -56,6 +56,8 @@ def test_a_run_stopped_in_its_last_step_gets_what_it_lacks(tmp_path, monkeypatch
 
 
 def test_signals_stop_a_run_and_are_given_back():
+    for number in (signal.SIGHUP, signal.SIGINT):  # under nohup they are ignored, and stay so
+        signal.signal(number, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     with processes.catch_signals(meshes.make_mesh(data=1)) as stop:
         assert stop() == 0

@@ -6,6 +6,7 @@ Therefore an event local to one process (a missing file, SIGTERM) is communicate
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +211,8 @@ def catch_signals(mesh: Mesh) -> Iterator[Callable[[], int]]:
 
     def receive(number: int, _: Any) -> None:
         received[0] = number
+        name = signal.Signals(number).name
+        print(f"{name}: saving after this step; Ctrl-C stops at once.", file=sys.stderr, flush=True)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -300,6 +300,7 @@ def save_on_data_errors(
                 step = int(state.step)
                 if step >= first and step != manager.latest_step():
                     checkpoint.save(manager, state, metadata, None)
+                    manager.wait_until_finished()
                     logging.info("The data cannot be read: saved step %d.", step)
         raise
 
