@@ -268,8 +268,15 @@ def test_no_module_of_a_data_set_is_imported(data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "copy" / "features.json"
     name = "tensorflow_datasets.core.features.text_feature.Text"
-    path.write_text(path.read_text().replace(name, "intruder.Text"))
-    with pytest.raises(pipeline.DataError, match="names 'intruder.Text', a class that is not of"):
+    text = path.read_text().replace(name, "intruder.Text")
+    for key in ("pythonClassName", "python_class_name", "type"):
+        path.write_text(text.replace("pythonClassName", key))
+        with pytest.raises(pipeline.DataError, match="names 'intruder.Text', a class that is not"):
+            pipeline.open_data(tmp_path / "copy")
+    path.write_text(
+        json.dumps({"featuresDict": {"content": json.dumps({"type": "intruder.Text"})}})
+    )
+    with pytest.raises(pipeline.DataError, match="names 'intruder.Text', a class that is not"):
         pipeline.open_data(tmp_path / "copy")
 
 

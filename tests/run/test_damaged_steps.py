@@ -255,3 +255,21 @@ def test_arrays_on_other_devices_are_the_same(written):
     )
     with checkpoint.open_checkpoints(written, read_only=True) as manager:
         small.assert_same(checkpoint.restore(manager, abstract), small.small_state(7))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("RESOURCE_EXHAUSTED"), PermissionError(13, "Permission denied")]
+)
+def test_no_step_that_is_whole_is_set_aside(written, tmp_path, monkeypatch, error):
+    """Where memory or a permission is missing, going back would lose steps that are there."""
+    shutil.copytree(written, tmp_path / "run")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.step_arrays, "load_item", fail)
+    with pytest.raises(type(error)):
+        restore(tmp_path / "run")
+    with pytest.raises(type(error)):
+        small.read_ema(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} >= {"3", "7"}

@@ -149,7 +149,8 @@ def _map_tones(frame, hdr, pixel_format):
 def _tone_mapping_graph(width, height, source_format, transfer, pixel_format):
     """Returns (graph, source, sink) that maps HDR frames to BT.709.
 
-    Kept from video to video, because its first frame takes seconds: libav tabulates the mapping.
+    Kept from video to video, because its first frame takes seconds: libav tabulates the mapping, for one `transfer`,
+    which the frames carry.
     """
     graph = av.filter.Graph()
     source = graph.add_buffer(

@@ -1,5 +1,7 @@
 """Opens a data set written by `pack` or `encode`: reads its description and checks its files."""
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,11 +110,17 @@ def open_data(data_dir: str | Path) -> PackedData:
 def _check_feature_classes(path: Path, content: Any) -> None:
     """Raises DataError unless all classes that features.json names are of TFDS, which imports the modules of any."""
     if isinstance(content, dict):
-        name = content.get("pythonClassName")
-        if isinstance(name, str) and not name.startswith("tensorflow_datasets.core.features."):
-            raise DataError(f"{path} names {name!r}, a class that is not of TFDS: {WAY_OUT}")
+        for key in ("pythonClassName", "python_class_name", "type", "proto_cls"):  # old and new
+            name = content.get(key)
+            if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+                raise DataError(f"{path} names {name!r}, a class that is not of TFDS: {WAY_OUT}")
         for value in content.values():
             _check_feature_classes(path, value)
+    elif isinstance(content, str) and content.lstrip().startswith(("{", "[")):
+        within = None
+        with contextlib.suppress(ValueError):
+            within = json.loads(content)  # JSON within JSON, which TFDS parses
+        _check_feature_classes(path, within)
     elif isinstance(content, list):
         for value in content:
             _check_feature_classes(path, value)

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: written behind the training's back, read back only when they fit and are what was written.
+"""Asynchronous checkpoints by Orbax, read only when they fit and are what was written.
 
 A step holds `ema` (the moving averages by name), `state` (the rest of the train state) and `metadata` (JSON); see
 `step_files` for its checksums. The newest `keep` steps and the one of lowest validation loss stay.
@@ -21,6 +21,10 @@ from videogen_jax.run.step_files import CheckpointError, DamagedError
 DIFFERENCES_SHOWN = 10
 
 T = TypeVar("T")
+
+
+# What reading may raise although the files are whole; so may anything once their checksums were compared.
+NOT_DAMAGE = (PermissionError, MemoryError)
 
 
 class Checkpoints:
@@ -133,15 +137,18 @@ def restore(manager: Checkpoints, abstract: TrainState) -> TrainState | None:
     share = (jax.process_index(), jax.process_count())
     for step in reversed(manager.all_steps()):
         path = manager.directory / str(step)
+        verified = False
         try:
             with processes.propagate_errors():  # each process reads its own parts
                 step_files.read_metadata(path)
-                step_files.verify(path, ("ema", "state", step_files.INDEX), share)
+                verified = step_files.verify(path, ("ema", "state", step_files.INDEX), share)
             with processes.propagate_errors():
                 ema = _restore_item(path, "ema", abstract.ema)
                 state = _restore_item(path, "state", abstract.replace(ema=None))
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             if isinstance(error, CheckpointError) and not isinstance(error, DamagedError):
+                raise
+            if verified or isinstance(error, NOT_DAMAGE):
                 raise
             logging.warning(
                 "Checkpoint %d is damaged (%s): going back to the one before.", step, reason(error)
@@ -242,8 +249,9 @@ def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
       CheckpointError: there is no such average, or it is another model's.
     """
     target = {name: to_dict(abstract_params)}
+    verified = False
     try:
-        step_files.verify(directory, ("ema", step_files.INDEX))
+        verified = step_files.verify(directory, ("ema", step_files.INDEX))
         # Snapshots of earlier versions have no sub-folder.
         item = "ema" if (directory / "ema").exists() else None
         saved = step_arrays.describe_item(directory, item)
@@ -253,9 +261,11 @@ def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
             )
         _check_same(directory.name, target, {n: saved[n] for n in saved if n == name})
         restored = step_arrays.load_item(directory, item, target, partial=True)
-    except CheckpointError:
+    except (CheckpointError, *NOT_DAMAGE):
         raise
     except Exception as error:  # Orbax raises whatever its storage layers raise.
+        if verified:
+            raise
         raise DamagedError(reason(error)) from error
     return _like(abstract_params, restored[name])
 

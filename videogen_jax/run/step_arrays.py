@@ -61,7 +61,8 @@ class StepWriter:
             response.result()
             if jax.process_index() == 0:
                 step_files.publish(path, step, documents)
-                self._after(step)
+        if jax.process_index() == 0:
+            self._after(step)
 
     def check(self) -> None:
         """Raises OSError as soon as a write has failed; several processes learn of it at the next save."""
@@ -85,7 +86,7 @@ class StepWriter:
             yield
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             if jax.process_index() == 0:
-                step_files.clean_up(self.folder, told=False)  # gives its room back
+                step_files.clean_up(self.folder, warn=False)  # gives its room back
             raise OSError(
                 f"Checkpoint {step} could not be written to {self.folder} ({reason(error)}): make room there, or mend "
                 "what is wrong, and run the same command again, which resumes from the checkpoint before."
@@ -97,9 +98,7 @@ class StepWriter:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
             self.wait_until_finished()
-        self._pool.shutdown(
-            wait=True
-        )  # also after an error: the state that is under way is worth it
+        self._pool.shutdown(wait=True)  # after an error too, the write under way is finished
 
 
 def load_item(
@@ -157,7 +156,7 @@ def _context(alone: bool = False, partial: bool = False) -> Iterator[None]:
 
 
 def _is_of_use(record: logging.logging.LogRecord) -> bool:
-    """That a message is not what Orbax says of each item that is read by itself."""
+    """Whether a message is none of those that Orbax logs for every item that is read without its siblings."""
     return not str(record.msg).startswith(
         ("Metadata file does not exist", "Failed to resolve hand")
     )

@@ -62,9 +62,9 @@ def explain_none(folder: Path) -> str:
     return f"There is no checkpoint in {folder}: train first, or name another --workdir."
 
 
-def clean_up(folder: Path, told: bool = True) -> None:
-    """Removes what a killed run left half written or half removed, and tells of the former."""
-    for step in list_unfinished(folder) if told else ():
+def clean_up(folder: Path, warn: bool = True) -> None:
+    """Removes what a killed run left half written or half removed; warns of the former."""
+    for step in list_unfinished(folder) if warn else ():
         logging.warning("Checkpoint %d was never finished: going back to the one before.", step)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.search(rf"(\{UNFINISHED}|\{DELETED}|\.orbax-checkpoint-tmp)", path.name):
@@ -72,7 +72,7 @@ def clean_up(folder: Path, told: bool = True) -> None:
 
 
 def remove(folder: Path, step: int) -> None:
-    """Removes a step: at once for who lists the steps, and then its files."""
+    """Removes a step. It is renamed first, so that nobody who lists the steps finds one without some of its files."""
     path = folder / f"{step}{DELETED}"
     shutil.rmtree(path, ignore_errors=True)
     (folder / str(step)).rename(path)
@@ -155,6 +155,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     verified = verify(path, ["metadata"])
     try:
         metadata = json.loads((path / "metadata" / "metadata").read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedError("its metadata cannot be read") from error
     if not isinstance(metadata, dict) or not (verified or "config" in metadata):

@@ -119,7 +119,7 @@ def run_steps(
     run: Run,
     runs: Mapping[str, Run],
     workdir: Path,
-    manager: Any,
+    manager: checkpoint.Checkpoints,
     state: TrainState,
     texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
@@ -198,9 +198,8 @@ def run_steps(
                 window.restart()
             if due(step, last, config.ema.snapshot_every):
                 window.flush()
-                powers = {name: state.ema[name] for name in map(width_name, config.ema.widths)}
                 with jax.transfer_guard("allow"):
-                    ema_snapshots.save_snapshot(snapshots, step, powers)
+                    save_snapshot(snapshots, run, state)
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
@@ -239,9 +238,9 @@ def finish(
     """
     step = int(state.step)
     with processes.propagate_errors():
-        due = run_report.is_due(workdir, manager.directory / str(step))
+        missing = run_report.is_due(workdir, manager.directory / str(step))
         stopped = checkpoint.restore_metadata(manager, step).get("stopped", False)
-    if not due:
+    if not missing:
         logging.info("%s is at step %d already: nothing to do.", workdir, step)
         return
     logging.info("%s was stopped in its last step: making what it lacks.", workdir)
@@ -253,6 +252,9 @@ def finish(
             if fvd.find_interval(run) > 0:
                 fvd.make_measure_fvd(run, texts, sets, generate)(writer, step, ema)
         kind.make_log_samples(run, workdir, texts, sets, generate)(writer, step, ema)
+    if run.config.ema.snapshot_every > 0:
+        with ema_snapshots.open_writer(workdir) as snapshots:
+            save_snapshot(snapshots, run, state)
     write_report(workdir)
 
 
@@ -262,20 +264,20 @@ def write_report(workdir: Path) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    if jax.process_index() != 0:
-        return
-    try:
-        run_report.write_run_report(workdir)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"The run is trained and saved, but its report cannot be written ({error}): mend that, and run the same "
-            "command again."
-        ) from error
+    with processes.propagate_errors():
+        try:
+            if jax.process_index() == 0:
+                run_report.write_run_report(workdir)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"The run is trained and saved, but its report cannot be written ({error}): mend that, and run the "
+                "same command again."
+            ) from error
 
 
 @contextlib.contextmanager
 def save_on_data_errors(
-    manager: Any,
+    manager: checkpoint.Checkpoints,
     read_state: Callable[[], TrainState],
     metadata: dict[str, Any],
     window: metrics.Window,
@@ -299,10 +301,16 @@ def save_on_data_errors(
                 state = read_state()
                 step = int(state.step)
                 if step >= first and step != manager.latest_step():
-                    checkpoint.save(manager, state, metadata, None)
+                    checkpoint.save(manager, state, metadata | {"stopped": True}, None)
                     manager.wait_until_finished()
                     logging.info("The data cannot be read: saved step %d.", step)
         raise
+
+
+def save_snapshot(writer: Any, run: Run, state: TrainState) -> None:
+    """Starts writing the power-function averages of a step, unless they are there."""
+    powers = {name: state.ema[name] for name in map(width_name, run.config.ema.widths)}
+    ema_snapshots.save_snapshot(writer, int(state.step), powers)
 
 
 def read_ema(run: Run, state: TrainState) -> Any:
@@ -315,7 +323,9 @@ def due(step: int, last: int, every: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def restore_or_init(run: Run, manager: Any, texts: Texts, latents: LatentInfo | None) -> TrainState:
+def restore_or_init(
+    run: Run, manager: checkpoint.Checkpoints, texts: Texts, latents: LatentInfo | None
+) -> TrainState:
     """The newest checkpoint's state, or a new one, laid out on the mesh.
 
     Raises:
