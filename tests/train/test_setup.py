@@ -135,6 +135,9 @@ class FakeManager:
     def latest_step(self):
         return 5
 
+    def wait_until_finished(self):
+        pass
+
 
 @pytest.mark.parametrize(("step", "saved"), [(5, []), (6, [6]), (4, [])])
 def test_the_state_is_saved_when_the_data_cannot_be_read(monkeypatch, step, saved):
