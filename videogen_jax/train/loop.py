@@ -6,12 +6,13 @@ Batches and random numbers are functions of (seed, step), so a run that was kill
 """
 
 import contextlib
+import functools
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -55,6 +56,14 @@ class Interrupted(RuntimeError):
         self.signal = number
 
 
+class Observers(NamedTuple):
+    """What is measured and shown of a run besides its training loss: functions of (writer, step, EMA)."""
+
+    validate: Callable[[Any, int, Any], float | None]
+    measure_fvd: Callable[[Any, int, Any], None]
+    log_samples: Callable[[Any, int, Any], None]
+
+
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """Trains to the last step, from the newest checkpoint in the workdir if there is one.
 
@@ -96,8 +105,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         if int(state.step):
             metadata = checkpoint.restore_metadata(manager, int(state.step))
             setup.warn_of_other_data(metadata, sets, config.data.path)
+        observe = functools.partial(make_observers, run, runs, workdir, texts, sets, generate)
         if int(state.step) >= config.train.steps:
-            finish(run, runs, workdir, manager, state, texts, sets, generate)
+            finish(run, workdir, manager, state, observe)
             return
         with processes.propagate_errors():
             if jax.process_index() == 0:
@@ -105,7 +115,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         metrics.write_parameters(state.params, workdir)
         try:
             with processes.catch_signals(run.mesh) as stop:
-                run_steps(run, runs, workdir, manager, state, texts, sets, generate, stop)
+                run_steps(run, runs, workdir, manager, state, texts, sets, observe(), stop)
         except metrics.TrainingDiverged as error:
             manager.wait_until_finished()
             good = manager.latest_step()
@@ -113,6 +123,32 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             raise metrics.TrainingDiverged(
                 f"{error}; last good checkpoint: {where}. Lower learning_rate.peak and run again."
             ) from error
+
+
+def make_observers(
+    run: Run,
+    runs: Mapping[str, Run],
+    workdir: Path,
+    texts: Texts,
+    sets: Mapping[str, pipeline.PackedData],
+    generate: Generate | None,
+) -> Observers:
+    """Reads the held-out clips and captions that are measured and shown.
+
+    Args:
+      run: of the config's shape.
+      runs: of each bucket.
+      workdir: for the samples.
+      texts: of `text_conditioning.open_texts`.
+      sets: of `bucketed_data.open_buckets`.
+      generate: makes the samples; None for an autoencoder.
+    """
+    kind = run_kinds.find_kind(run.config)
+    return Observers(
+        validation.make_evaluate(kind, runs, texts, sets),
+        fvd.make_measure_fvd(run, texts, sets, generate),
+        kind.make_log_samples(run, workdir, texts, sets, generate),
+    )
 
 
 def run_steps(
@@ -123,7 +159,7 @@ def run_steps(
     state: TrainState,
     texts: Texts,
     sets: Mapping[str, pipeline.PackedData],
-    generate: Generate | None,
+    observers: Observers,
     stop: Callable[[], int],
 ) -> None:
     """The loop itself: from the state's step to the last.
@@ -131,12 +167,12 @@ def run_steps(
     Args:
       run: of the config's shape.
       runs: of each bucket.
-      workdir: for the dashboard and samples.
+      workdir: for the dashboard and snapshots.
       manager: of `checkpoint.open_checkpoints`.
       state: is donated.
       texts: of `text_conditioning.open_texts`.
       sets: of `bucketed_data.open_buckets`.
-      generate: makes the samples; None for an autoencoder.
+      observers: of `make_observers`.
       stop: of `processes.catch_signals`.
     Raises:
       TrainingDiverged: the loss is not finite.
@@ -146,19 +182,13 @@ def run_steps(
     config = run.config
     first, last = int(jax.device_get(state.step)) + 1, config.train.steps
     started = time.perf_counter()
-    latents = next(iter(sets.values())).latents
     interrupted = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(dashboard.open_dashboard(workdir, first - 1, config))
         snapshots = stack.enter_context(ema_snapshots.open_writer(workdir))
         kind = run_kinds.find_kind(config)
         flops = {name: kind.count_flops(one) for name, one in runs.items()}
-        evaluate = validation.make_evaluate(kind, runs, texts, sets)
-        log_samples = kind.make_log_samples(run, workdir, texts, sets, generate)
-        measure_fvd = fvd.make_measure_fvd(run, texts, sets, generate)
-        metadata = texts.metadata | {"config": config.to_dict()}
-        metadata["latents"] = setup.latents_metadata(latents)
-        metadata["data"] = setup.data_metadata(sets)
+        metadata = setup.checkpoint_metadata(config, texts, sets)
         schedule = feed.make_schedule(runs, sets)
         batches = stack.enter_context(feed.open_batches(runs, texts, sets, schedule, first - 1))
         stack.enter_context(jax.transfer_guard("disallow"))
@@ -194,7 +224,7 @@ def run_steps(
                 window.restart()
             if due(step, last, fvd.find_interval(run)) and not interrupted:
                 window.flush()
-                measure_fvd(writer, step, read_ema(run, state))
+                observers.measure_fvd(writer, step, read_ema(run, state))
                 window.restart()
             if due(step, last, config.ema.snapshot_every):
                 window.flush()
@@ -203,7 +233,9 @@ def run_steps(
                 window.restart()
             if step % config.checkpoint.every == 0 or stopping:
                 window.flush()  # never save what has diverged
-                loss = None if interrupted else evaluate(writer, step, read_ema(run, state))
+                loss = None
+                if not interrupted:
+                    loss = observers.validate(writer, step, read_ema(run, state))
                 if loss is not None and not math.isfinite(loss):
                     raise metrics.TrainingDiverged(f"The validation loss of step {step} is {loss}")
                 with jax.transfer_guard("allow"):  # Orbax copies the state to the host
@@ -212,7 +244,7 @@ def run_steps(
                 window.restart()
             if due(step, last, config.sample.every) and not interrupted:
                 window.flush()
-                log_samples(writer, step, read_ema(run, state))
+                observers.log_samples(writer, step, read_ema(run, state))
                 window.restart()
             if interrupted:
                 break
@@ -224,17 +256,19 @@ def run_steps(
 
 def finish(
     run: Run,
-    runs: Mapping[str, Run],
     workdir: Path,
     manager: checkpoint.Checkpoints,
     state: TrainState,
-    texts: Texts,
-    sets: Mapping[str, pipeline.PackedData],
-    generate: Generate | None,
+    observe: Callable[[], Observers],
 ) -> None:
     """Makes what a run at its last step lacks, for it was stopped in that step or before its report was written.
 
-    The arguments are those of `run_steps`.
+    Args:
+      run: of the config's shape.
+      workdir: of the run.
+      manager: of `checkpoint.open_checkpoints`.
+      state: at the last step.
+      observe: makes the observers; not called if nothing is missing.
     """
     step = int(state.step)
     with processes.propagate_errors():
@@ -245,13 +279,12 @@ def finish(
         return
     logging.info("%s was stopped in its last step: making what it lacks.", workdir)
     with dashboard.open_dashboard(workdir, step, run.config) as writer:
-        kind = run_kinds.find_kind(run.config)
-        ema = read_ema(run, state)
+        observers, ema = observe(), read_ema(run, state)
         if stopped:  # before what precedes the checkpoint of the last step
-            validation.make_evaluate(kind, runs, texts, sets)(writer, step, ema)
+            observers.validate(writer, step, ema)
             if fvd.find_interval(run) > 0:
-                fvd.make_measure_fvd(run, texts, sets, generate)(writer, step, ema)
-        kind.make_log_samples(run, workdir, texts, sets, generate)(writer, step, ema)
+                observers.measure_fvd(writer, step, ema)
+        observers.log_samples(writer, step, ema)
     if run.config.ema.snapshot_every > 0:
         with ema_snapshots.open_writer(workdir) as snapshots:
             save_snapshot(snapshots, run, state)

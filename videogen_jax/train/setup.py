@@ -18,6 +18,7 @@ from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.vocabulary import MOST_WORDS, NUM_SPECIAL_IDS
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
+from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train.run_kinds import Kind
 from videogen_jax.train.training_run import Run
 
@@ -302,6 +303,13 @@ def check_latents(config: ml_collections.ConfigDict, latents: LatentInfo | None,
         )
 
 
-def latents_metadata(latents: LatentInfo | None) -> dict[str, Any] | None:
-    """What checkpoints keep of a data set's latents, for sampling."""
-    return None if latents is None else latents._asdict()
+def checkpoint_metadata(
+    config: ml_collections.ConfigDict, texts: Texts, sets: Mapping[str, pipeline.PackedData]
+) -> dict[str, Any]:
+    """What checkpoints keep beside the state: the config, and of the data what sampling and resuming need."""
+    latents: LatentInfo | None = next(iter(sets.values())).latents
+    return texts.metadata | {
+        "config": config.to_dict(),
+        "latents": None if latents is None else latents._asdict(),
+        "data": data_metadata(sets),
+    }
