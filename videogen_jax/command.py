@@ -50,6 +50,8 @@ SPELLINGS = {  # as JAX reads them
     True: ("1", "y", "yes", "t", "true", "on"),
 }
 
+MAX_SEED = 2**32 - 1  # JAX's keys take 32 bits
+
 QUIET = ("orbax", "tensorflow_datasets")  # packages whose warnings alone are shown
 # Warnings of Orbax that are about files which this project never writes.
 HARMLESS = ("metadata file does not exist", "missing metrics", "_sharding file", "item_metadata")
@@ -306,6 +308,19 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never return the top of the heap
     libc.mallopt(M_MMAP_MAX, 0)  # no separate mappings for large blocks, which free would return
     libc.mallopt(M_ARENA_MAX, 1)  # a thread's arena is too small for such blocks
+
+
+def check_seeds(first: int, count: int) -> None:
+    """Raises ValueError if `count` videos with rising seeds would end above MAX_SEED."""
+    if first + count - 1 > MAX_SEED:
+        raise ValueError(
+            f"--seed={first} and {count} videos would end above the last seed, {MAX_SEED}: begin with a lower one."
+        )
+
+
+def log_progress() -> None:
+    """Lets the log show messages of level INFO, such as lines of progress, unless more is shown already."""
+    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
 
 
 def want_finite(*names: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit code."""
     command.refuse(arguments)
     values = flags.FLAGS
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+    command.log_progress()
     config = configs.validate_values(values.config)
     share = command.parse_share(values.shard)
     if config.vae.name == "identity":

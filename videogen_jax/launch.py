@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
     if jax.process_index() == 0:
-        logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+        command.log_progress()
     else:  # one process speaks for all
         logging.set_verbosity(logging.WARNING)
 

@@ -7,7 +7,7 @@ command resumes an interrupted merge, or checks a finished data set: that every 
 clips and the bytes that were written. --check does only the latter, for any data set of pack or encode.
 """
 
-from absl import flags, logging
+from absl import flags
 
 from videogen_jax import command
 
@@ -22,7 +22,7 @@ def define_flags(flag_values=flags.FLAGS):
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     command.refuse(arguments)
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))  # for lines of progress
+    command.log_progress()
     with command.explain_full_disk(flags.FLAGS.output or ""):
         message = run(flags.FLAGS)
     command.say(message)

@@ -32,7 +32,7 @@ and long ones, in which walls reflect the shapes and the caption names the first
 import pathlib
 import re
 
-from absl import flags, logging
+from absl import flags
 
 from videogen_jax import command
 from videogen_jax.data import read_limits, records, synthetic
@@ -96,7 +96,9 @@ def define_flags(flag_values=flags.FLAGS):
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
     define("integer", "clips", 1440, "Number of videos for --synthetic.", lower_bound=1)
-    define("integer", "seed", 0, "Seed for --synthetic.", lower_bound=0, upper_bound=2**32 - 1)
+    define(
+        "integer", "seed", 0, "Seed for --synthetic.", lower_bound=0, upper_bound=command.MAX_SEED
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -259,7 +261,7 @@ def summarize(report: dict, output) -> str:
 def main(arguments):
     """Runs the command; returns the exit code."""
     command.refuse(arguments)
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))  # for lines of progress
+    command.log_progress()
     values = flags.FLAGS
     try:
         with command.explain_full_disk(values.output):

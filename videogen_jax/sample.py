@@ -68,7 +68,11 @@ _EMA_WIDTH = flags.DEFINE_float(
     "ema_width", None, "Relative width of a power average, made of the run's snapshots."
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the first video; the next ones count on.", lower_bound=0, upper_bound=2**32 - 1
+    "seed",
+    0,
+    "Of the first video; the next ones count on.",
+    lower_bound=0,
+    upper_bound=command.MAX_SEED,
 )
 _FORMAT = flags.DEFINE_enum("format", "mp4", ("mp4", "gif", "webm"), "Of the files.")
 _DTYPE = flags.DEFINE_enum(
@@ -100,7 +104,7 @@ command.want_finite(
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
-    logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+    command.log_progress()
     # `--prompts "a" "b"`: what follows the first caption arrives here.
     _PROMPTS.value.extend(arguments)
     captions.warn_of_words(_PROMPTS.value, arguments)
@@ -271,11 +275,7 @@ def list_entries(prompts: list[str], names: list[str] | None = None) -> list[dic
     """
     pairs = list(zip(prompts, names or prompts, strict=True))
     pairs = [pair for pair in pairs for _ in range(_NUM_VIDEOS.value)]
-    if _SEED.value + len(pairs) > 2**32:
-        raise ValueError(
-            f"--seed={_SEED.value} and {len(pairs)} videos would end above the last seed, {2**32 - 1}: begin with a "
-            "lower one."
-        )
+    command.check_seeds(_SEED.value, len(pairs))
     return [
         {
             "file": sample_folder.name_file(i, name, _FORMAT.value),
