@@ -15,10 +15,15 @@ from typing import Any
 
 from absl import logging
 
+from videogen_jax.data import json_files
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.generate import contact_sheet
 
 LISTING = "samples.json"
+LISTING_FIELDS = {
+    "videos": [{"file": str, "prompt": str, "seed": int}],
+    "unfinished": json_files.Optional({"missing": int}),
+}
 WORD_CHARACTERS = 60  # of the prompt in a file name
 # A file name has at most 255 bytes, of which number, suffix and the name of the unfinished file take up to 40.
 WORD_BYTES = 200
@@ -214,19 +219,10 @@ def _read_listing(folder: Path) -> dict[str, Any]:
     """An earlier samples.json; without videos if there is none, or none that this module wrote."""
     nothing: dict[str, Any] = {"videos": []}
     try:
-        listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        listing = json_files.read(folder / LISTING, LISTING_FIELDS)
+    except (FileNotFoundError, json_files.FieldError):
         return nothing
-    if not isinstance(listing, dict) or not isinstance(listing.get("videos"), list):
-        return nothing
-    unfinished = listing.get("unfinished", {"missing": 0})
-    whole = isinstance(unfinished, dict) and isinstance(unfinished.get("missing"), int)
-    texts = (("file", str), ("prompt", str), ("seed", int))
-    for entry in listing["videos"]:
-        whole &= isinstance(entry, dict) and all(
-            isinstance(entry.get(name), kind) for name, kind in texts
-        )
-    return listing if whole else nothing
+    return nothing if listing.get("unfinished", {}) is None else listing
 
 
 def _is_running(process: int) -> bool:
