@@ -9,7 +9,7 @@ from absl import logging
 from videogen_jax import config as configs
 from videogen_jax import config_rules
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.run import saved_config, text_conditioning
+from videogen_jax.run import saved_config, step_files, text_conditioning
 from videogen_jax.run.model import Model
 from videogen_jax.run.saved_config import parameter_meaning
 
@@ -21,7 +21,7 @@ TEXT = ("text.encoder", "text.vocabulary_size")
 
 def read_saved_config(workdir: str | Path) -> ml_collections.ConfigDict | None:
     """The config of the checkpoints in a workdir; None where there are none, or config.json cannot be read."""
-    if not any((Path(workdir) / "checkpoints").glob("[0-9]*")):
+    if not step_files.list_steps(Path(workdir) / "checkpoints"):
         return None
     try:
         return saved_config.read_config(Path(workdir))
