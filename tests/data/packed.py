@@ -6,16 +6,21 @@ import json
 import numpy as np
 
 from videogen_jax.data import bucketed_data, records, synthetic
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.packing import pack_folder
 from videogen_jax.packing.settings import Settings
 
 
 def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1):
-    """Writes a plain data set of clips (T, H, W, 3) uint8; the first `held_out` are also its validation split."""
+    """Writes a plain data set of clips (T, H, W, 3) uint8; the first `held_out` are also its validation split.
+
+    Captions are texts or `Annotations`.
+    """
     (folder / "work").mkdir(parents=True)
     captions = captions or [str(i) for i in range(len(train))]
+    said = [Annotations.of_text(c) if isinstance(c, str) else c for c in captions]
     scores = [records.motion_score(video, 8.0) for video in train]
-    words = collections.Counter(word for caption in captions for word in caption.split())
+    words = collections.Counter(word for one in said for text in one.texts for word in text.split())
     statistics = {
         "height": train[0].shape[1],
         "width": train[0].shape[2],
@@ -25,6 +30,8 @@ def write_records(folder, train, frames, per_shard=1, captions=None, held_out=1)
         "words": dict(words),
         "motion_score_buckets": records.motion_edges([np.asarray(scores)]),
     }
+    if names := set.intersection(*(set(one.numbers) for one in said)):
+        statistics["numbers"] = sorted(names)
     (folder / "statistics.json").write_text(json.dumps(statistics))
     np.save(folder / records.MOTION_SCORES, np.float32(scores))
     sizes = {}

@@ -103,7 +103,7 @@ def test_each_caption_is_embedded_once_per_shard(packed, tmp_path):  # noqa: F81
     encoder = dataclasses.replace(WITH_TEXT, embed=record)
     encode_latents.encode(packed, tmp_path / "data", encoder, progress=False)
     assert len(calls) == sum(len(files) for files in data.files.values())
-    shards = [pipeline.read_captions(path) for files in data.files.values() for path in files]
+    shards = [pipeline.read_captions(path, data) for files in data.files.values() for path in files]
     assert calls == [[caption.decode() for caption in shard] for shard in shards]
 
 
@@ -114,9 +114,9 @@ def test_caption_shared_by_several_clips_is_embedded_once(packed, tmp_path, monk
         calls.append(list(captions))
         return embed(captions)
 
-    monkeypatch.setattr(pipeline, "read_captions", lambda path: [b"clip9", b"clip1", b"clip9"])
+    monkeypatch.setattr(pipeline, "read_captions", lambda *_: [b"clip9", b"clip1", b"clip9"])
     fields, cut = encode_latents._embed_captions(
-        tmp_path, dataclasses.replace(WITH_TEXT, embed=record)
+        tmp_path, None, dataclasses.replace(WITH_TEXT, embed=record)
     )
     assert calls == [["clip9", "clip1"]] and cut == 2
     assert set(fields) == {b"clip9", b"clip1"}

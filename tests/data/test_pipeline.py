@@ -161,7 +161,7 @@ def test_resuming_reads_only_the_shards_of_its_window(data, tmp_path):
     for path in shards:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             example = tf.train.Example.FromString(record)
-            home[example.features.feature["caption"].bytes_list.value[0]] = path
+            home[example.features.feature["captions/text"].bytes_list.value[0]] = path
     total, window = len(home), 5
     options = {"batch_size": 1, "shuffle_window": window}
     stream = batches(copy, 4 * total, **options)

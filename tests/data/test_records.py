@@ -118,7 +118,10 @@ def test_tfds_reads_the_records(tmp_path):
     builder = tfds.builder_from_directory(tmp_path)
     assert builder.info.splits["train"].num_examples == 3
     assert builder.info.splits["train"].shard_lengths == [2, 1]
-    read = {item["caption"].decode(): item for item in tfds.as_numpy(builder.as_dataset("train"))}
+    read = {
+        item["captions"]["text"][0].decode(): item
+        for item in tfds.as_numpy(builder.as_dataset("train"))
+    }
     assert sorted(read) == sorted(captions)
     for video, caption in zip(videos, captions, strict=True):
         item = read[caption]

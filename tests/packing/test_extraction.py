@@ -54,13 +54,13 @@ def test_any_exception_of_a_decoder_is_a_reason(tmp_path, monkeypatch, error):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
 
     def fail(*args, **options):
-        yield from ((k / 8, frame) for k, frame in enumerate(make_frames(9)))
+        yield from ((k, k / 8, frame) for k, frame in enumerate(make_frames(9)))
         raise error
 
     def fail_at_once(*args, **options):
         raise error
 
-    monkeypatch.setattr(video_io, "read_frames", fail)
+    monkeypatch.setattr(video_io, "read_numbered_frames", fail)
     monkeypatch.setattr(video_io, "probe_video", fail_at_once)
     monkeypatch.setattr(image_io, "read_image", fail_at_once)
     monkeypatch.setattr(image_io, "probe_image", fail_at_once)

@@ -62,6 +62,10 @@ def read(folder, split):
     return list(tfds.as_numpy(data))
 
 
+def caption_of(item):
+    return item["captions"]["text"][0].decode()
+
+
 def frames_of(item):
     return item["strips"].reshape(-1, item["height"], item["width"], 3)[: item["num_frames"]]
 
@@ -85,7 +89,7 @@ def test_tfds_opens_the_set_with_each_clip_once(shapes):
     found = sorted(item["source"].decode() for split in items.values() for item in split)
     assert found == sorted(path.name for path in (folder / "videos").glob("*.mp4"))
     for item in items["train"][:20]:
-        source, caption = item["source"].decode(), item["caption"].decode()
+        source, caption = item["source"].decode(), caption_of(item)
         assert "_".join(synthetic.parse_caption(caption)).replace(" ", "_") == source[7:-4]
         _, video = synthetic.make_clip(int(source[:6]), 0, size=32, frames=8)
         assert np.abs(frames_of(item).astype(float) - video).mean() < 8
@@ -106,7 +110,7 @@ def test_statistics_describe_the_train_split(shapes):
     folder, _, _ = shapes
     statistics = json.loads((folder / "packed" / "statistics.json").read_text())
     train = read(folder / "packed", "train")
-    words = [word for item in train for word in split_words(item["caption"].decode())]
+    words = [word for item in train for word in split_words(caption_of(item))]
     assert statistics["words"] == {word: words.count(word) for word in set(words)}
     assert {key: statistics[key] for key in ("frames", "height", "width", "fps")} == {
         "frames": 8, "height": 32, "width": 32, "fps": 8.0
@@ -306,7 +310,7 @@ def test_captions_of_any_script_and_videos_of_any_shape_are_packed(zoo):
     _, output, report = zoo
     items = read(output, "train") + read(output, "validation")
     assert len(items) == sum(report["clips"].values()) == 7
-    captions = {item["source"].decode(): item["caption"].decode() for item in items}
+    captions = {item["source"].decode(): caption_of(item) for item in items}
     assert captions == {
         "good.mp4": "x" * 10_000,
         "sub/portrait.webm": "Кошка бежит 猫",
@@ -385,7 +389,7 @@ def test_bouncing_shapes_are_packed(tmp_path):
     for item in read(tmp_path / "packed", "train"):
         index = int(item["source"].decode()[:6])
         names, video = synthetic.make_clip(index, 0, size=24, frames=20, kind="bouncing_shapes")
-        assert item["caption"].decode() == synthetic.make_caption(*names)
+        assert caption_of(item) == synthetic.make_caption(*names)
         assert np.abs(frames_of(item).astype(float) - video).mean() < 8
     with pytest.raises(ValueError, match="'bouncing_shapes'.* is now .*'moving_shapes'"):
         run(**options | {"synthetic": "moving_shapes"})

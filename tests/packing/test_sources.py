@@ -37,7 +37,7 @@ def test_captions_are_utf8_and_the_reason_names_the_file_otherwise(folder):
     add(folder, "latin.mp4", b"caf\xe9")
     add(folder, "long.mp4", b"x" * 101)
     found, skipped = sources.list_sources(folder, max_caption_bytes=100)
-    assert {s.name: s.caption for s in found} == {"good.mp4": "a dog", "bom.mp4": "café"}
+    assert {s.name: s.texts[0] for s in found} == {"good.mp4": "a dog", "bom.mp4": "café"}
     assert skipped == {
         "utf16.mp4": "the caption utf16.txt is UTF-16 text: save it as UTF-8",
         "utf16le.mp4": "the caption utf16le.txt has NUL bytes (byte 1), as UTF-16 has: save it as UTF-8",

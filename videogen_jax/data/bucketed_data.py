@@ -102,27 +102,29 @@ def read_index(folder: str | Path) -> list[str]:
 
 
 def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
-    """Draws captions of training clips uniformly, without replacement until all clips are used.
+    """Draws training clips uniformly, without replacement until all are used, for a caption of each.
 
     Args:
       data_dir: folder of a data set, bucketed or plain.
       count: number of captions.
       seed: seed of the draw.
+    Returns:
+      Texts, as of `pipeline.read_captions`.
     Raises:
       DataError: the data set is missing or damaged.
     """
     sets = open_buckets(data_dir).values()
     shards = [
-        shard
+        (path, data, length)
         for data in sets
-        for shard in zip(data.files["train"], data.lengths["train"], strict=True)
+        for path, length in zip(data.files["train"], data.lengths["train"], strict=True)
     ]
-    ends = np.cumsum([length for _, length in shards])
+    ends = np.cumsum([length for *_, length in shards])
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(ends[-1]) for _ in range(-(-count // int(ends[-1])))]
     chosen = np.concatenate(rounds)[:count]
     shard_of = np.searchsorted(ends, chosen, side="right")
-    read = {shard: pipeline.read_captions(shards[shard][0]) for shard in set(shard_of.tolist())}
+    read = {shard: pipeline.read_captions(*shards[shard][:2]) for shard in set(shard_of.tolist())}
     return [
         read[shard][number - ends[shard]].decode()  # a negative index, from the shard's end
         for shard, number in zip(shard_of.tolist(), chosen.tolist(), strict=True)
@@ -130,7 +132,10 @@ def draw_captions(data_dir: str | Path, count: int, seed: int) -> list[str]:
 
 
 def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
-    """Replaces words, motion-score buckets, text info and latent statistics by those over all buckets."""
+    """Replaces words, numbers per frame, motion-score buckets, text info and latent statistics by those of all buckets.
+
+    Numbers are those that all buckets have.
+    """
     words: Counter[str] = Counter()
     for data in sets.values():
         words.update(data.words)
@@ -138,9 +143,10 @@ def _join(sets: dict[str, PackedData]) -> dict[str, PackedData]:
     # Images have a motion score of 0, which would leave fewer quantile buckets for videos.
     moving = [path for path, data in sets.items() if data.frames > 1] or list(sets)
     edges = records.motion_edges([packed_data.read_scores(path) for path in moving])
-    joined = {
-        path: data._replace(words=ranked, motion_score_buckets=edges) for path, data in sets.items()
-    }
+    names = next(iter(sets.values())).numbers
+    names = tuple(n for n in names if all(n in data.numbers for data in sets.values()))
+    shared = {"words": ranked, "numbers": names, "motion_score_buckets": edges}
+    joined = {path: data._replace(**shared) for path, data in sets.items()}
     first = next(iter(sets.values())).texts
     if any(not _same_embedding(first, data.texts) for data in sets.values()):
         raise DataError(

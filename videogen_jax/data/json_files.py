@@ -107,11 +107,18 @@ def check(value: Any, kind: Any, name: str = "") -> Any:
         return value | {key: _check_field(value, key, kind[key], name) for key in present}
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(number and math.isfinite(value), name, "a number", value)
+        _expect(number and _is_finite(value), name, "a number", value)
         return float(value)
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _expect(right, name, {str: "text", int: "a whole number", bool: "true or false"}[kind], value)
     return value
+
+
+def _is_finite(value):
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
 
 
 def _read_annotation(kind):

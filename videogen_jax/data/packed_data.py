@@ -39,6 +39,12 @@ class PackedData(NamedTuple):
     latents: LatentInfo | None = None  # None: pixels
     texts: TextInfo | None = None  # None: no caption embeddings
     folder: str = ""
+    annotated: bool = False  # records have the fields of `annotations`; else one text, "caption"
+    numbers: tuple[str, ...] = ()  # names of the numbers per frame that all clips have
+
+    def count_video_frames(self, stored: Any) -> Any:
+        """Number of video frames of `stored` (pixel or latent) frames, a number or a tensor."""
+        return stored if self.latents is None else 1 + (stored - 1) * self.latents.time_stride
 
 
 STATISTICS = {
@@ -51,6 +57,7 @@ STATISTICS = {
     "motion_score_buckets": [float],
     "latents": json_files.Optional(LatentInfo),
     "texts": json_files.Optional(TextInfo),
+    "numbers": json_files.Optional([str]),  # absent without any
 }
 DATASET_INFO = {"splits": [{"name": str, "shardLengths": [str], "numBytes": str}]}
 
@@ -89,14 +96,14 @@ def open_data(data_dir: str | Path) -> PackedData:
     _check_feature_classes(folder / "features.json", features)
     verify(folder / "statistics.json", read_checksums(folder))
     try:
-        splits = tfds.builder_from_directory(folder).info.splits
+        info = tfds.builder_from_directory(folder).info
+        splits, annotated = info.splits, "captions" in info.features
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json_format.Error) as error:
         raise DataError(
             f"{folder / 'dataset_info.json'} or features.json beside it is damaged "
             f"({type(error).__name__}: {error}): bring back copies, or pack (or encode) into another folder."
         ) from error
-    size = {name: statistics[name] for name in PackedData._fields[2:-3]}
-    latents, texts = statistics.get("latents"), statistics.get("texts")
+    size = {name: statistics[name] for name in PackedData._fields[2:-5]}
     files = {name: [str(path) for path in split.filepaths] for name, split in splits.items()}
     lengths = {name: list(split.shard_lengths) for name, split in splits.items()}
     for path in (path for paths in files.values() for path in paths):
@@ -104,7 +111,16 @@ def open_data(data_dir: str | Path) -> PackedData:
             raise DataError(f"The TFRecord file {path} is missing: {WAY_OUT}")
     for name, split in splits.items():
         _check_sizes(files[name], lengths[name], split.num_bytes)
-    return PackedData(files, lengths, **size, latents=latents, texts=texts, folder=str(folder))
+    return PackedData(
+        files,
+        lengths,
+        **size,
+        latents=statistics.get("latents"),
+        texts=statistics.get("texts"),
+        folder=str(folder),
+        annotated=annotated,
+        numbers=tuple(statistics.get("numbers") or ()),
+    )
 
 
 def _check_feature_classes(path: Path, content: Any) -> None:

@@ -5,11 +5,12 @@ a batch at a time.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-from videogen_jax.data import augment
+from videogen_jax.data import annotations, augment
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.packed_data import PackedData
 from videogen_jax.data.records import FRAMES_PER_STRIP
@@ -18,7 +19,12 @@ Crop = tuple[tf.Tensor, tuple[int, int]]  # offset (row, column) and size (heigh
 
 
 def parse(
-    record: tf.Tensor, data: PackedData, extra_texts: tuple[str, ...] = (), text_length: int = 0
+    record: tf.Tensor,
+    data: PackedData,
+    extra_texts: tuple[str, ...] = (),
+    text_length: int = 0,
+    numbers: bool = False,
+    media: bool = True,
 ) -> dict[str, tf.Tensor]:
     """Parses the fields of a record of pixels, or of one or several records of latents.
 
@@ -27,18 +33,32 @@ def parse(
       data: data set description.
       extra_texts: names of further string fields to parse.
       text_length: if above 0, caption embeddings are parsed.
+      numbers: whether the numbers per frame are parsed.
+      media: whether the strips, or the latents, are parsed.
     Returns:
-      Field name -> serialized value, with a leading axis B for (B,) records; num_frames as int32.
+      Field name -> serialized value, with a leading axis B for (B,) records; num_frames as int32. The captions' entries
+      are under the names of `annotations`, padded with captions of number -1 to the clip of most entries; a data set
+      of one text per clip has "caption".
     """
-    scalars = {"caption": tf.string, "fps": tf.float32, "num_frames": tf.int64}
+    scalars = {"fps": tf.float32, "num_frames": tf.int64}
     scalars |= {"motion_score": tf.float32} | dict.fromkeys(extra_texts, tf.string)
-    if data.latents is not None:
+    sequences: dict[str, tuple[tf.DType, Any]] = {}  # name -> type and padding
+    if data.annotated:
+        sequences[annotations.NUMBER] = (tf.int64, -1)
+        sequences |= {annotations.FIRST_FRAME: (tf.int64, 0), annotations.TEXT: (tf.string, "")}
+    else:
+        scalars["caption"] = tf.string
+    if numbers:
+        sequences |= {annotations.NAME: (tf.string, ""), annotations.VALUES: (tf.float32, 0.0)}
+    if media and data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
     if text_length:
         scalars |= dict.fromkeys(("text_tokens", "text_pooled"), tf.string)
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
-    if data.latents is None:
-        features["strips"] = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
+    if media and data.latents is None:
+        sequences["strips"] = (tf.string, "")
+    for name, (kind, padding) in sequences.items():
+        features[name] = tf.io.FixedLenSequenceFeature([], kind, True, padding)
     clip = tf.io.parse_example(record, features)  # accepts a single record too
     return clip | {"num_frames": tf.cast(clip["num_frames"], tf.int32)}
 
@@ -128,6 +148,74 @@ def decode_text_embeddings(
     }
 
 
+def choose_caption(
+    clip: dict[str, tf.Tensor], chosen: tf.Tensor, draw: Callable[[tf.Tensor], tf.Tensor] | None
+) -> dict[str, tf.Tensor]:
+    """Chooses the caption of a crop: of one of the clip's captions, the text in force for most of its frames.
+
+    Args:
+      clip: from `parse`, of a clip or of a batch (B,).
+      chosen: (T,) or (B, T) int32, frames of the crop.
+      draw: draws the number of the caption, () or (B,) int32, given how many the clip has; None: the first one.
+    Returns:
+      The clip with "caption", () or (B,) string: of texts in force for equally many frames the earlier; and "entry", ()
+      or (B,) int64, its index among the entries. A data set of one text per clip has its "caption" already.
+    """
+    if annotations.TEXT not in clip:
+        return clip
+    number, first = clip[annotations.NUMBER], clip[annotations.FIRST_FRAME]  # (..., E)
+    text = clip[annotations.TEXT]
+
+    def choose() -> tf.Tensor:
+        count = tf.cast(tf.reduce_max(number, -1) + 1, tf.int32)
+        drawn = tf.zeros_like(count) if draw is None else draw(count)
+        own = number == tf.cast(drawn, tf.int64)[..., None]
+        more = number[..., 1:] == number[..., :-1]  # does the caption go on?
+        end = tf.where(more, first[..., 1:], tf.int64.max)
+        end = tf.concat([end, tf.fill(tf.shape(end[..., :1]), tf.int64.max)], -1)
+        frame = tf.cast(chosen, tf.int64)[..., None]  # (..., T, 1)
+        in_force = (frame >= first[..., None, :]) & (frame < end[..., None, :])  # (..., T, E)
+        shown = tf.math.count_nonzero(in_force, -2)  # (..., E)
+        entries = tf.shape(number, tf.int64)[-1]
+        # All scores differ, so that the earlier of equals wins whatever argmax does with ties.
+        score = tf.where(own, shown * entries - tf.range(entries), -entries)
+        return tf.argmax(score, -1)
+
+    if number.shape.rank > 1:
+        row = choose()
+    else:  # most clips have a single entry, and operations on clips one by one cost time
+        row = tf.cond(tf.size(text) == 1, lambda: tf.zeros([], tf.int64), choose)
+    return clip | {"caption": tf.gather(text, row, batch_dims=row.shape.rank), "entry": row}
+
+
+def cut_numbers(
+    clip: dict[str, tf.Tensor], names: Sequence[str], chosen: tf.Tensor, data: PackedData
+) -> dict[str, dict[str, tf.Tensor]]:
+    """Cuts numbers per frame to those of a crop.
+
+    Args:
+      clip: from `parse` with `numbers`, of a clip or of a batch (B,).
+      names: names of numbers that the clip has.
+      chosen: (T,) or (B, T) int32, frames of the crop.
+      data: data set description.
+    Returns:
+      {"numbers": name -> (T,) or (B, T) float32}; empty without names.
+    """
+    if not names:
+        return {}
+    values, found = clip[annotations.VALUES], clip[annotations.NAME]
+    batch = found.shape.rank - 1
+    count = tf.cast(data.count_video_frames(clip["num_frames"]), tf.int64)  # values of each name
+
+    def cut(name: str) -> tf.Tensor:
+        at = tf.cast(found == name, tf.int64)  # (..., N)
+        start = tf.argmax(at, -1) * count
+        start = tf.where(tf.reduce_max(at, -1) == 1, start, -(2**40))  # not found: gather fails
+        return tf.gather(values, start[..., None] + tf.cast(chosen, tf.int64), batch_dims=batch)
+
+    return {"numbers": {name: cut(name) for name in names}}
+
+
 def mirror(video: tf.Tensor, mirrored: tf.Tensor | None) -> tf.Tensor:
     """Flips a clip (T, H, W, 3) horizontally if `mirrored`, () bool, is true; None: False."""
     if mirrored is None:
@@ -142,7 +230,7 @@ def decode_augmented(
     data: PackedData,
     augmentation: Augmentation,
     key: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decodes and augments a temporal crop of a pixel clip.
 
     Args:
@@ -153,7 +241,8 @@ def decode_augmented(
       augmentation: to apply.
       key: random key of the clip.
     Returns:
-      (T, h, w, 3) uint8, and the frame rate, () float32 frames per second.
+      (T, h, w, 3) uint8; the frame rate, () float32 frames per second; and which frames of the clip they are, (T,)
+      int32.
     """
     size = augmentation.size
     crop = augment.draw_crop_offset(key, (data.height, data.width), size), size
@@ -164,11 +253,13 @@ def decode_augmented(
         chosen = augment.choose_frames(clip["fps"], count, rate, start, frames)
         video = _decode_chosen(clip, chosen, data, crop)
     else:
-        video = decode_frames(clip, draw_start(count), frames, data, crop)
+        start = draw_start(count)
+        chosen = start + tf.range(frames)
+        video = decode_frames(clip, start, frames, data, crop)
     video = tf.ensure_shape(video, [frames, *size, 3])
     if augmentation.jitter:
         video = augment.jitter_colours(video, augment.draw_colour_factors(key, augmentation.jitter))
-    return video, rate
+    return video, rate, chosen
 
 
 def decode_frames(

@@ -1,4 +1,4 @@
-"""Records of packed clips: JPEG strips, caption and scalars, in TFRecord shards that TFDS can open.
+"""Records of packed clips: JPEG strips, captions and scalars, in TFRecord shards that TFDS can open.
 
 TensorFlow is imported inside the functions that need it: importing it takes ten seconds, and the workers of `packing`
 encode strips without it.
@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import imageio.v3 as iio
 import numpy as np
 
+from videogen_jax.data import annotations as clip_annotations
 from videogen_jax.data import atomic_files
+from videogen_jax.data.annotations import Annotations
 
 FRAMES_PER_STRIP = 16
 JPEG_QUALITY = 95
@@ -40,7 +42,10 @@ def make_features():
         strips: JPEG images of FRAMES_PER_STRIP vertically stacked frames each; strip s holds the frames
           16 s ... 16 s + 15. A single strip has num_frames frames; of several strips each has 16 frames, the last
           padded by repeating the last frame.
-        caption: text.
+        captions: entries of all captions, caption by caption: the caption's number from 0, the first frame at which
+          the entry's text holds, and the text.
+        episode: name of the recording that the clip was cut from, or empty.
+        numbers: names, and num_frames values of each, name after name.
         fps: frames per second.
         num_frames, height, width: shape of the clip.
         motion_score: from `motion_score`.
@@ -50,11 +55,11 @@ def make_features():
 
     features = tfds.features
     return features.FeaturesDict(
-        {
+        clip_annotations.make_features()
+        | {
             "strips": features.Sequence(
                 features.Image(shape=(None, None, 3), encoding_format="jpeg")
             ),
-            "caption": features.Text(),
             "fps": np.float32,
             "num_frames": np.int32,
             "height": np.int32,
@@ -158,7 +163,7 @@ def serialize_clip(
     features,
     *,
     strips: Sequence[bytes],
-    caption: str,
+    annotations: Annotations,
     fps: float,
     num_frames: int,
     height: int,
@@ -175,9 +180,9 @@ def serialize_clip(
 
     example = features.serialize_example(
         features.encode_example(
-            {
+            annotations.to_record()
+            | {
                 "strips": [io.BytesIO(strip) for strip in strips],
-                "caption": caption,
                 "fps": fps,
                 "num_frames": num_frames,
                 "height": height,
@@ -191,12 +196,12 @@ def serialize_clip(
     return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
 
 
-def encode_clip(video: np.ndarray, caption: str, fps: float, source: str) -> bytes:
+def encode_clip(video: np.ndarray, caption: str | Annotations, fps: float, source: str) -> bytes:
     """Encodes a clip as a record.
 
     Args:
       video: (T, H, W, 3) uint8 RGB.
-      caption: text.
+      caption: text that holds for the whole clip, or its annotations.
       fps: frames per second.
       source: path of the video file within its folder.
     Returns:
@@ -207,7 +212,7 @@ def encode_clip(video: np.ndarray, caption: str, fps: float, source: str) -> byt
     return serialize_clip(
         make_features(),
         strips=encode_strips(video),
-        caption=caption,
+        annotations=Annotations.of_text(caption) if isinstance(caption, str) else caption,
         fps=fps,
         num_frames=video.shape[0],
         height=video.shape[1],

@@ -33,7 +33,17 @@ TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
 
 
-def read_frames(
+def read_frames(path, *args, **options) -> Iterator[tuple[float, np.ndarray]]:
+    """Reads a video frame by frame; arguments and errors as `read_numbered_frames`.
+
+    Yields:
+      (seconds, frame): seconds since the first frame, and (H, W, 3) uint8 RGB.
+    """
+    for _, seconds, frame in read_numbered_frames(path, *args, **options):
+        yield seconds, frame
+
+
+def read_numbered_frames(
     path,
     fps=None,
     threads=1,
@@ -41,8 +51,9 @@ def read_frames(
     count=None,
     limits: Limits = read_limits.DEFAULTS,
     on_cut: Callable[[str], None] = warnings.warn,
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Reads a video frame by frame.
+    on_end: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Reads a video frame by frame, and tells which frame of the file each one is.
 
     Args:
       path: a video file.
@@ -55,8 +66,9 @@ def read_frames(
       limits: bounds for what the file may cost.
       on_cut: takes a sentence that begins with the file, where the rest of a video is left out:
         behind a jump of its timestamps, or behind damage if `limits.damaged` is "cut".
+      on_end: takes the number of frames of the file, or of what is kept of it, after the last one.
     Yields:
-      (seconds, frame): seconds since the first frame, and (H, W, 3) uint8 RGB.
+      (index, seconds, frame): which frame of the file it is, seconds since the first one, and (H, W, 3) uint8 RGB.
     Raises:
       VideoError: the file is empty, broken off, damaged, not a video, has sound only, or exceeds
         the limits.
@@ -67,12 +79,21 @@ def read_frames(
     # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
     stop = float("inf") if count is None else first + count
     with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
-        frames = decode
+        total = 0
+
+        def number():
+            nonlocal total
+            for seconds, convert in decode:
+                total += 1
+                yield seconds, (total - 1, convert)
+
+        frames = number()
         if fps is not None:
-            frames = resample(_refuse_repeats(path, decode, fps, limits), fps)
-        for index, (seconds, convert) in enumerate(frames):
+            frames = resample(_refuse_repeats(path, frames, fps, limits), fps)
+        for index, (seconds, (source, convert)) in enumerate(frames):
             if first <= index < stop:
-                yield seconds, convert()
+                yield source, seconds, convert()
+    on_end(total)
 
 
 def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tuple[int, int, int]:

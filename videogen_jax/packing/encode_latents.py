@@ -286,7 +286,7 @@ def _encode_shard(
 ) -> int:
     """Writes a shard and its JSON file; returns the number of its truncated captions."""
     features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
-    embeddings, cut = _embed_captions(path, encoder)
+    embeddings, cut = _embed_captions(path, data, encoder)
     statistics = latent_statistics.empty_statistics(encoder.shape[-1])
 
     def serialize() -> Iterator[bytes]:
@@ -315,11 +315,13 @@ def _encode_shard(
     return cut
 
 
-def _embed_captions(path: Path, encoder: Encoder) -> tuple[dict[bytes, dict[str, np.ndarray]], int]:
+def _embed_captions(
+    path: Path, data: pipeline.PackedData, encoder: Encoder
+) -> tuple[dict[bytes, dict[str, np.ndarray]], int]:
     """Returns the embedding fields of each distinct caption of a shard, and the number of truncated captions."""
     if encoder.texts is None:
         return {}, 0
-    captions = pipeline.read_captions(str(path))
+    captions = pipeline.read_captions(str(path), data)
     distinct = list(dict.fromkeys(captions))
     tokens, pooled, counts = encoder.embed([caption.decode() for caption in distinct])
     fields = {

@@ -4,17 +4,27 @@ Imports no TensorFlow, which would take ten seconds in each worker.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgpack
 import numpy as np
 
 from videogen_jax.data import image_io, records, video_io
+from videogen_jax.data.annotations import Annotations, Timeline
+from videogen_jax.packing import sidecars
 from videogen_jax.packing.settings import Settings
+from videogen_jax.packing.sidecars import SidecarError
 
 
 def extract_clips(
-    path: str, spill: str, settings: Settings, first: int = 0, count: int | None = None
+    path: str,
+    spill: str,
+    settings: Settings,
+    first: int = 0,
+    count: int | None = None,
+    captions: Sequence[Timeline] = (),
+    numbers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str | None, int]:
     """Decodes a video or image and writes its clips to a file, as records of msgpack; runs in a worker.
 
@@ -24,27 +34,34 @@ def extract_clips(
       settings: settings of the data set.
       first: first frame, at the frame rate of the data set.
       count: number of frames; None: to the end.
+      captions: over time, in frames of the file.
+      numbers: name -> hash of the numbers per frame, as `sidecars.hash_numbers` makes them.
     Returns:
       (None or the reason to leave out the video, or what comes after its clips; frames cut off after the last clip).
     Raises:
       OSError: the disk is full or fails while clips are written.
     """
-    clips, clip = 0, []
+    clips, clip, shown = 0, [], []  # shown: which frame of the file each frame of the clip is
     failures: list[str] = []  # at most one
     left_out: list[str] = []  # at most one
-    frames = _read_frames(path, settings, first, count, left_out.append)
+    try:
+        said = Annotations(tuple(captions), numbers=sidecars.read_numbers(path, numbers))
+    except SidecarError as error:
+        return str(error), 0
+    frames = _read_frames(path, settings, first, count, said, left_out)
     with open(spill, "wb") as file:
-        for frame in _until_failure(path, frames, failures):
+        for index, frame in _until_failure(path, frames, failures):
             clip.append(video_io.fit_frame(frame, settings.size))
+            shown.append(index)
             if len(clip) == settings.frames:
-                msgpack.pack(_make_record(clip, settings.fps), file)
-                clips, clip = clips + 1, []
+                msgpack.pack(_make_record(clip, settings.fps, said.select(shown)), file)
+                clips, clip, shown = clips + 1, [], []
         if failures:
             file.seek(0)
             file.truncate()
             return failures[0], 0
         if len(clip) >= settings.min_frames:
-            msgpack.pack(_make_record(clip, settings.fps), file)
+            msgpack.pack(_make_record(clip, settings.fps, said.select(shown)), file)
             clips, clip = clips + 1, []
     rest = left_out[0].removeprefix(f"{path} ") if left_out else None
     if clips:
@@ -59,6 +76,8 @@ def extract_clips(
 
 def describe_failure(path: str, error: Exception) -> str:
     """Returns why a file is skipped: what its decoder raised, in one line without the path in front."""
+    if isinstance(error, SidecarError):
+        return str(error)
     if isinstance(error, video_io.VideoError | image_io.ImageError):
         return str(error).removeprefix(f"{path} ")
     if isinstance(error, FileNotFoundError):
@@ -71,7 +90,7 @@ def describe_failure(path: str, error: Exception) -> str:
     return f"cannot be read ({type(error).__name__}{': ' if text else ''}{text}): re-encode it"
 
 
-def _until_failure(path, frames, failures) -> Iterator[np.ndarray]:
+def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray]]:
     """Yields frames until reading them fails, and adds the reason to `failures`."""
     try:
         yield from frames
@@ -79,19 +98,26 @@ def _until_failure(path, frames, failures) -> Iterator[np.ndarray]:
         failures.append(describe_failure(path, error))
 
 
-def _read_frames(path, settings, first, count, on_cut) -> Iterator[np.ndarray]:
+def _read_frames(path, settings, first, count, said, left_out) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index in the file, frame); at the end, checks captions and numbers against the number of frames."""
+    total: list[int] = []
     if image_io.is_image(path):
-        yield image_io.read_image(path, settings.limits)
-        return
-    options = {"fps": settings.fps, "first": first, "count": count}
-    for _, frame in video_io.read_frames(path, **options, limits=settings.limits, on_cut=on_cut):
-        yield frame
+        yield 0, image_io.read_image(path, settings.limits)
+        total.append(1)
+    else:
+        options = {"fps": settings.fps, "first": first, "count": count, "limits": settings.limits}
+        options |= {"on_cut": left_out.append, "on_end": total.append}
+        for index, _, frame in video_io.read_numbered_frames(path, **options):
+            yield index, frame
+    sidecars.check_length(path, said, *total, cut=bool(left_out))
 
 
-def _make_record(clip, fps):
-    """Returns the fields of `records.serialize_clip` that are computed from the pixels."""
+def _make_record(clip, fps, annotations):
+    """Returns the fields of a record as msgpack takes them, except for its source and episode."""
     video = np.stack(clip)  # (T, H, W, 3)
     return {
+        "captions": annotations.captions,
+        "numbers": {name: values.tobytes() for name, values in annotations.numbers.items()},
         "strips": records.encode_strips(video),
         "fps": fps,
         "num_frames": video.shape[0],

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def write_descriptions(
     scores: np.ndarray,
     report: dict,
     checksums: dict[str, str],
+    numbers: Sequence[str] = (),
 ) -> None:
     """Writes motion_scores.npy, checksums.json, statistics.json and pack_report.json.
 
@@ -30,6 +32,7 @@ def write_descriptions(
       scores: (N,) float32, motion scores of the training clips, in order.
       report: content of pack_report.json.
       checksums: name -> `records.checksum` of the shards.
+      numbers: names of the numbers per frame that all clips have.
     """
     output = pathlib.Path(output)
     unfinished = output / f"{records.MOTION_SCORES}.unfinished"
@@ -37,6 +40,7 @@ def write_descriptions(
         np.save(file, scores)
     atomic_files.publish(unfinished, output / records.MOTION_SCORES)
     statistics = make_statistics(settings, words, scores)
+    statistics |= {"numbers": sorted(numbers)} if numbers else {}
     write_json(output / "statistics.json", statistics)
     write_checksums(output, checksums)
     write_json(output / pack_settings.REPORT, report)

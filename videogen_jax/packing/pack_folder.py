@@ -86,8 +86,10 @@ def pack(
         return report
     check_sharding(output, share)
     found = listed
+    if share or any(source.episode for source in found):
+        found = sources.fix_splits(found, settings.validation_fraction)
     if share:
-        found = sources.fix_splits(found, settings.validation_fraction)[share[0] :: share[1]]
+        found = found[share[0] :: share[1]]
         saved |= {"shard": f"{share[0]}/{share[1]}"}
         output = part_folder(output, share)
     with lock_folder(output):
@@ -243,14 +245,20 @@ def make_report(
 
 
 def long_captions(found: Sequence[Source]) -> list[str]:
-    """Returns the names of the sources whose captions exceed LONG_CAPTION words."""
-    names = {s.name for s in found if len(vocabularies.split_words(s.caption)) > LONG_CAPTION}
+    """Returns the names of the sources of which a caption exceeds LONG_CAPTION words."""
+
+    def longest_text(source: Source) -> int:
+        return max(len(vocabularies.split_words(text)) for text in source.texts)
+
+    names = {s.name for s in found if longest_text(s) > LONG_CAPTION}
     return sorted(names)
 
 
 def captions_without_words(found: Sequence[Source]) -> list[str]:
-    """Returns the names of the sources whose captions have only punctuation or symbols, which no model reads."""
-    return sorted({s.name for s in found if not vocabularies.split_words(s.caption)})
+    """Returns the names of the sources of which a caption has only punctuation or symbols, which no model reads."""
+    return sorted(
+        {s.name for s in found if not all(vocabularies.split_words(text) for text in s.texts)}
+    )
 
 
 def find_vanished(folder, name: str) -> str | None:
@@ -282,8 +290,8 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
                 video = sources.locate(folder, source.name)
-                span = (source.first, source.count)
-                task = pool.submit(extract_clips, video, os.fspath(spill), settings, *span)
+                said = (source.first, source.count, source.captions, dict(source.numbers))
+                task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
                 waiting.append((index, spill, task))
             if not waiting:
                 return
@@ -312,12 +320,13 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
 def _finish(output, work, journal, found, settings, report):
     """Moves the shards to OUTPUT and writes the JSON files, dataset_info.json last."""
     shards.move_shards(output, work, journal)
-    words, scores = shards.count_words(journal, found), shards.training_scores(journal)
+    words, scores = shards.count_words(journal), shards.training_scores(journal)
     if "shard" in report["settings"]:  # read by `merge_parts`
         counts = shards.count_clips(journal, found)
         atomic_files.write_text(output / metadata.SOURCES_FILE, json.dumps(counts))
     checksums = shards.read_checksums(journal)
-    metadata.write_descriptions(output, settings, words, scores, report, checksums)
+    names = shards.shared_numbers(journal, found)
+    metadata.write_descriptions(output, settings, words, scores, report, checksums, names)
     sizes = collections.defaultdict(list)
     for shard in journal:
         sizes[shard["split"]].append((shard["clips"], shard["bytes"]))

@@ -4,7 +4,6 @@ OUTPUT/unfinished/sources.jsonl has the skipped files in its first line and one 
 journal and the split refer to this list, so a call that resumes uses it instead of a new listing that lacks files.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,12 @@ from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.sources import Source
 
 FILE = "sources.jsonl"
+FIELDS = Source.__annotations__ | {
+    "captions": json_files.Optional([[[object]]]),
+    "caption": json_files.Optional(str),  # instead, in sources of one text
+    "episode": json_files.Optional(str),
+    "numbers": json_files.Optional({str: str}),
+}
 
 
 def resume(
@@ -46,7 +51,7 @@ def resume(
             share, skipped, saved = share_then, skipped_then, saved | {"videos": begun["videos"]}
     pack_settings.claim_output(output, saved)
     if not path.exists():
-        lines = [json.dumps(skipped), *(json.dumps(dataclasses.asdict(one)) for one in share)]
+        lines = [json.dumps(skipped), *(json.dumps(_to_json(one)) for one in share)]
         atomic_files.write_text(path, "".join(f"{line}\n" for line in lines))
     return list(share), skipped, saved
 
@@ -62,10 +67,10 @@ def _only_vanished(
 
     A part does not know the sources of the other parts; `merge` compares the listings with which they were begun.
     """
-    then = {source.name: (source.num_bytes, source.caption) for source in share}
+    then = {source.name: _content(source) for source in share}
     for source in listed:
         known = then.get(source.name)
-        if known != (source.num_bytes, source.caption) and (known or whole):
+        if known != _content(source) and (known or whole):
             return False
     return not whole or skipped_now.keys() <= then.keys() | skipped.keys()
 
@@ -73,5 +78,19 @@ def _only_vanished(
 def _read(path: pathlib.Path) -> tuple[list[Source], dict[str, str]]:
     first, *lines = path.read_bytes().splitlines()
     skipped = json_files.parse(path, first, {str: str})
-    sources = [Source(**json_files.parse(path, line, Source.__annotations__)) for line in lines]
-    return sources, skipped
+    return [_from_json(json_files.parse(path, line, FIELDS)) for line in lines], skipped
+
+
+def _content(source: Source) -> tuple:
+    return source.num_bytes, source.captions, source.episode, dict(source.numbers)
+
+
+def _to_json(source: Source) -> dict:
+    return source.to_json() | {"order_key": source.order_key}
+
+
+def _from_json(fields: dict) -> Source:
+    """Reads a source of one text too, which has "caption"."""
+    captions = [[[0, fields.pop("caption")]]] if "caption" in fields else fields["captions"]
+    captions = tuple(tuple((first, text) for first, text in entries) for entries in captions)
+    return Source(**fields | {"captions": captions})

@@ -12,6 +12,7 @@ from absl import logging
 
 from videogen_jax.data import atomic_files, json_files, records
 from videogen_jax.data import vocabulary as vocabularies
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.packing.extraction import read_clips
 from videogen_jax.packing.sources import refuse_skipped
 
@@ -31,6 +32,7 @@ JOURNAL = {
     "checksum": json_files.Optional(str),  # absent in journals of earlier versions
     "skipped": {str: str},
     "cut_off": {str: int},
+    "words": json_files.Optional({str: int}),  # absent in journals of earlier versions
 }
 
 
@@ -42,6 +44,8 @@ def read_journal(output, work) -> list[dict]:
       work: OUTPUT/unfinished.
     Returns:
       One entry per finished shard, in the order in which they were written.
+    Raises:
+      ValueError: the shards have the records of an earlier version.
     """
     path = work / "journal.jsonl"
     shards = []
@@ -51,6 +55,11 @@ def read_journal(output, work) -> list[dict]:
                 shards.append(json_files.parse(path, line, JOURNAL))
         except json_files.FieldError as error:  # most often a line cut short by a kill
             logging.warning("%s Packing resumes after %d shards.", error, len(shards))
+    if any("words" not in shard for shard in shards):
+        raise ValueError(
+            f"{output} was begun by an earlier version, whose records have one caption and no episode: finish it with "
+            "that version, or choose another --output."
+        )
     for index, (shard, final_name) in enumerate(zip(shards, _final_names(shards), strict=True)):
         places = [p for p in (work / _work_name(shard), output / final_name) if p.exists()]
         if not places or not _is_intact(places[0], shard):
@@ -104,13 +113,15 @@ def write_shards(videos, work, found, settings, journal, strict, advance) -> dic
     groups = itertools.groupby(itertools.chain([first], clips), key=lambda clip: clip[0])
     for (split, number), group in groups:
         shard = {"split": split, "shard": number, "packed": collections.Counter()}
-        shard |= {"next": None, "motion_scores": []}
+        shard |= {"next": None, "motion_scores": [], "words": collections.Counter()}
 
         def serialize(group=group, shard=shard):
             for _, position, record in group:
                 shard["packed"][position[0]] += 1
                 shard["next"] = position  # source and clip with which the next shard begins
                 shard["motion_scores"].append(record["motion_score"])
+                for text in record["annotations"].texts:
+                    shard["words"].update(vocabularies.split_words(text))
                 yield records.serialize_clip(features, **record)
 
         path = work / _work_name(shard)
@@ -156,7 +167,11 @@ def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, a
                 split, clips, num_bytes = wanted, 0, 0
                 shards[split] += 1
             clips, num_bytes = clips + 1, num_bytes + sum(map(len, record["strips"]))
-            record |= {"caption": found[index].caption, "source": name}
+            captions, numbers = record.pop("captions"), record.pop("numbers")
+            captions = tuple(tuple(map(tuple, timeline)) for timeline in captions)
+            numbers = {n: np.frombuffer(values, np.float32) for n, values in numbers.items()}
+            said = Annotations(captions, found[index].episode, numbers)
+            record |= {"annotations": said, "source": name}
             yield (split, shards[split] - 1), (index, clip + 1), record
         advance()
 
@@ -191,15 +206,20 @@ def read_checksums(journal) -> dict[str, str]:
     }
 
 
-def count_words(journal, found) -> collections.Counter:
-    """Counts the words of the captions of all training clips."""
+def count_words(journal) -> collections.Counter:
+    """Counts the words of all texts of the captions of all training clips."""
     words = collections.Counter()
     for shard in journal:
         if shard["split"] == "train":
-            for index, clips in shard["packed"]:
-                for word in vocabularies.split_words(found[index].caption):
-                    words[word] += clips
+            words.update(shard["words"])
     return words
+
+
+def shared_numbers(journal, found) -> list[str]:
+    """Returns the names of the numbers per frame that all clips have."""
+    packed = {index for shard in journal for index, _ in shard["packed"]}
+    names = [set(found[index].numbers) for index in packed]
+    return sorted(set.intersection(*names)) if names else []
 
 
 def count_clips(journal, found) -> collections.Counter:

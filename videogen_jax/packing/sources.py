@@ -9,17 +9,22 @@ import pathlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from videogen_jax.data import image_io, text_files, video_io
+from videogen_jax.data import image_io, video_io
+from videogen_jax.data.annotations import Timeline
+from videogen_jax.packing import sidecars
+from videogen_jax.packing.sidecars import MAX_CAPTION_BYTES, OUTSIDE_LINK, SidecarError
 
 UNWANTED_IMAGE = (
     "it is an image, and the clips have several frames: pack images with --frames=1, or with --buckets "
     "of one frame"
 )
 LINKED_FOLDER = "it is a link to a folder: pack with --follow_links to pack what is in it"
-OUTSIDE_LINK = "is a link that leads out of the folder: pack with --follow_links to read it"
 VANISHED = "it vanished while the folder was packed"
 NOT_UTF8 = "the file's name is not UTF-8 text: rename it"
-MAX_CAPTION_BYTES = 2**16
+NO_EPISODE = (
+    'it names no episode, but other clips of the folder do: write "episode" into the caption file '
+    "name.json, or its episode may come into both splits"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +32,36 @@ class Source:
     """A captioned video or image file, or a range of frames of a video."""
 
     name: str  # path within the folder, with "/"
-    caption: str
-    order_key: float  # hash in [0, 1) that determines order and split
+    captions: tuple[Timeline, ...]  # in frames of the file
+    order_key: float  # hash of the name in [0, 1) that determines the order
     num_bytes: int
     first: int = 0  # first frame, at the frame rate of the data set
     count: int | None = None  # number of frames; None: to the end
     split: str | None = None  # "train" or "validation"; None: chosen while packing
+    episode: str = ""  # all clips of an episode are in one split; empty: the video is its own
+    # name -> hash of the numbers per frame, which are read again when the video is
+    numbers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def split_key(self) -> float:
+        """Hash in [0, 1) that determines the split."""
+        return _hash(self.episode) if self.episode else self.order_key
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all captions, in order."""
+        return [text for timeline in self.captions for _, text in timeline]
+
+    def to_json(self) -> dict:
+        """The fields as JSON values but for `order_key`, which follows from the name.
+
+        Those of a video with a single text are as in earlier versions, so that their fingerprints stay the same.
+        """
+        said = {"captions": self.captions, "episode": self.episode, "numbers": dict(self.numbers)}
+        if self.captions == (((0, self.texts[0]),),) and not (self.episode or self.numbers):
+            said = {"caption": self.texts[0]}
+        rest = {name: getattr(self, name) for name in ("num_bytes", "first", "count", "split")}
+        return {"name": self.name} | said | rest
 
 
 def list_sources(
@@ -43,8 +72,9 @@ def list_sources(
 ) -> tuple[list[Source], dict[str, str]]:
     """Finds the captioned videos and images of a folder and its subfolders.
 
-    The caption of `name.mp4` is `name.txt` next to it: UTF-8 with or without a byte order mark, stripped. Hidden files
-    and folders are ignored.
+    The captions of `name.mp4` are in `name.txt` or `name.json` next to it, as `sidecars` reads them: UTF-8 with or
+    without a byte order mark, stripped. Hidden files and folders are ignored. Where a clip names its episode, those
+    that do not are skipped.
 
     Args:
       folder: path of the folder.
@@ -71,12 +101,20 @@ def list_sources(
         if not images and image_io.is_image(path):
             reason = UNWANTED_IMAGE
         if not reason:
-            text = path.with_suffix(".txt")
-            caption, reason = _read_caption(text, folder, follow_links, max_caption_bytes)
+            try:
+                found = sidecars.read_annotations(path, folder, follow_links, max_caption_bytes)
+            except SidecarError as error:
+                reason = str(error)
         if reason:
             skipped[name] = reason
-        else:
-            sources.append(Source(name, caption, _order_key(name, path.suffix), num_bytes))
+            continue
+        key = _hash(name.removesuffix(path.suffix))
+        hashes = sidecars.hash_numbers(found.numbers)
+        source = Source(name, found.captions, key, num_bytes, episode=found.episode, numbers=hashes)
+        sources.append(source)
+    if any(source.episode for source in sources):
+        skipped |= {source.name: NO_EPISODE for source in sources if not source.episode}
+        sources = [source for source in sources if source.episode]
     if not sources:
         raise ValueError(_no_sources_message(folder, images, skipped))
     return sorted(sources, key=lambda source: (source.order_key, source.name)), skipped
@@ -144,7 +182,7 @@ def _check_file(path, folder, follow_links) -> tuple[int, str | None]:
         return 0, f"it cannot be read ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):
         return 0, "it is not a regular file"
-    if not follow_links and _leads_out(path, folder):
+    if not follow_links and sidecars.leads_out(path, folder):
         return 0, f"it {OUTSIDE_LINK}"
     return status.st_size, None
 
@@ -155,14 +193,6 @@ def _is_utf8(path) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _leads_out(path, folder) -> bool:
-    """Whether a path is a link to a file outside the folder."""
-    if not path.is_symlink():
-        return False
-    root = os.path.realpath(folder)
-    return os.path.commonpath([root, os.path.realpath(path)]) != root
 
 
 def _no_sources_message(folder, images, skipped):
@@ -191,36 +221,23 @@ def _no_sources_message(folder, images, skipped):
     )
 
 
-def _order_key(name, suffix):
-    """Hashes a name without its suffix to [0, 1)."""
-    digest = hashlib.blake2b(name.removesuffix(suffix).encode(), digest_size=8).digest()
+def _hash(name):
+    """Hashes a name to [0, 1)."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits, or 1 - 2**-60 rounds to 1
-
-
-def _read_caption(path, folder, follow_links, max_bytes):
-    """Returns (caption, None), or (None, the reason why it is unusable)."""
-    try:
-        if not follow_links and _leads_out(path, folder):
-            return None, f"the caption {path.name} {OUTSIDE_LINK}"
-        caption = text_files.read_text(path, max_bytes).strip()
-    except FileNotFoundError:
-        return None, f"no caption: {path.name} is missing"
-    except text_files.TextError as error:
-        return None, f"the caption {path.name} {str(error).removeprefix(f'{path} ').rstrip('.')}"
-    except OSError as error:
-        return None, f"the caption {path.name} cannot be read ({error.strerror})"
-    return (caption, None) if caption else (None, f"the caption {path.name} is empty")
 
 
 def fingerprint(sources: Sequence[Source], skipped: Mapping[str, str]) -> dict:
     """Returns {"count", "digest"} of a set of videos.
 
-    The digest covers names, file sizes and captions, but not pixels. Skipped images and folders are ignored, so that
-    they may be added or removed.
+    The digest covers names, file sizes, captions, episodes and numbers, but not pixels. Skipped images and folders are
+    ignored, so that they may be added or removed.
     """
     digest = hashlib.blake2b(digest_size=16)
     for source in sources:
-        digest.update(json.dumps([source.name, source.num_bytes, source.caption]).encode())
+        fields = source.to_json()
+        names = ("name", "num_bytes", "caption", "captions", "episode", "numbers")
+        digest.update(json.dumps([fields[name] for name in names if name in fields]).encode())
     names = sorted(
         name
         for name, reason in skipped.items()
@@ -234,9 +251,7 @@ def sum_fingerprint(pieces: Iterable[Source]) -> dict:
     """Returns {"count", "digest"} of pieces, independent of their order and additive over disjoint lists."""
     parts = []
     for piece in pieces:
-        fields = dataclasses.asdict(piece)
-        del fields["order_key"]  # follows from the name
-        digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16)
+        digest = hashlib.blake2b(json.dumps(piece.to_json()).encode(), digest_size=16)
         parts.append({"count": 1, "digest": digest.hexdigest()})
     return add_fingerprints(parts)
 
@@ -257,18 +272,21 @@ def fix_splits(sources: Sequence[Source], fraction: float) -> list[Source]:
       sources: all sources of the folder, from `list_sources`.
       fraction: fraction of the validation split.
     Returns:
-      The sources with their splits: validation if the order key is below `fraction`; at least the first name, and never
-      the last. Files whose names differ only in their suffix stay together.
+      The sources with their splits, those of validation first: it has those whose split key is below `fraction`; at
+      least the lowest key, and never the highest. Clips of one episode stay together, as do files whose names differ
+      only in their suffix.
     """
-    held_out = [source.order_key < fraction for source in sources]
+    keys = [source.split_key for source in sources]
+    held_out = [key < fraction for key in keys]
     if fraction and not any(held_out):
-        held_out = [source.order_key == sources[0].order_key for source in sources]
+        held_out = [key == min(keys) for key in keys]
     if all(held_out):
-        held_out = [source.order_key != sources[-1].order_key for source in sources]
-    return [
+        held_out = [key != max(keys) for key in keys]
+    fixed = [
         dataclasses.replace(source, split="validation" if out else "train")
         for source, out in zip(sources, held_out, strict=True)
     ]
+    return sorted(fixed, key=lambda source: source.split == "train")
 
 
 def without_vanished(

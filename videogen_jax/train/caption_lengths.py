@@ -20,9 +20,10 @@ def warn_of_cut_captions(encoder: str, length: int, data: pipeline.PackedData) -
     """
     captions: list[str] = []
     for path in data.files.get("train", []):
-        found = pipeline.read_captions(path, MOST_CAPTIONS - len(captions))
-        captions += [caption.decode("utf-8", "replace") for caption in found]
-        if len(captions) == MOST_CAPTIONS:
+        for clip in pipeline.read_annotations(path, data, MOST_CAPTIONS):
+            captions += clip.texts
+        if len(captions) >= MOST_CAPTIONS:
+            captions = captions[:MOST_CAPTIONS]
             break
     counts = count_units(encoder, captions) if captions else []
     cut = sum(count > length for count in counts)
