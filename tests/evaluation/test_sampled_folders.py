@@ -147,8 +147,11 @@ class TestFewClips:
 
         extract = lambda frames: (clip.mean((0, 1, 2)) for clip in frames)  # noqa: E731
         window = clip_sets.Window(2)
-        sets = [(clips, clip_sets.summarize(clips, window)) for clips in map(make_set, (0, 1))]
-        (score,) = fvd.score_distances(sets, window, [("FVD", window)], (extract, "weights"))
+        sets = {
+            name: (clips, clip_sets.summarize(clips, window))
+            for name, clips in (("videos", make_set(0)), ("reference", make_set(1)))
+        }
+        score, _ = fvd.score_distances(sets, window, [("FVD", window)], (extract, "weights"))
         assert ("biased by fewer than 64 clips" in score["note"]) == warns
         assert (f"FVD of {count} and {count} clips: below 64" in caplog.text) == warns
 

@@ -10,8 +10,16 @@ from tests.data.packed import write_records
 from tests.tiny import tiny_config, tiny_vae_config
 from videogen_jax import evaluate
 from videogen_jax.data import bucketed_data, pipeline, video_writer
-from videogen_jax.evaluation import frechet, i3d, i3d_weights
-from videogen_jax.evaluation.scoring import estimate_mean
+from videogen_jax.evaluation import (
+    clip_sets,
+    frechet,
+    i3d,
+    i3d_weights,
+    json_report,
+    kernel_distance,
+    run_videos,
+)
+from videogen_jax.evaluation.set_scores import estimate_mean
 from videogen_jax.generate import from_checkpoint
 from videogen_jax.train import held_out, loop, run_report
 
@@ -50,6 +58,12 @@ def random_videos(count, frames, size, seed=0):
     """Videos of one random colour each."""
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (count, 1, 1, 1, 3), np.uint8)
+    return list(np.broadcast_to(colours, (count, frames, size, size, 3)).copy())
+
+
+def moving_videos(count, frames=6, size=8):
+    """Videos of one random colour a frame."""
+    colours = np.random.default_rng(5).integers(0, 256, (count, frames, 1, 1, 3), np.uint8)
     return list(np.broadcast_to(colours, (count, frames, size, size, 3)).copy())
 
 
@@ -114,6 +128,102 @@ def test_evaluate_generates_videos_and_writes_the_protocol(workdir, capsys):
     assert "FVD" in page and page.count("data:video/mp4") + page.count("data:image/gif") >= 3
     steps, _ = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd"]
     assert steps == [2]
+
+
+EXTRAS = dict(num_clips=3, repeat=4, num_inference_steps=2, batch_size=2, seed=3)
+
+
+def test_bounds_baselines_labels_and_memorization_of_a_run(workdir, tmp_path, features, capsys):
+    """Six clips, of which five are held out: a copy of the run's data set with six held out."""
+    data = write_records(tmp_path / "data", moving_videos(7), 6, 2, CAPTIONS * 4, held_out=6)
+    options = EXTRAS | {"workdir": workdir, "data": data, "output": tmp_path / "full.json"}
+    features.clear()
+    run(**options, bounds=True, baselines=True, label="red|blue", memorization_clips=7)
+    # Of the videos, reference, floor, ceiling, still and shuffled frames, each clip once.
+    assert len(features) <= 6 * 3
+    report = json.loads((tmp_path / "full.json").read_text())
+    scores = {score["name"]: score for score in report["scores"]}
+    prompts = bucketed_data.draw_captions(data, 3, 3)
+    model = from_checkpoint.load(workdir, batch_size=2)
+    made = np.stack(list(map(describe, model(prompts, seeds=range(3, 6), num_inference_steps=2))))
+    untrained = run_videos.untrain(model)(prompts, seeds=range(3, 6), num_inference_steps=2)
+    clips = [clip.video[1:5] for clip in clip_sets.read_data(data, "validation")()]
+    real = np.stack(list(map(describe, clips)))
+    for name, distance in (("FVD", frechet.distance), ("KVD", kernel_distance.distance)):
+        score = scores[name]
+        assert score["value"] == pytest.approx(distance(made, real[:3]), rel=1e-4)
+        assert score["floor"] == pytest.approx(distance(real[3:6], real[:3]), rel=1e-4)
+        ceiling = distance(np.stack(list(map(describe, untrained))), real[:3])
+        assert score["ceiling"] == pytest.approx(ceiling, rel=1e-4)
+        way = (ceiling - score["value"]) / (ceiling - score["floor"])
+        assert score.get("share", way) == pytest.approx(way, rel=1e-3)
+        # The mean colours of a video do not depend on the order of its frames.
+        assert score["shuffled"] == pytest.approx(score["value"], rel=1e-4)
+        assert score["still"] != pytest.approx(score["value"], rel=1e-3)
+    motion = scores["motion, times the reference's"]
+    assert motion["still"] == 0 and motion["floor"] > 0 and "ceiling" in motion
+    lines = report["protocol"]
+    assert lines["kernel"] == kernel_distance.KERNEL and lines["label"] == "red|blue"
+    assert lines["floor"].startswith("3 clips") and lines["memorization"].startswith("7 training")
+    found = report["label_accuracy"]
+    captions = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]]
+    nearest = [np.square(real[:3] - video).sum(axis=1).argmin() for video in made]
+    right = [captions[n].split()[1] == p.split()[1] for n, p in zip(nearest, prompts, strict=True)]
+    assert found["right"] == sum(right) and found["total"] == 3
+    assert scores["label accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert [video["file"] for video in report["memorization"]["videos"]] == ["0000", "0001", "0002"]
+    out = capsys.readouterr().out
+    table = next(line for line in out.splitlines() if "ceiling" in line)
+    assert "floor" in table and "first frame still" in table
+    page = (tmp_path / "full.html").read_text()
+    assert "Ceiling" in page and "<summary>Each</summary>" in page
+    curves = run_report.read_curves(workdir / "tensorboard")
+    assert {"evaluation/fvd_floor", "evaluation/kvd_ceiling"} <= set(curves)
+    # The bounds of one report serve another, and every feature is read from the cache.
+    features.clear()
+    again = options | {"output": tmp_path / "again.json"}
+    run(**again, bounds_from=tmp_path / "full.json")
+    assert features == []
+    copied = json.loads((tmp_path / "again.json").read_text())["scores"]
+    score = next(score for score in copied if score["name"] == "FVD")
+    assert {name: score.get(name) for name in ("value", "floor", "ceiling", "share")} == {
+        name: scores["FVD"].get(name) for name in ("value", "floor", "ceiling", "share")
+    }
+    text = json_report.compare(tmp_path / "full.json", tmp_path / "again.json")
+    assert text.startswith("Same protocol.") and "KVD, ceiling" in text and "  label: red" in text
+    with pytest.raises(
+        ValueError, match="bounds_from=.*another protocol .*repeat is 4 there and 5"
+    ):
+        run(**again | {"repeat": 5}, bounds_from=tmp_path / "full.json")
+    with pytest.raises(ValueError, match="4 others, 8 in all, but there are 6: use --num_clips=3"):
+        run(**options | {"num_clips": 4}, bounds=True)
+    with pytest.raises(ValueError, match="is 8, but .*data has 7 training clips"):
+        run(**options, memorization_clips=8)
+
+
+def test_folders_have_a_floor_a_ceiling_and_labels(tmp_path):
+    videos = moving_videos(12)
+    for name, part in (("made", videos[:3]), ("real", videos[3:9]), ("untrained", videos[9:])):
+        (tmp_path / name).mkdir()
+        for i, video in enumerate(part):
+            video_writer.write_video(tmp_path / name / f"{i}.mp4", np.repeat(video, 2, axis=1), 8)
+            (tmp_path / name / f"{i}.txt").write_text(CAPTIONS[i % 2])
+    places = {"generated": tmp_path / "made", "reference": tmp_path / "real", "frames": 6}
+    places |= {"repeat": 2}
+    run(**places, bounds=True, ceiling=tmp_path / "untrained", label=r"^a (\w+)", baselines=True)
+    report = json.loads((tmp_path / "made" / "evaluation.json").read_text())
+    scores = {score["name"]: score for score in report["scores"]}
+    assert {"floor", "ceiling", "still", "shuffled"} <= set(scores["KVD"])
+    assert scores["label accuracy"]["n"] == 3
+    assert report["protocol"]["num_reference"] == 3
+    with pytest.raises(ValueError, match="hold none: name the packed data set with --reference"):
+        run(**places, memorization_clips=2)
+    with pytest.raises(ValueError, match="--label compares with real clips: give --reference too"):
+        run(generated=tmp_path / "made", label="a")
+    with pytest.raises(ValueError, match="--ceiling is a folder .*--generated and --bounds"):
+        run(**places, ceiling=tmp_path / "untrained")
+    with pytest.raises(ValueError, match="leave out one"):
+        run(**places, bounds=True, bounds_from=tmp_path / "made")
 
 
 def test_the_distance_of_still_frames_is_not_called_fvd(workdir, tmp_path):

@@ -25,6 +25,7 @@ class Clip(NamedTuple):
     video: np.ndarray | None  # (T, H, W, 3) uint8; None if it could not be read
     fps: float = 0.0  # frames per second
     reason: str = ""  # why it could not be read
+    caption: str | None = None  # the first one; None: unknown
 
 
 Clips = Callable[[], Iterable[Clip]]  # iterates over a set; may be called repeatedly
@@ -44,14 +45,25 @@ class Window(NamedTuple):
         Raises:
           ValueError: the video is too short.
         """
+        return self.resize(video[self.choose_frames(len(video))])
+
+    def choose_frames(self, length: int) -> slice:
+        """The frames that are evaluated of a video of so many.
+
+        Raises:
+          ValueError: the video is too short.
+        """
         span = (self.frames - 1) * self.stride + 1
-        if len(video) < span:
-            raise ValueError(f"it has {len(video)} frames, but {span} are needed")
-        first = (len(video) - span) // 2
-        frames = video[first : first + span : self.stride]
-        if self.size is not None:
-            frames = np.stack([fit_frame(frame, self.size) for frame in frames])
-        return frames
+        if length < span:
+            raise ValueError(f"it has {length} frames, but {span} are needed")
+        first = (length - span) // 2
+        return slice(first, first + span, self.stride)
+
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        """Brings frames (T, H, W, 3) uint8 to the window's size, if it has one."""
+        if self.size is None:
+            return frames
+        return np.stack([fit_frame(frame, self.size) for frame in frames])
 
     def repeat_frames(self, frames: np.ndarray) -> np.ndarray:
         """The input of I3D for cropped frames: each `repeat` times, (frames * repeat, height, width, 3)."""
@@ -67,6 +79,7 @@ class SetSummary(NamedTuple):
     fps: float  # mean frames per second over the clips
     motion: np.ndarray  # (N,) of `records.motion_score`
     digest: str  # SHA-256 of all cropped frames
+    captions: list[str | None] = []  # of the usable clips; None: unknown
 
 
 def open_set(
@@ -134,11 +147,12 @@ def read_folder(
     """
     folder = Path(folder)
     names = video_folders.list_files(folder) if names is None else names
+    captions = video_folders.find_captions(folder)
 
     def read() -> Iterator[Clip]:
         for name in names:
             video, rate, reason = video_folders.try_to_read(folder / name, fps)
-            yield Clip(name, video, rate, reason)
+            yield Clip(name, video, rate, reason, captions.get(name))
 
     return read
 
@@ -180,12 +194,20 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     def read() -> Iterator[Clip]:
         for path in data.files[split]:
             for index, clip in enumerate(pipeline.read_clips(path, data)):
-                yield Clip(f"{Path(path).name}:{index}", clip["video"][crop], float(clip["fps"]))
+                name, caption = f"{Path(path).name}:{index}", clip["caption"].decode()
+                yield Clip(name, clip["video"][crop], float(clip["fps"]), caption=caption)
 
     return read
 
 
-def store_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: float) -> Clips:
+def store_videos(
+    path: Path,
+    batches: Iterable[np.ndarray],
+    count: int,
+    fps: float,
+    captions: Sequence[str | None] | None = None,
+    label: str = "Making videos",
+) -> Clips:
     """Writes generated videos to an uncompressed .npy file, and reads them from there.
 
     Args:
@@ -193,9 +215,11 @@ def store_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: flo
       batches: arrays (B, T, H, W, 3) uint8, N videos in all.
       count: N.
       fps: frames per second.
+      captions: N, that the videos were made for; None: unknown.
+      label: in front of lines of progress.
     """
     file, first = None, 0
-    with show_progress("Making videos", count, "video") as advance:
+    with show_progress(label, count, "video") as advance:
         for batch in batches:
             if file is None:
                 shape = (count, *batch.shape[1:])
@@ -204,7 +228,11 @@ def store_videos(path: Path, batches: Iterable[np.ndarray], count: int, fps: flo
             first += len(batch)
             advance(len(batch))
     videos = np.load(path, mmap_mode="r")
-    return lambda: (Clip(f"{i:04d}", np.asarray(video), fps) for i, video in enumerate(videos))
+    known = [None] * count if captions is None else captions
+    return lambda: (
+        Clip(f"{i:04d}", np.asarray(video), fps, caption=caption)
+        for i, (video, caption) in enumerate(zip(videos, known, strict=True))
+    )
 
 
 def take_every_second(clips: Clips, first: int) -> Clips:
@@ -216,6 +244,12 @@ def select_by_name(clips: Clips, names: Sequence[str]) -> Clips:
     """The clips with these names, in the order of the set."""
     wanted = set(names)
     return lambda: (clip for clip in clips() if clip.name in wanted)
+
+
+def select_others(clips: Clips, names: Sequence[str]) -> Clips:
+    """The clips with other names, in the order of the set."""
+    unwanted = set(names)
+    return lambda: (clip for clip in clips() if clip.name not in unwanted)
 
 
 def crop_clips(
@@ -270,10 +304,11 @@ def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSumm
     Raises:
       ValueError: fewer than 2 clips are usable, or frames differ in size.
     """
-    names, left_out, rates, motion = [], [], [], []
+    names, captions, left_out, rates, motion = [], [], [], [], []
     digest, shape = hashlib.sha256(), (0, 0)
     for clip, frames in crop_clips(clips, window, count, left_out):
         names.append(clip.name)
+        captions.append(clip.caption)
         rates.append(clip.fps)
         motion.append(motion_score(frames, clip.fps / window.stride))
         digest.update(f"{frames.shape} {window.repeat}".encode())
@@ -286,4 +321,4 @@ def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSumm
             "--frames."
         )
     fps = float(np.mean(rates))
-    return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest())
+    return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest(), captions)

@@ -130,15 +130,15 @@ def bootstrap_interval(
     return max(value - half, 0.0), value + half
 
 
-def check_features(features: np.ndarray) -> None:
-    """Checks that features (N, F) have a covariance.
+def check_features(features: np.ndarray, what: str = "Fréchet distance") -> None:
+    """Checks that features (N, F) suffice for a distance, which the error message calls `what`.
 
     Raises:
       ValueError: N < 2, or a feature is not finite.
     """
     if len(features) < 2:
         raise ValueError(
-            f"A Fréchet distance needs at least 2 clips in each set, not {len(features)}: add clips."
+            f"A {what} needs at least 2 clips in each set, not {len(features)}: add clips."
         )
     if not np.isfinite(features).all():
         raise ValueError(

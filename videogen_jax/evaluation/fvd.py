@@ -1,11 +1,12 @@
-"""Fréchet distances of I3D features between two sets of clips: FVD, and the frame distance of still frames."""
+"""Distances of I3D features between two sets of clips: FVD and KVD, and the frame distance of still frames."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
-from videogen_jax.evaluation import frechet
+from videogen_jax.evaluation import bounds, frechet, kernel_distance
 from videogen_jax.evaluation.clip_sets import (
     CLIP_FRAMES,
     Clips,
@@ -63,47 +64,93 @@ def make_extractor(
 
 
 def score_distances(
-    sets: Sequence[tuple[Clips, SetSummary]],
+    sets: Mapping[str, tuple[Clips, SetSummary]],
     window: Window,
     distances: Sequence[tuple[str, Window]],
     extractor: tuple[Callable, str],
     ddof: int = frechet.DDOF,
 ) -> list[dict[str, Any]]:
-    """Computes Fréchet distances between two sets, each with its bootstrap interval.
+    """Computes distances between two sets, each with its bootstrap interval: of FVD's features also KVD.
 
     Args:
-      sets: two sets of clips with their summaries.
+      sets: "videos" and "reference", each with its summary; sets of `bounds.COLUMNS` are compared with the reference
+        too, where FVD or the frame distance of single frames is computed.
       window: that the summaries were computed with.
       distances: result of `choose_distances`.
       extractor: result of `make_extractor`.
       ddof: delta degrees of freedom of the covariances.
     Returns:
-      One entry of the report's scores for each distance.
+      One entry of the report's scores for each distance, with the distances of the further sets under their names.
     """
-    extract, weights = extractor
     scores = []
     for name, chosen in distances:
         # A summary, and so its cache key, is valid for its window only.
-        a, b = (
-            load_or_extract(
-                select_by_name(clips, summary.names),
-                chosen,
-                extract,
-                weights,
-                summary=summary if chosen == window else None,
-            )
-            for clips, summary in sets
-        )
-        low, high = frechet.bootstrap_interval(a, b, ddof)
-        score = {"name": name, "value": frechet.distance(a, b, ddof), "low": low, "high": high}
-        score["n"] = f"{len(a)} + {len(b)}"
-        score["note"] = f"{chosen.frames} x {chosen.repeat} frames, ddof {ddof}; 95 % over clips"
-        if min(len(a), len(b)) < FEW_CLIPS:
-            score["note"] += f"; biased by fewer than {FEW_CLIPS} clips"
-            logging.warning(
-                "%s of %d and %d clips: below %d its bias is larger than most differences between models; use more "
-                "clips, and compare equal numbers only.",
-                *(name, len(a), len(b), FEW_CLIPS),
-            )
+        wanted = sets if chosen == window else {key: sets[key] for key in ("videos", "reference")}
+        found = {
+            key: load_features(each, chosen, extractor, window) for key, each in wanted.items()
+        }
+        score = _score_frechet(name, chosen, found, ddof)
         scores.append(score)
+        if name == "FVD":
+            scores.append(_score_kernel(found, score))
     return scores
+
+
+def load_features(
+    clips: tuple[Clips, SetSummary],
+    window: Window,
+    extractor: tuple[Callable, str],
+    summarized: Window,
+) -> np.ndarray:
+    """Loads the features of a set, (N, F) float32, from the cache, or extracts them.
+
+    Args:
+      clips: set and its summary.
+      window: frames that I3D is given.
+      extractor: result of `make_extractor`.
+      summarized: window of the summary.
+    """
+    read, summary = clips
+    return load_or_extract(
+        select_by_name(read, summary.names),
+        window,
+        *extractor,
+        summary=summary if window == summarized else None,
+    )
+
+
+def _score_frechet(
+    name: str, window: Window, features: Mapping[str, np.ndarray], ddof: int
+) -> dict[str, Any]:
+    a, b = features["videos"], features["reference"]
+    low, high = frechet.bootstrap_interval(a, b, ddof)
+    score = {"name": name, "value": frechet.distance(a, b, ddof), "low": low, "high": high}
+    score["n"] = f"{len(a)} + {len(b)}"
+    score["note"] = f"{window.frames} x {window.repeat} frames, ddof {ddof}; 95 % over clips"
+    if min(len(a), len(b)) < FEW_CLIPS:
+        score["note"] += f"; biased by fewer than {FEW_CLIPS} clips"
+        logging.warning(
+            "%s of %d and %d clips: below %d its bias is larger than most differences between models; use more "
+            "clips, and compare equal numbers only.",
+            *(name, len(a), len(b), FEW_CLIPS),
+        )
+    for key in bounds.COLUMNS:
+        if key in features:
+            score[key] = frechet.distance(features[key], b, ddof)
+    bounds.add_share(score)
+    return score
+
+
+def _score_kernel(
+    features: Mapping[str, np.ndarray], frechet_score: dict[str, Any]
+) -> dict[str, Any]:
+    a, b = features["videos"], features["reference"]
+    low, high = kernel_distance.bootstrap_interval(a, b)
+    score = {"name": "KVD", "value": kernel_distance.distance(a, b), "low": low, "high": high}
+    score["n"] = frechet_score["n"]
+    score["note"] = f"kernel {kernel_distance.KERNEL}: unbiased; 95 % over clips"
+    for key in bounds.COLUMNS:
+        if key in features:
+            score[key] = kernel_distance.distance(features[key], b)
+    bounds.add_share(score)
+    return score

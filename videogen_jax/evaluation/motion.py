@@ -9,6 +9,8 @@ Wasserstein-1 distance, the area between the two distribution functions, detects
     W1 = integral |F(s) - G(s)| ds
 
 It is 0 for equal distributions, at least the difference of means, and has the unit of the score.
+
+The ratio of means has no unit: 1 is the motion of the reference, and 0.75 to 1.25 are within 25 % of it.
 """
 
 import math
@@ -27,6 +29,13 @@ class Motion(NamedTuple):
     mean: float
     deviation: float  # standard deviation, ddof 1
     quantiles: dict[str, float]  # at QUANTILES, linearly interpolated
+
+
+class Ratio(NamedTuple):
+    """A ratio of two means."""
+
+    value: float
+    standard_error: float
 
 
 class MotionComparison(NamedTuple):
@@ -67,6 +76,22 @@ def compare_motion(
         ),
         wasserstein=wasserstein(*sets.values()),
     )
+
+
+def find_ratio(ours: Motion, theirs: Motion) -> Ratio | None:
+    """The ratio of two means, with its standard error to first order (delta method) for independent sets.
+
+    Returns:
+      mean / mean; None where the reference does not move.
+    """
+    if theirs.mean == 0:
+        return None
+    value = ours.mean / theirs.mean
+    variances = (
+        ours.deviation**2 / ours.count,
+        value**2 * theirs.deviation**2 / theirs.count,
+    )
+    return Ratio(value, math.sqrt(sum(variances)) / theirs.mean)
 
 
 def describe_motion(scores: np.ndarray) -> Motion:

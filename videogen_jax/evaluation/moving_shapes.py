@@ -334,7 +334,9 @@ def wilson_interval(right, total):
     centre = rate + z * z / (2 * total)
     spread = z * math.sqrt(rate * (1.0 - rate) / total + (z / (2 * total)) ** 2)
     scale = 1.0 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # At the ends the interval is closed exactly; rounding would leave a gap of 1e-17.
+    low = (centre - spread) / scale if right else 0.0
+    return low, (centre + spread) / scale if right < total else 1.0
 
 
 def rate_of(right, total, chance):

@@ -8,6 +8,11 @@ from typing import Any
 
 # Entries that identify the model, code and files: two reports may differ in them and still be comparable.
 NAMES = ("generated", "workdir", "step", "reference_folder", "revision", "version")
+# Entries of scores that not every report has: where one lacks them, the other scores are comparable all the same.
+PARTS = (
+    *("kernel", "floor", "ceiling", "baselines", "memorization", "label", "label_left_out"),
+    *("clip_weights", "clip_frames"),
+)
 
 
 def find_revision() -> str | None:

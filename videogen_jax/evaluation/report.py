@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from videogen_jax.data.atomic_files import write_text
+from videogen_jax.evaluation import bounds
 from videogen_jax.evaluation.clip_sets import Clips, Window
 from videogen_jax.generate import contact_sheet
 
@@ -143,9 +144,13 @@ def format_number(value: float, digits: int = 4) -> str:
 def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
     """The section of scores, and that of their protocol beside it."""
     has_counts = any("n" in score for score in scores)
-    head = ["Score", "Value", "Interval", *["N"] * has_counts, "Notes"]
+    columns = bounds.COLUMNS | {"share": "of the way"}
+    columns = {key: name for key, name in columns.items() if any(key in score for score in scores)}
+    head = ["Score", "Value", "Interval", *columns.values(), *["N"] * has_counts, "Notes"]
+    numbers = ("Value", "N", *columns.values())
     rows = [
-        f"<th{' class=number' * (name in ('Value', 'N'))} scope=col>{name}</th>" for name in head
+        f"<th{' class=number' * (name in numbers)} scope=col>{escape(name.capitalize())}</th>"
+        for name in head
     ]
     rows = ["<thead><tr>" + "".join(rows) + "</tr></thead><tbody>"]
     for score in scores:
@@ -157,8 +162,9 @@ def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, An
         rows.append(
             f"<tr><th scope=row>{escape(score['name'])}</th><td class='number value'>{number}</td>"
             f"<td>{interval}</td>"
+            + "".join(f"<td class=number>{_show(key, score)}</td>" for key in columns)
             + f"<td class=number>{escape(score.get('n', ''))}</td>" * has_counts
-            + f"<td class=faint>{escape(score.get('note') or '')}</td></tr>"
+            + f"<td class=faint>{escape(score.get('note') or '')}{_list_parts(score)}</td></tr>"
         )
     table = "<table>\n" + "\n".join(rows) + "\n</tbody></table>"
     table = table if scores else "<p class=faint>Not evaluated yet.</p>"
@@ -166,6 +172,22 @@ def render_scores(scores: Sequence[Mapping[str, Any]], protocol: Mapping[str, An
     if protocol:
         sections += f"\n<section>\n{render_details('Protocol', render_table(protocol))}</section>"
     return f'<div class="beside">\n{sections}\n</div>'
+
+
+def _show(key: str, score: Mapping[str, Any]) -> str:
+    """A floor, ceiling, baseline or share of a score; empty where it has none."""
+    if key not in score:
+        return ""
+    return f"{score[key]:.1%}" if key == "share" else format_number(score[key])
+
+
+def _list_parts(score: Mapping[str, Any]) -> str:
+    """The scores that a score consists of, in a collapsible element; empty where there are none."""
+    parts = {
+        part["name"]: f"{part['value']:.1%} ({part.get('note', '')})"
+        for part in score.get("parts", ())
+    }
+    return render_details("Each", render_table(parts)) if parts else ""
 
 
 def render_table(values: Mapping[str, Any]) -> str:

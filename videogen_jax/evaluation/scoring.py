@@ -1,6 +1,7 @@
 """Scores of generated clips against a reference set or their captions, with the protocol that they depend on."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from videogen_jax.evaluation import frechet, fvd, motion, prompt_accuracy, psnr_ssim, video_folders
+from videogen_jax.evaluation import (
+    baselines,
+    bounds,
+    frechet,
+    fvd,
+    kernel_distance,
+    label_accuracy,
+    memorization,
+    prompt_accuracy,
+    set_scores,
+    video_folders,
+)
 from videogen_jax.evaluation.clip_sets import (
     Clips,
     SetSummary,
@@ -19,8 +31,6 @@ from videogen_jax.evaluation.clip_sets import (
 )
 
 RATE_TOLERANCE = 0.05  # relative difference of frame rates that is ignored; GIFs round theirs
-
-Score = dict[str, Any]  # "name" and "value"; optional "low", "high", "n" and "note"
 
 
 class Videos(NamedTuple):
@@ -33,24 +43,27 @@ class Videos(NamedTuple):
     reference: Clips | None = None
     reference_summary: SetSummary | None = None  # if already computed
     paired: bool = False  # whether clips at equal positions form pairs
+    beside: dict[str, Clips] = {}  # further sets of `bounds.COLUMNS` to compare with the reference
+    training: Clips | None = None  # that the model may have memorized
+
+
+class Extras(NamedTuple):
+    """Scores beside the distances that are requested."""
+
+    baselines: bool = False
+    label: re.Pattern | None = None  # of label accuracy
+    memorization_clips: int = 0  # training clips; 0: none
 
 
 class Result(NamedTuple):
     """Scores and the conditions under which they hold."""
 
-    scores: list[Score]
+    scores: list[set_scores.Score]
     protocol: dict[str, Any]  # settings that the scores depend on
     left_out: dict[
         str, list[dict[str, str]]
     ]  # name of a set to {"file", "reason"} of its skipped clips
-
-
-class Mean(NamedTuple):
-    """A mean over independent values."""
-
-    value: float
-    standard_error: float | None  # None for a single value
-    count: int
+    details: dict[str, Any] = {}  # further entries of the report
 
 
 def score(
@@ -62,6 +75,7 @@ def score(
     *,
     ddof: int = frechet.DDOF,
     count: int | None = None,
+    extras: Extras | None = None,
 ) -> Iterator[Result]:
     """Computes the scores one after the other: against captions, then against the reference.
 
@@ -73,6 +87,7 @@ def score(
       scorer: result of `clip_score.make_clip_scorer`; None for no CLIP score.
       ddof: delta degrees of freedom of the covariances.
       count: most clips of each set; None: all.
+      extras: further scores against the reference.
     """
     if scorer is not None:
         if videos.prompts is not None:
@@ -84,15 +99,7 @@ def score(
         yield score_captions(videos.clips, prompts, scorer, count)
     if videos.reference is not None:
         yield compare_sets(
-            videos.clips,
-            videos.reference,
-            window,
-            distances,
-            extractor,
-            ddof=ddof,
-            count=count,
-            reference_summary=videos.reference_summary,
-            paired=videos.paired,
+            videos, window, distances, extractor, ddof=ddof, count=count, extras=extras
         )
 
 
@@ -123,144 +130,159 @@ def judge_prompts(videos: Videos, required: bool) -> dict[str, Any]:
 
 
 def compare_sets(
-    videos: Clips,
-    reference: Clips,
+    videos: Videos,
     window: Window,
     distances: Sequence[tuple[str, Window]],
     extractor: tuple[Callable, str] | None,
     *,
     ddof: int = frechet.DDOF,
     count: int | None = None,
-    reference_summary: SetSummary | None = None,
-    paired: bool = False,
+    extras: Extras | None = None,
 ) -> Result:
-    """Compares two sets by Fréchet distances and motion, and paired sets by PSNR and SSIM.
+    """Compares videos with their reference by distances and motion, and paired sets by PSNR and SSIM.
 
     Args:
-      videos: set to score.
-      reference: set to compare with.
+      videos: videos to score, with a reference.
       window: frames of each clip that are evaluated.
       distances: result of `fvd.choose_distances`.
       extractor: result of `fvd.make_extractor`; None without distances.
       ddof: delta degrees of freedom of the covariances.
       count: most clips of each set; None: all videos, and as many clips of the reference.
-      reference_summary: summary of the reference with this window, if already computed.
-      paired: whether clips at equal positions form pairs.
+      extras: further scores.
     Raises:
       ValueError: the sets cannot be compared.
     """
-    summary = summarize(videos, window, count)
+    extras = extras or Extras()
+    summary = summarize(videos.clips, window, count)
+    reference_summary = videos.reference_summary
     if reference_summary is None:
-        reference_summary = summarize(reference, window, count or len(summary.names))
-    check_shapes(summary.shape, reference_summary.shape)
+        reference_summary = summarize(videos.reference, window, count or len(summary.names))
+    set_scores.check_shapes(summary.shape, reference_summary.shape)
     if not math.isclose(summary.fps, reference_summary.fps, rel_tol=RATE_TOLERANCE):
         logging.warning(
             "The videos have %.4g frames/s and the reference %.4g: their motion scores are not comparable.",
             summary.fps,
             reference_summary.fps,
         )
-    scores = motion_scores(summary, reference_summary) if window.frames > 1 else []
-    if paired:
-        scores += pair_scores(reference, videos, window, (reference_summary, summary))
-    protocol = describe_protocol(summary, reference_summary, window)
+    if extras.label is not None and videos.folder is not None:
+        label_accuracy.check_labels(summary.captions, reference_summary.captions, extras.label)
+    sets = {
+        "videos": (videos.clips, summary),
+        "reference": (videos.reference, reference_summary),
+        **summarize_beside(videos, window, summary, extras),
+    }
+    scores = set_scores.motion_scores(sets) if window.frames > 1 else []
+    if videos.paired:
+        summaries = (reference_summary, summary)
+        scores += set_scores.pair_scores(videos.reference, videos.clips, window, summaries)
+    protocol = set_scores.describe_protocol(summary, reference_summary, window)
+    protocol |= {
+        name: f"{len(found.names)} clips, {found.digest[:16]}"
+        for name, (_, found) in sets.items()
+        if name in ("floor", "ceiling")
+    }
+    protocol |= {"baselines": baselines.DESCRIPTION} if extras.baselines else {}
     if extractor is not None:
         protocol |= {
             "features": "I3D, Kinetics-400 logits, 224x224 bilinear",
             "i3d_weights": extractor[1],
             "ddof": ddof,
         }
-        sets = ((videos, summary), (reference, reference_summary))
-        scores = fvd.score_distances(sets, window, distances, extractor, ddof) + scores
-    left_out = {"generated": summary.left_out, "reference": reference_summary.left_out}
-    return Result(scores, protocol, left_out)
-
-
-def describe_protocol(videos: SetSummary, reference: SetSummary, window: Window) -> dict[str, Any]:
-    """The entries of the protocol that follow from two sets and the window."""
-    return {
-        "num_generated": len(videos.names),
-        "num_reference": len(reference.names),
-        "left_out_generated": len(videos.left_out),
-        "left_out_reference": len(reference.left_out),
-        "fps_generated": round(videos.fps, 3),
-        "fps_reference": round(reference.fps, 3),
-        "reference": reference.digest,
-        "frames": window.frames,
-        "stride": window.stride,
-        "repeat": window.repeat,
-        "resized": None if window.size is None else "to cover, bicubic, and cut",
-        "height": videos.shape[0],
-        "width": videos.shape[1],
-    }
-
-
-def check_shapes(videos: tuple[int, int], reference: tuple[int, int]) -> None:
-    """Checks that both sets have the same (height, width).
-
-    Raises:
-      ValueError: names both sizes.
-    """
-    if videos != reference:
-        raise ValueError(
-            f"The videos have {videos[0]}x{videos[1]} pixels and the reference {reference[0]}x{reference[1]}: resize "
-            "both with --size=HEIGHTxWIDTH."
+        if any(name == "FVD" for name, _ in distances):
+            protocol["kernel"] = kernel_distance.KERNEL
+        found = fvd.score_distances(sets, window, distances, extractor, ddof)
+        for sentence in bounds.find_failures(found):
+            logging.warning("%s", sentence)
+        scores = found + scores
+    details = {}
+    for more in add_extras(videos, sets, window, extractor, extras):
+        scores, protocol, details = (
+            scores + more.scores,
+            protocol | more.protocol,
+            details | more.details,
         )
+    left_out = {"generated": summary.left_out, "reference": reference_summary.left_out}
+    return Result(scores, protocol, left_out, details)
 
 
-def motion_scores(videos: SetSummary, reference: SetSummary) -> list[Score]:
-    """Scores the amount of motion in the videos relative to the reference."""
-    found = motion.compare_motion(videos.motion, reference.motion)
-    ours, theirs = found.generated, found.reference
-    half = frechet.Z_95 * found.standard_error
-    return [
-        {
-            "name": "motion, less the reference's",
-            "value": found.difference,
-            "low": found.difference - half,
-            "high": found.difference + half,
-            "note": f"luma per second: {ours.mean:.4g} +- {ours.deviation:.4g} against {theirs.mean:.4g} +- "
-            f"{theirs.deviation:.4g} (deviations over clips)",
-        },
-        {
-            "name": "motion, Wasserstein-1",
-            "value": found.wasserstein,
-            "note": "between the distributions of motion scores, luma per second",
-        },
-    ]
+def summarize_beside(
+    videos: Videos, window: Window, summary: SetSummary, extras: Extras
+) -> dict[str, tuple[Clips, SetSummary]]:
+    """The sets of `bounds.COLUMNS` that are compared with the reference beside the videos, as many clips of each."""
+    beside = dict(videos.beside)
+    if extras.baselines:
+        beside |= baselines.make_baselines(select_by_name(videos.clips, summary.names), window)
+    found = {
+        name: (beside[name], summarize(beside[name], window, len(summary.names)))
+        for name in bounds.COLUMNS
+        if name in beside
+    }
+    for name, (_, other) in found.items():
+        set_scores.check_shapes(other.shape, summary.shape)
+        if len(other.names) != len(summary.names):
+            raise ValueError(
+                f"The {bounds.COLUMNS[name]} is of {len(other.names)} clips and the score of {len(summary.names)}: "
+                f"use --num_clips={min(len(other.names), len(summary.names))}, or add clips."
+            )
+    return found
 
 
-def pair_scores(
-    originals: Clips, videos: Clips, window: Window, summaries: Sequence[SetSummary]
-) -> list[Score]:
-    """Computes PSNR and SSIM of videos and the originals at the same positions.
+def add_extras(
+    videos: Videos,
+    sets: Mapping[str, tuple[Clips, SetSummary]],
+    window: Window,
+    extractor: tuple[Callable, str] | None,
+    extras: Extras,
+) -> Iterator[Result]:
+    """Computes label accuracy and memorization, where they are requested.
 
     Args:
-      originals: reference set.
-      videos: set of as many videos.
-      window: frames of each clip that are compared.
-      summaries: of both sets, with this window.
-    Raises:
-      ValueError: a video of a pair cannot be used, or the two differ in length.
+      videos: videos to score.
+      sets: "videos" and "reference", each with its summary.
+      window: frames of each clip that are evaluated.
+      extractor: result of `fvd.make_extractor`.
+      extras: what is requested.
     """
-    if skipped := [clip for summary in summaries for clip in summary.left_out]:
-        raise ValueError(
-            f"{skipped[0]['file']} cannot be used ({skipped[0]['reason']}): remove it and its pair."
+    (clips, summary), (reference, reference_summary) = sets["videos"], sets["reference"]
+    if extras.label is not None:
+        found = label_accuracy.judge(
+            fvd.load_features(sets["videos"], window, extractor, window),
+            summary.captions,
+            fvd.load_features(sets["reference"], window, extractor, window),
+            reference_summary.captions,
+            extras.label,
         )
-    count = len(summaries[0].names)
-    crops = (crop_clips(clips, window, count, []) for clips in (originals, videos))
-
-    def pair() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for (original, original_frames), (video, video_frames) in zip(*crops, strict=True):
-            if len(original.video) != len(video.video):
-                raise ValueError(
-                    f"{video.name} has {len(video.video)} frames and {original.name} {len(original.video)}: both "
-                    "videos of a pair need the same length."
-                )
-            yield original_frames, video_frames
-
-    scores = psnr_ssim.score_reconstructions(pair())
-    note = "95 % over videos"
-    return [mean_score("PSNR, dB", scores.psnr, note), mean_score("SSIM", scores.ssim, note)]
+        for entry in found["videos"]:
+            entry["file"] = summary.names[entry.pop("index")]
+            entry["nearest"] = reference_summary.names[entry["nearest"]]
+        protocol = {"label": extras.label.pattern, "label_left_out": found["left_out"]}
+        yield Result([label_accuracy.to_score(found)], protocol, {}, {"label_accuracy": found})
+    if extras.memorization_clips:
+        near = {
+            name: memorization.find_nearest(
+                np.stack(
+                    [
+                        memorization.reduce_frames(frames)
+                        for _, frames in crop_clips(
+                            select_by_name(read, each.names), window, None, []
+                        )
+                    ]
+                ),
+                videos.training,
+                window,
+                extras.memorization_clips,
+            )
+            for name, (read, each) in (
+                ("generated", (clips, summary)),
+                ("held_out", (reference, reference_summary)),
+            )
+        }
+        found = memorization.compare(near["generated"], near["held_out"], summary.names)
+        count = extras.memorization_clips
+        protocol = {
+            "memorization": f"{count} training clips, at most {memorization.MAX_SIDE} pixels"
+        }
+        yield Result(memorization.to_scores(found, count), protocol, {}, {"memorization": found})
 
 
 def score_captions(
@@ -281,31 +303,6 @@ def score_captions(
     names = [clip.name for clip, _ in crops]
     readable = (clip.video for clip in select_by_name(videos, names)())
     values = scorer.score(readable, [prompts[name] for name in names])
-    score = mean_score("CLIP score", values, "95 % over videos")
+    score = set_scores.mean_score("CLIP score", values, "95 % over videos")
     protocol = {"clip_weights": scorer.weights, "clip_frames": scorer.frames}
     return Result([score], protocol, {"generated": left_out})
-
-
-def mean_score(name: str, values: np.ndarray, note: str) -> Score:
-    """The mean over videos, with its 95 % interval, as an entry of the report's scores."""
-    mean = estimate_mean(values)
-    score = {"name": name, "value": mean.value, "n": mean.count, "note": note}
-    if mean.standard_error is not None:
-        half = frechet.Z_95 * mean.standard_error
-        score |= {"low": mean.value - half, "high": mean.value + half}
-    return score
-
-
-def estimate_mean(values: Sequence[float] | np.ndarray) -> Mean:
-    """Computes a mean and its standard error, sqrt(sum (x - mean)^2 / (n - 1) / n), in float64.
-
-    Args:
-      values: (n,), one per video, in any unit.
-    Raises:
-      ValueError: `values` is empty.
-    """
-    values = np.asarray(values, np.float64)
-    if not values.size:
-        raise ValueError("There are no scores to average: give at least one video.")
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Mean(float(values.mean()), None if error is None else float(error), len(values))

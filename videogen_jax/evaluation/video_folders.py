@@ -103,6 +103,14 @@ def list_videos(folder):
     return entries, []
 
 
+def find_captions(folder):
+    """Finds the prompts of a folder's videos, as `list_videos`: file name to prompt, empty where one has none."""
+    try:
+        return {entry["file"]: entry["prompt"] for entry in list_videos(folder)[0]}
+    except ValueError:
+        return {}
+
+
 def read_settings(folder):
     """Reads the settings that videogen_jax.sample made a folder's videos with, as protocol entries.
 
