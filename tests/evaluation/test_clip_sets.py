@@ -167,6 +167,7 @@ def test_damaged_features_are_extracted_again(tmp_path, monkeypatch, caplog, spo
     "content",
     [
         '{"scores": [{"name": "a", "value": "high"}], "protocol": {}}',
+        '{"scores": [{"name": "a", "value": 1, "floor": "low"}], "protocol": {}}',
         '{"scores": [{"name": 1, "value": 2}], "protocol": {}}',
         '{"scores": [1], "protocol": {}}',
         '{"scores": [], "protocol": 3}',
@@ -193,6 +194,27 @@ def test_comparison_of_reports_begins_with_differences_of_protocol(tmp_path):
         json_report.compare(a, tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match=r"There is no .*d\.json: run"):
         json_report.compare(a, tmp_path / "d.json")
+
+
+def test_comparison_tells_other_protocols_of_a_score_from_scores_of_one_report(tmp_path):
+    common = {"frames": 16, "kernel": "cubic", "label": "a"}
+    a = write_report(tmp_path / "a.json", **common, floor="8 clips, x", memorization="500 clips")
+    b = write_report(tmp_path / "b.json", **common | {"kernel": "rbf", "label": "b"})
+    report = json.loads(a.read_text())
+    report["scores"][0] |= {"floor": 50.0, "ceiling": 150.0, "share": 0.266}
+    a.write_text(json.dumps(report))
+    text = json_report.compare(a, b).splitlines()
+    assert text[0] == "The protocols differ: the scores are not comparable."
+    assert text[1:4] == ["  kernel: cubic | rbf", "  label: a | b", "In one report only:"]
+    assert text[4:6] == ["  floor: 8 clips, x | -", "  memorization: 500 clips | -"]
+    rows = {line.split("  ")[0]: line.split()[-2:] for line in text if line.startswith("FVD, ")}
+    assert rows == {
+        "FVD, floor": ["50", "-"],
+        "FVD, ceiling": ["150", "-"],
+        "FVD, share of the way": ["0.266", "-"],
+    }
+    c = write_report(tmp_path / "c.json", frames=16, kernel="cubic", label="a")
+    assert json_report.compare(a, c).startswith("Same protocol.\nIn one report only:")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_nearest_is_that_of_all_pairs():
     np.testing.assert_array_equal(label_accuracy.find_nearest(a, b), pairs.argmin(axis=1))
     others = np.linalg.norm(b[:, None].astype(np.float64) - b, axis=2)
     np.fill_diagonal(others, np.inf)
-    found = label_accuracy.find_nearest(b, b, others=True)
+    found = label_accuracy.find_nearest(b, b, label_accuracy.other_recordings([""] * 30))
     np.testing.assert_array_equal(found, others.argmin(axis=1))
 
 
@@ -65,6 +65,18 @@ def test_a_real_clip_is_compared_with_the_others():
         np.zeros((1, 1)), ["a"], np.array([[0.0], [1], [2]]), ["a", "b", "b"], GAME
     )
     assert (found["real"]["right"], found["real"]["total"]) == (1, 3)
+
+
+def test_a_real_clip_is_not_judged_by_clips_of_its_episode():
+    """The two clips of each pair are of one episode: among the others the nearest is of the other label."""
+    reference = np.array([[0.0], [0.1], [1], [1.1], [9]])
+    captions, episodes = ["a", "a", "b", "b", "b"], ["x", "x", "y", "y", ""]
+    given = (np.zeros((1, 1)), ["a"], reference, captions, GAME)
+    assert label_accuracy.judge(*given)["real"]["right"] == 5
+    assert label_accuracy.judge(*given, episodes)["real"]["right"] == 1
+    # With a single episode there are no others, so that all clips but itself judge a clip.
+    allowed = label_accuracy.other_recordings(["x", "x", "x"])
+    np.testing.assert_array_equal(allowed, ~np.eye(3, dtype=bool))
 
 
 def test_videos_without_a_label_are_left_out_with_a_sentence(caplog):

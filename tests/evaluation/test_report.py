@@ -141,6 +141,24 @@ def test_scores_are_shown_with_interval_count_and_protocol(tmp_path):
     assert reader.texts("td")[12:] == ["16", "1"]
 
 
+def test_bounds_have_columns_and_parts_a_list(tmp_path):
+    scores = [
+        {"name": "FVD", "value": 200.0, "floor": 100.0, "ceiling": 500.0, "share": 0.75},
+        {
+            "name": "label accuracy",
+            "value": 0.5,
+            "parts": [{"name": "<pong>", "value": 0.25, "note": "1 of 4"}],
+        },
+    ]
+    page, reader = read(tmp_path, scores=scores)
+    head = ["Score", "Value", "Interval", "Floor", "Ceiling", "Of the way", "Notes"]
+    assert reader.texts("th", scope="col") == head
+    assert reader.texts("td")[:6] == ["200", "", "100", "500", "75.0%", ""]
+    assert reader.texts("td")[6:11] == ["0.5", "", "", "", ""]
+    assert "<pong>" in reader.texts("th", scope="row") and "25.0% (1 of 4)" in reader.texts("td")
+    assert "Each" in reader.texts("summary")
+
+
 def test_curves_are_grouped_by_the_prefix_of_their_tag(tmp_path):
     curves = {tag: ([1, 2], [1.0, 2.0]) for tag in ("speed/a", "loss/b", "loss/c/d", "alone")}
     _, reader = read(tmp_path, curves=curves)

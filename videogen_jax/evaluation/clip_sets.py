@@ -26,6 +26,7 @@ class Clip(NamedTuple):
     fps: float = 0.0  # frames per second
     reason: str = ""  # why it could not be read
     caption: str | None = None  # the first one; None: unknown
+    episode: str = ""  # name of the recording that it was cut from; empty: unknown
 
 
 Clips = Callable[[], Iterable[Clip]]  # iterates over a set; may be called repeatedly
@@ -80,6 +81,7 @@ class SetSummary(NamedTuple):
     motion: np.ndarray  # (N,) of `records.motion_score`
     digest: str  # SHA-256 of all cropped frames
     captions: list[str | None] = []  # of the usable clips; None: unknown
+    episodes: list[str] = []  # of the usable clips; empty: unknown
 
 
 def open_set(
@@ -194,8 +196,14 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
     def read() -> Iterator[Clip]:
         for path in data.files[split]:
             for index, clip in enumerate(pipeline.read_clips(path, data)):
-                name, caption = f"{Path(path).name}:{index}", clip["caption"].decode()
-                yield Clip(name, clip["video"][crop], float(clip["fps"]), caption=caption)
+                yield Clip(
+                    f"{Path(path).name}:{index}",
+                    clip["video"][crop],
+                    float(clip["fps"]),
+                    caption=clip["caption"].decode(),
+                    # Data sets without annotations name no episodes.
+                    episode=getattr(clip.get("annotations"), "episode", ""),
+                )
 
     return read
 
@@ -304,11 +312,12 @@ def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSumm
     Raises:
       ValueError: fewer than 2 clips are usable, or frames differ in size.
     """
-    names, captions, left_out, rates, motion = [], [], [], [], []
+    names, captions, episodes, left_out, rates, motion = [], [], [], [], [], []
     digest, shape = hashlib.sha256(), (0, 0)
     for clip, frames in crop_clips(clips, window, count, left_out):
         names.append(clip.name)
         captions.append(clip.caption)
+        episodes.append(clip.episode)
         rates.append(clip.fps)
         motion.append(motion_score(frames, clip.fps / window.stride))
         digest.update(f"{frames.shape} {window.repeat}".encode())
@@ -321,4 +330,5 @@ def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSumm
             "--frames."
         )
     fps = float(np.mean(rates))
-    return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest(), captions)
+    texts = captions, episodes
+    return SetSummary(names, left_out, shape, fps, np.asarray(motion), digest.hexdigest(), *texts)

@@ -2,7 +2,7 @@
 
 The label of a clip is what a regular expression finds in its caption, such as the name of a game in "pong, the right
 paddle moves up". A video is right if the real clip with the nearest features (Euclidean, of I3D) has its label. The
-same rate of real clips, each compared with all others, is what the judge is worth.
+same rate of real clips, each compared with all others of other episodes, is what the judge is worth.
 """
 
 import collections
@@ -91,14 +91,14 @@ def check_labels(
 
 
 def find_nearest(
-    features: np.ndarray, reference: np.ndarray, *, others: bool = False
+    features: np.ndarray, reference: np.ndarray, allowed: np.ndarray | None = None
 ) -> np.ndarray:
     """Finds the nearest clip of a reference for each video, by the Euclidean distance of features in float64.
 
     Args:
       features: (N, F).
       reference: (M, F).
-      others: whether both are the same set, and a clip is not compared with itself.
+      allowed: (N, M) bool, the reference clips that each video is compared with; None: all.
     Returns:
       (N,) numbers of reference clips.
     """
@@ -106,10 +106,24 @@ def find_nearest(
     nearest = np.empty(len(features), int)
     for number, feature in enumerate(features):
         distances = np.square(reference - feature).sum(axis=1)
-        if others:
-            distances[number] = np.inf
+        if allowed is not None:
+            distances[~allowed[number]] = np.inf
         nearest[number] = distances.argmin()
     return nearest
+
+
+def other_recordings(episodes: Sequence[str]) -> np.ndarray:
+    """The clips that each clip of a set is judged by: all but itself and those of its episode, where that is known.
+
+    Args:
+      episodes: M names; empty: unknown.
+    Returns:
+      (M, M) bool; all but itself where all clips are of one episode.
+    """
+    names = np.asarray(episodes)
+    others = ~np.eye(len(names), dtype=bool)
+    elsewhere = others & ((names[:, None] != names) | (names == ""))
+    return elsewhere if elsewhere.any(axis=1).all() else others
 
 
 def judge(
@@ -118,6 +132,7 @@ def judge(
     reference: np.ndarray,
     captions: Sequence[str | None],
     pattern: re.Pattern,
+    episodes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judges videos by the label of the nearest reference clip.
 
@@ -127,11 +142,12 @@ def judge(
       reference: (M, F).
       captions: M.
       pattern: of labels; `check_labels` has passed.
+      episodes: M names, of the reference, empty where unknown; none: all are unknown.
     Returns:
-      dict with "rate", "low", "high" (Wilson, 95 %), "right", "total"; "chance", the rate of a random reference clip in
-      the place of the nearest; "real": the entry of a rate for the reference clips among one another; "per_label":
-      label to the entry of its rate; "videos": [{"index", "label", "seen", "nearest"}], the last one the number of a
-      reference clip; and "left_out", the number of videos that were not judged.
+      dict with "rate", "low", "high" (Wilson, 95 %), "right", "total"; "chance", the rate of a random reference clip
+      in the place of the nearest; "real": the entry of a rate for the reference clips among those of other episodes;
+      "per_label": label to the entry of its rate; "videos": [{"index", "label", "seen", "nearest"}], the last one the
+      number of a reference clip; and "left_out", the number of videos that were not judged.
     """
     labels = [find_label(prompt, pattern) for prompt in prompts]
     real = [number for number, caption in enumerate(captions) if find_label(caption, pattern)]
@@ -145,7 +161,8 @@ def judge(
     for label, right in zip(wanted, verdicts, strict=True):
         per_label[label].append(right)
     counts = collections.Counter(known)
-    among_real = find_nearest(reference, reference, others=True)
+    named = [episodes[number] if episodes else "" for number in real]
+    among_real = find_nearest(reference, reference, other_recordings(named))
     real_right = sum(known[match] == label for match, label in zip(among_real, known, strict=True))
     return {
         **Rate(sum(verdicts), len(verdicts)).describe(),

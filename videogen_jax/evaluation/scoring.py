@@ -251,6 +251,7 @@ def add_extras(
             fvd.load_features(sets["reference"], window, extractor, window),
             reference_summary.captions,
             extras.label,
+            reference_summary.episodes,
         )
         for entry in found["videos"]:
             entry["file"] = summary.names[entry.pop("index")]
