@@ -29,6 +29,7 @@ from videogen_jax.run.model import (
     Model,
     abstract_batch,
     choose_mesh,
+    describe_large_patch,
     make_model,
     make_sampling_mesh,
     token_grid,
@@ -90,6 +91,8 @@ def main(arguments: list[str]) -> int:
     except ImportError as error:
         print(f"plan: error: {error}", file=sys.stderr)
         return 2
+    if sentence := describe_large_patch(config):
+        print(f"plan: warning: {sentence}", file=sys.stderr)
     config, plan = plan_on_target(config, card, devices)
     overrides: dict[str, Any] = {}
     better = plan

@@ -31,6 +31,7 @@ from videogen_jax.run.ema import make_decays
 from videogen_jax.run.latent_space import LatentSpace
 from videogen_jax.run.state import PARAMETERS, compute_dtype
 
+MOST_NUMBERS = 4  # of a patch, over the hidden size, that nothing is said about
 Shape = tuple[int, int, int]  # (frames, height, width) of a clip in pixels
 Grid = tuple[int, int, int]  # (T, H, W) of tokens
 
@@ -232,6 +233,33 @@ def token_grid(config: ml_collections.ConfigDict) -> Grid:
     """
     shape = make_latent_space(config).latent_shape(config.data.frames)
     return patch_grid(shape[:3], config.model.patch_size)
+
+
+def describe_large_patch(config: ml_collections.ConfigDict) -> str:
+    """A sentence where a patch has far more numbers than the hidden size that it is projected to.
+
+    A token then holds too little of its patch: such a model of three clips learned what their patches look like, but
+    not where each belongs.
+
+    Args:
+      config: complete and valid, of a diffusion model or of an autoencoder, which has no such patches.
+    Returns:
+      The sentence, with the way out; empty where a patch has at most `MOST_NUMBERS` times the hidden size.
+    Raises:
+      ValueError: the autoencoder's strides do not divide the clip.
+    """
+    if "model" not in config:
+        return ""
+    size, width = tuple(config.model.patch_size), config.model.width
+    channels = make_latent_space(config).latent_shape(config.data.frames)[-1]
+    numbers = math.prod(size) * channels
+    if numbers <= MOST_NUMBERS * width:
+        return ""
+    return (
+        f"A patch of model.patch_size={size} has {numbers:,} numbers ({channels} channels), more than {MOST_NUMBERS} "
+        f"times the hidden size of {width:,} that it is projected to, and the model may not learn where patches "
+        f"belong: make model.patch_size smaller, or model.width at least {-(-numbers // MOST_NUMBERS):,}."
+    )
 
 
 def with_shape(config: ml_collections.ConfigDict, shape: Shape) -> ml_collections.ConfigDict:

@@ -84,6 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         mesh = meshes.make_mesh(**config.mesh)
         sets = bucketed_data.open_buckets(config.data.path)
         setup.check_data(config, sets)
+        setup.warn_of_large_patch(config)
         saved = resume_checks.read_saved_config(workdir)
         config = setup.resolve_vocabulary(config, sets, saved)
         config = setup.resolve_length(config, mesh, sets, kind)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 from absl import logging
 from jax.sharding import Mesh
@@ -17,10 +18,27 @@ from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.vocabulary import MOST_WORDS, NUM_SPECIAL_IDS
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run.model import Grid, Shape, clip_shape, make_latent_space, with_shape
+from videogen_jax.run.model import (
+    Grid,
+    Shape,
+    clip_shape,
+    describe_large_patch,
+    make_latent_space,
+    with_shape,
+)
 from videogen_jax.run.text_conditioning import Texts
 from videogen_jax.train.run_kinds import Kind
 from videogen_jax.train.training_run import Run
+
+
+def warn_of_large_patch(config: ml_collections.ConfigDict) -> None:
+    """Warns, in one process, where `describe_large_patch` has something to say of the config.
+
+    Args:
+      config: of the run, complete and valid.
+    """
+    if jax.process_index() == 0 and (sentence := describe_large_patch(config)):
+        logging.warning("%s", sentence)
 
 
 def check_data(config: ml_collections.ConfigDict, sets: Mapping[str, pipeline.PackedData]) -> None:
