@@ -54,6 +54,19 @@ def test_tasks_are_drawn_by_their_shares_and_have_their_known_frames():
     assert drawn.mask.dtype == np.float32
 
 
+def test_several_first_frames_are_known_and_the_last_of_them_conditions_the_rest():
+    tasks = make_tasks(image=1.0)._replace(first=2)
+    clip_tasks.check_tasks(tasks, 5)
+    _, drawn = draw(tasks, count=300, side=24)
+    np.testing.assert_array_equal(drawn.mask, [[1, 1, 0, 0, 0]] * 300)
+    np.testing.assert_array_equal(drawn.known[:, 1:], drawn.known[:, 1:2].repeat(4, axis=1))
+    # The frames are 0 and 1 everywhere, and their noise has a mean of 0.
+    means = drawn.known.mean((0, 2, 3, 4))
+    np.testing.assert_allclose(means, [0, 1, 1, 1, 1], atol=0.01)
+    with pytest.raises(ValueError, match="known.first is 2, but clips have 2 frames"):
+        clip_tasks.check_tasks(tasks, 2)
+
+
 def test_a_known_first_frame_conditions_every_frame_with_its_noise_level():
     tasks = make_tasks(image=1.0)
     _, drawn = draw(tasks, count=300, side=24)

@@ -43,6 +43,12 @@ def never_shown():
     return config
 
 
+def two_frames():
+    config = image_config()
+    config.known.first = 2
+    return config
+
+
 def latent_config(frames):
     config = joint_config()
     config.vae.name = "taef2"
@@ -78,6 +84,7 @@ def test_a_picture_is_made_to_cover_and_cut_in_the_middle(caplog):
         (image_config(), [4], "Frame 4 is said to be known, but .* frames 0 to 3"),
         (image_config(), [0, 2], r"Frames 0, 2 are .* \(tasks\.frames=0\): give frame 0"),
         (image_config(), [1], r"Frames 1 are .*first frame alone"),
+        (two_frames(), [0], r"Frames 0 are .* the first 2 frames alone .*: give frames 0 to 1"),
         (long_config(), [0], "model.conditioning='prefix' and knows no frames"),
         (never_shown(), [0], r"never shown known frames \(tasks\.image=0, tasks\.frames=0\)"),
     ],
@@ -90,6 +97,7 @@ def test_frames_that_the_model_cannot_be_told_of_are_refused(config, numbers, se
 
 def test_frames_that_the_model_can_be_told_of_are_accepted():
     known_frames.check_known(make_model(image_config()), [{0: frame(0)}])
+    known_frames.check_known(make_model(two_frames()), [{1: frame(0), 0: frame(1)}])
     known_frames.check_known(make_model(joint_config()), [{3: frame(0), 1: frame(1)}])
     known_frames.check_known(make_model(long_config()), [{}])
 

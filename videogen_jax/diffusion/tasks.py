@@ -3,7 +3,7 @@
 | task   | known frames                   | conditioning                                 | source           |
 | ------ | ------------------------------ | -------------------------------------------- | ---------------- |
 | text   | none                           |                                              |                  |
-| image  | the first                      | channels with slight noise; mask             | arXiv:2311.15127 |
+| image  | the first, or first `first`    | channels with slight noise; mask             | arXiv:2311.15127 |
 | frames | first n, every n-th, or random | as image                                     | arXiv:2212.05199 |
 | prefix | first n, with n from a list    | in x_t with slight noise and a clean t; mask | arXiv:2411.16375 |
 
@@ -38,6 +38,7 @@ class Tasks(NamedTuple):
     lengths: tuple[int, ...]  # prefix lengths in latent frames
     prefix_noise: float  # noise level of prefixes, as a fraction of the schedule's clock
     time_cycle: int  # period of temporal positions in latent frames; 0 for none
+    first: int = 1  # known frames of the task "image"
 
     @property
     def conditioning(self) -> str:
@@ -77,6 +78,11 @@ def check_tasks(tasks: Tasks, frames: int) -> None:
             f"prefix.noise is {tasks.prefix_noise} and known.noise_std {tasks.noise_std}: choose the first in [0, 1) "
             "and the second 0 or more."
         )
+    if tasks.shares["image"] and tasks.first >= frames * tasks.patch_frames:
+        raise ValueError(
+            f"known.first is {tasks.first}, but clips have {frames * tasks.patch_frames} frames, of which one at least "
+            "is to be learned: lower it."
+        )
     if not tasks.shares["prefix"]:
         return
     if not tasks.causal:
@@ -114,7 +120,7 @@ def draw_task(
         return (task == TASKS.index(name))[:, None]  # (B, 1)
 
     # Known frames in the conditioning channels, (B, F).
-    first = jnp.broadcast_to(frame == 0, (count, frames))
+    first = jnp.broadcast_to(frame < tasks.first, (count, frames))
     known = has_task("image") & first | has_task("frames") & draw_mask(rng_mask, count, frames)
     if dropped is not None:
         known &= ~dropped[:, None]

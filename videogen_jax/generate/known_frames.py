@@ -43,10 +43,13 @@ def check_known(model: Model, videos: Sequence[Frames]) -> None:
             "This model was never shown known frames (tasks.image=0, tasks.frames=0): leave the pictures out, or train "
             "one with tasks.image above 0."
         )
-    if not config.tasks.frames and numbers != [0]:
+    first = list(range(config.known.first))
+    if not config.tasks.frames and any(sorted(frames) != first for frames in videos if frames):
+        alone = "frame alone" if len(first) == 1 else f"{len(first)} frames alone"
+        wanted = "frame 0" if len(first) == 1 else f"frames 0 to {first[-1]}"
         raise ValueError(
             f"Frames {', '.join(map(str, numbers))} are said to be known, but this model was trained with the first "
-            "frame alone (tasks.frames=0): give frame 0, or train one with tasks.frames above 0."
+            f"{alone} (tasks.frames=0): give {wanted}, or train one with tasks.frames above 0."
         )
 
 

@@ -99,11 +99,12 @@ def begins_with_image(model: Model, plan: Plan, image: bool) -> bool:
                 "This model was trained to continue frames only (tasks.text=0): give it the first one with --image."
             )
         return False
-    if config.tasks.image or config.tasks.frames:
+    if (config.tasks.image and config.known.first == 1) or config.tasks.frames:
         return False
     if 1 not in plan.lengths or config.model.patch_size[0] != 1:
         raise ValueError(
-            f"This model was not trained to begin with an image (tasks.image is 0, prefix.lengths are {plan.lengths}, "
+            f"This model was not trained to begin with an image (tasks.image is {config.tasks.image:g}, "
+            f"known.first {config.known.first}, prefix.lengths are {plan.lengths}, "
             f"patches have {config.model.patch_size[0]} frames): leave --image out, or train one with tasks.image "
             "above 0, or with 1 in prefix.lengths and patches of one frame."
         )

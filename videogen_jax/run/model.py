@@ -337,6 +337,7 @@ def make_conditioning(config: ml_collections.ConfigDict, frames: int) -> Conditi
         lengths=config.prefix.lengths,
         prefix_noise=config.prefix.noise,
         time_cycle=model.time_cycle,
+        first=config.known.first,
     )
     check_tasks(tasks, frames)
     # Each of these takes in what the ones before it do.

@@ -115,13 +115,13 @@ def read_prompts(
 def first_frame_condition(
     run: Run, texts: Texts, sets: Mapping[str, pipeline.PackedData]
 ) -> tuple[list[str], dict[str, Any]] | None:
-    """Captions of validation clips, and the condition of these and of their first frames; None without such clips."""
+    """Captions of validation clips, and the condition of these and of their known frames; None without such clips."""
     clips = read_held_out(sets, run.model.clip_shape, CONTINUED, texts.stored_length)
     if clips is None:
         return None
     video = to_float(jnp.asarray(clips["video"]))
     mask = np.zeros(video.shape[:2], bool)
-    mask[:, 0] = True
+    mask[:, : run.config.known.first] = True
     motion = run.config.sample.motion
     condition = run_sampler.make_condition(run.model, texts.read(clips), motion)
     seeds = list(range(CONTINUED))
