@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from videogen_jax.data.video_writer import open_writer, write_video
+from videogen_jax.data.video_io import read_frames
+from videogen_jax.data.video_writer import open_writer, write_lossless, write_video
 
 
 def noise(frames, height=64, width=64, seed=0):
@@ -20,6 +21,18 @@ def test_the_same_video_gives_the_same_bytes(tmp_path):
     write_video(tmp_path / "a.mp4", noise(4), 8)
     write_video(tmp_path / "b.mp4", noise(4), 8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_without_loss_every_byte_comes_back(tmp_path):
+    for height, width in [(64, 64), (31, 17)]:
+        video = noise(5, height, width)
+        write_lossless(tmp_path / "a.mp4", video, 8)
+        seconds, frames = zip(*read_frames(tmp_path / "a.mp4"), strict=True)
+        np.testing.assert_array_equal(np.stack(frames), video)
+        np.testing.assert_allclose(seconds, np.arange(5) / 8, atol=1e-3)
+    with pytest.raises(ValueError, match="cannot write a.gif without loss: name it with .mp4"):
+        write_lossless(tmp_path / "a.gif", video, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
