@@ -11,12 +11,12 @@ from examples import predict_frames, protocols
 from tests.data import made_videos
 from videogen_jax import config as configs
 from videogen_jax.data import pipeline, video_io, video_writer
-from videogen_jax.packing import pack_folder
+from videogen_jax.packing import encode_latents, pack_folder
 from videogen_jax.packing.settings import Settings
 from videogen_jax.train import loop
 
 NAMES = ("ucf101_128", "ucf101_256", "faceforensics_256", "taichi_256", "bair_64")
-WORDS = {"faceforensics_256": "face", "taichi_256": "taichi", "bair_64": "robot"}
+WORDS = {"faceforensics_256": ("face",), "taichi_256": ("taichi",), "bair_64": ()}
 
 
 def brightening(count, height=24, width=32):
@@ -30,15 +30,28 @@ def numbers(video):
     return np.round(np.stack(video).astype(float).mean((1, 2, 3)) / 5).astype(int).tolist()
 
 
-def arrange(name, folder, output, *options, code=0):
+def arrange(name, folder, output, *options):
     arguments = [name, f"--input={folder}", f"--output={output}", "--workers=1", *options]
-    assert protocols.main(arguments) == code
+    assert protocols.main(arguments) == 0
     return {path.stem: path.with_suffix(".txt").read_text() for path in output.glob("*.mp4")}
 
 
 def pack(folder, output, side, frames, min_frames=16):
     settings = Settings((side, side), 8.0, frames, min_frames, 0.0, 256)
     return pack_folder.pack(folder, output, settings, workers=1, progress=False)
+
+
+def encode(folder, output):
+    """Latents of 8x8 pixels, as sd's in their shape: means of colours, and of all three."""
+
+    def run(video):
+        rows, columns = (side // 8 for side in video.shape[1:3])
+        cells = video.astype(np.float32).reshape(len(video), rows, 8, columns, 8, 3)
+        colours = cells.mean((2, 4)) / 127.5 - 1
+        return np.concatenate([colours, colours.mean(-1, keepdims=True)], -1)
+
+    encoder = encode_latents.Encoder(run, "sd", "abc", (2, 2, 4), "float32", "float16", True)
+    return encode_latents.encode(folder, output, encoder, progress=False)
 
 
 def read_packed(folder):
@@ -49,13 +62,12 @@ def read_packed(folder):
 
 
 def shrink(name, data, **changes):
-    """The config of a protocol with a tiny model, for one step on pixels."""
+    """The config of a protocol with a tiny model, for one step."""
     small = {
         "batch_size": 2,
         "data.path": str(data),
         "data.shuffle_window": 16,
         "data.threads": 1,
-        "vae.name": "identity",
         "model.width": 24,
         "model.depth": 2,
         "model.num_heads": 2,
@@ -66,9 +78,7 @@ def shrink(name, data, **changes):
         "sample.num_inference_steps": 2,
     }
     config = configs.load_config(name).to_dict()
-    return configs.validate(
-        configs.nest(dict(configs.flatten(config)) | small | {"data.frames": 4} | changes)
-    )
+    return configs.validate(configs.nest(dict(configs.flatten(config)) | small | changes))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +89,7 @@ def test_captions_and_prompts_are_words_that_the_config_has_room_for(name):
     assert config.train.validation_batches == 0  # published runs train on all clips
     if name in WORDS:  # the one caption is never dropped, so guidance would have no other branch
         assert config.text.dropout == 0 and config.sample.guidance_scale == 1
-        assert config.sample.prompts == (WORDS[name],)
+        assert config.sample.prompts == WORDS[name]
     else:
         assert config.text.dropout == 0.1
 
@@ -98,13 +108,20 @@ def test_ucf101_is_arranged_packed_and_trained_by_class(tmp_path, capsys):
 
     damaged = tmp_path / "UCF-101" / "YoYo" / "v_YoYo_g04_c01.avi"
     damaged.write_bytes(b"no video")
-    found = arrange("ucf101", tmp_path / "UCF-101", videos, code=1)
-    assert "left out v_YoYo_g04_c01: " in capsys.readouterr().err
+    found = arrange("ucf101", tmp_path / "UCF-101", videos)
+    said = capsys.readouterr()
+    assert "left out v_YoYo_g04_c01: " in said.err and "6 videos in" in said.out
+    assert said.out.endswith(", 1 left out\n")
     damaged.unlink()
     assert len(found) == 6 and found["v_YoYo_g01_c01"] == "YoYo\n"
     before = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
     assert arrange("ucf101", tmp_path / "UCF-101", videos) == found
     assert {path: path.stat().st_mtime_ns for path in videos.iterdir()} == before
+
+    reference = arrange("ucf101", tmp_path / "UCF-101", tmp_path / "reference", "--clip=16")
+    assert len(reference) == 4  # those of fewer than 48 frames have no clip
+    pack(tmp_path / "reference", tmp_path / "reference_clips", 16, 16)
+    assert [len(frames) for _, frames in read_packed(tmp_path / "reference_clips")] == [16] * 4
 
     report = pack(videos, tmp_path / "clips", 16, 600)
     assert report["clips"] == {"train": 4, "validation": 0} and len(report["skipped"]) == 2
@@ -114,11 +131,32 @@ def test_ucf101_is_arranged_packed_and_trained_by_class(tmp_path, capsys):
         (label, frames) for label in ("ApplyEyeMakeup", "YoYo") for frames in expected
     ]
 
-    size = {"data.height": 16, "data.width": 16, "model.patch_size": (1, 8, 8)}
-    config = shrink("ucf101_128", tmp_path / "clips", **size, **{"text.vocabulary_size": 5})
+    encoded = encode(tmp_path / "clips", tmp_path / "latents")
+    assert encoded["finished"] and encoded["clips"]["train"] == 4
+    changes = {"data.height": 16, "data.width": 16, "text.vocabulary_size": 5}
+    config = shrink("ucf101_128", tmp_path / "latents", **changes)
     loop.train(config, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "config.json").read_text())
     assert found["text"]["vocabulary_size"] == 5 and (tmp_path / "run" / "checkpoints").is_dir()
+
+
+def test_a_clip_of_the_reference_begins_anywhere_that_it_fits():
+    """StyleGAN-V: an offset of 0 to count - 48 + 2, and a video of fewer than 48 frames is left out."""
+    selection = protocols.Selection(every=3, clip=16)
+    taken = [selection.take(f"video {i}", np.arange(60)) for i in range(600)]
+    assert all(np.array_equal(np.diff(frames), [3] * 15) for frames in taken)
+    starts = [int(frames[0]) for frames in taken]
+    counts = np.bincount(starts, minlength=15)
+    assert set(starts) == set(range(15)) and counts.min() > 15  # 40 expected, deviation of 6
+    np.testing.assert_array_equal(taken[0], selection.take("video 0", np.arange(60)))
+    others = [selection._replace(seed=1).take(f"video {i}", np.arange(60)) for i in range(9)]
+    assert any(int(frames[0]) != start for frames, start in zip(others, starts, strict=False))
+    first = selection._replace(start="first").take("", np.arange(60))
+    np.testing.assert_array_equal(first, np.arange(0, 48, 3))
+    with pytest.raises(ValueError, match="it has 47 frames, but 48 are needed"):
+        selection.take("", np.arange(47))
+    with pytest.raises(ValueError, match="it has 2 frames, but 3 are needed"):
+        protocols.Selection(3).take("", np.arange(2))
 
 
 def test_faces_are_arranged_and_packed_under_one_caption(tmp_path):
@@ -140,8 +178,8 @@ def test_pictures_of_taichi_follow_their_numbers(tmp_path):
     assert found == {"abc#00100#00197": "taichi\n"}
     pack(tmp_path / "arranged", tmp_path / "clips", 16, 2000)
     assert read_packed(tmp_path / "clips") == [("taichi", list(range(0, 48, 3)))]
-    frames = protocols.take_every(list(np.arange(100)), protocols.DEFAULT_EVERY["taichi"])
-    assert frames.tolist() == list(range(0, 96, 6))
+    selection = protocols.Selection(protocols.DEFAULT_EVERY["taichi"])
+    assert selection.take("", np.arange(100)).tolist() == list(range(0, 96, 6))
 
 
 def write_trajectories(path, videos, frames=30):
@@ -173,7 +211,8 @@ def test_bair_is_arranged_trained_and_continued_from_two_frames(tmp_path):
 
     pack(videos, tmp_path / "clips", 64, 30, min_frames=30)
     run, output = tmp_path / "run", tmp_path / "predicted"
-    loop.train(shrink("bair_64", tmp_path / "clips", **{"model.patch_size": (1, 32, 32)}), run)
+    changes = {"data.frames": 4, "model.patch_size": (1, 32, 32)}
+    loop.train(shrink("bair_64", tmp_path / "clips", **changes), run)
     options = (f"--workdir={run}", f"--input={videos}", f"--output={output}", "--frames=3")
     assert predict_frames.main([*options, "--trajectories=2", "--batch_size=3"]) == 0
     scores = json.loads((output / "predictions.json").read_text())
