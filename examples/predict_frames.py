@@ -3,10 +3,11 @@
     python examples/predict_frames.py --workdir=runs/bair --input=runs/bair/test --output=runs/bair/predicted \
         --frames=30 --trajectories=100
 
---input holds name.mp4 and name.txt. The model is one with known frames, which knows the first config.known.first. Each
-trajectory goes to OUTPUT/000, OUTPUT/001, ... under the names of the clips, and their true frames to OUTPUT/reference,
-so that `evaluate --generated=OUTPUT/000 --reference=OUTPUT/reference --frames=30` gives the FVD of one. Trajectories
-that are there are not made again. OUTPUT/predictions.json has, over the frames that were not known,
+--input holds name.mp4 and name.txt, or is a data set of pack, whose held-out clips are continued. The model is one with
+known frames, which knows the first config.known.first. Each trajectory goes to OUTPUT/000, OUTPUT/001, ... under the
+names of the clips, and their true frames to OUTPUT/reference, so that `evaluate --generated=OUTPUT/000
+--reference=OUTPUT/reference --frames=30` gives the FVD of one. Trajectories that are there are not made again.
+OUTPUT/predictions.json has, over the frames that were not known,
 
     PSNR, SSIM = mean over clips of the largest over trajectories of the mean over frames
 
@@ -14,6 +15,7 @@ and beside it those of the last known frame standing still, which a model should
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ import videogen_jax
 from videogen_jax.data import text_files, video_io
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.data.video_writer import write_lossless
-from videogen_jax.evaluation import psnr_ssim
+from videogen_jax.evaluation import clip_sets, psnr_ssim
 
 MAX_CAPTION_BYTES = 2**16
 
@@ -59,6 +61,32 @@ def read_clips(
         raise ValueError(
             f"{folder} holds no mp4: arrange the test split with examples/protocols.py."
         )
+    return clips
+
+
+def read_data(
+    folder: Path, shape: tuple[int, int, int], count: int
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The first held-out clips of a data set of pack, as `read_clips`.
+
+    Args:
+      folder: of the data set.
+      shape: (T, H, W) of the frames wanted.
+      count: clips, at most.
+    Returns:
+      Number of the clip to (caption, (T, H, W, 3) uint8).
+    Raises:
+      ValueError: the clips are too short or of another size.
+    """
+    clips = {}
+    for clip in itertools.islice(clip_sets.read_data(folder, "validation")(), count):
+        video = clip.video[: shape[0]]
+        if video.shape[:3] != shape:
+            raise ValueError(
+                f"{folder} has clips of {'x'.join(map(str, clip.video.shape[:3]))}, and {'x'.join(map(str, shape))} "
+                "are needed: lower --frames, or pack at the size of the model."
+            )
+        clips[f"{len(clips):04d}"] = clip.caption, video
     return clips
 
 
@@ -128,7 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the script; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="Folder of the run.")
-    parser.add_argument("--input", type=Path, required=True, help="Folder of name.mp4, name.txt.")
+    parser.add_argument("--input", type=Path, required=True, help="Folder of clips, or data set.")
+    parser.add_argument("--num_clips", type=int, default=64, help="Of a data set.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write to.")
     parser.add_argument("--frames", type=int, default=30, help="Of a clip, known ones included.")
     parser.add_argument("--trajectories", type=int, default=100, help="Predictions per clip.")
@@ -139,7 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
         known = model.model.config.known.first
         if not known < given.frames <= model.shape[0]:
             parser.error(f"--frames is {given.frames}: give {known + 1} to {model.shape[0]}.")
-        clips = read_clips(given.input, (given.frames, *model.shape[1:3]), model.fps)
+        shape = (given.frames, *model.shape[1:3])
+        if (given.input / "dataset_info.json").is_file():
+            clips = read_data(given.input, shape, given.num_clips)
+        else:
+            clips = read_clips(given.input, shape, model.fps)
         (given.output / "reference").mkdir(parents=True, exist_ok=True)
         for name, (_, video) in clips.items():
             write_lossless(given.output / "reference" / f"{name}.mp4", video, model.fps)
