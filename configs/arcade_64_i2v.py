@@ -1,5 +1,7 @@
 """The arcade games go on from a first frame: image to video, from the model of arcade_64, on two CPU cores.
 
+    python -m videogen_jax.pack --input=runs/arcade/clips --output=runs/arcade/data --size=64 --fps=15 --frames=30 \
+        --validation_fraction=0.2
     python launch.py --config=configs/arcade_64_i2v.py --workdir=runs/arcade/i2v
     python examples/predict_frames.py --workdir=runs/arcade/i2v --input=runs/arcade/data --num_clips=64 --frames=16 \
         --trajectories=1 --output=runs/arcade/i2v/predicted

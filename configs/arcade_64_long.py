@@ -1,5 +1,7 @@
 """Arcade games of any length, chunk by chunk, from the model of arcade_64, on two CPU cores.
 
+    python -m videogen_jax.pack --input=runs/arcade/clips --output=runs/arcade/data --size=64 --fps=15 --frames=30 \
+        --validation_fraction=0.2
     python launch.py --config=configs/arcade_64_long.py --workdir=runs/arcade/long
     python -m videogen_jax.sample --workdir=runs/arcade/long --num_frames=256 --prompts "pong, random play"
 
