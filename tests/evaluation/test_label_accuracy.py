@@ -43,20 +43,20 @@ def judge_line(prompts, places):
 
 
 def test_rates_by_hand():
-    prompts = ["pong, x", "pong, y", "breakout, z", "breakout, w"]
-    found = judge_line(prompts, [0.2, 9.0, 11.4, 30.0])
+    prompts = ["pong, x", "breakout, y", "breakout, z", "breakout, w"]
+    found = judge_line(prompts, [0.2, 3.0, 11.4, 30.0])
     assert (found["right"], found["total"], found["rate"], found["left_out"]) == (3, 4, 0.75, 0)
     assert (found["low"], found["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)
-    assert found["chance"] == pytest.approx((2 * 2 / 5 + 2 * 3 / 5) / 4)
+    assert found["chance"] == pytest.approx((2 / 5 + 3 * 3 / 5) / 4)
     assert {name: (r["right"], r["total"]) for name, r in found["per_label"].items()} == {
-        "breakout": (2, 2),
-        "pong": (1, 2),
+        "breakout": (2, 3),
+        "pong": (1, 1),
     }
     assert (found["real"]["right"], found["real"]["total"]) == (5, 5)
-    assert found["videos"][1] == {"index": 1, "label": "pong", "seen": "breakout", "nearest": 2}
+    assert found["videos"][1] == {"index": 1, "label": "breakout", "seen": "pong", "nearest": 1}
     score = label_accuracy.to_score(found)
     assert "3 of 4" in score["note"] and "(5 of 5)" in score["note"]
-    assert [part["value"] for part in score["parts"]] == [1.0, 0.5]
+    assert [part["value"] for part in score["parts"]] == [pytest.approx(2 / 3), 1.0]
 
 
 def test_a_real_clip_is_compared_with_the_others():
@@ -69,11 +69,11 @@ def test_a_real_clip_is_compared_with_the_others():
 
 def test_a_real_clip_is_not_judged_by_clips_of_its_episode():
     """The two clips of each pair are of one episode: among the others the nearest is of the other label."""
-    reference = np.array([[0.0], [0.1], [1], [1.1], [9]])
-    captions, episodes = ["a", "a", "b", "b", "b"], ["x", "x", "y", "y", ""]
+    reference = np.array([[0.0], [0.1], [1], [1.1], [9], [9.1]])
+    captions, episodes = ["a", "a", "b", "b", "a", "a"], ["x", "x", "y", "y", "", ""]
     given = (np.zeros((1, 1)), ["a"], reference, captions, GAME)
-    assert label_accuracy.judge(*given)["real"]["right"] == 5
-    assert label_accuracy.judge(*given, episodes)["real"]["right"] == 1
+    assert label_accuracy.judge(*given)["real"]["right"] == 6
+    assert label_accuracy.judge(*given, episodes)["real"]["right"] == 2  # unknown ones
     # With a single episode there are no others, so that all clips but itself judge a clip.
     allowed = label_accuracy.other_recordings(["x", "x", "x"])
     np.testing.assert_array_equal(allowed, ~np.eye(3, dtype=bool))

@@ -59,3 +59,20 @@ def test_sets_of_fewer_than_two_videos_are_an_error():
         motion.compare_motion([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="The generated set has 0 videos"):
         motion.compare_motion([], [1.0, 2.0])
+
+
+def test_ratio_of_means_and_its_error():
+    """Against the spread of ratios of drawn means, and by hand."""
+    ours = motion.describe_motion(np.array([1.0, 2, 3]))
+    theirs = motion.describe_motion(np.array([2.0, 4, 6, 8]))
+    found = motion.find_ratio(ours, theirs)
+    variance = 1 / 3 / 25 + 0.4**2 * (20 / 3) / 4 / 25
+    assert found == (pytest.approx(0.4), pytest.approx(np.sqrt(variance), rel=1e-12))
+    assert motion.find_ratio(ours, motion.describe_motion(np.zeros(2))) is None
+    rng = np.random.default_rng(0)
+    draws = [
+        motion.find_ratio(*(motion.describe_motion(rng.gamma(4, scale, 50)) for scale in (1, 2)))
+        for _ in range(400)
+    ]
+    spread = np.std([draw.value for draw in draws])
+    assert np.mean([draw.standard_error for draw in draws]) == pytest.approx(spread, rel=0.1)

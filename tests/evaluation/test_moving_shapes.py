@@ -339,3 +339,6 @@ def test_wilson_interval_of_a_published_example_and_of_no_trials():
     low, high = moving_shapes.wilson_interval(81, 263)  # Newcombe 1998, table I: 0.2553, 0.3662
     assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
     assert moving_shapes.wilson_interval(0, 0) == (0.0, 1.0)
+    for total in range(1, 100):  # exactly, without the rounding of a root
+        assert moving_shapes.wilson_interval(0, total)[0] == 0
+        assert moving_shapes.wilson_interval(total, total)[1] == 1
