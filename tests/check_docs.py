@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHORT = (
     "--config.train.steps=2 --config.learning_rate.warmup_steps=1 --config.batch_size=8 "
     "--config.data.shuffle_window=16 --config.checkpoint.every=2 --config.sample.every=2"
