@@ -97,7 +97,9 @@ def test_frames_that_the_model_cannot_be_told_of_are_refused(config, numbers, se
 
 def test_frames_that_the_model_can_be_told_of_are_accepted():
     known_frames.check_known(make_model(image_config()), [{0: frame(0)}])
-    known_frames.check_known(make_model(two_frames()), [{1: frame(0), 0: frame(1)}])
+    model = make_model(two_frames())
+    known_frames.check_known(model, [{1: frame(0), 0: frame(1)}])
+    assert model.conditioning.tasks.first == 2  # what training draws
     known_frames.check_known(make_model(joint_config()), [{3: frame(0), 1: frame(1)}])
     known_frames.check_known(make_model(long_config()), [{}])
 
