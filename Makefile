@@ -143,7 +143,7 @@ arcade: $(GAMES)
 # FVD and KVD after 10, 30 and 100 % between floor and ceiling, the rates of 320 videos, and actions from pixels.
 .PHONY: arcade-scores
 arcade-scores: $(GAMES)
-	$(RUN) benchmarks/fvd_over_training.py --workdir=$(ARCADE)/64 --last_only="--baselines" -- --num_clips=160 --batch_size=32
+	$(RUN) benchmarks/fvd_over_training.py --workdir=$(ARCADE)/64 --last_only="--baselines" --num_clips=160 --batch_size=32
 	$(RUN) -m videogen_jax.evaluate --workdir=$(ARCADE)/64 --num_clips=320 --batch_size=32 --label='^[^,]+' \
 		--memorization_clips=500 --output=$(ARCADE)/64/rates.json
 	$(RUN) -m videogen_jax.sample --workdir=$(ARCADE)/64 --prompts_file=configs/arcade_prompts.txt --num_videos=20 --batch_size=32

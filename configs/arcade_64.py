@@ -21,9 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
         text=dict(length=12),
         # Pixels: 192 directions hold the 768 numbers of a patch at 39 dB.
         model=dict(patch_size=(4, 8, 8), width=192, depth=8, num_heads=3),
-        schedule=dict(name="cosine", zero_terminal_snr=True, shift=2.5),
+        schedule=dict(name="cosine", zero_terminal_snr=True, shift=8.0),
         objective=dict(prediction="x0", weighting="velocity", time_distribution="uniform"),
-        learning_rate=dict(peak=2e-3, warmup_steps=100, final_fraction=0.01),
+        learning_rate=dict(peak=2.5e-3, warmup_steps=100, final_fraction=0.01),
         optimizer=dict(name="muon", b1=0.95, b2=0.95),
         train=dict(steps=2000, precision="float32"),
         memory=dict(unroll=2),

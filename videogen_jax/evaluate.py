@@ -75,6 +75,9 @@ def define_flags(flag_values=flags.FLAGS):
     define("integer", "num_clips", None, "Of each set, at most [256 for a run].", lower_bound=2)
     define("integer", "frames", None, "Frames of each clip [16 / repeat].", lower_bound=1)
     define("integer", "stride", 1, "Use every stride-th frame.", lower_bound=1)
+    define(
+        "boolean", "windows", False, "Every window of the videos of --generated, not the middle."
+    )
     define("integer", "repeat", 1, "Repeat each frame for I3D, for short clips.", lower_bound=1)
     define("float", "fps", None, "Rate to resample folders to [the files'].", lower_bound=0.01)
     define("string", "size", None, "HEIGHTxWIDTH in pixels to resize frames to [no resizing].")
@@ -224,6 +227,10 @@ def check_extra_flags(values) -> None:
         raise ValueError(
             "--bounds makes floor and ceiling, --bounds_from reads them: leave out one."
         )
+    if values.windows and (values.generated is None or values.paired):
+        raise ValueError(
+            "--windows are those of long videos: give their folder with --generated, without --paired."
+        )
     if values.ceiling is not None and not (values.bounds and values.generated):
         raise ValueError(
             "--ceiling is a folder of videos to compare beside --generated: give it with --generated and --bounds."
@@ -340,6 +347,9 @@ def open_folders(values, window: clip_sets.Window) -> scoring.Videos:
         names, reference_names = video_folders.list_pairs(folder, Path(values.reference))
     clips = clip_sets.read_folder(folder, values.fps, names)
     settings = {"generated": values.generated} | video_folders.read_settings(folder)
+    if values.windows:
+        clips = clip_sets.split_windows(clips, window)
+        settings["windows"] = "all"
     if values.reference is not None:
         reference, entries = clip_sets.open_set(
             values.reference, values.split, fps=values.fps, names=reference_names

@@ -256,3 +256,28 @@ def test_pairs_are_matched_by_name(tmp_path):
 def test_videos_of_the_report_are_downscaled():
     assert contact_sheet.downscale(video(2, size=(8, 10)), 10).shape == (2, 8, 10, 3)
     assert contact_sheet.downscale(video(2, size=(8, 100)), 50).shape == (2, 4, 50, 3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "firsts"),
+    [(32, clip_sets.Window(16), [0, 16]), (40, clip_sets.Window(16), [0, 16, 24]), (16, clip_sets.Window(16), [0]),
+     (20, clip_sets.Window(4, stride=3), [0, 10])],
+)  # fmt: skip
+def test_windows_cover_a_video(frames, window, firsts):
+    video = np.arange(frames, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    clip = clip_sets.Clip("a.mp4", video, 8.0, caption="pong")
+    found = list(clip_sets.split_windows(lambda: [clip], window)())
+    assert [each.name for each in found] == [f"a.mp4@{first}" for first in firsts]
+    for each, first in zip(found, firsts, strict=True):
+        frames_seen = window.crop(each.video)[:, 0, 0, 0]
+        np.testing.assert_array_equal(frames_seen, first + window.stride * np.arange(window.frames))
+        assert (each.caption, clip_sets.find_window(each.name)) == ("pong", first)
+
+
+def test_short_and_unreadable_clips_stay_as_they_are():
+    clips = [
+        clip_sets.Clip("a", None, reason="damaged"),
+        clip_sets.Clip("b@x", np.zeros((3, 2, 2, 3), np.uint8)),
+    ]
+    assert list(clip_sets.split_windows(lambda: clips, clip_sets.Window(16))()) == clips
+    assert [clip_sets.find_window(clip.name) for clip in clips] == [None, None]

@@ -100,3 +100,17 @@ def test_videos_without_a_label_are_left_out_with_a_sentence(caplog):
 def test_labels_that_fit_nothing_are_errors(prompts, captions, message):
     with pytest.raises(ValueError, match=message):
         label_accuracy.check_labels(prompts, captions, GAME)
+
+
+def test_rates_of_windows_by_hand():
+    videos = [
+        {"file": f"{name}@{first}", "label": "pong", "seen": seen}
+        for name, seen_at in (("a.mp4", ("pong", "pong")), ("b.mp4", ("pong", "breakout")))
+        for first, seen in zip((0, 16), seen_at, strict=True)
+    ]
+    found = label_accuracy.rate_windows(videos)
+    assert {first: (rate["right"], rate["total"]) for first, rate in found.items()} == {
+        "0": (2, 2),
+        "16": (1, 2),
+    }
+    assert label_accuracy.rate_windows([{"file": "a.mp4", "label": "x", "seen": "x"}]) == {}

@@ -248,6 +248,34 @@ def take_every_second(clips: Clips, first: int) -> Clips:
     return lambda: itertools.islice(clips(), first, None, 2)
 
 
+def split_windows(clips: Clips, window: Window) -> Clips:
+    """Each clip as its consecutive windows, named CLIP@FIRST by their first frames; the last one ends with the clip.
+
+    Args:
+      clips: set to read; clips that cannot be read or are shorter than a window stay as they are.
+      window: frames that are evaluated.
+    """
+    span = (window.frames - 1) * window.stride + 1
+
+    def read() -> Iterator[Clip]:
+        for clip in clips():
+            if clip.video is None or len(clip.video) < span:
+                yield clip
+                continue
+            last = len(clip.video) - span
+            for first in [*range(0, last, span), last]:
+                video = clip.video[first : first + span]
+                yield clip._replace(name=f"{clip.name}@{first}", video=video)
+
+    return read
+
+
+def find_window(name: str) -> int | None:
+    """The first frame in the name of a window of `split_windows`; None for other clips."""
+    _, at, first = name.rpartition("@")
+    return int(first) if at and first.isdecimal() else None
+
+
 def select_by_name(clips: Clips, names: Sequence[str]) -> Clips:
     """The clips with these names, in the order of the set."""
     wanted = set(names)

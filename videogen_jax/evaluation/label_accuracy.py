@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from videogen_jax.evaluation import clip_sets
 from videogen_jax.evaluation.moving_shapes import wilson_interval
 from videogen_jax.evaluation.video_folders import shorten
 
@@ -178,6 +179,22 @@ def judge(
         ],
         "left_out": len(prompts) - len(chosen),
     }
+
+
+def rate_windows(videos: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rates of the windows that begin at each frame.
+
+    Args:
+      videos: "videos" of `judge` with "file", the name of the window.
+    Returns:
+      first frame to the entry of its rate, in order; empty where no video was split.
+    """
+    rights = collections.defaultdict(list)
+    for video in videos:
+        first = clip_sets.find_window(video["file"])
+        if first is not None:
+            rights[first].append(video["label"] == video["seen"])
+    return {str(k): Rate(sum(v), len(v)).describe() for k, v in sorted(rights.items())}
 
 
 def to_score(found: dict[str, Any]) -> dict[str, Any]:

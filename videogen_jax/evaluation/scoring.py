@@ -256,6 +256,8 @@ def add_extras(
         for entry in found["videos"]:
             entry["file"] = summary.names[entry.pop("index")]
             entry["nearest"] = reference_summary.names[entry["nearest"]]
+        if windows := label_accuracy.rate_windows(found["videos"]):
+            found["windows"] = windows
         protocol = {"label": extras.label.pattern, "label_left_out": found["left_out"]}
         yield Result([label_accuracy.to_score(found)], protocol, {}, {"label_accuracy": found})
     if extras.memorization_clips:
