@@ -43,6 +43,20 @@ def test_share_of_the_way():
     assert bounds.find_share(1, 5, 5) is None and bounds.find_share(1, 5, 4) is None
 
 
+def test_the_note_has_the_share_of_the_way_to_the_floor_of_reconstructions():
+    score = {"value": 200.0, "floor": 100.0, "reconstructions": 180.0, "ceiling": 580.0}
+    score["note"] = "N"
+    bounds.add_share(score)
+    assert score["share"] == pytest.approx(380 / 480)
+    assert score["note"] == "N; 95.0% of the way to the floor of autoencoder"
+    without = {"value": 200.0, "floor": 100.0, "ceiling": 580.0, "note": "N"}
+    bounds.add_share(without)
+    assert without["note"] == "N" and "share" in without
+    high = {"value": 2.0, "floor": 1.0, "reconstructions": 9.0, "ceiling": 8.0, "note": "N"}
+    bounds.add_share(high)
+    assert high["note"] == "N"
+
+
 def test_baselines_that_are_not_worse_are_named():
     scores = [
         {"name": "FVD", "value": 10.0, "still": 12.0, "shuffled": 10.0},

@@ -6,6 +6,7 @@ ceiling is that of videos of the untrained model, made with the same prompts, se
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,11 +67,20 @@ def find_share(value: float, floor: float, ceiling: float) -> float | None:
 
 
 def add_share(score: dict[str, Any]) -> None:
-    """Adds to a score that has a floor and a ceiling the "share" of the way between them."""
-    if "floor" in score and "ceiling" in score:
-        share = find_share(score["value"], score["floor"], score["ceiling"])
-        if share is not None:
-            score["share"] = share
+    """Adds to a score that has a floor and a ceiling the "share" of the way between them.
+
+    The share of the way to the floor of reconstructions stands in its note.
+    """
+    if "floor" not in score or "ceiling" not in score:
+        return
+    share = find_share(score["value"], score["floor"], score["ceiling"])
+    if share is not None:
+        score["share"] = share
+    other = find_share(score["value"], score.get("reconstructions", math.inf), score["ceiling"])
+    if other is not None:
+        score["note"] = (
+            f"{score['note']}; {other:.1%} of the way to the {COLUMNS['reconstructions']}"
+        )
 
 
 def find_failures(distances: Sequence[Mapping[str, Any]]) -> list[str]:
