@@ -27,6 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
         # x0 and not EDM's F, which has noise in it: a patch has more values than the hidden size.
         objective=dict(time_distribution="log_normal", time_mean=0.7, time_std=1.6),
         sample=dict(
-            sampler="dpmpp_2m", num_inference_steps=25, guidance_scale=1.5, spacing="linspace"
+            sampler="dpmpp_2m",
+            num_inference_steps=25,
+            guidance_scale=1.5,
+            guidance_interval=(),
+            spacing="linspace",
         ),
     )

@@ -23,4 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
         model=dict(causal=True, conditioning="prefix", time_cycle=4),
         tasks=dict(text=0.3, prefix=0.7),
         prefix=dict(lengths=(1, 2, 3), chunk=1, noise=0.02, sampling_noise=0.01),
+        sample=dict(guidance_scale=2.0, guidance_interval=()),
     )

@@ -31,6 +31,7 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.sample.prompts = ("a red circle moving left", "a blue square moving up")
     config.sample.update({"every": 5, "batch_size": 2, "num_inference_steps": 3})
     config.sample.update({"sampler": "ddim", "guidance_scale": 2.0, "spacing": "trailing"})
+    config.sample.guidance_interval = ()
     return config
 
 
