@@ -90,8 +90,11 @@ def run(**options):
 
 
 def test_a_run_logs_fvd_with_the_number_of_clips_in_the_tag(workdir, features):
-    steps, values = run_report.read_curves(workdir / "tensorboard")["evaluation/fvd_4"]
+    curves = run_report.read_curves(workdir / "tensorboard")
+    steps, values = curves["evaluation/fvd_4"]
     assert steps == [1, 2] and all(np.isfinite(values)) and min(values) > 0
+    steps, values = curves["evaluation/kvd_4"]
+    assert steps == [1, 2] and all(np.isfinite(values))
     assert set(features) == {(12, 8, 8, 3)}  # four frames, each repeated three times
 
 

@@ -1,4 +1,4 @@
-"""FVD while a run trains: of a small fixed number of clips, which its tag says, against held-out ones."""
+"""FVD and KVD while a run trains: of a small fixed number of clips, which the tag says, against held-out ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from videogen_jax.data import bucketed_data, pipeline
-from videogen_jax.evaluation import clip_sets, frechet, i3d, i3d_weights
+from videogen_jax.evaluation import clip_sets, frechet, i3d, i3d_weights, kernel_distance
 from videogen_jax.evaluation.feature_cache import load_or_extract
 from videogen_jax.generate import run_sampler
 from videogen_jax.generate.generator import Generate
@@ -23,9 +23,9 @@ def make_measure_fvd(
     sets: Mapping[str, pipeline.PackedData],
     generate: Generate | None,
 ) -> Callable[[Any, int, Any], None]:
-    """FVD of the EMA's videos for captions drawn from training, the same and with the same seeds each time.
+    """FVD and KVD of the EMA's videos for captions drawn from training, the same and with the same seeds each time.
 
-    So few clips bias the score upwards: it compares steps of one run, and not with published scores.
+    So few clips bias FVD upwards: it compares steps of one run, and not with published scores. KVD is unbiased.
 
     Args:
       run: of a diffusion model, or of an autoencoder, whose FVD is not measured.
@@ -79,7 +79,9 @@ def make_measure_fvd(
         ours = np.stack(list(extract(seen)))
         value = frechet.distance(ours, reference)
         low, high = frechet.bootstrap_interval(ours, reference)
-        writer.write_scalars(step, {f"evaluation/fvd_{count}": value})
+        kernel = kernel_distance.distance(ours, reference)
+        scores = {f"evaluation/fvd_{count}": value, f"evaluation/kvd_{count}": kernel}
+        writer.write_scalars(step, scores)
         logging.info(
             "FVD of %d clips at step %d: %.1f (%.1f to %.1f)", count, step, value, low, high
         )
