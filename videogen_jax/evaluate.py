@@ -44,6 +44,7 @@ from videogen_jax import config as configs
 from videogen_jax.data import output_folder
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import (
+    baselines,
     bounds,
     clip_sets,
     frechet,
@@ -141,6 +142,8 @@ def run(values) -> None:
     if values.output or folder.is_dir():
         output_folder.make_output_folder(output.parent, "--output")
     window = choose_window(values, clip_sets.CLIP_FRAMES if source is None else source.frames)
+    if extras.baselines:
+        baselines.check_window(window)
     distances = []
     if values.workdir is not None or values.reference is not None:
         wanted = {"fvd": values.fvd, "frame_distance": values.frame_distance}

@@ -200,6 +200,8 @@ def test_bounds_baselines_labels_and_memorization_of_a_run(workdir, tmp_path, fe
         run(**again | {"repeat": 5}, bounds_from=tmp_path / "full.json")
     with pytest.raises(ValueError, match="4 others, 8 in all, but there are 6: use --num_clips=3"):
         run(**options | {"num_clips": 4}, bounds=True)
+    with pytest.raises(ValueError, match="leave out --baselines, or evaluate 2 --frames"):
+        run(**options | {"repeat": 16}, frames=1, baselines=True)
     with pytest.raises(ValueError, match="is 8, but .*data has 7 training clips"):
         run(**options, memorization_clips=8)
 

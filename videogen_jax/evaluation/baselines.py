@@ -30,16 +30,25 @@ def make_baselines(clips: Clips, window: Window, seed: int = SEED) -> dict[str, 
     Raises:
       ValueError: the window has a single frame.
     """
-    if window.frames < 2:
-        raise ValueError(
-            "Single frames have no order: leave out --baselines, or evaluate 2 --frames or more."
-        )
+    check_window(window)
     return {
         "still": _rearrange(clips, window, lambda number: np.zeros(window.frames, int)),
         "shuffled": _rearrange(
             clips, window, lambda number: draw_order(window.frames, seed, number)
         ),
     }
+
+
+def check_window(window: Window) -> None:
+    """Checks that the evaluated frames have an order.
+
+    Raises:
+      ValueError: the window has a single frame.
+    """
+    if window.frames < 2:
+        raise ValueError(
+            "Single frames have no order: leave out --baselines, or evaluate 2 --frames or more."
+        )
 
 
 def draw_order(frames: int, seed: int, number: int) -> np.ndarray:
