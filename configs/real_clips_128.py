@@ -9,7 +9,7 @@ and calls
         --size=128 --fps=4 --frames=16 --validation_fraction=0
     python -m videogen_jax.encode --config=configs/real_clips_128.py --input=runs/real_clips/clips
     python launch.py --config=configs/real_clips_128.py --workdir=runs/real_clips
-    python -m videogen_jax.sample --workdir=runs/real_clips --prompts_file=runs/real_clips/prompts.txt
+    python -m videogen_jax.sample --workdir=runs/real_clips --prompts="a man with a red bow tie talks in a car"
 
 Hardware: two CPU cores; wall time and result: docs/latents.md.
 """
