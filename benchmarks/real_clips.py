@@ -148,7 +148,7 @@ def report(
         labels += [f"{name}: the clip", f'sample of "{caption}", {own[0]:.1f} dB from the clip']
     if options.output:
         sheet = contact_sheet.contact_sheet(np.stack(rows), labels, frames=6)
-        Image.fromarray(sheet).quantize(256, dither=0).save(options.output, optimize=True)
+        Image.fromarray(sheet).quantize(256, kmeans=2, dither=0).save(options.output, optimize=True)
 
 
 def standing_psnr(clip: np.ndarray) -> float:
