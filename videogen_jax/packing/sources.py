@@ -117,7 +117,7 @@ def list_sources(
         sources = [source for source in sources if source.episode]
     if not sources:
         raise ValueError(_no_sources_message(folder, images, skipped))
-    return sorted(sources, key=lambda source: (source.order_key, source.name)), skipped
+    return sorted(sources, key=_place), skipped
 
 
 def locate(folder, name: str) -> str:
@@ -221,6 +221,10 @@ def _no_sources_message(folder, images, skipped):
     )
 
 
+def _place(source):
+    return source.order_key, source.name
+
+
 def _hash(name):
     """Hashes a name to [0, 1)."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
@@ -234,7 +238,7 @@ def fingerprint(sources: Sequence[Source], skipped: Mapping[str, str]) -> dict:
     ignored, so that they may be added or removed.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for source in sources:
+    for source in sorted(sources, key=_place):
         fields = source.to_json()
         names = ("name", "num_bytes", "caption", "captions", "episode", "numbers")
         digest.update(json.dumps([fields[name] for name in names if name in fields]).encode())
