@@ -270,3 +270,21 @@ def test_the_best_trajectory_of_each_clip_counts_by_the_mean_over_frames(tmp_pat
     expected = ((decibels[10] + decibels[20]) / 2 + decibels[5]) / 2
     assert scores["best"]["psnr"] == pytest.approx(expected)
     assert scores["standing still"] == {"psnr": 120.0, "ssim": pytest.approx(1.0)}
+
+
+def test_held_out_clips_of_a_data_set_are_continued_too(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        video_writer.write_video(videos / f"{number}.mp4", brightening(20, 32, 32), 8)
+        (videos / f"{number}.txt").write_text(f"clip {number}")
+    settings = Settings((32, 32), 8.0, 20, 20, 0.5, 256)
+    pack_folder.pack(videos, tmp_path / "data", settings, workers=1)
+    data = pipeline.open_data(tmp_path / "data")
+    held_out = list(pipeline.read_clips(data.files["validation"][0], data))[:2]
+    found = predict_frames.read_data(tmp_path / "data", (16, 32, 32), 2)
+    assert [caption for caption, _ in found.values()] == [c["caption"].decode() for c in held_out]
+    for (_, video), clip in zip(found.values(), held_out, strict=True):
+        np.testing.assert_array_equal(video, clip["video"][:16])
+    with pytest.raises(ValueError, match="has clips of 20x32x32, and 24x32x32 are needed: lower"):
+        predict_frames.read_data(tmp_path / "data", (24, 32, 32), 2)
