@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from videogen_jax.data import atomic_files, latent_records, pipeline, records, synthetic
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.packing import pack_folder
 
 CLIPS_PER_SHARD = 256
@@ -108,7 +109,7 @@ def write_latents(folder: Path, options: argparse.Namespace) -> None:
         mirrored = clips[1] if options.flip else None
         fields = {"fps": 8.0, "motion_score": 1.0, "source": f"{number}.mp4"}
         return latent_records.serialize_latents(
-            features, clips[0], mirrored, caption="a red circle moves up", **fields
+            features, clips[0], mirrored, Annotations.of_text("a red circle moves up"), **fields
         )
 
     count = max(options.clips // CLIPS_PER_SHARD, 1)

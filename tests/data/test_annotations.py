@@ -14,6 +14,8 @@ from tests.data.packed import write_buckets, write_records
 from videogen_jax.data import bucketed_data, pipeline, records
 from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.augment import Augmentation
+from videogen_jax.data.latent_records import Embeddings, TextInfo
+from videogen_jax.packing import encode_latents
 
 FRAMES, CROP = 20, 5
 
@@ -27,11 +29,11 @@ def make_videos(count):
 
 
 def annotate(clip):
-    """One to three captions; the second changes twice."""
+    """One to three captions; the second changes, and back again."""
     captions = (
         ((0, f"{clip} plain"),),
-        ((0, f"{clip} left"), (4 + clip, f"{clip} right"), (10 + clip, f"{clip} end")),
-        ((0, f"{clip} third"),),
+        ((0, f"{clip} left"), (4 + clip, f"{clip} right"), (10 + clip, f"{clip} left")),
+        ((0, f"{clip} thirdly"),),
     )
     numbers = {"action": np.float32(100 * clip + np.arange(FRAMES)) / 7}
     numbers |= {"score": -numbers["action"]} if clip else {}
@@ -281,3 +283,110 @@ def test_buckets_share_the_numbers_that_all_have(tmp_path):
         for video, action in zip(batch["video"], batch["numbers"]["action"], strict=True):
             frames = identify(video)[1]
             assert any(np.array_equal(action, said.numbers["action"][frames]) for said in known)
+
+
+def embed(texts):
+    """Embeddings that tell the text: 1 + length tokens of its letters' sum."""
+    numbers = [sum(map(ord, text)) / 8 for text in texts]
+    tokens = [np.full((1 + len(text), 2), n, "f4") for text, n in zip(texts, numbers, strict=True)]
+    pooled = np.float32([[n, -n, 1 + n] for n in numbers])
+    return Embeddings(tokens, pooled, np.int32([1 + len(text) for text in texts]))
+
+
+def make_encoder(**options):
+    """Encodes each frame to its mean colour; every text of more than 7 letters is truncated."""
+    settings = {"name": "taef2", "weights": "abc", "shape": (1, 1, 3), "precision": "float32"}
+    info = {"encoder": "clip", "path": "owner/clip", "weights": "abc", "precision": "float32"}
+    info |= {"dtype": "float16", "width": 2, "pooled_width": 3, "length": 8}
+    texts = TextInfo(**info, null_tokens=[[0.5] * 2], null_pooled=[0.25] * 3)
+    defaults = {"dtype": "float16", "mirrored": True, "texts": texts, "embed": embed}
+    return encode_latents.Encoder(
+        **{"run": lambda video: video.mean((1, 2), np.float32)[:, None, None]}
+        | settings
+        | defaults
+        | options
+    )
+
+
+def check_embeddings(batch, length):
+    direct = embed([caption.decode() for caption in batch["caption"]])
+    np.testing.assert_array_equal(batch["text_pooled"], direct.pooled.astype(np.float16))
+    np.testing.assert_array_equal(batch["text_count"], np.minimum(direct.counts, length))
+    for row, tokens in zip(batch["text_tokens"], direct.tokens, strict=True):
+        n = min(len(tokens), length)
+        np.testing.assert_array_equal(row[:n], tokens[:n].astype(np.float16))
+        assert not row[n:].any()
+
+
+def test_latents_have_the_captions_numbers_and_embeddings_of_the_same_draws(data, tmp_path):
+    report = encode_latents.encode(data, tmp_path / "data", make_encoder(), progress=False)
+    long = sum(any(len(text) > 7 for text in said.texts) for said in SAID + SAID[:3])
+    assert 0 < long == report["cut_captions"]
+    options = {"flip": True, "numbers": ("action",)}
+    pixels = batches(data, 40, **options)
+    for one, other in zip(
+        pixels, batches(tmp_path / "data", 40, text_length=9, **options), strict=True
+    ):
+        check_embeddings(other, 9)
+        assert other["caption"].tolist() == one["caption"].tolist()
+        np.testing.assert_array_equal(one["numbers"]["action"], other["numbers"]["action"])
+    assert len({caption for batch in pixels for caption in batch["caption"]}) > 2 * CLIPS
+    validation = {"batch_size": 3, "frames": CROP, "num_batches": 1, "numbers": ("action",)}
+    (one,) = pipeline.make_validation_clips(data, **validation)
+    (other,) = pipeline.make_validation_clips(tmp_path / "data", text_length=9, **validation)
+    check_embeddings(other, 9)
+    assert other["caption"].tolist() == one["caption"].tolist()
+    np.testing.assert_array_equal(one["numbers"]["action"], other["numbers"]["action"])
+
+
+def test_latents_at_a_changed_rate_have_the_texts_and_numbers_of_their_frames(data, tmp_path):
+    augmentation = Augmentation((8, 8), fps_min=2.0, fps_max=8.0, variants=3)
+    encoder = make_encoder(augmentation=augmentation, frames=CROP, texts=None, mirrored=False)
+    encode_latents.encode(data, tmp_path / "data", encoder, progress=False)
+    opened, lengths = pipeline.open_data(tmp_path / "data"), set()
+    for batch in batches(opened, 30, numbers=("action",)):
+        info = opened.latents
+        latents = batch["video"] * np.float32(info.deviation) + np.float32(info.mean)
+        rows = zip(latents, batch["caption"], batch["numbers"]["action"], strict=True)
+        for video, caption, action in rows:
+            clip, frames = identify(video)
+            lengths.add(frames[-1] - frames[0])
+            np.testing.assert_array_equal(action, SAID[clip].numbers["action"][frames])
+            assert caption.decode() in [most_shown(line, frames) for line in SAID[clip].captions]
+    assert len(lengths) > 4
+
+
+def test_latents_of_several_frames_each_keep_the_frames_of_the_video(tmp_path):
+    videos, said = (
+        [video[:19] for video in make_videos(4)],
+        [one.select(range(19)) for one in SAID[:4]],
+    )
+    write_records(tmp_path / "clips", videos, 19, 2, said)
+    encoder = make_encoder(
+        run=lambda video: video[::3].mean((1, 2), np.float32)[:, None, None], time_stride=3
+    )
+    encode_latents.encode(tmp_path / "clips", tmp_path / "data", encoder, progress=False)
+    options = {"frames": 19, "numbers": ("action",)}
+    opened = pipeline.open_data(tmp_path / "data")
+    stream = batches(opened, 9, text_length=9, **options)
+    for one, other in zip(batches(tmp_path / "clips", 9, **options), stream, strict=True):
+        assert other["video"].shape == (4, 7, 1, 1, 3)
+        assert other["caption"].tolist() == one["caption"].tolist()
+        np.testing.assert_array_equal(one["numbers"]["action"], other["numbers"]["action"])
+        check_embeddings(other, 9)
+    path = opened.files["train"][0]
+    assert [line.decode() for line in pipeline.read_captions(path, opened)] == [
+        most_shown(one.captions[0], range(19)) for one in said[:2]
+    ]
+
+
+def test_packed_sets_of_one_text_per_clip_become_latents_of_one_text(both, tmp_path):
+    for folder in both:
+        target = tmp_path / folder.name
+        encode_latents.encode(folder, target, make_encoder(), progress=False)
+        builder = tfds.builder_from_directory(target)
+        assert ("caption" in builder.info.features) == (folder.name == "old")
+    now, old = (batches(tmp_path / folder.name, 9, flip=True, text_length=9) for folder in both)
+    for one, other in zip(now, old, strict=True):
+        check_embeddings(other, 9)
+        assert_same(one, other)

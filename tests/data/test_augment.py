@@ -162,11 +162,13 @@ def test_augmented_clip_is_a_function_of_its_key_in_graph_and_eager_mode():
     augmentation = Augmentation((8, 8), 2.0, 6.0, 0.3)
     vary = lambda n: augment.augment_clip(key(n), tf.constant(video), FPS, 5, augmentation)  # noqa: E731
     graph = in_graph(vary, 5)
-    for n, (clip, rate) in enumerate(graph):
-        eager, eager_rate = vary(n)
+    for n, (clip, rate, chosen) in enumerate(graph):
+        eager, eager_rate, eager_chosen = vary(n)
         assert rate == eager_rate.numpy()
         np.testing.assert_array_equal(clip, eager)
-    assert len({rate for _, rate in graph}) == 5
+        np.testing.assert_array_equal(chosen, eager_chosen)
+        assert len(chosen) == len(clip)
+    assert len({rate for _, rate, _ in graph}) == 5
     assert not np.array_equal(graph[0][0][:5], graph[1][0][:5])
 
 

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from tests.packing.test_encode_latents import CLIPS, ENCODER, packed  # noqa: F401
 from videogen_jax.data import pipeline
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.packing import encode_latents
 
@@ -87,9 +88,10 @@ def test_data_set_records_its_text_encoder_and_tfds_opens_it(encoded):
     assert pipeline.open_data(encoded).texts == INFO
     builder = tfds.builder_from_directory(encoded)
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train"))))
-    direct = embed([example["caption"].decode()])
+    direct = embed([text.decode() for text in example["captions"]["text"]])
+    assert example["captions"]["tokens"].tolist() == [len(direct.tokens[0])]
     np.testing.assert_array_equal(example["text_tokens"], direct.tokens[0].astype(np.float16))
-    assert example["text_pooled"].shape == (POOLED,)
+    assert example["text_pooled"].shape == (1, POOLED)
 
 
 def test_each_caption_is_embedded_once_per_shard(packed, tmp_path):  # noqa: F811
@@ -114,12 +116,13 @@ def test_caption_shared_by_several_clips_is_embedded_once(packed, tmp_path, monk
         calls.append(list(captions))
         return embed(captions)
 
-    monkeypatch.setattr(pipeline, "read_captions", lambda *_: [b"clip9", b"clip1", b"clip9"])
+    clips = [Annotations.of_text(text) for text in ("clip9", "clip1", "clip9")]
+    monkeypatch.setattr(pipeline, "read_annotations", lambda *_: iter(clips))
     fields, cut = encode_latents._embed_captions(
         tmp_path, None, dataclasses.replace(WITH_TEXT, embed=record)
     )
     assert calls == [["clip9", "clip1"]] and cut == 2
-    assert set(fields) == {b"clip9", b"clip1"}
+    assert set(fields) == {"clip9", "clip1"}
 
 
 def test_finished_embeddings_are_not_recomputed(packed, encoded):  # noqa: F811

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.packed import write_records
-from videogen_jax.data import packed_data, pipeline, prefetch, video_writer
+from videogen_jax.data import draws, packed_data, pipeline, prefetch, video_writer
 from videogen_jax.packing import pack_folder
 
 CLIPS, PACKED_FRAMES, SIZE = 23, 20, 16
@@ -147,7 +147,7 @@ def test_validation_is_in_order_centre_cropped_and_repeats(data):
 
 def test_locate_window_finds_the_shard_and_record():
     lengths, order = [5, 5, 3], np.array([2, 0, 1])
-    found = [pipeline.locate_window(lengths, order, record) for record in range(13)]
+    found = [draws.locate_window(lengths, order, record) for record in range(13)]
     expected = [(0, i) for i in range(3)] + [(1, i) for i in range(5)] + [(2, i) for i in range(5)]
     assert found == expected
 

@@ -14,6 +14,7 @@ Timeline = tuple[tuple[int, str], ...]  # (first frame, text), by frame
 
 # Fields of a record as `tf.io` names them; TFDS shows them as mappings "captions" and "numbers".
 NUMBER, FIRST_FRAME, TEXT = "captions/number", "captions/first_frame", "captions/text"
+TOKENS = "captions/tokens"  # number of tokens of the text's embedding, in latent records
 NAME, VALUES = "numbers/name", "numbers/values"
 
 
@@ -93,12 +94,16 @@ def _select_entries(timeline: Timeline, chosen: np.ndarray) -> Timeline:
     return tuple(entries)
 
 
-def make_features() -> dict[str, Any]:
-    """Makes the TFDS features of annotations: the single definition of these fields of a record."""
+def make_features(extra: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Makes the TFDS features of annotations: the single definition of these fields of a record.
+
+    Args:
+      extra: features of each entry of the captions beside its number, first frame and text.
+    """
     import tensorflow_datasets as tfds
 
     features = tfds.features
-    entry = {"number": np.int32, "first_frame": np.int32, "text": features.Text()}
+    entry = {"number": np.int32, "first_frame": np.int32, "text": features.Text(), **extra}
     numbers = {"name": features.Sequence(features.Text()), "values": features.Sequence(np.float32)}
     return {
         "captions": features.Sequence(entry),

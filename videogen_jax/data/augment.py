@@ -286,7 +286,7 @@ def jitter_colours(video: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 def augment_clip(
     key: tf.Tensor, video: Any, fps: Any, frames: int, augmentation: Augmentation
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Augments a whole clip before it is encoded to latents.
 
     Args:
@@ -296,19 +296,21 @@ def augment_clip(
       frames: T, frames of a training clip; the result has at least as many.
       augmentation: applied to the clip.
     Returns:
-      (N or fewer, height, width, 3) uint8, and its frame rate.
+      (K, height, width, 3) uint8, K at most N; its frame rate; and which frames of the clip they are, (K,) int32.
     """
     video, rate = tf.convert_to_tensor(video), tf.cast(fps, tf.float32)
+    chosen = tf.range(tf.shape(video)[0])
     if augmentation.changes_rate(frames):
         num_frames = tf.shape(video)[0]
         rate = draw_rate(key, fps, num_frames, frames, augmentation)
         count = count_frames(fps, num_frames, rate)
-        video = tf.gather(video, choose_frames(fps, num_frames, rate, tf.constant(0), count))
+        chosen = choose_frames(fps, num_frames, rate, tf.constant(0), count)
+        video = tf.gather(video, chosen)
     offset = draw_crop_offset(key, tuple(video.shape[1:3]), augmentation.size)
     video = crop_frames(video, offset, augmentation.size)
     if augmentation.jitter:
         video = jitter_colours(video, draw_colour_factors(key, augmentation.jitter))
-    return video, rate
+    return video, rate, chosen
 
 
 def _fold(key: tf.Tensor, number: Any) -> tf.Tensor:

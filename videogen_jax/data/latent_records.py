@@ -1,16 +1,20 @@
 """Records of clips encoded to latents, and the metadata of a latent data set.
 
-A record holds unnormalized latents, the caption, scalars and, with a text encoder, the caption's embedding.
+A record holds unnormalized latents, captions, scalars and, with a text encoder, the embeddings of the captions' texts.
 
 TensorFlow is imported inside the functions that need it, as in records.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from videogen_jax.data import annotations
+from videogen_jax.data.annotations import Annotations
+
 DTYPES = ("float16", "bfloat16")
+EXTRA = {"tokens": np.int32}  # of each entry of the captions, where these are embedded
 
 
 class LatentInfo(NamedTuple):
@@ -57,21 +61,27 @@ class Embeddings(NamedTuple):
     counts: np.ndarray  # (N,) int32, tokens before truncation
 
 
-def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | None = None):
+def make_features(
+    shape: tuple[int, int, int], dtype: str, texts: TextInfo | None = None, annotated: bool = True
+):
     """Makes the TFDS features of a record: the single definition of its fields.
 
     Args:
       shape: (h, w, C) of a latent frame.
       dtype: one of DTYPES.
       texts: metadata of the caption embeddings; None: the set has none.
+      annotated: whether the packed records have annotations; False: one text, as those of earlier versions.
     Returns:
       tfds.features.FeaturesDict of
         latents: (T, h, w, C), as the autoencoder returns them; they are normalized when they are read.
         mirrored_latents: latents of the mirrored clip; T = 0 if the set has none.
-        caption, motion_score, source: as in the packed record.
+        captions, episode, numbers (or caption), motion_score, source: as in the packed record; frames are those of the
+          video, not of the latents.
         fps: as in the packed record, or the frame rate after augmentation.
         num_frames: T, number of latent frames.
-        text_tokens, text_pooled: (n, E) and (P,), the caption's embedding up to its end of text; only with `texts`.
+        text_tokens, text_pooled: only with `texts`, the embeddings of the captions' entries up to their ends of text:
+          (sum of n, E), one after the other, and (entries, P). The entry's n is in its "tokens" among the captions.
+          Of one text: (n, E) and (P,).
     """
     import tensorflow_datasets as tfds
 
@@ -79,9 +89,13 @@ def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | Non
     latents = features.Tensor(
         shape=(None, *shape), dtype=find_dtype(dtype), encoding=features.Encoding.BYTES
     )
+    said = {"caption": features.Text()}
+    if annotated:
+        said = annotations.make_features(EXTRA if texts is not None else {})
     embeddings = {}
     if texts is not None:
-        shapes = {"text_tokens": (None, texts.width), "text_pooled": (texts.pooled_width,)}
+        entries = (None,) if annotated else ()
+        shapes = {"text_tokens": (None, texts.width), "text_pooled": (*entries, texts.pooled_width)}
         embeddings = {
             name: features.Tensor(
                 shape=shape, dtype=find_dtype(texts.dtype), encoding=features.Encoding.BYTES
@@ -90,10 +104,10 @@ def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | Non
         }
     return features.FeaturesDict(
         embeddings
+        | said
         | {
             "latents": latents,
             "mirrored_latents": latents,
-            "caption": features.Text(),
             "fps": np.float32,
             "num_frames": np.int32,
             "motion_score": np.float32,
@@ -103,7 +117,12 @@ def make_features(shape: tuple[int, int, int], dtype: str, texts: TextInfo | Non
 
 
 def serialize_latents(
-    features, latents: np.ndarray, mirrored: np.ndarray | None, **fields
+    features,
+    latents: np.ndarray,
+    mirrored: np.ndarray | None,
+    said: Annotations,
+    embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    **scalars,
 ) -> bytes:
     """Serializes a record.
 
@@ -111,7 +130,9 @@ def serialize_latents(
       features: from `make_features`.
       latents: (T, h, w, C) float32.
       mirrored: (T, h, w, C) float32, latents of the mirrored clip, or None.
-      **fields: caption, fps, motion_score and source; text_tokens and text_pooled, float32, if `features` has them.
+      said: captions, episode and numbers of the clip's frames.
+      embeddings: text -> its tokens (n, E) and pooled embedding (P,), float32, if `features` has them.
+      **scalars: fps, motion_score and source.
     Returns:
       A serialized tf.train.Example; the bytes are deterministic.
     """
@@ -119,14 +140,24 @@ def serialize_latents(
 
     dtype = features["latents"].np_dtype
     mirrored = latents[:0] if mirrored is None else mirrored
-    for name in fields.keys() & {"text_tokens", "text_pooled"}:
-        fields[name] = fields[name].astype(features[name].np_dtype)
+    annotated = "captions" in features
+    fields = said.to_record() if annotated else {"caption": said.texts[0]}
+    if embeddings is not None:
+        tokens, pooled = zip(*(embeddings[text] for text in said.texts), strict=True)
+        if annotated:
+            for entry, rows in zip(fields["captions"], tokens, strict=True):
+                entry["tokens"] = len(rows)
+        pooled = np.stack(pooled) if annotated else pooled[0]
+        fields |= {"text_tokens": np.concatenate(tokens), "text_pooled": pooled}
+        for name in ("text_tokens", "text_pooled"):
+            fields[name] = fields[name].astype(features[name].np_dtype)
     example = features.serialize_example(
         {
             "latents": latents.astype(dtype),
             "mirrored_latents": mirrored.astype(dtype),
             "num_frames": len(latents),
             **fields,
+            **scalars,
         }
     )
     # The field order of TFDS differs between processes.

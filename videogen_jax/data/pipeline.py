@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from videogen_jax.data import augment, packed_data, record_decoding
+from videogen_jax.data import augment, draws, packed_data, record_decoding
 from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.packed_data import DataError, PackedData, open_data
@@ -28,12 +28,7 @@ from videogen_jax.data.packed_data import DataError, PackedData, open_data
 Clips = dict[str, np.ndarray]
 SECONDS_BETWEEN_CHECKS = 60.0  # of whether the files are still those of the data set
 CLIP_FIELDS = ("video", "caption", "fps", "num_frames", "motion_score", "source")
-EPISODE = ("episode",)  # a field of annotated records
 SHARE_OF_CHECKS = 0.005  # of the time, at most: they take long for many shards on a slow disk
-
-
-# Folded into the seed, so that the draws for different purposes are independent.
-SHARDS, WINDOWS, CROP, FLIP, AUGMENT, CAPTION = range(6)
 
 
 def make_clips(
@@ -93,7 +88,7 @@ def make_clips(
     if shuffle_window < 1:
         raise DataError(f"data.shuffle_window is {shuffle_window}: make it 1 or more.")
     position = start_step * batch_size
-    records = _shuffled_records(
+    records = draws.shuffled_records(
         data.files[split], data.lengths[split], seed, position, shuffle_window
     )
     numbered = records.enumerate(position)
@@ -126,20 +121,20 @@ def _batch_pixels(
 
     def decode(p: tf.Tensor, record: tf.Tensor) -> dict[str, Any]:
         clip = record_decoding.parse(record, data, numbers=bool(numbers))
-        mirrored = _uniform(seed, FLIP, p, maxval=2) == 1 if flip else None
-        draw_start = lambda count: _uniform(seed, CROP, p, maxval=count - frames + 1)  # noqa: E731
+        mirrored = draws.uniform(seed, draws.FLIP, p, maxval=2) == 1 if flip else None
+        draw_start = lambda count: draws.uniform(seed, draws.CROP, p, maxval=count - frames + 1)  # noqa: E731
         if augmentation is None:
             start = draw_start(clip["num_frames"])
             chosen = start + tf.range(frames)
             video = record_decoding.cut_pixels(clip, start, frames, data, mirrored)
         else:
-            key = _key(seed, AUGMENT, p)
+            key = draws.make_key(seed, draws.AUGMENT, p)
             video, rate, chosen = record_decoding.decode_augmented(
                 clip, draw_start, frames, data, augmentation, key
             )
             video = record_decoding.mirror(video, mirrored)
             clip |= {"fps": rate}
-        draw_caption = lambda count: _uniform(seed, CAPTION, p, maxval=count)  # noqa: E731
+        draw_caption = lambda count: draws.uniform(seed, draws.CAPTION, p, maxval=count)  # noqa: E731
         clip = record_decoding.choose_caption(clip, chosen, draw_caption)
         cut = record_decoding.cut_numbers(clip, numbers, chosen, data)
         return record_decoding.select_fields(clip, video) | cut
@@ -163,10 +158,12 @@ def _batch_latents(
     """Batches latent clips, drawing crop, flip and caption of each from its position; decodes a batch at once."""
     length = _stored_length(data, frames)
     moves = frames < data.frames or flip
-    purposes = ((CROP, FLIP) if moves else ()) + ((CAPTION,) if data.annotated else ())
+    purposes = ((draws.CROP, draws.FLIP) if moves else ()) + (
+        (draws.CAPTION,) if data.annotated else ()
+    )
     if purposes:  # drawn before batching, because stateless random operations take a single key
         numbered = numbered.map(
-            lambda p, record: (*(_bits(seed, purpose, p) for purpose in purposes), record),
+            lambda p, record: (*(draws.bits(seed, purpose, p) for purpose in purposes), record),
             num_parallel_calls=threads,
             deterministic=True,
         )
@@ -178,12 +175,14 @@ def _batch_latents(
         bits = dict(zip(purposes, batch, strict=False))
         start = mirrored = None
         if moves:
-            start = _within(bits[CROP], clips["num_frames"] - length + 1)
-            mirrored = _within(bits[FLIP], tf.fill([batch_size], 2)) == 1 if flip else None
+            start = draws.within(bits[draws.CROP], clips["num_frames"] - length + 1)
+            mirrored = (
+                draws.within(bits[draws.FLIP], tf.fill([batch_size], 2)) == 1 if flip else None
+            )
         video = record_decoding.cut_latents(clips, start, length, data, mirrored)
         chosen = _frames_of_crops(start, batch_size, frames)
         clips = record_decoding.choose_caption(
-            clips, chosen, lambda count: _within(bits[CAPTION], count)
+            clips, chosen, lambda count: draws.within(bits[draws.CAPTION], count)
         )
         embeddings = record_decoding.decode_text_embeddings(clips, data, text_length)
         cut = record_decoding.cut_numbers(clips, numbers, chosen, data)
@@ -253,77 +252,6 @@ def make_validation_clips(
     return _iterate(shares.unbatch().map(decode).batch(len(rows)), data.files[split], threads=1)
 
 
-def locate_window(lengths: list[int], order: np.ndarray, record: int) -> tuple[int, int]:
-    """Locates the `record`-th record of an epoch.
-
-    Args:
-      lengths: number of records of each shard.
-      order: permutation of the shards in this epoch.
-      record: index from the start of the epoch.
-    Returns:
-      (index of its shard in `order`, index of the record within the shard).
-    """
-    ends = np.cumsum(np.asarray(lengths)[order])
-    shard = int(np.searchsorted(ends, record, side="right"))
-    return shard, int(record - (ends[shard] - lengths[order[shard]]))
-
-
-def _shuffled_records(
-    files: list[str], lengths: list[int], seed: int, position: int, window: int
-) -> tf.data.Dataset:
-    """Returns the endless data set of serialized clips, starting at `position`."""
-    total = sum(lengths)
-    first_epoch, within = divmod(position, total)
-    first_window, skip = divmod(within, window)
-
-    def shuffle(records: tf.data.Dataset, epoch: tf.Tensor, first: int) -> tf.data.Dataset:
-        def permute(number: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
-            key = tf.random.experimental.stateless_fold_in(_key(seed, WINDOWS, epoch), number)
-            return tf.random.experimental.stateless_shuffle(records, key)
-
-        return records.batch(window).enumerate(first).map(permute).unbatch()
-
-    def shard_order(epoch: tf.Tensor) -> tf.Tensor:
-        return tf.random.experimental.stateless_shuffle(
-            tf.range(len(files)), _key(seed, SHARDS, epoch)
-        )
-
-    order = shard_order(tf.constant(first_epoch, tf.int64)).numpy()
-    shard, record = locate_window(lengths, order, first_window * window)
-    names = [files[i] for i in order[shard:]]
-    current = tf.data.TFRecordDataset(names).skip(record)  # skips less than a shard
-    current = shuffle(current, tf.constant(first_epoch, tf.int64), first_window).skip(skip)
-    epochs = tf.data.Dataset.range(first_epoch + 1, np.iinfo(np.int64).max)
-    following = epochs.flat_map(
-        lambda epoch: shuffle(
-            tf.data.TFRecordDataset(tf.gather(tf.constant(files), shard_order(epoch))), epoch, 0
-        )
-    )
-    return current.concatenate(following)
-
-
-def _key(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(
-        tf.constant([seed, purpose], tf.int64), tf.cast(number, tf.int64)
-    )
-
-
-def _uniform(seed: int, purpose: int, number: tf.Tensor, maxval: Any) -> tf.Tensor:
-    key = _key(seed, purpose, number)
-    return tf.random.stateless_uniform([], key, maxval=maxval, dtype=tf.int32)
-
-
-def _bits(seed: int, purpose: int, number: tf.Tensor) -> tf.Tensor:
-    """Draws the 32 random bits that `_within` reduces to the value `_uniform` would draw."""
-    key = _key(seed, purpose, number)
-    return tf.random.stateless_uniform([], key, minval=None, maxval=None, dtype=tf.uint32)
-
-
-def _within(bits: tf.Tensor, maxval: tf.Tensor) -> tf.Tensor:
-    """Reduces random bits (B,) to integers in [0, maxval), for bounds (B,) known only after batching."""
-    return tf.cast(tf.cast(bits, tf.int64) % tf.cast(maxval, tf.int64), tf.int32)
-
-
 def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     """Reads all clips of a TFRecord file of pixels in order, uncropped.
 
@@ -336,7 +264,7 @@ def read_clips(path: str, data: PackedData) -> Iterator[dict[str, np.ndarray]]:
     Raises:
       DataError: a record is damaged.
     """
-    texts = ("source", *EPISODE[: data.annotated])
+    texts = ("source", "episode") if data.annotated else ("source",)
 
     def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
         clip = record_decoding.parse(record, data, texts, numbers=data.annotated)
@@ -362,7 +290,8 @@ def read_annotations(path: str, data: PackedData, count: int = -1) -> Iterator[A
     Raises:
       DataError: a record is damaged.
     """
-    options = {"extra_texts": EPISODE[: data.annotated], "numbers": data.annotated, "media": False}
+    texts = ("episode",) if data.annotated else ()
+    options = {"extra_texts": texts, "numbers": data.annotated, "media": False}
     records = tf.data.TFRecordDataset(path).take(count)
     clips = records.map(lambda record: record_decoding.parse(record, data, **options))
     for clip in _iterate(clips, [path], threads=1):

@@ -53,6 +53,8 @@ def parse(
     if media and data.latents is not None:
         scalars |= dict.fromkeys(("latents", "mirrored_latents"), tf.string)
     if text_length:
+        if data.annotated:
+            sequences[annotations.TOKENS] = (tf.int64, 0)
         scalars |= dict.fromkeys(("text_tokens", "text_pooled"), tf.string)
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in scalars.items()}
     if media and data.latents is None:
@@ -120,10 +122,10 @@ def cut_latents(
 def decode_text_embeddings(
     clips: dict[str, tf.Tensor], data: PackedData, length: int
 ) -> dict[str, tf.Tensor]:
-    """Decodes the caption embeddings of a batch, truncated or zero-padded to one length.
+    """Decodes the embeddings of the chosen captions of a batch, truncated or zero-padded to one length.
 
     Args:
-      clips: from `parse`, of B records.
+      clips: from `parse` and `choose_caption`, of B records.
       data: data set description.
       length: L tokens; 0: the result is empty.
     Returns:
@@ -140,11 +142,21 @@ def decode_text_embeddings(
         values = tf.cast(tf.bitcast(halves, dtype), tf.float16)
         return tf.ensure_shape(tf.reshape(values, [-1, *shape]), [None, *shape])
 
-    count = tf.strings.length(clips["text_tokens"]) // (info.width * dtype.size)
+    tokens, pooled = clips["text_tokens"], clips["text_pooled"]  # (B,) bytes
+    if "entry" in clips:
+        row = dtype.size * info.width
+        counts, entry = clips[annotations.TOKENS], clips["entry"]  # (B, E) and (B,)
+        first = tf.gather(tf.cumsum(counts, -1, exclusive=True), entry, batch_dims=1)
+        tokens = tf.strings.substr(
+            tokens, first * row, tf.gather(counts, entry, batch_dims=1) * row
+        )
+        size = tf.cast(dtype.size * info.pooled_width, tf.int64)
+        pooled = tf.strings.substr(pooled, entry * size, tf.fill(tf.shape(entry), size))
+    count = tf.strings.length(tokens) // (info.width * dtype.size)
     return {
-        "text_tokens": decode(clips["text_tokens"], length, info.width),
+        "text_tokens": decode(tokens, length, info.width),
         "text_count": tf.minimum(count, length),
-        "text_pooled": decode(clips["text_pooled"], info.pooled_width),
+        "text_pooled": decode(pooled, info.pooled_width),
     }
 
 
@@ -158,8 +170,9 @@ def choose_caption(
       chosen: (T,) or (B, T) int32, frames of the crop.
       draw: draws the number of the caption, () or (B,) int32, given how many the clip has; None: the first one.
     Returns:
-      The clip with "caption", () or (B,) string: of texts in force for equally many frames the earlier; and "entry", ()
-      or (B,) int64, its index among the entries. A data set of one text per clip has its "caption" already.
+      The clip with "caption", () or (B,) string, of texts in force for equally many frames the one that comes first in
+      the crop; and "entry", () or (B,) int64, its index among the entries. A data set of one text per clip has
+      its "caption" already.
     """
     if annotations.TEXT not in clip:
         return clip
@@ -172,13 +185,15 @@ def choose_caption(
         own = number == tf.cast(drawn, tf.int64)[..., None]
         more = number[..., 1:] == number[..., :-1]  # does the caption go on?
         end = tf.where(more, first[..., 1:], tf.int64.max)
-        end = tf.concat([end, tf.fill(tf.shape(end[..., :1]), tf.int64.max)], -1)
+        end = tf.concat([end, tf.fill(tf.shape(first[..., :1]), tf.int64.max)], -1)
         frame = tf.cast(chosen, tf.int64)[..., None]  # (..., T, 1)
         in_force = (frame >= first[..., None, :]) & (frame < end[..., None, :])  # (..., T, E)
         shown = tf.math.count_nonzero(in_force, -2)  # (..., E)
+        same = (text[..., :, None] == text[..., None, :]) & own[..., None, :]  # (..., E, E)
+        total = tf.reduce_sum(tf.where(same, shown[..., None, :], 0), -1)  # over equal texts
         entries = tf.shape(number, tf.int64)[-1]
         # All scores differ, so that the earlier of equals wins whatever argmax does with ties.
-        score = tf.where(own, shown * entries - tf.range(entries), -entries)
+        score = tf.where(own & (shown > 0), total * entries - tf.range(entries), -entries)
         return tf.argmax(score, -1)
 
     if number.shape.rank > 1:

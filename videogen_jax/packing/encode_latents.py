@@ -32,6 +32,7 @@ from videogen_jax.data import (
     pipeline,
     records,
 )
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.data.latent_statistics import LatentStatistics
@@ -285,7 +286,7 @@ def _encode_shard(
     advance: Callable[[], None],
 ) -> int:
     """Writes a shard and its JSON file; returns the number of its truncated captions."""
-    features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
+    features = _make_features(encoder, data)
     embeddings, cut = _embed_captions(path, data, encoder)
     statistics = latent_statistics.empty_statistics(encoder.shape[-1])
 
@@ -294,16 +295,16 @@ def _encode_shard(
         shard = [Path(name).name for name in data.files[split]].index(path.name)
         first = sum(data.lengths[split][:shard])
         for number, clip in enumerate(pipeline.read_clips(str(path), data), first):
-            for video, fps in _variants(clip, number, split, data, encoder):
+            for video, fps, said in _variants(clip, number, split, data, encoder):
                 latents = encoder.run(video)
                 mirrored = encoder.run(video[:, :, ::-1]) if encoder.mirrored else None
                 for part in (latents, mirrored):
                     if part is not None:
                         statistics = latent_statistics.add_latents(statistics, part)
-                fields = {name: clip[name] for name in ("caption", "motion_score", "source")}
-                fields |= embeddings.get(clip["caption"], {})
+                scalars = {"fps": fps, "motion_score": clip["motion_score"]}
+                scalars["source"] = clip["source"]
                 yield latent_records.serialize_latents(
-                    features, latents, mirrored, fps=fps, **fields
+                    features, latents, mirrored, said, embeddings, **scalars
                 )
             advance()
 
@@ -315,40 +316,49 @@ def _encode_shard(
     return cut
 
 
+def _make_features(encoder: Encoder, data: pipeline.PackedData):
+    """Latents have the fields of the records that they are made of: all shards of a set have the same."""
+    shape, dtype, texts = encoder.shape, encoder.dtype, encoder.texts
+    return latent_records.make_features(shape, dtype, texts, data.annotated)
+
+
 def _embed_captions(
     path: Path, data: pipeline.PackedData, encoder: Encoder
-) -> tuple[dict[bytes, dict[str, np.ndarray]], int]:
-    """Returns the embedding fields of each distinct caption of a shard, and the number of truncated captions."""
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]] | None, int]:
+    """Embeds each distinct text of the captions of a shard once.
+
+    Returns:
+      (text -> its tokens (n, E) and pooled embedding (P,), or None without a text encoder; number of clips of which a
+      text is truncated).
+    """
     if encoder.texts is None:
-        return {}, 0
-    captions = pipeline.read_captions(str(path), data)
-    distinct = list(dict.fromkeys(captions))
-    tokens, pooled, counts = encoder.embed([caption.decode() for caption in distinct])
-    fields = {
-        caption: {"text_tokens": tokens[i], "text_pooled": pooled[i]}
-        for i, caption in enumerate(distinct)
-    }
-    long = {
-        caption for caption, n in zip(distinct, counts, strict=True) if n > encoder.texts.length
-    }
-    return fields, sum(caption in long for caption in captions)
+        return None, 0
+    clips = [said.texts for said in pipeline.read_annotations(str(path), data)]
+    distinct = list(dict.fromkeys(text for texts in clips for text in texts))
+    tokens, pooled, counts = encoder.embed(distinct)
+    embeddings = dict(zip(distinct, zip(tokens, pooled, strict=True), strict=True))
+    long = {text for text, n in zip(distinct, counts, strict=True) if n > encoder.texts.length}
+    return embeddings, sum(not long.isdisjoint(texts) for texts in clips)
 
 
 def _variants(
     clip: dict[str, Any], number: int, split: str, data: pipeline.PackedData, encoder: Encoder
-) -> Iterator[tuple[np.ndarray, np.float32]]:
-    """Yields (video, frames per second) of each augmented variant of a clip; validation clips are centre-cropped."""
-    video, fps, augmentation = clip["video"], clip["fps"], encoder.augmentation
+) -> Iterator[tuple[np.ndarray, np.float32, Annotations]]:
+    """Yields (video, frames per second, annotations) of each augmented variant; validation clips are centre-cropped."""
+    video, fps, said = clip["video"], clip["fps"], clip["annotations"]
+    augmentation = encoder.augmentation
     if not augments(encoder, data):
-        yield video, fps
+        yield video, fps, said
     elif split != "train":
         offset = augment.centre_crop_offset(video.shape[1:3], augmentation.size)
-        yield np.asarray(augment.crop_frames(video, offset, augmentation.size)), fps
+        yield np.asarray(augment.crop_frames(video, offset, augmentation.size)), fps, said
     else:
         for variant in range(augmentation.variants):
             key = augment.make_variant_key(encoder.seed, clip["source"], number, variant)
-            varied, rate = augment.augment_clip(key, video, fps, encoder.frames, augmentation)
-            yield varied.numpy(), rate.numpy()
+            varied, rate, chosen = augment.augment_clip(
+                key, video, fps, encoder.frames, augmentation
+            )
+            yield varied.numpy(), rate.numpy(), said.select(chosen.numpy())
 
 
 def _finish(
@@ -401,7 +411,7 @@ def _finish(
     metadata.write_json(output / "statistics.json", statistics)
     metadata.write_checksums(output, checksums)
     metadata.write_json(output / REPORT, report)
-    features = latent_records.make_features(encoder.shape, encoder.dtype, encoder.texts)
+    features = _make_features(encoder, packed_data.open_data(source))
     with tempfile.TemporaryDirectory(dir=output) as folder:
         records.write_dataset_info(output, sizes, folder, features)
     shutil.rmtree(work, ignore_errors=True)
