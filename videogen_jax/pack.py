@@ -2,14 +2,15 @@
 
     python -m videogen_jax.pack --input=FOLDER --output=DIR --size=256 --fps=8 --frames=16
 
-FOLDER holds name.mp4 (or webm, mov, avi, gif, mkv, m4v) and its caption name.txt; with --frames=1 or a bucket of one
-frame also images (jpg, jpeg, png, webp). The result is a TFDS data set, which `tfds.builder_from_directory(DIR)` opens.
-Next to the shards, statistics.json has word counts and motion-score buckets for training, and pack_report.json lists
-the skipped files with reasons.
+FOLDER holds name.mp4 (or webm, mov, avi, gif, mkv, m4v) and its caption name.txt, or name.json with several captions,
+captions that change over time, the episode's name and numbers per frame (docs/data.md); with --frames=1 or a bucket of
+one frame also images (jpg, jpeg, png, webp). The result is a TFDS data set, which `tfds.builder_from_directory(DIR)`
+opens. Next to the shards, statistics.json has word counts and motion-score buckets for training, and pack_report.json
+lists the skipped files with reasons.
 
 - Videos are resampled to --fps by their timestamps, resized to cover --size and centre-cropped, without distortion;
   long ones become consecutive clips of --frames frames.
-- The split is a hash of the name, so a video always stays in its split.
+- The split is a hash of the name, or of the episode's, so a video always stays in its split.
 - An interrupted call (Ctrl-C, a kill, a full disk) resumes when it is repeated, with the same bytes as a result. A
   finished data set is left unchanged.
 
@@ -234,6 +235,8 @@ def summarize(report: dict, output) -> str:
     lines += [f"  skipped {item['file']}: {item['reason']}" for item in skipped[:10]]
     if len(skipped) > 10:
         lines.append(f"  skipped {len(skipped) - 10} more: see pack_report.json")
+    if said := report.get("annotations"):
+        lines.append(describe_annotations(said))
     if long := report["long_captions"]:
         lines.append(
             f"  {len(long)} captions have more than {pack_folder.LONG_CAPTION} words, such as that of "
@@ -256,6 +259,18 @@ def summarize(report: dict, output) -> str:
             "most differences, so pack with a higher --validation_fraction to evaluate"
         )
     return "\n".join(lines)
+
+
+def describe_annotations(said: dict) -> str:
+    """Returns what the videos carry beside their pixels, in a line."""
+    counts = sorted(map(int, said["captions_per_file"]))
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    parts = [f"captions of a clip: {span}"]
+    if episodes := said["episodes"]:
+        parts.append(f"episodes: {episodes if isinstance(episodes, int) else len(episodes)}")
+    if said["numbers"]:
+        parts.append(f"numbers per frame: {', '.join(said['numbers'])}")
+    return f"  {'; '.join(parts)}"
 
 
 def main(arguments):

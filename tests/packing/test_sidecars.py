@@ -7,9 +7,17 @@ import pytest
 
 from tests.data.made_videos import make_frames, write
 from tests.data.made_videos import numbers as numbers_of
-from videogen_jax.data import json_files, pipeline
+from videogen_jax import pack
+from videogen_jax.data import bucketed_data, json_files, pipeline
 from videogen_jax.data.vocabulary import split_words
-from videogen_jax.packing import pack_folder, sources
+from videogen_jax.packing import (
+    bucket_assignment,
+    merge_parts,
+    pack_buckets,
+    pack_folder,
+    shards,
+    sources,
+)
 from videogen_jax.packing.settings import Settings
 
 FRAMES = 24  # of each file, at 12 frames per second
@@ -65,14 +73,11 @@ def read_all(data, split):
     ]
 
 
-def test_each_packed_frame_has_the_texts_and_numbers_of_its_frame_of_the_file(packed):
-    folder, report = packed
-    data = pipeline.open_data(folder / "data")
-    clips = read_all(data, "train") + read_all(data, "validation")
-    assert len(clips) == sum(report["clips"].values()) == 12 * 3  # of 16 frames: 6, 6 and 4
+def check_clips(clips):
+    """Compares texts and numbers with those of the frames of the file, which the pixels tell."""
     for video, source, said in clips:
         index = int(source[:2])
-        frames = numbers_of(video)  # which frame of the file each is, by its pixels
+        frames = numbers_of(video)
         assert said.episode == f"pong/{index % 4}"
         timelines = TIMELINES if index % 2 else (((0, "pong"),), *TIMELINES)
         assert len(said.captions) == len(timelines)
@@ -85,6 +90,73 @@ def test_each_packed_frame_has_the_texts_and_numbers_of_its_frame_of_the_file(pa
         assert set(said.numbers) == ({"action", "score"} if index else {"action"})
         expected = np.float32(actions(index))[frames]
         np.testing.assert_array_equal(said.numbers["action"], expected)
+
+
+def test_each_packed_frame_has_the_texts_and_numbers_of_its_frame_of_the_file(packed):
+    folder, report = packed
+    data = pipeline.open_data(folder / "data")
+    clips = read_all(data, "train") + read_all(data, "validation")
+    assert len(clips) == sum(report["clips"].values()) == 12 * 3  # of 16 frames: 6, 6 and 4
+    check_clips(clips)
+
+
+def test_the_report_counts_captions_episodes_and_numbers(packed):
+    folder, report = packed
+    again = pack_folder.pack(folder / "clips", folder / "data", make_settings(), workers=1)
+    assert again["finished_before"] and again["annotations"] == report["annotations"]
+    expected = {"captions_per_file": {"3": 6, "4": 6}, "numbers": {"action": 12, "score": 11}}
+    assert report["annotations"] == expected | {"episodes": 4}
+    line = "captions of a clip: 3 to 4; episodes: 4; numbers per frame: action, score"
+    assert line in pack.summarize(report, "data")
+
+
+def test_parts_are_merged_to_the_same_clips_and_counts(packed, tmp_path):
+    folder, whole = packed
+    for part in range(2):
+        options = {"workers": 1, "share": (part, 2)}
+        pack_folder.pack(folder / "clips", tmp_path / "data", make_settings(), **options)
+    report = merge_parts.merge(tmp_path / "data")
+    assert report["clips"] == whole["clips"] and report["annotations"] == whole["annotations"]
+    one, other = (pipeline.open_data(place / "data") for place in (folder, tmp_path))
+    assert (one.words, one.numbers, other.annotated) == (other.words, other.numbers, True)
+    for split in one.files:
+        said = [
+            sorted((source, said.captions) for _, source, said in read_all(data, split))
+            for data in (one, other)
+        ]
+        assert said[0] == said[1]
+
+
+def test_parts_of_two_kinds_of_records_are_not_merged(tmp_path):
+    part_sets = []
+    for name, annotated in (("now", True), ("old", False)):
+        (tmp_path / name).mkdir()
+        features = {"features": {"captions" if annotated else "caption": {}}}
+        (tmp_path / name / "features.json").write_text(json.dumps(features))
+        part_sets.append(merge_parts.PartSet(tmp_path / name, {}, [None], {}))
+    merge_parts._check_fields(part_sets[:1])
+    merge_parts._check_fields(part_sets[1:])
+    with pytest.raises(ValueError, match="the records of .*old have one caption.*pack that part"):
+        merge_parts._check_fields(part_sets)
+
+
+def test_buckets_hold_the_texts_and_numbers_of_their_segments(packed, tmp_path):
+    folder, _ = packed
+    table = bucket_assignment.parse_buckets("10x48x64,6x48x64")
+    settings = pack_buckets.BucketSettings(tuple(table), 8.0, 0.3, 4)
+    report = pack_buckets.pack_buckets(folder / "clips", tmp_path / "data", settings, workers=1)
+    assert (
+        set(report["buckets"]) == {"10x48x64", "6x48x64"} and report["annotations"]["episodes"] == 4
+    )
+    sets = bucketed_data.open_buckets(tmp_path / "data").values()
+    assert all(data.numbers == ("action",) for data in sets)
+    episodes = {"train": set(), "validation": set()}
+    for data in sets:
+        for split in data.files:
+            clips = read_all(data, split)
+            check_clips(clips)
+            episodes[split] |= {said.episode for *_, said in clips}
+    assert not episodes["train"] & episodes["validation"] and all(episodes.values())
 
 
 def test_clips_of_an_episode_are_in_one_split_and_mixed_in_it(packed):
@@ -240,7 +312,5 @@ def test_shards_of_an_earlier_version_are_not_continued(tmp_path):
     shard = {"split": "train", "shard": 0, "packed": [[0, 1]], "next": [0, 1], "clips": 1}
     shard |= {"motion_scores": [0.0], "bytes": 1, "file_bytes": 17, "skipped": {}, "cut_off": {}}
     (work / "journal.jsonl").write_text(json_files.dump_checked(shard) + "\n")
-    from videogen_jax.packing import shards
-
     with pytest.raises(ValueError, match="begun by an earlier version.*choose another --output"):
         shards.read_journal(tmp_path, work)

@@ -34,9 +34,12 @@ LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 _MOTION_SCALE = 8
 
 
-def make_features():
+def make_features(annotated: bool = True):
     """Makes the TFDS features of a record: the single definition of its fields.
 
+    Args:
+      annotated: False: with one text, "caption", instead of captions, episode and numbers, as earlier versions wrote
+        them.
     Returns:
       tfds.features.FeaturesDict of
         strips: JPEG images of FRAMES_PER_STRIP vertically stacked frames each; strip s holds the frames
@@ -54,8 +57,9 @@ def make_features():
     import tensorflow_datasets as tfds
 
     features = tfds.features
+    said = clip_annotations.make_features() if annotated else {"caption": features.Text()}
     return features.FeaturesDict(
-        clip_annotations.make_features()
+        said
         | {
             "strips": features.Sequence(
                 features.Image(shape=(None, None, 3), encoding_format="jpeg")

@@ -8,6 +8,7 @@ can be repeated. As in packing, dataset_info.json (or buckets.json) is written l
 """
 
 import collections
+import json
 import os
 import re
 import shlex
@@ -232,7 +233,7 @@ def _merge_reports(reports, saved) -> dict[str, Any]:
         "captions_without_words": _join_lists(reports, "captions_without_words"),
         "seconds": round(sum(report["seconds"] for report in reports), 1),
         "parts": len(reports),
-    }
+    } | metadata.join_annotations(reports)
 
 
 def _join_lists(reports, name) -> list[str]:
@@ -314,14 +315,19 @@ def _merge_plain(
         size = target.stat().st_size - packed_data.FRAMING * shard.clips
         sizes[shard.split].append((shard.clips, size))
     moved = {t.name: checksums[s.path] for s, t in moves if s.path in checksums}
-    words, scores = collections.Counter(), []
+    words, scores, numbers = collections.Counter(), [], []
     for part_set in part_sets:
         statistics = _read_json(part_set.folder / "statistics.json", packed_data.STATISTICS)
         words.update(statistics["words"])
+        if part_set.shards:
+            numbers.append(set(statistics.get("numbers") or ()))
         scores.append(packed_data.read_scores(part_set.folder))
     settings = _read_settings(report["settings"])
-    metadata.write_descriptions(output, settings, words, np.concatenate(scores), report, moved)
-    metadata.finish_plain(output, work, sizes)
+    shared = sorted(set.intersection(*numbers)) if numbers else []
+    scores = np.concatenate(scores)
+    metadata.write_descriptions(output, settings, words, scores, report, moved, shared)
+    annotated = all(_is_annotated(part_set) for part_set in part_sets if part_set.shards)
+    metadata.finish_plain(output, work, sizes, annotated)
 
 
 def _read_settings(saved) -> pack_settings.Settings:
@@ -339,6 +345,7 @@ def _check_part_sets(output, part_sets) -> list[tuple[Shard, Path]]:
     Raises:
       ValueError: names the file that is missing or damaged, or a source that is in two parts.
     """
+    _check_fields(part_sets)
     moves = list(_number_shards(output, part_sets))
     current = {shard.path: shard.path if shard.path.exists() else target for shard, target in moves}
     owners: dict[str, Path] = {}
@@ -369,6 +376,22 @@ def _check_part_sets(output, part_sets) -> list[tuple[Shard, Path]]:
                 f"the clip counts of {part_set.folder} do not match its shards: {advice}."
             )
     return moves
+
+
+def _check_fields(part_sets) -> None:
+    """Raises ValueError unless the records of all parts have the same fields."""
+    found = {_is_annotated(part_set): part_set.folder for part_set in part_sets if part_set.shards}
+    if len(found) > 1:
+        raise ValueError(
+            f"the records of {found[False]} have one caption, as earlier versions wrote them, and those of "
+            f"{found[True]} may have several: move {found[False]} elsewhere and pack that part again."
+        )
+
+
+def _is_annotated(part_set) -> bool:
+    """Whether the records of a part have captions over time, an episode and numbers; else one text."""
+    content = _read_json(part_set.folder / "features.json", {str: object})
+    return '"captions"' in json.dumps(content)
 
 
 def _number_shards(output, part_sets) -> Iterator[tuple[Shard, Path]]:

@@ -1,15 +1,17 @@
 """Writes the files that describe a finished plain data set; dataset_info.json comes last and marks it as finished."""
 
+import collections
 import json
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from videogen_jax.data import atomic_files, records
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.settings import Settings
+from videogen_jax.packing.sources import Source
 
 SOURCES_FILE = "packed_sources.json"  # in parts of a data set: source -> number of its clips
 
@@ -76,13 +78,51 @@ def make_statistics(settings: Settings, words: dict[str, int], scores: np.ndarra
     }
 
 
-def finish_plain(output, work, sizes: dict[str, list[tuple[int, int]]]) -> None:
+def count_annotations(found: Sequence[Source], part: bool) -> dict:
+    """Counts what name.json files say of sources; empty if all have one text and nothing else.
+
+    Args:
+      found: the sources.
+      part: whether they are a part of a data set, whose episodes may be in other parts too.
+    Returns:
+      {"annotations": {"captions_per_file": number of captions -> files, "numbers": name -> files, "episodes": how many,
+      or their names in a part}}.
+    """
+    captions = collections.Counter(str(len(source.captions)) for source in found)
+    numbers = collections.Counter(name for source in found for name in source.numbers)
+    episodes = sorted({source.episode for source in found if source.episode})
+    if not (numbers or episodes or any(len(source.texts) > 1 for source in found)):
+        return {}
+    counts = {"captions_per_file": dict(sorted(captions.items(), key=lambda item: int(item[0])))}
+    counts |= {"numbers": dict(sorted(numbers.items()))}
+    return {"annotations": counts | {"episodes": episodes if part else len(episodes)}}
+
+
+def join_annotations(reports: Sequence[Mapping]) -> dict:
+    """Adds up the results of `count_annotations` of the parts of a data set."""
+    found = [report["annotations"] for report in reports if "annotations" in report]
+    if not found:
+        return {}
+    joined = {}
+    for field in ("captions_per_file", "numbers"):
+        total = collections.Counter()
+        for counts in found:
+            total.update(counts[field])
+        joined[field] = dict(sorted(total.items()))
+    episodes = {name for counts in found for name in counts["episodes"]}
+    return {"annotations": joined | {"episodes": len(episodes)}}
+
+
+def finish_plain(
+    output, work, sizes: dict[str, list[tuple[int, int]]], annotated: bool = True
+) -> None:
     """Marks a plain data set as finished: writes features.json and dataset_info.json, or no_clips.json if it is empty.
 
     Args:
       output: folder of the data set.
       work: folder for temporary files.
       sizes: split -> (clips, bytes of their records) of each shard.
+      annotated: as of `records.make_features`, of the records.
     """
     if not sizes:
         atomic_files.write_text(pathlib.Path(output) / pack_settings.EMPTY_MARK, "{}")
@@ -90,4 +130,4 @@ def finish_plain(output, work, sizes: dict[str, list[tuple[int, int]]]) -> None:
     metadata = pathlib.Path(work) / "metadata"
     shutil.rmtree(metadata, ignore_errors=True)
     metadata.mkdir()
-    records.write_dataset_info(output, sizes, metadata)
+    records.write_dataset_info(output, sizes, metadata, records.make_features(annotated))

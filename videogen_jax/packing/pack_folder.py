@@ -241,7 +241,7 @@ def make_report(
         "long_captions": long_captions(found),
         "captions_without_words": captions_without_words(found),
         "seconds": round(time.monotonic() - started, 1),
-    }
+    } | metadata.count_annotations(found, part="shard" in saved)
 
 
 def long_captions(found: Sequence[Source]) -> list[str]:

@@ -65,6 +65,9 @@ REPORT_FIELDS = {
     "buckets": json_files.Optional({str: {str: int}}),
     "left_out": json_files.Optional({str: str}),
     "captions_without_words": json_files.Optional([str]),
+    "annotations": json_files.Optional(
+        {"captions_per_file": {str: int}, "numbers": {str: int}, "episodes": object}
+    ),
 }
 
 
