@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
         sample=dict(
             every=1400,
             sampler="ddim",
-            # At little noise, sigma / alpha up to 2, where corners are drawn: 3 everywhere bends triangles.
+            # At little noise, sigma / alpha up to 2: chosen on samples, see docs/quickstart.md.
             guidance_scale=3.0,
             guidance_interval=(0.0, 2.0),
             clip_x0=True,
