@@ -5,7 +5,7 @@
         --validation_fraction=0
     python launch.py --config=configs/bair_64.py --workdir=runs/bair
 
-Hardware: one GPU of 24 GB (the page has the plan). A model of 132 M parameters, of the width and depth of FAR-B
+Hardware: one H100, 17.8 GiB of it (the page has the plan). A model of 132 M parameters, of the width and depth of FAR-B
 (arXiv:2503.19325) but in pixels: 200,000 steps of 32 clips, as there; wall time and result: unmeasured.
 """
 

@@ -6,7 +6,7 @@
     python -m videogen_jax.encode --config=configs/taichi_256.py --input=runs/taichi/clips
     python launch.py --config=configs/taichi_256.py --workdir=runs/taichi
 
-Hardware: one GPU of 80 GB or two of 24 GB (the page has the plan). A model of 676 M parameters, of the size of
+Hardware: two GPUs of 24 GB (the page has the plan). A model of 676 M parameters, of the size of
 Latte-XL/2 (arXiv:2401.03048); wall time and result: unmeasured.
 """
 

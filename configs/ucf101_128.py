@@ -6,7 +6,7 @@
     python -m videogen_jax.encode --config=configs/ucf101_128.py --input=runs/ucf101_128/clips
     python launch.py --config=configs/ucf101_128.py --workdir=runs/ucf101_128
 
-Hardware: one GPU of 24 GB (the page has the plan). A model of 459 M parameters, of the size of FAR-L
+Hardware: GPUs, not planned yet. A model of 459 M parameters, of the size of FAR-L
 (arXiv:2503.19325), trained as long: 400,000 steps of 32 clips; wall time and result: unmeasured.
 """
 

@@ -6,7 +6,7 @@
     python -m videogen_jax.encode --config=configs/ucf101_256.py --input=runs/ucf101_256/clips
     python launch.py --config=configs/ucf101_256.py --workdir=runs/ucf101_256
 
-Hardware: one GPU of 80 GB or two of 24 GB (the page has the plan). A model of 676 M parameters, of the size of
+Hardware: two GPUs of 24 GB (the page has the plan). A model of 676 M parameters, of the size of
 Latte-XL/2 (arXiv:2401.03048), trained as long as FAR (arXiv:2503.19325): 400,000 steps of 32 clips; wall time and
 result: unmeasured.
 """
