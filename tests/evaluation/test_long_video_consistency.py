@@ -8,8 +8,8 @@ from videogen_jax import evaluate
 from videogen_jax.data import synthetic, video_writer
 from videogen_jax.evaluation import long_video_consistency
 from videogen_jax.evaluation.long_video_consistency import consistency_rates
-from videogen_jax.evaluation.moving_shapes import wilson_interval
 from videogen_jax.evaluation.prompt_accuracy import judge_videos
+from videogen_jax.evaluation.rates import wilson_interval
 
 CAPTION = "a red circle moving up left"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videogen_jax.data import synthetic, video_io, video_writer
-from videogen_jax.evaluation import moving_shapes
+from videogen_jax.evaluation import moving_shapes, rates
 from videogen_jax.evaluation.moving_shapes import NOTHING, Verdict, caption_rates, judge
 
 SIZE, FRAMES = 32, 8
@@ -328,7 +328,7 @@ def test_captions_of_another_grammar_are_an_error(clips):
 @pytest.mark.parametrize(("right", "total"), [(0, 10), (50, 100), (61, 64), (64, 64), (1, 1)])
 def test_wilson_bounds_invert_the_normal_test(right, total):
     """Each bound p inside (0, 1) solves |right/total - p| = z sqrt(p (1 - p) / total)."""
-    low, high = moving_shapes.wilson_interval(right, total)
+    low, high = rates.wilson_interval(right, total)
     assert 0.0 <= low <= right / total <= high <= 1.0
     for bound in {low, high} - {0.0, 1.0}:
         deviation = abs(right / total - bound)
@@ -336,9 +336,9 @@ def test_wilson_bounds_invert_the_normal_test(right, total):
 
 
 def test_wilson_interval_of_a_published_example_and_of_no_trials():
-    low, high = moving_shapes.wilson_interval(81, 263)  # Newcombe 1998, table I: 0.2553, 0.3662
+    low, high = rates.wilson_interval(81, 263)  # Newcombe 1998, table I: 0.2553, 0.3662
     assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
-    assert moving_shapes.wilson_interval(0, 0) == (0.0, 1.0)
+    assert rates.wilson_interval(0, 0) == (0.0, 1.0)
     for total in range(1, 100):  # exactly, without the rounding of a root
-        assert moving_shapes.wilson_interval(0, total)[0] == 0
-        assert moving_shapes.wilson_interval(total, total)[1] == 1
+        assert rates.wilson_interval(0, total)[0] == 0
+        assert rates.wilson_interval(total, total)[1] == 1

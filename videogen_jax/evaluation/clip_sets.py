@@ -201,8 +201,7 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
                     clip["video"][crop],
                     float(clip["fps"]),
                     caption=clip["caption"].decode(),
-                    # Data sets without annotations name no episodes.
-                    episode=getattr(clip.get("annotations"), "episode", ""),
+                    episode=clip["annotations"].episode,
                 )
 
     return read

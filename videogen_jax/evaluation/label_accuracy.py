@@ -8,27 +8,14 @@ same rate of real clips, each compared with all others of other episodes, is wha
 import collections
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from videogen_jax.evaluation import clip_sets
-from videogen_jax.evaluation.moving_shapes import wilson_interval
+from videogen_jax.evaluation.rates import Rate
 from videogen_jax.evaluation.video_folders import shorten
-
-
-class Rate(NamedTuple):
-    """A share of videos, with its Wilson interval."""
-
-    right: int
-    total: int
-
-    def describe(self) -> dict[str, Any]:
-        """{"rate", "low", "high", "right", "total"}."""
-        low, high = wilson_interval(self.right, self.total)
-        rate = self.right / self.total if self.total else 0.0
-        return {"rate": rate, "low": low, "high": high, "right": self.right, "total": self.total}
 
 
 def compile_pattern(pattern: str) -> re.Pattern:

@@ -19,8 +19,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from videogen_jax.data.progress import show_progress
 from videogen_jax.evaluation import clip_sets
 from videogen_jax.evaluation.clip_sets import Clips, Window
-from videogen_jax.evaluation.moving_shapes import wilson_interval
-from videogen_jax.evaluation.psnr_ssim import MIN_ERROR
+from videogen_jax.evaluation.psnr_ssim import to_decibels
+from videogen_jax.evaluation.rates import Rate
 
 MAX_SIDE = 64  # pixels of the longer side that frames are compared at
 BLOCK = 16  # starts compared at a time: bounds memory for long training clips
@@ -128,8 +128,7 @@ def find_nearest(videos: np.ndarray, training: Clips, window: Window, count: int
             f"--memorization_clips is {count}, but {found} training clips have the frames that are compared: use "
             f"--memorization_clips={found}."
         )
-    psnr = -10 * np.log10(np.maximum(errors / 255**2, MIN_ERROR))
-    return Nearest(psnr, names, starts)
+    return Nearest(to_decibels(errors, 255), names, starts)
 
 
 def _read_long(training: Clips, window: Window) -> Iterator[tuple[str, np.ndarray]]:
@@ -164,20 +163,12 @@ def compare(generated: Nearest, held_out: Nearest, video_names: Sequence[str]) -
       "videos": [{"file", "nearest", "start", "psnr"}].
     """
     limit = float(np.quantile(held_out.psnr, NEAR))
-    near, total = int((generated.psnr > limit).sum()), len(generated.psnr)
-    low, high = wilson_interval(near, total)
+    near = Rate(int((generated.psnr > limit).sum()), len(generated.psnr))
     entries = zip(video_names, generated.names, generated.starts, generated.psnr, strict=True)
     return {
         "generated": _describe(generated.psnr),
         "held_out": _describe(held_out.psnr),
-        "near": {
-            "rate": near / total,
-            "low": low,
-            "high": high,
-            "right": near,
-            "total": total,
-            "limit": limit,
-        },
+        "near": near.describe() | {"limit": limit},
         "videos": [
             {"file": file, "nearest": name, "start": int(start), "psnr": float(psnr)}
             for file, name, start, psnr in entries

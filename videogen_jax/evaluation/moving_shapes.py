@@ -35,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen_jax.data.synthetic import COLOURS, DIRECTIONS, SHAPES, parse_caption
+from videogen_jax.evaluation.rates import Rate
 
 MIN_SIDE = 8  # pixels; below, the three shapes are indistinguishable
 WORKING_SIDE = 64  # pixels; larger frames are downscaled to this or slightly more
@@ -315,35 +316,10 @@ def best_shape(blob, centroids):
     return first
 
 
-def wilson_interval(right, total):
-    """Computes the Wilson 95 % interval of a rate.
-
-    (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96.
-
-    Args:
-      right: number of successes.
-      total: number of trials, n; for 0 trials the interval is (0, 1).
-    Returns:
-      (low, high), both in [0, 1].
-    Source: E. B. Wilson, JASA 22 (1927) 209-212.
-    """
-    if total == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    rate = right / total
-    centre = rate + z * z / (2 * total)
-    spread = z * math.sqrt(rate * (1.0 - rate) / total + (z / (2 * total)) ** 2)
-    scale = 1.0 + z * z / total
-    # At the ends the interval is closed exactly; rounding would leave a gap of 1e-17.
-    low = (centre - spread) / scale if right else 0.0
-    return low, (centre + spread) / scale if right < total else 1.0
-
-
 def rate_of(right, total, chance):
     """The entry of a rate, {"rate", "right", "low", "high", "chance"}; the rate of 0 trials is 0."""
-    low, high = wilson_interval(right, total)
-    rate = right / total if total else 0.0
-    return {"rate": rate, "right": right, "low": low, "high": high, "chance": chance}
+    found = Rate(right, total).describe()
+    return {name: found[name] for name in ("rate", "right", "low", "high")} | {"chance": chance}
 
 
 def caption_rates(videos, captions):

@@ -74,6 +74,19 @@ def psnr(video: Any, reconstruction: Any, span: float) -> Any:
     """
     xp = video.__array_namespace__()  # numpy, or jax.numpy inside a jitted function
     error = xp.mean(xp.square(video - reconstruction), axis=tuple(range(1, video.ndim)))
+    return to_decibels(error, span)
+
+
+def to_decibels(error: Any, span: float) -> Any:
+    """The PSNR of mean squared errors.
+
+    Args:
+      error: (B,) float, NumPy or JAX.
+      span: L, the largest possible value minus the smallest.
+    Returns:
+      (B,) dB, NumPy or JAX like the input; at most 120.
+    """
+    xp = error.__array_namespace__()
     return -10 * xp.log10(xp.maximum(error / span**2, MIN_ERROR))
 
 
