@@ -20,7 +20,7 @@ from games import GAMES
 
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.evaluation import clip_sets
-from videogen_jax.evaluation.label_accuracy import Rate
+from videogen_jax.evaluation.rates import Rate
 
 MOVED = 0.02  # of the screen's side
 JUMPED = 0.25  # of it from frame to frame: put elsewhere, or something else was found
@@ -116,17 +116,16 @@ def judge(clips) -> dict[str, Rate]:
     return {name: Rate(right[name], total[name]) for name in (*PLAYERS, "all") if total[name]}
 
 
-def read_data(folder: str, split: str, frames: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields the first frames of the clips of a data set, with the text that most of them show."""
+def read_data(folder: str, frames: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Yields the middle frames of the held-out clips of a data set, with the text in force for most of them."""
     from videogen_jax.data import pipeline  # TensorFlow
 
     data = pipeline.open_data(folder)
-    for path in data.files[split]:
-        for clip in pipeline.read_clips(path, data):
-            video = clip["video"][:frames]
-            timeline = clip["annotations"].select(np.arange(len(video))).captions[0]
-            firsts, texts = zip(*timeline, strict=True)
-            yield video, texts[int(np.argmax(np.diff([*firsts, len(video)])))]
+    count = sum(data.lengths.get("validation", []))
+    for clips in pipeline.make_validation_clips(
+        data, batch_size=1, frames=frames, num_batches=count
+    ):
+        yield clips["video"][0], clips["caption"][0].decode()
 
 
 def read_generated(folder: str) -> Iterator[tuple[np.ndarray, str]]:
@@ -151,16 +150,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     videos = parser.add_mutually_exclusive_group(required=True)
     videos.add_argument("--generated", help="folder of sample")
-    videos.add_argument("--data", help="data set of pack")
-    parser.add_argument("--split", default="validation", help="of --data")
-    parser.add_argument("--frames", type=int, default=16, help="of a clip of --data: its first")
+    videos.add_argument("--data", help="data set of pack, whose held-out clips are judged")
+    parser.add_argument("--frames", type=int, default=16, help="of a clip of --data")
     parser.add_argument("--output", help="JSON file to write")
     given = parser.parse_args(arguments)
     try:
         if given.generated:
             clips = read_generated(given.generated)
         else:
-            clips = read_data(given.data, given.split, given.frames)
+            clips = read_data(given.data, given.frames)
         rates = judge(clips)
         if not rates:
             raise ValueError(

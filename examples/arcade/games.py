@@ -13,6 +13,10 @@ class Game:
     increases: str | None = None  # the action of `moves` that increases it
     ball: int | None = None  # byte with the ball's position on the same axis
 
+    def opposite(self, action: str) -> str:
+        """The other one of two actions."""
+        return next(move for move in self.moves if move != action)
+
 
 SIDEWAYS = {"LEFT": "moves left", "RIGHT": "moves right"}
 UPRIGHT = {"UP": "moves up", "DOWN": "moves down"}

@@ -62,6 +62,7 @@ class Console:
             raise ValueError(MISSING.format(f"has no game {name!r}"))
         self._ale.loadROM(path)
         self.actions = {action.name: action for action in self._ale.getMinimalActionSet()}
+        self.restarted = False  # since it was last set
 
     def step(self, action: str) -> np.ndarray:
         """Holds an action for four screens; returns the frame, (H, W, 3) uint8."""
@@ -74,8 +75,6 @@ class Console:
             self._ale.reset_game()
             self.restarted = True
         return np.maximum(*screens)
-
-    restarted = False  # since it was last set
 
     def memory(self, byte: int) -> int:
         """One byte of the console's 128."""
@@ -120,9 +119,8 @@ def _record(console, game: Game, policy: str, frames: int, rng) -> dict:
     moves = list(game.moves)
     held = moves[rng.integers(len(moves))]
     if game.position is not None and policy in ("held", "sticky"):
-        opposite = next(move for move in moves if move != held)
         for _ in range(int(rng.integers(RUN_UP))):
-            console.step(opposite)
+            console.step(game.opposite(held))
     chooser = _choose(console, game, policy, held, rng)
     video, actions, positions = [], [], []
     for _ in range(frames):
@@ -147,14 +145,14 @@ def _record(console, game: Game, policy: str, frames: int, rng) -> dict:
 def _choose(console, game: Game, policy: str, held: str, rng):
     """Yields the names of actions, the first of a held one being `held`."""
     names, moves = list(console.actions), list(game.moves)
-    less = next((move for move in moves if move != game.increases), None)
     rest = int(rng.integers(8, 20))
     while True:
         if policy == "random":
             yield names[rng.integers(len(names))]
         elif policy == "follow":
             ahead = console.memory(game.ball) - console.memory(game.position)
-            yield game.increases if ahead > 4 else less if ahead < -4 else "NOOP"
+            wanted = game.increases if ahead > 0 else game.opposite(game.increases)
+            yield wanted if abs(ahead) > 4 else "NOOP"
         else:
             yield held
             rest -= 1
@@ -180,7 +178,7 @@ def describe_path(game: Game, positions) -> list[list]:
       [[first frame, text], ...], the first at frame 0.
     """
     more = game.moves[game.increases]
-    less = next(text for action, text in game.moves.items() if action != game.increases)
+    less = game.moves[game.opposite(game.increases)]
     steps = np.diff(np.asarray(positions, np.int64), prepend=positions[0])
     steps[np.abs(steps) > JUMPED] = 0
     path = np.cumsum(steps)
