@@ -4,7 +4,7 @@
 # make docs-check   the commands of README and docs, and their links
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
-# make arcade       records Atari games, then packs, trains, samples and evaluates in ARCADE: two hours on two cores
+# make arcade       records Atari games, then packs, trains, samples and evaluates in ARCADE
 # make lock         requirements.txt from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 # make clean        removes .venv and caches; runs/ stays
 #

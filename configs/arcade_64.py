@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=16,
         data=dict(path="runs/arcade/data", frames=16, fps=15.0, threads=1),
         text=dict(length=12),
-        # Pixels: 192 directions hold the 768 numbers of a patch at 39 dB.
+        # In pixels. A width of 192 holds backgrounds, and too little of the players: docs/arcade.md.
         model=dict(patch_size=(4, 8, 8), width=192, depth=8, num_heads=3),
         schedule=dict(name="cosine", zero_terminal_snr=True, shift=8.0),
         objective=dict(prediction="x0", weighting="velocity", time_distribution="uniform"),
