@@ -54,6 +54,8 @@ def test_caption_ignores_a_jump(make_clips):
     game = make_clips.GAMES["freeway"]
     path = [100 + 4 * i for i in range(10)] + [4 * i for i in range(10)]  # put back to the kerb
     assert make_clips.describe_path(game, path) == [[0, "the chicken moves up"]]
+    path = [200] * 8 + [120] * 4 + [40] * 8  # two jumps, of which each is seen for four frames
+    assert make_clips.describe_path(game, path) == [[0, "the chicken stands still"]]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,14 @@ def test_other_colours_are_not_seen(action_accuracy):
     assert np.isnan(action_accuracy.find_path(draw((200, 70, 70), [10, 20], 0), player)).all()
 
 
+def test_a_wide_area_of_a_near_colour_does_not_move_the_centre(action_accuracy):
+    player = action_accuracy.Player((92, 186, 92), (0.0, 1.0, 0.8, 1.0), 0, {})
+    video = draw((92, 186, 92), [10, 14], 0)
+    video[(video == 30).all(axis=-1)] = (92, 186, 157)  # 65 levels away
+    path = action_accuracy.find_path(video, player)
+    np.testing.assert_allclose(path, [11.5 / 64, 15.5 / 64], rtol=1e-12)
+
+
 def test_jumps_do_not_count(action_accuracy):
     player = action_accuracy.Player((92, 186, 92), (0.0, 1.0, 0.8, 1.0), 0, {})
     moved = action_accuracy.measure_movement(draw((92, 186, 92), [10, 14, 50, 54], 0), player)
@@ -203,3 +213,11 @@ def test_judges_the_direction_of_the_caption(action_accuracy, places, right):
     )
     assert (rates["pong"].right, rates["pong"].total) == (right, 1)
     assert (rates["all"].right, rates["all"].total) == (right, 1)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["pong, random play", "pong, the right paddle stands still", "enduro, the car steers left", ""],
+)
+def test_captions_without_a_movement_to_find_are_not_judged(action_accuracy, caption):
+    assert action_accuracy.judge([(draw((92, 186, 92), [10, 14], 0), caption)]) == {}
