@@ -177,9 +177,10 @@ def test_sampling_from_the_checkpoint(finished, tmp_path):
     prompts = ["--prompts", "a red circle moving left", "a blue square moving up"]
     result = sample("a", "--format=gif", "--num_videos=2", *prompts)
     assert result.returncode == 0, result.stderr[-3000:]
+    chosen = json.loads((finished / "config.json").read_text())["sample"]["guidance_scale"]
     recipe = json.loads((tmp_path / "a" / "samples.json").read_text())
     assert [video["seed"] for video in recipe["videos"]] == [0, 1, 2, 3]
-    assert recipe["step"] == STEPS and recipe["guidance_scale"] == 2.0
+    assert recipe["step"] == STEPS and recipe["guidance_scale"] == chosen
     assert all((tmp_path / "a" / video["file"]).stat().st_size for video in recipe["videos"])
     assert (tmp_path / "a" / "contact_sheet.png").stat().st_size
     options = ["--sampler=heun", "--guidance_rescale=0.5", "--first_frame_guidance_scale=1"]
