@@ -137,7 +137,11 @@ $(GAMES): $(INSTALLED)
 arcade: $(GAMES)
 	$(RUN) examples/arcade/make_clips.py --output=$(ARCADE)/clips
 	$(RUN) -m videogen_jax.pack --input=$(ARCADE)/clips --output=$(ARCADE)/data --size=64 --fps=15 --frames=30 --validation_fraction=0.2
-	time $(RUN) launch.py --config=configs/arcade_64.py --workdir=$(ARCADE)/64 --config.data.path=$(ARCADE)/data
+	time $(RUN) launch.py --config=configs/vae_arcade.py --workdir=$(ARCADE)/vae --config.data.path=$(ARCADE)/data
+	$(RUN) -m videogen_jax.encode --config=configs/arcade_64.py --config.vae.path=$(ARCADE)/vae \
+		--input=$(ARCADE)/data --output=$(ARCADE)/latents
+	time $(RUN) launch.py --config=configs/arcade_64.py --workdir=$(ARCADE)/64 --config.vae.path=$(ARCADE)/vae \
+		--config.data.path=$(ARCADE)/latents --config.evaluation.reference=$(ARCADE)/data
 	time $(MAKE) --no-print-directory arcade-scores
 
 # FVD and KVD after 10, 30 and 100 % between floor and ceiling, the rates of 320 videos, and actions from pixels.

@@ -65,28 +65,38 @@ def read_clips(
 
 
 def read_data(
-    folder: Path, shape: tuple[int, int, int], count: int
+    folder: Path, shape: tuple[int, int, int], fps: float, count: int
 ) -> dict[str, tuple[str, np.ndarray]]:
     """The first held-out clips of a data set of pack, as `read_clips`.
 
     Args:
-      folder: of the data set.
+      folder: of the data set, in pixels or of latents that were encoded from it.
       shape: (T, H, W) of the frames wanted.
-      count: clips, at most.
+      fps: frames per second of the model.
+      count: clips.
     Returns:
-      Number of the clip to (caption, (T, H, W, 3) uint8).
+      Number of the clip to (caption of these frames, (T, H, W, 3) uint8).
     Raises:
-      ValueError: the clips are too short or of another size.
+      ValueError: the clips are too few, too short, or of another size or frame rate.
     """
     clips = {}
+    folder = clip_sets.find_pixels(folder)
     for clip in itertools.islice(clip_sets.read_data(folder, "validation")(), count):
+        if clip.fps != fps:
+            raise ValueError(
+                f"{folder} has clips of {clip.fps:g} frames/s, but the model makes {fps:g}: pack at its rate."
+            )
         video = clip.video[: shape[0]]
         if video.shape[:3] != shape:
             raise ValueError(
                 f"{folder} has clips of {'x'.join(map(str, clip.video.shape[:3]))}, and {'x'.join(map(str, shape))} "
                 "are needed: lower --frames, or pack at the size of the model."
             )
-        clips[f"{len(clips):04d}"] = clip.caption, video
+        clips[f"{len(clips):04d}"] = clip.annotations.describe(range(shape[0])), video
+    if len(clips) < count:
+        raise ValueError(
+            f"{folder} has {len(clips)} held-out clips: lower --num_clips of {count}, or hold more out."
+        )
     return clips
 
 
@@ -138,6 +148,11 @@ def evaluate(clips, known: int, folders: list[Path]) -> dict:
         scores = []
         for folder in folders:
             made = [frame for _, frame in video_io.read_frames(folder / f"{name}.mp4")]
+            if len(made) != known + len(true):
+                raise ValueError(
+                    f"{folder / name}.mp4 has {len(made)} frames, and {known + len(true)} are wanted: give --output an "
+                    "empty folder."
+                )
             scores.append(score(true, np.stack(made[known:])))
         best.append(np.max(scores, axis=0))
         still.append(score(true, np.repeat(video[known - 1 : known], len(true), axis=0)))
@@ -170,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--frames is {given.frames}: give {known + 1} to {model.shape[0]}.")
         shape = (given.frames, *model.shape[1:3])
         if (given.input / "dataset_info.json").is_file():
-            clips = read_data(given.input, shape, given.num_clips)
+            clips = read_data(given.input, shape, model.fps, given.num_clips)
         else:
             clips = read_clips(given.input, shape, model.fps)
         (given.output / "reference").mkdir(parents=True, exist_ok=True)
@@ -179,9 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
         folders = [given.output / f"{number:03d}" for number in range(given.trajectories)]
         for number, folder in enumerate(folders):
             predict(model, clips, known, number * len(clips), folder)
+        scores = evaluate(clips, known, folders)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    scores = evaluate(clips, known, folders)
     write_json(given.output / "predictions.json", scores)
     print(json.dumps(scores, indent=1))
     return 0

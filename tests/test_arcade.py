@@ -192,7 +192,7 @@ def test_other_colours_are_not_seen(action_accuracy):
 def test_a_wide_area_of_a_near_colour_does_not_move_the_centre(action_accuracy):
     player = action_accuracy.Player((92, 186, 92), (0.0, 1.0, 0.8, 1.0), 0, {})
     video = draw((92, 186, 92), [10, 14], 0)
-    video[(video == 30).all(axis=-1)] = (92, 186, 157)  # 65 levels away
+    video[(video == 30).all(axis=-1)] = (92, 186, 92 + action_accuracy.SPREAD + 5)
     path = action_accuracy.find_path(video, player)
     np.testing.assert_allclose(path, [11.5 / 64, 15.5 / 64], rtol=1e-12)
 
@@ -221,3 +221,11 @@ def test_judges_the_direction_of_the_caption(action_accuracy, places, right):
 )
 def test_captions_without_a_movement_to_find_are_not_judged(action_accuracy, caption):
     assert action_accuracy.judge([(draw((92, 186, 92), [10, 14], 0), caption)]) == {}
+
+
+def test_a_standing_frame_is_never_right_and_a_shuffled_one_by_its_order(action_accuracy):
+    clips = [(draw((92, 186, 92), [44, 40, 36, 32], 0), "pong, the right paddle moves up")] * 40
+    rates = action_accuracy.judge_with_baselines(clips)
+    assert rates["videos"]["pong"].right == 40 and rates["still"]["pong"].right == 0
+    # The steps of an order add up to its last place minus its first: upwards in half of all orders.
+    assert 10 <= rates["shuffled"]["pong"].right <= 30

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.tiny import make_run
+from tests.tiny import make_run, write_autoencoders
 from videogen_jax import config as configs
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
@@ -68,8 +68,10 @@ def test_docstring_gives_the_command_the_hardware_and_the_result(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_builds_abstractly(name):
+def test_config_builds_abstractly(name, tmp_path, monkeypatch):
     """Only shapes: no parameter of the 512 x 512 model is allocated."""
+    write_autoencoders(tmp_path)
+    monkeypatch.chdir(tmp_path)
     module = load(name)
     config = module.get_config()
     run = make_run(config)

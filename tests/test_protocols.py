@@ -277,14 +277,22 @@ def test_held_out_clips_of_a_data_set_are_continued_too(tmp_path):
     videos.mkdir()
     for number in range(6):
         video_writer.write_video(videos / f"{number}.mp4", brightening(20, 32, 32), 8)
-        (videos / f"{number}.txt").write_text(f"clip {number}")
+        # Most of 16 frames are of the first text, and most of all 20 of the second.
+        timeline = [[0, f"clip {number} begins"], [9, f"clip {number} ends"]]
+        (videos / f"{number}.json").write_text(json.dumps({"captions": [timeline]}))
     settings = Settings((32, 32), 8.0, 20, 20, 0.5, 256)
     pack_folder.pack(videos, tmp_path / "data", settings, workers=1)
     data = pipeline.open_data(tmp_path / "data")
     held_out = list(pipeline.read_clips(data.files["validation"][0], data))[:2]
-    found = predict_frames.read_data(tmp_path / "data", (16, 32, 32), 2)
-    assert [caption for caption, _ in found.values()] == [c["caption"].decode() for c in held_out]
+    found = predict_frames.read_data(tmp_path / "data", (16, 32, 32), 8.0, 2)
+    whole = [clip["caption"].decode() for clip in held_out]
+    begins = [caption.replace("ends", "begins") for caption in whole]
+    assert [caption for caption, _ in found.values()] == begins != whole
     for (_, video), clip in zip(found.values(), held_out, strict=True):
         np.testing.assert_array_equal(video, clip["video"][:16])
     with pytest.raises(ValueError, match="has clips of 20x32x32, and 24x32x32 are needed: lower"):
-        predict_frames.read_data(tmp_path / "data", (24, 32, 32), 2)
+        predict_frames.read_data(tmp_path / "data", (24, 32, 32), 8.0, 2)
+    with pytest.raises(ValueError, match="clips of 8 frames/s, but the model makes 15"):
+        predict_frames.read_data(tmp_path / "data", (16, 32, 32), 15.0, 2)
+    with pytest.raises(ValueError, match="lower --num_clips of 9"):
+        predict_frames.read_data(tmp_path / "data", (16, 32, 32), 8.0, 9)

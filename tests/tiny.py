@@ -2,7 +2,8 @@
 
 import ml_collections
 
-from configs import quickstart, vae_moving_shapes
+from configs import quickstart, vae_arcade, vae_moving_shapes
+from videogen_jax.run import saved_config
 from videogen_jax.train.run_kinds import find_kind
 
 
@@ -48,6 +49,12 @@ def tiny_vae_config() -> ml_collections.ConfigDict:
     config.checkpoint.every = 2
     config.sample.update({"every": 4, "clips": 2})
     return config
+
+
+def write_autoencoders(folder):
+    """Describes in `folder` the runs that the configs of the arcade games name in vae.path; without checkpoints."""
+    for name in ("vae", "vae_128"):
+        saved_config.write_config(folder / "runs/arcade" / name, vae_arcade.get_config())
 
 
 def make_run(config, mesh=None, null_text=None):

@@ -2,6 +2,7 @@
 
     python examples/arcade/action_accuracy.py --generated=runs/arcade/64/generated
     python examples/arcade/action_accuracy.py --data=runs/arcade/data  # real held-out clips
+    python examples/arcade/action_accuracy.py --data=runs/arcade/data --autoencoder=runs/arcade/vae  # reconstructed
 
 The paddle of pong, the chicken of freeway and the cannon of space invaders are found by their colours in the part of
 the screen where they move. A video is right if the path of their centre over its frames goes the way that the caption
@@ -13,18 +14,21 @@ import collections
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from games import GAMES
 
 from videogen_jax.data.atomic_files import write_json
-from videogen_jax.evaluation import clip_sets
+from videogen_jax.evaluation import baselines, clip_sets
 from videogen_jax.evaluation.rates import Rate
+
+Judged = Iterable[tuple[np.ndarray, str]]  # videos (T, H, W, 3) uint8 and their captions
 
 MOVED = 0.02  # of the screen's side
 JUMPED = 0.25  # of it from frame to frame: put elsewhere, or something else was found
-SPREAD = 60.0  # of colours, in levels of 255
+SPREAD = 80.0  # of colours, in levels of 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +101,9 @@ def measure_movement(video: np.ndarray, player: Player) -> float:
     return float(steps[np.abs(steps) < JUMPED].sum())
 
 
-def judge(clips) -> dict[str, Rate]:
+def judge(clips: Judged) -> dict[str, Rate]:
     """Counts the videos whose player moves as the caption says.
 
-    Args:
-      clips: pairs of a video (T, H, W, 3) uint8 and its caption.
     Returns:
       game -> rate, of the games that were judged; "all" for all of them.
     """
@@ -116,16 +118,47 @@ def judge(clips) -> dict[str, Rate]:
     return {name: Rate(right[name], total[name]) for name in (*PLAYERS, "all") if total[name]}
 
 
-def read_data(folder: str, frames: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields the middle frames of the held-out clips of a data set, with the text in force for most of them."""
-    from videogen_jax.data import pipeline  # TensorFlow
+def judge_with_baselines(clips: Judged) -> dict[str, dict[str, Rate]]:
+    """The rates of `judge`: "videos", "still" and "shuffled" to them, the last two of the sets of `baselines`."""
+    clips = list(clips)
+    orders = [
+        baselines.draw_order(len(video), baselines.SEED, i) for i, (video, _) in enumerate(clips)
+    ]
+    return {
+        "videos": judge(clips),
+        "still": judge((np.repeat(video[:1], len(video), axis=0), text) for video, text in clips),
+        "shuffled": judge(
+            (video[order], text) for order, (video, text) in zip(orders, clips, strict=True)
+        ),
+    }
 
-    data = pipeline.open_data(folder)
-    count = sum(data.lengths.get("validation", []))
-    for clips in pipeline.make_validation_clips(
-        data, batch_size=1, frames=frames, num_batches=count
-    ):
-        yield clips["video"][0], clips["caption"][0].decode()
+
+def read_data(folder: str, frames: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Yields the middle frames of the held-out clips of a data set, with the text that most of them have."""
+    window = clip_sets.Window(frames)
+    for clip in clip_sets.read_data(clip_sets.find_pixels(Path(folder)), "validation")():
+        chosen = np.arange(len(clip.video))[window.choose_frames(len(clip.video))]
+        yield clip.video[chosen], clip.annotations.describe(chosen)
+
+
+def reconstruct(clips: Judged, workdir: str) -> Iterator[tuple[np.ndarray, str]]:
+    """Encodes and decodes the videos that are judged by the autoencoder of a run."""
+    import jax
+
+    from videogen_jax.models.chunks import to_pixels
+    from videogen_jax.run.trained_autoencoder import read_autoencoder
+
+    autoencoder = read_autoencoder(workdir, "float32")
+    params = autoencoder.load()
+
+    @jax.jit
+    def program(video: jax.Array) -> jax.Array:
+        latents = autoencoder.encode(params, video[None] / 127.5 - 1)
+        return to_pixels(autoencoder.decode(params, latents))[0]
+
+    for video, caption in clips:
+        if read_caption(caption):
+            yield np.asarray(program(video.astype(np.float32))), caption
 
 
 def read_generated(folder: str) -> Iterator[tuple[np.ndarray, str]]:
@@ -136,13 +169,15 @@ def read_generated(folder: str) -> Iterator[tuple[np.ndarray, str]]:
         yield clip.video, clip.caption or ""
 
 
-def print_table(rates: dict[str, Rate]) -> None:
-    """Prints the rates with their Wilson intervals."""
-    print(f"{'':15s} {'rate':>7s} {'right':>6s} {'of':>5s}   95 % interval")
-    for name, rate in rates.items():
+def print_table(rates: dict[str, dict[str, Rate]]) -> None:
+    """Prints the rates with their Wilson intervals, and those of both baselines."""
+    print(f"{'':15s} {'rate':>7s} {'right':>6s} {'of':>5s}   95 % interval    still  shuffled")
+    for name, rate in rates["videos"].items():
         found = rate.describe()
         interval = f"{found['low']:.1%} - {found['high']:.1%}"
-        print(f"{name:15s} {found['rate']:7.1%} {rate.right:6d} {rate.total:5d}   {interval}")
+        row = f"{name:15s} {found['rate']:7.1%} {rate.right:6d} {rate.total:5d}   {interval:14s}"
+        worse = [rates[baseline][name].describe()["rate"] for baseline in ("still", "shuffled")]
+        print(row, *(f"{value:8.1%}" for value in worse))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     videos.add_argument("--generated", help="folder of sample")
     videos.add_argument("--data", help="data set of pack, whose held-out clips are judged")
     parser.add_argument("--frames", type=int, default=16, help="of a clip of --data")
+    parser.add_argument("--autoencoder", help="workdir of one that reconstructs the videos first")
     parser.add_argument("--output", help="JSON file to write")
     given = parser.parse_args(arguments)
     try:
@@ -159,13 +195,19 @@ def main(arguments: list[str] | None = None) -> int:
             clips = read_generated(given.generated)
         else:
             clips = read_data(given.data, given.frames)
-        rates = judge(clips)
-        if not rates:
+        if given.autoencoder:
+            clips = reconstruct(clips, given.autoencoder)
+        rates = judge_with_baselines(clips)
+        if not rates["videos"]:
             raise ValueError(
                 f"no caption says how the player of {', '.join(PLAYERS)} moves: sample prompts that do."
             )
         if given.output:
-            write_json(given.output, {name: rate.describe() for name, rate in rates.items()})
+            found = {
+                kind: {name: rate.describe() for name, rate in each.items()}
+                for kind, each in rates.items()
+            }
+            write_json(given.output, found)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print_table(rates)

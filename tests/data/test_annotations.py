@@ -246,6 +246,17 @@ def both(tmp_path_factory):
     return now, rewrite_with_one_text(now, folder / "old")
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_are_described_by_the_text_that_most_have(seed):
+    rng = np.random.default_rng(seed)
+    starts = [0, *sorted(rng.choice(np.arange(1, 12), 3, replace=False).tolist())]
+    timeline = tuple((first, f"text {rng.integers(2)}") for first in starts)
+    chosen = np.sort(rng.integers(0, 12, 7))
+    active = [[text for first, text in timeline if first <= frame][-1] for frame in chosen]
+    expected = max(dict.fromkeys(active), key=active.count)  # of equals the first
+    assert Annotations((timeline, ((0, "other"),))).describe(chosen) == expected
+
+
 @pytest.mark.parametrize("options", [{}, {"flip": True, "start_step": 7}])
 def test_sets_of_one_text_per_clip_give_the_same_batches(both, options):
     assert [pipeline.open_data(folder).annotated for folder in both] == [True, False]

@@ -151,7 +151,7 @@ def test_known_frames_become_latents_of_single_frames(monkeypatch):
 
 
 def test_known_frames_become_latents_of_a_causal_autoencoder(monkeypatch):
-    autoencoder = autoencoders.make_causal(NETWORK, load=lambda: params)
+    autoencoder = autoencoders.make_video_autoencoder(NETWORK, load=lambda: params)
     params = randomise(autoencoder.abstract_params, 0.3)
     info = use(monkeypatch, autoencoder)
     clip = [frame(seed) for seed in range(5)]

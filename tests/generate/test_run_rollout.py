@@ -125,7 +125,7 @@ def test_how_a_long_video_begins():
 def test_chunks_and_first_frames_are_those_of_the_autoencoder(stride, monkeypatch):
     autoencoder = autoencoders.make_autoencoder("identity")
     if stride > 1:
-        autoencoder = autoencoders.make_causal(NETWORK, load=dict)
+        autoencoder = autoencoders.make_video_autoencoder(NETWORK, load=dict)
     model, plan = make_model(long_config()), run_rollout.Plan(3, (1,))
     monkeypatch.setattr(LatentSpace, "describe", lambda self, fetch=False: autoencoder)
     made = [0] + [autoencoder.video_frames(latents) for latents in range(1, 100)]
@@ -167,7 +167,7 @@ def test_a_long_video_of_latents_is_the_decoding_of_all_of_them(
         autoencoder = autoencoder._replace(load=lambda: params)
         window, shape = 4, (2, 2, 32)
     else:
-        autoencoder = autoencoders.make_causal(NETWORK, load=lambda: params)
+        autoencoder = autoencoders.make_video_autoencoder(NETWORK, load=lambda: params)
         params = randomise(autoencoder.abstract_params, 0.3)
         window, shape = 13, (2, 2, 3)
     monkeypatch.setattr(LatentSpace, "describe", lambda self, fetch=False: autoencoder)

@@ -21,7 +21,7 @@ SMALL = causal_vae.Network(
 
 
 def make(network=NETWORK):
-    autoencoder = autoencoders.make_causal(network, load=lambda: params)
+    autoencoder = autoencoders.make_video_autoencoder(network, load=lambda: params)
     params = randomise(autoencoder.abstract_params, 0.3)
     return autoencoder, params
 
@@ -60,6 +60,8 @@ def test_the_error_for_other_numbers_of_frames_names_both_neighbours(frames, way
         (causal_vae.Network(patch=(4, 4, 2)), "not square"),
         (causal_vae.Network(patch=(4, 4)), "three numbers"),
         (causal_vae.Network(blocks=0), "below 1"),
+        (causal_vae.Network(temporal_kernel=0), "below 1"),
+        (causal_vae.Network(temporal_kernel=1), "give them 1 in time"),
     ],
 )
 def test_invalid_sizes_are_rejected(network, line):
@@ -70,7 +72,7 @@ def test_invalid_sizes_are_rejected(network, line):
 def test_temporal_convolution_is_pytorchs_with_causal_padding():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 4, 6)).astype(np.float32)
-    module = causal_vae.TemporalConv(7, jnp.float32)
+    module = causal_vae.TemporalConv(7, 3, jnp.float32)
     params = randomise(jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x))["params"])
     ours = module.apply({"params": params}, x)
     kernel = params["mix"]["kernel"].reshape(3, 6, 7).transpose(2, 1, 0)[..., None, None]
@@ -103,6 +105,21 @@ def test_later_frames_do_not_change_earlier_latents_or_pixels():
     pixels, changed = np.asarray(decode(params, z)), np.asarray(decode(params, other))
     np.testing.assert_array_equal(changed[:, :5], pixels[:, :5])
     assert np.abs(changed[:, 5] - pixels[:, 5]).max() > 1e-3
+
+
+def test_a_temporal_kernel_of_one_encodes_each_frame_by_itself():
+    network = SMALL._replace(patch=(1, 4, 4), strides=((1, 2, 2),), temporal_kernel=1)
+    autoencoder, params = make(network)
+    assert not autoencoder.causal and autoencoder.latent_shape(3, 16, 16) == (3, 2, 2, 2)
+    encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
+    video = to_float(clip(1, 3, 16, 16))
+    z = np.asarray(encode(params, video))
+    pixels = np.asarray(decode(params, z))
+    assert pixels.shape == video.shape
+    for i in range(3):
+        alone = np.asarray(encode(params, video[:, i : i + 1]))
+        np.testing.assert_allclose(alone, z[:, i : i + 1], atol=1e-5)
+        np.testing.assert_allclose(decode(params, alone), pixels[:, i : i + 1], atol=1e-5)
 
 
 def test_the_first_frame_is_encoded_as_an_image():

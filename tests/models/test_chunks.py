@@ -59,7 +59,7 @@ def make_video_autoencoder():
     network = causal_vae.Network(
         channels=3, patch=(2, 2, 2), strides=((2, 2, 2),), widths=(6, 8), blocks=1
     )
-    autoencoder = autoencoders.make_causal(network, load=dict)
+    autoencoder = autoencoders.make_video_autoencoder(network, load=dict)
     return autoencoder, randomise(autoencoder.abstract_params, 0.3)
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 from absl import logging
 
-from tests.tiny import tiny_config, tiny_vae_config
+from tests.tiny import tiny_config, tiny_vae_config, write_autoencoders
 from videogen_jax import config as configs
 from videogen_jax import plan
 from videogen_jax.parallel import device_specs
@@ -55,8 +55,11 @@ def test_four_times_the_hidden_size_is_the_most(size, channels, width):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_config_of_the_project_is_warned_of(name):
-    assert describe_large_patch(configs.load_config(name)) == ""
+def test_no_config_of_the_project_is_warned_of(name, tmp_path, monkeypatch):
+    config = configs.load_config(name)
+    write_autoencoders(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert describe_large_patch(config) == ""
 
 
 def test_autoencoders_have_no_such_patches():

@@ -25,7 +25,8 @@ def test_divergence_is_the_integral():
     assert autoencoder_loss.divergence(mean, logvar) == pytest.approx(total / 2, rel=1e-5)
 
 
-def test_loss_is_what_float64_says():
+@pytest.mark.parametrize(("distance", "of_error"), [("l1", np.abs), ("l2", np.square)])
+def test_loss_is_what_float64_says(distance, of_error):
     video = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 4, 3), np.uint8)
     mean, logvar, noise = draws(2, 2, 3), draws(2, 2, 3, seed=1), draws(2, 5, 4, 4, 3, seed=2)
 
@@ -33,11 +34,12 @@ def test_loss_is_what_float64_says():
         assert key is not None
         return x + params * noise, mean, logvar
 
-    loss = autoencoder_loss.make_loss(reconstruct, kl_weight=0.3)
+    loss = autoencoder_loss.make_loss(reconstruct, kl_weight=0.3, distance=distance)
     value = loss(jnp.float32(0.5), {"video": video}, jax.random.key(0))
     m, lv = mean.astype(float), logvar.astype(float)
     kl = 0.5 * np.sum(m**2 + np.exp(lv) - 1 - lv) / 2 / (5 * 4 * 4 * 3)
-    assert value == pytest.approx(0.5 * np.mean(np.abs(noise.astype(float))) + 0.3 * kl, rel=1e-5)
+    pixels = np.mean(of_error(0.5 * noise.astype(float)))
+    assert value == pytest.approx(pixels + 0.3 * kl, rel=1e-5)
     with pytest.raises(ValueError, match=r"loss\.kl_weight is -1"):
         autoencoder_loss.make_loss(reconstruct, kl_weight=-1)
 

@@ -75,7 +75,7 @@ def test_psnr_of_validation_is_float64s(data):
         "video"
     ]
     values = jax.jit(autoencoder_run.make_measure(run))(params, {"video": clips}, jax.random.key(0))
-    described = trained_autoencoder.make_causal(
+    described = trained_autoencoder.make_video_autoencoder(
         trained_autoencoder.make_network(**config.autoencoder), load=dict
     )
     x = clips / np.float32(127.5) - 1

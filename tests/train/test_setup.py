@@ -125,7 +125,9 @@ def test_paths_of_data_are_absolute_in_the_saved_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config()
     config.data.path = "clips"
+    config.vae.update({"name": "workdir", "path": "vae"})
     found = setup.absolute_paths(config)
+    assert found.vae.path == str(tmp_path / "vae")
     assert found.data.path == str(tmp_path / "clips")
     assert found.evaluation.reference == ""
     assert setup.absolute_paths(found) == found

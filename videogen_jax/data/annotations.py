@@ -4,6 +4,7 @@ A caption is a timeline: entries of (first frame, text), the first at frame 0, e
 Most captions have one entry. Several captions of a clip describe it in several ways.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -55,6 +56,19 @@ class Annotations(NamedTuple):
     def texts(self) -> list[str]:
         """The texts of all entries of all captions, in order."""
         return [text for timeline in self.captions for _, text in timeline]
+
+    def describe(self, chosen: Sequence[int] | np.ndarray) -> str:
+        """The text of the first caption that most of some frames have, of equals the earlier one.
+
+        Args:
+          chosen: as of `select`.
+        """
+        (timeline, *_) = self.select(chosen).captions
+        ends = [first for first, _ in timeline[1:]] + [len(chosen)]
+        lengths: collections.Counter[str] = collections.Counter()
+        for (first, text), end in zip(timeline, ends, strict=True):
+            lengths[text] += end - first
+        return lengths.most_common(1)[0][0]
 
     def select(self, chosen: Sequence[int] | np.ndarray) -> "Annotations":
         """The annotations of some frames, such as those of a cut or a resampled clip.

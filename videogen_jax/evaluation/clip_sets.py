@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.records import motion_score
 from videogen_jax.data.video_io import fit_frame
@@ -26,7 +27,7 @@ class Clip(NamedTuple):
     fps: float = 0.0  # frames per second
     reason: str = ""  # why it could not be read
     caption: str | None = None  # the first one; None: unknown
-    episode: str = ""  # name of the recording that it was cut from; empty: unknown
+    annotations: Annotations | None = None  # of a clip of a data set
 
 
 Clips = Callable[[], Iterable[Clip]]  # iterates over a set; may be called repeatedly
@@ -201,7 +202,7 @@ def read_data(data_dir: str | Path, split: str, size: tuple[int, int] | None = N
                     clip["video"][crop],
                     float(clip["fps"]),
                     caption=clip["caption"].decode(),
-                    episode=clip["annotations"].episode,
+                    annotations=clip["annotations"],
                 )
 
     return read
@@ -344,7 +345,7 @@ def summarize(clips: Clips, window: Window, count: int | None = None) -> SetSumm
     for clip, frames in crop_clips(clips, window, count, left_out):
         names.append(clip.name)
         captions.append(clip.caption)
-        episodes.append(clip.episode)
+        episodes.append(clip.annotations.episode if clip.annotations else "")
         rates.append(clip.fps)
         motion.append(motion_score(frames, clip.fps / window.stride))
         digest.update(f"{frames.shape} {window.repeat}".encode())

@@ -5,11 +5,11 @@
 | identity | none                       | (1, 1, 1)  | 3        | 0 and 1                     |
 | taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                     |
 | sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | config.json, or 0, 0.18215  |
-| workdir  | a run of launch.py         | (4, 8, 8)  | 16       | 0 and 1                     |
+| workdir  | a run of launch.py         | its config | likewise | 0 and 1                     |
 
 `encode` returns and `decode` takes latents normalized per channel, (latents - shift) * scale. The first three process
-frames independently. `workdir` (causal_vae.py) is causal in time and encodes the first frame alone, so that 1 + 4k
-frames become 1 + k latent frames.
+frames independently, and so does `workdir` (causal_vae.py) with a temporal kernel of one frame. Otherwise it is causal
+in time and encodes the first frame alone: with a stride of 4, 1 + 4k frames become 1 + k latent frames.
 """
 
 import functools
@@ -177,13 +177,13 @@ def with_statistics(
     return autoencoder._replace(shift=shift.astype(np.float32), scale=scale.astype(np.float32))
 
 
-def make_causal(
+def make_video_autoencoder(
     network: causal_vae.Network,
     load: Callable[[], Any],
     dtype: str = "float32",
     name: str = "workdir",
 ) -> Autoencoder:
-    """Makes the causal video autoencoder of causal_vae.py.
+    """Makes the video autoencoder of causal_vae.py.
 
     Args:
       network: its sizes.
@@ -231,8 +231,8 @@ def make_causal(
         decode_tail=decode,
         tile_margin=network.margin,
         tile_blend=1,
-        encode_stream=encode_stream,
-        decode_stream=decode_stream,
+        encode_stream=encode_stream if network.causal else None,
+        decode_stream=decode_stream if network.causal else None,
     )
 
 

@@ -7,11 +7,12 @@
 only, and all groups of four frames are processed alike. 3-D kernels are factorized: 3x3 in space, then 3 in time with
 padding before the first frame only. Norms are over the channels of one position, so no layer has a global receptive
 field. Hence encoding a long video chunk by chunk equals encoding the whole: each temporal convolution keeps its last
-input frames in the collection STREAM.
+input frames in the collection STREAM. With a temporal kernel of one frame, each frame is encoded by itself.
 
 Most computation is at low resolution, since pixels enter and leave in patches.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from videogen_jax.models.layers import RMSNorm
 
 STREAM = "stream"  # Flax collection of streaming states
 LOGVAR_RANGE = (-30.0, 20.0)
-TEMPORAL_KERNEL = 3  # kernel size of temporal convolutions, in frames
 
 Stride = tuple[int, int, int]  # in time, height, width
 
@@ -38,6 +38,12 @@ class Network(NamedTuple):
     strides: tuple[Stride, ...] = ((1, 2, 2),)  # from each level to the next
     widths: tuple[int, ...] = (64, 128)  # channels per level
     blocks: int = 2  # per level, in the encoder and in the decoder
+    temporal_kernel: int = 3  # frames
+
+    @property
+    def causal(self) -> bool:
+        """Whether a latent depends on earlier frames."""
+        return self.temporal_kernel > 1
 
     @property
     def downsample(self) -> Stride:
@@ -57,7 +63,10 @@ class Network(NamedTuple):
 
 def check_network(network: Network) -> None:
     """Raises ValueError, naming the option, if sizes are invalid."""
-    numbers = (network.channels, network.blocks, *network.widths, *network.patch)
+    numbers = (
+        *(network.channels, network.blocks, network.temporal_kernel),
+        *(*network.widths, *network.patch),
+    )
     if min(numbers) < 1 or any(min(stride) < 1 for stride in network.strides):
         raise ValueError(
             f"The autoencoder's sizes {network} include a number below 1: give at least 1."
@@ -77,6 +86,11 @@ def check_network(network: Network) -> None:
             f"autoencoder.patch {network.patch} or autoencoder.strides {network.strides} are not square: make height "
             "and width equal."
         )
+    if not network.causal and network.downsample[0] > 1:
+        raise ValueError(
+            f"autoencoder.temporal_kernel of 1 encodes each frame by itself, but autoencoder.patch {network.patch} and "
+            f"autoencoder.strides {network.strides} join frames: give them 1 in time, or a kernel of 3."
+        )
 
 
 class Encoder(nn.Module):
@@ -95,14 +109,14 @@ class Encoder(nn.Module):
         Returns:
           (B, T / 4, h, w, 2 C) float32.
         """
-        network, block = self.network, _block(self.remat)
+        network, block = self.network, _block(self.network, self.remat)
         x = video.astype(self.dtype)
         steps = (network.patch, *network.strides)
         for level, (stride, width) in enumerate(zip(steps, network.widths, strict=True)):
             x = space_to_depth(x, stride)
             x = nn.Dense(width, dtype=self.dtype, name=f"enter_{level}")(x)  # (B, T', H', W', D)
             for i in range(network.blocks):
-                x = block(self.dtype, name=f"block_{level}_{i}")(x)
+                x = block(dtype=self.dtype, name=f"block_{level}_{i}")(x)
         return nn.Dense(2 * network.channels, name="leave_0")(x.astype(jnp.float32))
 
 
@@ -122,11 +136,11 @@ class Decoder(nn.Module):
         Returns:
           (B, 4 T, H, W, 3) float32, about [-1, 1], not clipped.
         """
-        network, block = self.network, _block(self.remat)
+        network, block = self.network, _block(self.network, self.remat)
         x = nn.Dense(network.widths[-1], dtype=self.dtype, name="enter_0")(latents)
         for level in reversed(range(len(network.widths))):
             for i in range(network.blocks):
-                x = block(self.dtype, name=f"block_{level}_{i}")(x)
+                x = block(dtype=self.dtype, name=f"block_{level}_{i}")(x)
             if level:
                 stride = network.strides[level - 1]
                 width = network.widths[level - 1] * math.prod(stride)
@@ -139,6 +153,7 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """Residual block: a 3x3 spatial convolution and a causal temporal one."""
 
+    temporal_kernel: int
     dtype: Any
 
     @nn.compact
@@ -150,19 +165,20 @@ class Block(nn.Module):
         h = conv(width, "spatial", self.dtype)(h)
         h = einops.rearrange(h, "(b t) h w d -> b t h w d", b=count)
         h = nn.silu(RMSNorm(name="norm_2")(h))
-        return x + TemporalConv(width, self.dtype, name="temporal")(h)
+        return x + TemporalConv(width, self.temporal_kernel, self.dtype, name="temporal")(h)
 
 
 class TemporalConv(nn.Module):
-    """Causal convolution over TEMPORAL_KERNEL frames, padded with zeros or with the state in STREAM."""
+    """Causal convolution over `kernel` frames, padded with zeros or with the state in STREAM."""
 
     width: int
+    kernel: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, any) to (B, T, H, W, width)."""
-        padding, frames = TEMPORAL_KERNEL - 1, x.shape[1]
+        padding, frames = self.kernel - 1, x.shape[1]
         if self.has_variable(STREAM, "before") and not self.is_initializing():
             before = self.get_variable(STREAM, "before")
         else:
@@ -171,7 +187,7 @@ class TemporalConv(nn.Module):
         if self.is_mutable_collection(STREAM):
             self.put_variable(STREAM, "before", x[:, -padding:])
         # As one matrix product, since XLA's CPU backend is slower with a 3x1x1 kernel.
-        x = jnp.concatenate([x[:, i : i + frames] for i in range(TEMPORAL_KERNEL)], axis=-1)
+        x = jnp.concatenate([x[:, i : i + frames] for i in range(self.kernel)], axis=-1)
         # A small initialization, so that each block starts near the identity.
         init = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="mix")(x)
@@ -239,5 +255,6 @@ def init_params(network: Network, key: jax.Array) -> Any:
     }
 
 
-def _block(remat: bool) -> type[nn.Module]:
-    return nn.remat(Block) if remat else Block
+def _block(network: Network, remat: bool) -> Any:
+    block = nn.remat(Block) if remat else Block
+    return functools.partial(block, temporal_kernel=network.temporal_kernel)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.models import causal_vae
-from videogen_jax.models.autoencoder import make_causal
+from videogen_jax.models.autoencoder import make_video_autoencoder
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
@@ -73,7 +73,7 @@ def latent_grid(config: ml_collections.ConfigDict) -> Grid:
 
 @functools.cache
 def _describe(network: causal_vae.Network) -> Any:
-    return make_causal(network, load=dict, name="autoencoder")
+    return make_video_autoencoder(network, load=dict, name="autoencoder")
 
 
 def reconstruct(model: Model, params: Any, video: jax.Array) -> jax.Array:

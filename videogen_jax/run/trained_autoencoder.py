@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from videogen_jax import config as configs
-from videogen_jax.models.autoencoder import Autoencoder, make_causal
+from videogen_jax.models.autoencoder import Autoencoder, make_video_autoencoder
 from videogen_jax.models.causal_vae import Network, check_network
 from videogen_jax.run import checkpoint, ema, saved_config, step_files
 
@@ -17,7 +17,7 @@ def read_autoencoder(path: str, dtype: str) -> Autoencoder:
 
     Args:
       path: workdir of a run of a config for autoencoders.
-      dtype: of the convolutions, see `autoencoder.make_causal`.
+      dtype: of the convolutions, see `autoencoder.make_video_autoencoder`.
     Returns:
       The autoencoder.
     Raises:
@@ -38,7 +38,7 @@ def read_autoencoder(path: str, dtype: str) -> Autoencoder:
         )
     network = make_network(**config.autoencoder)
     average = next(iter(ema.make_decays(config.ema.decays, config.ema.widths)))
-    autoencoder = make_causal(network, load=lambda: params(), dtype=dtype)
+    autoencoder = make_video_autoencoder(network, load=lambda: params(), dtype=dtype)
 
     def params() -> Any:
         return load_newest(workdir, autoencoder.abstract_params, average)

@@ -43,6 +43,7 @@ def make_run_loss(model: Model) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     return autoencoder_loss.make_loss(
         model.apply,
         kl_weight=model.config.loss.kl_weight,
+        distance=model.config.loss.distance,
         perceptual_weight=options.weight,
         perceptual_frames=options.frames,
         vgg=vgg,

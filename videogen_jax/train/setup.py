@@ -243,11 +243,13 @@ def warn_of_other_data(
 
 
 def absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with absolute folders of data sets, which later verbs find from wherever they are started."""
+    """The config with absolute folders, which later verbs find from wherever they are started."""
     config = config.copy_and_resolve_references().unlock()
     config.data.path = paths.absolute_path(config.data.path)
     if "evaluation" in config:
         config.evaluation.reference = paths.absolute_path(config.evaluation.reference)
+        if config.vae.name == "workdir":
+            config.vae.path = paths.absolute_path(config.vae.path)
     return config.lock()
 
 
