@@ -5,6 +5,7 @@
 # make lint         ruff, read-only
 # make quickstart   packs, trains, samples and evaluates a tiny model in QUICKSTART
 # make arcade       records Atari games, then packs, trains, samples and evaluates in ARCADE
+# make arcade-more  image to video and long videos from the model of make arcade
 # make lock         requirements.txt from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 # make clean        removes .venv and caches; runs/ stays
 #
@@ -21,7 +22,7 @@ QUICKSTART ?= runs/quickstart
 ARCADE ?= runs/arcade
 
 .DEFAULT_GOAL := setup
-.PHONY: setup test check docs-check lint quickstart arcade lock clean FORCE
+.PHONY: setup test check docs-check lint quickstart arcade arcade-scores arcade-more lock clean FORCE
 
 # --------------------------------------------------------------------------------------- setup
 
@@ -145,14 +146,25 @@ arcade: $(GAMES)
 	time $(MAKE) --no-print-directory arcade-scores
 
 # FVD and KVD after 10, 30 and 100 % between floor and ceiling, the rates of 320 videos, and actions from pixels.
-.PHONY: arcade-scores
 arcade-scores: $(GAMES)
 	$(RUN) benchmarks/fvd_over_training.py --workdir=$(ARCADE)/64 --last_only="--baselines" --num_clips=160 --batch_size=32
-	$(RUN) -m videogen_jax.evaluate --workdir=$(ARCADE)/64 --num_clips=320 --batch_size=32 --label='^[^,]+' \
+	$(RUN) -m videogen_jax.evaluate --workdir=$(ARCADE)/64 --num_clips=320 --batch_size=32 --nofvd --label='^[^,]+' \
 		--memorization_clips=500 --output=$(ARCADE)/64/rates.json
 	$(RUN) -m videogen_jax.sample --workdir=$(ARCADE)/64 --prompts_file=configs/arcade_prompts.txt --num_videos=20 --batch_size=32
-	$(RUN) examples/arcade/action_accuracy.py --generated=$(ARCADE)/64/generated
-	@echo "The videos: $(ARCADE)/64/generated. The report: $(ARCADE)/64/report.html"
+	$(RUN) examples/arcade/action_accuracy.py --generated=$(ARCADE)/64/generated --output=$(ARCADE)/64/actions.json
+	@echo "The videos: $(ARCADE)/64/generated. The reports: $(ARCADE)/64/report.html and rates.html"
+
+# Held-out clips go on from their first frame, beside that frame standing still; and 256 frames of each game.
+arcade-more: $(GAMES)
+	$(RUN) launch.py --config=configs/arcade_64_i2v.py --workdir=$(ARCADE)/i2v --config.init.path=$(ARCADE)/64 \
+		--config.vae.path=$(ARCADE)/vae --config.data.path=$(ARCADE)/latents
+	$(RUN) examples/predict_frames.py --workdir=$(ARCADE)/i2v --input=$(ARCADE)/data --output=$(ARCADE)/i2v/predicted \
+		--num_clips=64 --frames=16 --trajectories=1
+	$(RUN) launch.py --config=configs/arcade_64_long.py --workdir=$(ARCADE)/long --config.init.path=$(ARCADE)/64 \
+		--config.vae.path=$(ARCADE)/vae --config.data.path=$(ARCADE)/latents
+	$(RUN) -m videogen_jax.sample --workdir=$(ARCADE)/long --prompts_file=configs/arcade_games.txt --num_frames=256 --batch_size=16
+	$(RUN) -m videogen_jax.evaluate --generated=$(ARCADE)/long/generated --reference=$(ARCADE)/data --windows --nofvd \
+		--label='^[^,]+' --output=$(ARCADE)/long/windows.json
 
 # ---------------------------------------------------------------------------------------- lock
 

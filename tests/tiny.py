@@ -54,7 +54,9 @@ def tiny_vae_config() -> ml_collections.ConfigDict:
 def write_autoencoders(folder):
     """Describes in `folder` the runs that the configs of the arcade games name in vae.path; without checkpoints."""
     for name in ("vae", "vae_128"):
-        saved_config.write_config(folder / "runs/arcade" / name, vae_arcade.get_config())
+        workdir = folder / "runs/arcade" / name
+        workdir.mkdir(parents=True)
+        saved_config.write_config(workdir, vae_arcade.get_config())
 
 
 def make_run(config, mesh=None, null_text=None):
