@@ -189,6 +189,31 @@ def test_latents_are_encoded_read_whole_and_decoded(workdir, data, tmp_path):
         next(pipeline.make_clips(opened, "train", batch_size=2, frames=5, seed=0))
 
 
+def test_latents_of_single_frames_are_cropped_as_pixels_are(data, tmp_path):
+    from videogen_jax import encode
+
+    config = vae_config(data)
+    config.autoencoder.update({"patch": (1, 4, 4), "strides": ((1, 2, 2),), "temporal_kernel": 1})
+    config.data.frames = 3
+    config.train.steps = config.checkpoint.every = 3
+    config.sample.every = 0
+    loop.train(config, tmp_path / "vae")
+    config = dit_config(tmp_path / "vae", tmp_path / "latents")
+    described = run_model.make_latent_space(config).describe()
+    params = described.load()
+    encoder = encode.make_encoder(config, described, params, ["left"])
+    encode_latents.encode(data, tmp_path / "latents", encoder)
+    opened = pipeline.open_data(tmp_path / "latents")
+    options = {"batch_size": 6, "frames": 5, "seed": 0}
+    clips = next(pipeline.make_clips(opened, "train", **options))
+    pixels = next(pipeline.make_clips(str(data), "train", **options))
+    assert clips["video"].shape == (6, 5, 2, 2, 4)
+    x = pixels["video"] / np.float32(127.5) - 1
+    expected = jax.jit(lambda x: described.encode(params, x))(x)
+    found = clips["video"] * np.float32(opened.latents.deviation) + opened.latents.mean
+    np.testing.assert_allclose(found, expected, atol=2e-3 * float(np.abs(expected).max()))
+
+
 def test_a_diffusion_model_trains_on_the_latents_and_shows_samples(
     workdir, data, tmp_path, monkeypatch
 ):
