@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
         vae=dict(path="runs/arcade/vae_128"),
         # Twice the side: four times the tokens, and a noise that hides as much of larger shapes.
         model=dict(width=256, num_heads=4),
-        schedule=dict(shift=6.0),
+        schedule=dict(shift=3.0),
         learning_rate=dict(peak=1.5e-3),
         evaluation=dict(reference="runs/arcade/data_128"),
     )

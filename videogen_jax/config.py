@@ -168,6 +168,8 @@ DIFFUSION = {
         "input channels for known frames: none, the mask of a clean prefix, or frames and mask",
         choices=("none", "prefix", "frames")),
     "model.time_cycle": Option(0, "period of the temporal positions; 0: none", COUNT, unit="latent frames"),
+    "model.detailer_width": Option(0, "channels of the patch detailer head (DiP); 0: none", COUNT),
+    "model.detailer_blocks": Option(2, "its residual blocks", SIZE),
     "model.residual_dtype": Option("compute",
         "type of the residual stream; compute: that of train.precision", choices=("compute", "float32")),
     "model.text_depth": Option(0, "layers of the caption encoder of words", COUNT),

@@ -75,6 +75,7 @@ def flops(**changes):
         patch_out=patch,
         text_tokens=shape["words"],
         text_width=shape["text_width"],
+        patch_places=np.prod(PATCH[1:]),
         **MODEL | fields,
     )
 
@@ -86,6 +87,7 @@ def flops(**changes):
         {"frames": 1},
         {"cross_attention": "pixart", "text_width": 96},
         {"cross_attention": "none", "attention": "joint", "depth": 1},
+        {"detailer_width": 64, "detailer_blocks": 3},
     ],
 )
 def test_flops_agree_with_xla(changes):
@@ -102,6 +104,7 @@ def test_flops_agree_with_xla(changes):
         {"text_depth": 2},
         {"mlp_ratio": 6},
         {"width": 512},
+        {"detailer_width": 32, "detailer_blocks": 2},
     ],
 )
 def test_flops_grow_with_every_size_as_in_xla(changes):

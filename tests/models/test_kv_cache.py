@@ -84,7 +84,7 @@ def empty_cache():
 @pytest.mark.parametrize("positions", ["sincos", "rope", "latte", "dit"])
 def test_a_video_in_two_parts_equals_the_whole(positions):
     """The second part is a single frame, and positions wrap around the cycle."""
-    changes = {"positions": positions}
+    changes = {"positions": positions, "detailer_width": 6 * (positions == "rope")}
     params, apply = random_params(**changes), jitted_apply(**changes)
     start = np.array([4, 1], np.int32)
     whole = np.asarray(apply(params, inputs(start=start)))
@@ -124,6 +124,7 @@ def test_outputs_repeat_after_the_cycle(positions):
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
 def test_a_causal_model_leaks_exactly_nothing_from_later_frames(attention, seq):
     changes = {"attention": attention, "conditioning": "frames", "positions": "rope"}
+    changes["detailer_width"] = 6
     model = make_model(**changes, token_sharding=TokenSharding(make_mesh(seq=seq)))
     params = random_params(**changes)
     apply = jax.jit(lambda args: model.apply({"params": params}, **args))

@@ -201,11 +201,20 @@ def test_every_model_has_a_rule_for_each_leaf_and_no_dead_rule(attention, text_e
             micro = {name: np.zeros(1, np.float32) for name in model.micro_conditions}
             inputs = (np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros(1), ENCODED[text_encoder])
             params = jax.eval_shape(model.init, jax.random.key(0), *inputs, micro)["params"]
-            rules = sharding.parameter_rules(**options)
+            rules = sharding.parameter_rules(**options, detailer=False)
             shardings = sharding.make_shardings(meshes.make_mesh(fsdp=2), params, rules)
             for path, leaf_sharding in jax.tree_util.tree_leaves_with_path(shardings):
                 matrix = path[-1].key in ("kernel", "embedding")
                 assert (("fsdp", "seq") in leaf_sharding.spec) == matrix, (path, options)
+
+
+def test_a_patch_detailer_is_replicated():
+    config = tiny_config()
+    config.model.update({"detailer_width": 6, "detailer_blocks": 1, "qk_norm": False})
+    run = make_run(config)
+    found = run.model.param_shardings["detailer"]
+    assert set(found) == {"enter", "context", "leave", "spatial_0", "mix_0", "norm_0", "norm_1"}
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found))
 
 
 def test_two_devices_hold_half_of_every_matrix_each():

@@ -86,6 +86,15 @@ def read_average(workdir):
         return run, checkpoint.restore_ema(manager, run.abstract.params, run.ema_name)[0]
 
 
+def test_a_new_detailer_starts_by_adding_nothing(text_run, data):
+    other, average = read_average(text_run)
+    config = plain_config(data)
+    config.model.update({"detailer_width": 6, "detailer_blocks": 1})
+    run, params = begin(starting(config, data, text_run), data)
+    assert "detailer" in params and "detailer" not in average
+    np.testing.assert_allclose(output(run, params), output(other, average), atol=1e-6)
+
+
 def test_image_to_video_starts_as_the_trained_text_to_video(text_run, data):
     other, average = read_average(text_run)
     expected = output(other, average)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
 from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
+from videogen_jax.models.detailer import PatchDetailer
 from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
@@ -75,6 +76,8 @@ class VideoDiT(nn.Module):
     )
     dtype: jnp.dtype  # of matrix products
     residual_dtype: str = "compute"  # of the residual stream: compute (that of `dtype`), float32
+    detailer_width: int = 0  # channels of the patch detailer head, see detailer.py; 0: none
+    detailer_blocks: int = 2  # its residual blocks
     out_channels: int | None = None  # None: as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) in tokens; None: the video's
     token_sharding: TokenSharding | None = None  # None on one device
@@ -135,6 +138,7 @@ class VideoDiT(nn.Module):
         tokens, lengths, vector = self._read_text(text)
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
+        noisy = x_t
         x_t = self._join_known(x_t, known, mask)
         if self.token_sharding is not None:
             x_t = self.token_sharding.shard_frames(x_t)
@@ -158,8 +162,14 @@ class VideoDiT(nn.Module):
         def last_layer(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
             return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
 
+        last = x
         x = remat.in_pieces(last_layer, unembed, x, 2, self.pieces, self.token_sharding)
         video = patches.unpatchify(x, self.patch_size, height, width)
+        if self.detailer_width:
+            sizes = (self.patch_size, self.detailer_width, self.detailer_blocks, self.dtype)
+            head = PatchDetailer(*sizes, name="detailer")
+            features = layers.modulate(last, shift, scale).astype(self.dtype)
+            video = video + head(noisy, features, self.out_channels or channels)
         return video if kv_cache is None else (video, keys_values)
 
     def _join_known(

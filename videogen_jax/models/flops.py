@@ -15,6 +15,9 @@ tokens, L text tokens of size E, S mean number of keys that a query attends to:
 | caption encoder                 | (24 D + 4 L) L D       | text_depth layers                        |
 | caption projection              | 2 L (E + D) D          | 1, if cross-attention reads the tokens   |
 |                                 |                        | of a pretrained encoder                  |
+| detailer: context, enter, leave | 2 P D' (D + p_in'      | 1; P places of all patches, p_in' and    |
+|                                 |   + p_out')            | p_out' of a place: without ph pw         |
+| detailer: 3x3 and 1x1           | 20 P D'^2              | detailer_blocks                          |
 
 S is N in spatial blocks, T in temporal ones, T N in joint ones; with `causal`, (T + 1) / 2 replaces T. An image (T = 1)
 skips the temporal blocks. The number of heads does not matter.
@@ -47,6 +50,9 @@ def count_flops(
     text_tokens: int,
     text_depth: int = 0,
     text_width: int = 0,
+    patch_places: int = 1,
+    detailer_width: int = 0,
+    detailer_blocks: int = 0,
 ) -> int:
     """FLOPs of one forward pass over one clip, by the table at the top of this file.
 
@@ -63,6 +69,9 @@ def count_flops(
       text_tokens: L.
       text_depth: layers of the caption encoder.
       text_width: E of a pretrained text encoder; 0 for the encoder "words".
+      patch_places: ph pw.
+      detailer_width: D', channels of the patch detailer head.
+      detailer_blocks: its residual blocks.
     Returns:
       FLOPs; a train step takes `TRAIN_FACTOR` times as many.
     """
@@ -82,4 +91,9 @@ def count_flops(
     total += text_depth * (24 * width + 4 * text_tokens) * text_tokens * width
     if text_width and cross_attention != "none":
         total += 2 * text_tokens * (text_width + width) * width
+
+    places = tokens * patch_places
+    # The head sees x_t alone, so that both sides have as many numbers as the output.
+    ends = width + 2 * patch_out / patch_places
+    total += places * detailer_width * (2 * ends + 20 * detailer_blocks * detailer_width)
     return round(total)

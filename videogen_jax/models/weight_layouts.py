@@ -29,6 +29,7 @@ EXACT_FIELDS = {  # for both layouts
     "micro_conditions": (),
     "conditioning": "none",
     "time_cycle": 0,
+    "detailer_width": 0,
     "text_depth": 0,
 }
 

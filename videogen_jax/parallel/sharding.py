@@ -42,6 +42,12 @@ CROSS_ATTENTION_AXES = {
 GATE_AXES = {r"text_gate": ("vector",)}
 NORM_AXES = {r"norm(_\d+)?/scale": ("vector",)}
 TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
+# Few parameters: replicated.
+DETAILER_AXES = {
+    r"detailer/spatial_\d+/kernel": ("space", "space", "vector", "vector"),
+    r"detailer/(context|enter|leave|mix_\d+)/kernel": ("vector", "vector"),
+    r"detailer/(context|enter|leave|mix_\d+|spatial_\d+)/bias": ("vector",),
+}
 
 # All rules of an autoencoder.
 AUTOENCODER_AXES = {
@@ -75,7 +81,7 @@ MESH_AXES: dict[str, MeshAxes] = {
 
 
 def parameter_rules(
-    *, modulation: str, qk_norm: bool, cross_attention: str, text_encoder: str
+    *, modulation: str, qk_norm: bool, cross_attention: str, text_encoder: str, detailer: bool
 ) -> dict[str, tuple[str, ...]]:
     """Sharding rules for a model; every rule matches at least one of its parameters.
 
@@ -84,6 +90,7 @@ def parameter_rules(
       qk_norm: see `VideoDiT`.
       cross_attention: see `VideoDiT`.
       text_encoder: see `VideoDiT`.
+      detailer: whether there is a patch detailer head.
     Returns:
       Regular expression for the end of a path -> logical axes.
     """
@@ -94,7 +101,8 @@ def parameter_rules(
         (text_encoder == "embeddings" and reads, PROJECTION_AXES),
         (reads, CROSS_ATTENTION_AXES),
         (gated, GATE_AXES),
-        (qk_norm or gated or text_encoder == "words", NORM_AXES),
+        (qk_norm or gated or detailer or text_encoder == "words", NORM_AXES),
+        (detailer, DETAILER_AXES),
         (modulation == "adaln_single", TABLE_AXES),
     )
     rules = dict(PARAMETER_AXES)

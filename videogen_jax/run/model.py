@@ -171,6 +171,7 @@ def make_model(
         qk_norm=config.model.qk_norm,
         cross_attention=config.model.cross_attention,
         text_encoder=text_encoder,
+        detailer=bool(config.model.detailer_width),
     )
     abstract_params, param_shardings = place_abstract(mesh, init_params, rules)
     return Model(

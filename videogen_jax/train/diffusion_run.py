@@ -90,6 +90,9 @@ def forward_flops(model: Model) -> int:
         patch_out=places * channels,
         text_tokens=model.config.text.length,
         text_depth=options.text_depth,
+        patch_places=math.prod(options.patch_size[1:]),
+        detailer_width=options.detailer_width,
+        detailer_blocks=options.detailer_blocks,
     )
 
 

@@ -27,8 +27,11 @@ RUN = "run"  # init.layout of another run; the others are of models/weight_layou
 FIRST_LAYER = "patch_embed/kernel"
 WORDS = "caption_encoder/words/embedding"
 SHOWN = 10  # words in a sentence
-# Options of config.model that leave the parameters what they are, or add inputs.
-MAY_DIFFER = ("conditioning", "micro_conditions", "causal", "time_cycle")
+# Options of config.model that leave the parameters what they are, or add inputs or the detailer.
+MAY_DIFFER = (
+    *("conditioning", "micro_conditions", "causal", "time_cycle"),
+    *("detailer_width", "detailer_blocks"),
+)
 
 
 def init_params(model: Model, texts: Texts) -> Any:
@@ -92,6 +95,8 @@ def start_from_run(model: Model, workdir: Path, texts: Texts) -> Any:
         if name not in found:
             if name.split("/")[0] in embedders:
                 return jnp.zeros_like(leaf) if "/out/" in name else leaf
+            if name.startswith("detailer/"):
+                return leaf  # its output is zero at first
             raise ValueError(
                 f"init.path={workdir} has no {name}: its model is another; set the same config.model."
             )
