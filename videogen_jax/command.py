@@ -22,6 +22,11 @@ from absl import app, flags, logging
 from videogen_jax import config, interrupts
 from videogen_jax.paths import local_path
 
+# TensorFlow only reads records here, and is not to greet on stderr. It reads these when a verb imports it, so they are
+# set before that; on some CPUs it reports oneDNN, which nothing here would be faster with, whatever the level.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
 # Flags of all verbs whose values are paths. Those of weights may also be names on the Hugging Face hub.
 PATH_FLAGS = (
     *("workdir", "input", "output", "output_dir", "data", "generated", "reference", "logdir", "compare"),
@@ -98,7 +103,6 @@ def start(
 
     keep_freed_memory()
     quiet_libraries()
-    quiet_tensorflow()
     for stream in (sys.stdout, sys.stderr):  # a name that the locale cannot show is no error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -332,13 +336,6 @@ def want_finite(*names: str, flag_values: flags.FlagValues = flags.FLAGS) -> Non
             message="give a finite number.",
             flag_values=flag_values,
         )
-
-
-def quiet_tensorflow() -> None:
-    """Keeps TensorFlow, which only reads records here, from greeting on stderr when it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # On some CPUs it reports oneDNN whatever the level; nothing here would run faster with it.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def quiet_libraries() -> None:

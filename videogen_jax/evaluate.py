@@ -171,7 +171,6 @@ def run(values) -> None:
         for line in json_report.format_lines(document, verdicts):
             print(line)
         if logdir is not None:
-            command.quiet_tensorflow()
             score_outputs.log_scores(document["scores"], logdir, step)
         page = output.with_suffix(".html") if values.output else folder / "report.html"
         animations = report.animate_sets(
