@@ -121,16 +121,12 @@ def judge(clips: Judged) -> dict[str, Rate]:
 def judge_with_baselines(clips: Judged) -> dict[str, dict[str, Rate]]:
     """The rates of `judge`: "videos", "still" and "shuffled" to them, the last two of the sets of `baselines`."""
     clips = list(clips)
-    orders = [
-        baselines.draw_order(len(video), baselines.SEED, i) for i, (video, _) in enumerate(clips)
-    ]
-    return {
-        "videos": judge(clips),
-        "still": judge((np.repeat(video[:1], len(video), axis=0), text) for video, text in clips),
-        "shuffled": judge(
-            (video[order], text) for order, (video, text) in zip(orders, clips, strict=True)
-        ),
-    }
+    rates = {"videos": judge(clips)}
+    found = [clip_sets.Clip("", video, caption=caption) for video, caption in clips]
+    window = clip_sets.Window(min((len(video) for video, _ in clips), default=2))
+    for name, worse in baselines.make_baselines(lambda: found, window).items():
+        rates[name] = judge((clip.video, clip.caption) for clip in worse())
+    return rates
 
 
 def read_data(folder: str, frames: int) -> Iterator[tuple[np.ndarray, str]]:
@@ -157,8 +153,7 @@ def reconstruct(clips: Judged, workdir: str) -> Iterator[tuple[np.ndarray, str]]
         return to_pixels(autoencoder.decode(params, latents))[0]
 
     for video, caption in clips:
-        if read_caption(caption):
-            yield np.asarray(program(video.astype(np.float32))), caption
+        yield np.asarray(program(video.astype(np.float32))), caption
 
 
 def read_generated(folder: str) -> Iterator[tuple[np.ndarray, str]]:
@@ -195,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
             clips = read_generated(given.generated)
         else:
             clips = read_data(given.data, given.frames)
+        clips = ((video, caption) for video, caption in clips if read_caption(caption))
         if given.autoencoder:
             clips = reconstruct(clips, given.autoencoder)
         rates = judge_with_baselines(clips)

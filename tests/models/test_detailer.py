@@ -44,10 +44,11 @@ def refine(params, x_t, tokens):
                 x[:, t, r, c] += features.reshape(b, ph * pw, WIDTH)[:, place]
     x = x.reshape(b * times, height, width, WIDTH)
     for i in range(BLOCKS):
-        h = silu(norm(x, params[f"norm_{2 * i}"]["scale"]))
-        h = convolve(h, *(params[f"spatial_{i}"][name] for name in ("kernel", "bias")))
-        h = silu(norm(h, params[f"norm_{2 * i + 1}"]["scale"]))
-        x = x + h @ params[f"mix_{i}"]["kernel"] + params[f"mix_{i}"]["bias"]
+        block = params[f"block_{i}"]
+        h = silu(norm(x, block["norm_1"]["scale"]))
+        h = convolve(h, *(block["spatial"][name] for name in ("kernel", "bias")))
+        h = silu(norm(h, block["norm_2"]["scale"]))
+        x = x + h @ block["temporal"]["mix"]["kernel"] + block["temporal"]["mix"]["bias"]
     x = x @ params["leave"]["kernel"] + params["leave"]["bias"]
     x = x.reshape(b, times, height, width, pt, -1)
     return np.moveaxis(x, 4, 2).reshape(b, frames, height, width, -1)

@@ -213,7 +213,7 @@ def test_a_patch_detailer_is_replicated():
     config.model.update({"detailer_width": 6, "detailer_blocks": 1, "qk_norm": False})
     run = make_run(config)
     found = run.model.param_shardings["detailer"]
-    assert set(found) == {"enter", "context", "leave", "spatial_0", "mix_0", "norm_0", "norm_1"}
+    assert set(found) == {"enter", "context", "leave", "block_0"}
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found))
 
 

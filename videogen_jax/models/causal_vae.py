@@ -63,11 +63,10 @@ class Network(NamedTuple):
 
 def check_network(network: Network) -> None:
     """Raises ValueError, naming the option, if sizes are invalid."""
-    numbers = (
-        *(network.channels, network.blocks, network.temporal_kernel),
-        *(*network.widths, *network.patch),
-    )
-    if min(numbers) < 1 or any(min(stride) < 1 for stride in network.strides):
+    numbers = (network.channels, network.blocks, network.temporal_kernel)
+    if min(*numbers, *network.widths, *network.patch) < 1 or any(
+        min(stride) < 1 for stride in network.strides
+    ):
         raise ValueError(
             f"The autoencoder's sizes {network} include a number below 1: give at least 1."
         )

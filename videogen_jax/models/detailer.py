@@ -12,13 +12,11 @@ KV caches and chunks need nothing from it.
 Source: DiP, arXiv:2511.18822; there a U-Net within each patch, here blocks of one resolution over the whole frame.
 """
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.models.convolutions import conv
-from videogen_jax.models.layers import RMSNorm
+from videogen_jax.models.causal_vae import Block, depth_to_space, space_to_depth
 from videogen_jax.models.patches import unpatchify
 
 
@@ -42,25 +40,13 @@ class PatchDetailer(nn.Module):
           (B, T*pt, H*ph, W*pw, C') float32; zero at the start of training.
         """
         pt, ph, pw = self.patch_size
-        x = einops.rearrange(x_t, "b (t p) h w c -> b t h w (p c)", p=pt).astype(self.dtype)
-        batch, _, height, width = x.shape[:4]
-        context = self._dense(ph * pw * self.width, "context")(tokens)
-        x = self._dense(self.width, "enter")(x)
+        height, width = x_t.shape[2:4]
+        context = nn.Dense(ph * pw * self.width, dtype=self.dtype, name="context")(tokens)
+        x = space_to_depth(x_t, (pt, 1, 1)).astype(self.dtype)
+        x = nn.Dense(self.width, dtype=self.dtype, name="enter")(x)  # (B, T, H*ph, W*pw, D')
         x = x + unpatchify(context, (1, ph, pw), height, width)
-        x = einops.rearrange(x, "b t h w d -> (b t) h w d")
         for i in range(self.blocks):
-            h = nn.silu(RMSNorm(name=f"norm_{2 * i}")(x))
-            h = conv(self.width, f"spatial_{i}", self.dtype)(h)
-            h = nn.silu(RMSNorm(name=f"norm_{2 * i + 1}")(h))
-            # A small initialization, so that each block starts near the identity.
-            init = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
-            x = x + self._dense(self.width, f"mix_{i}", init)(h)
-        x = self._dense(pt * out_channels, "leave", nn.initializers.zeros)(x)
-        x = einops.rearrange(x, "(b t) h w (p c) -> b (t p) h w c", b=batch, p=pt)
-        return x.astype(jnp.float32)
-
-    def _dense(
-        self, features: int, name: str, init: nn.initializers.Initializer | None = None
-    ) -> nn.Module:
-        init = nn.initializers.lecun_normal() if init is None else init
-        return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+            x = Block(temporal_kernel=1, dtype=self.dtype, name=f"block_{i}")(x)
+        zeros = nn.initializers.zeros
+        leave = nn.Dense(pt * out_channels, kernel_init=zeros, dtype=self.dtype, name="leave")
+        return depth_to_space(leave(x), (pt, 1, 1)).astype(jnp.float32)

@@ -2,7 +2,7 @@
 
     x_t (B, T*pt, H*ph, W*pw, C) --patchify, linear--> tokens (B, T, N, D) + positions
       blocks (blocks.py): spatial and temporal in turn, or joint
-    --adaLN, linear, unpatchify--> prediction, shape of x_t
+    --adaLN, linear, unpatchify--> prediction, shape of x_t (+ the patch detailer head, detailer.py)
 
     condition (B, T or 1, D) = embedded time + pooled text or class + micro-conditions
 
@@ -138,11 +138,10 @@ class VideoDiT(nn.Module):
         tokens, lengths, vector = self._read_text(text)
         condition = self._embed_condition(t, vector, micro or {})  # (B, T or 1, D)
 
-        noisy = x_t
-        x_t = self._join_known(x_t, known, mask)
+        joined = self._join_known(x_t, known, mask)
         if self.token_sharding is not None:
-            x_t = self.token_sharding.shard_frames(x_t)
-        x = patches.patchify(x_t, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
+            joined = self.token_sharding.shard_frames(joined)
+        x = patches.patchify(joined, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
         x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
         if self.residual_dtype == "float32":
             x = x.astype(jnp.float32)  # blocks add to it in its own type
@@ -162,14 +161,13 @@ class VideoDiT(nn.Module):
         def last_layer(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
             return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
 
-        last = x
-        x = remat.in_pieces(last_layer, unembed, x, 2, self.pieces, self.token_sharding)
-        video = patches.unpatchify(x, self.patch_size, height, width)
+        out = remat.in_pieces(last_layer, unembed, x, 2, self.pieces, self.token_sharding)
+        video = patches.unpatchify(out, self.patch_size, height, width)
         if self.detailer_width:
             sizes = (self.patch_size, self.detailer_width, self.detailer_blocks, self.dtype)
             head = PatchDetailer(*sizes, name="detailer")
-            features = layers.modulate(last, shift, scale).astype(self.dtype)
-            video = video + head(noisy, features, self.out_channels or channels)
+            features = layers.modulate(x, shift, scale).astype(self.dtype)
+            video = video + head(x_t, features, self.out_channels or channels)
         return video if kv_cache is None else (video, keys_values)
 
     def _join_known(

@@ -44,9 +44,9 @@ NORM_AXES = {r"norm(_\d+)?/scale": ("vector",)}
 TABLE_AXES = {r"scale_shift_table": ("parts", "vector")}
 # Few parameters: replicated.
 DETAILER_AXES = {
-    r"detailer/spatial_\d+/kernel": ("space", "space", "vector", "vector"),
-    r"detailer/(context|enter|leave|mix_\d+)/kernel": ("vector", "vector"),
-    r"detailer/(context|enter|leave|mix_\d+|spatial_\d+)/bias": ("vector",),
+    r"detailer/block_\d+/spatial/kernel": ("space", "space", "vector", "vector"),
+    r"detailer/(context|enter|leave|block_\d+/temporal/mix)/kernel": ("vector", "vector"),
+    r"detailer/(context|enter|leave|block_\d+/(spatial|temporal/mix))/bias": ("vector",),
 }
 
 # All rules of an autoencoder.

@@ -2,8 +2,8 @@
 
     |x - y| + perceptual_weight d(x, y) + kl_weight KL(N(mean, var) || N(0, 1)),   y = decode(z), z ~ N(mean, var)
 
-or (x - y)^2 in place of |x - y|, which small objects of strong contrast weigh more in. x, y by number of the video;
-the KL summed over the latents and divided by the numbers of the video, so that its weight
+or (x - y)^2 in place of |x - y|, in which small objects of strong contrast weigh more. The first term is a mean over
+the values of the video; the KL is summed over the latents and divided by the number of these values, so that its weight
 against the first term does not depend on the sizes of either.
 
 Source: Latent diffusion, arXiv:2112.10752, appendix G (without the discriminator); Kingma & Welling, arXiv:1312.6114,
@@ -39,7 +39,7 @@ def make_loss(
     Args:
       reconstruct: the autoencoder.
       kl_weight: see above.
-      distance: l1 or l2, of the numbers of the video.
+      distance: l1 or l2, over the values of the video.
       perceptual_weight: see above; the term is left out where `vgg` is None.
       perceptual_frames: of each clip, drawn at random in each step, of which it is taken.
       vgg: parameters of `perceptual.load_vgg`, on the devices.
@@ -52,14 +52,14 @@ def make_loss(
         if weight < 0:
             raise ValueError(f"{name} is {weight}: a weight is 0 or more.")
 
-    of_error = {"l1": jnp.abs, "l2": jnp.square}[distance]
+    elementwise = {"l1": jnp.abs, "l2": jnp.square}[distance]
 
     def loss(params: Any, batch: Batch, rng: jax.Array, offset: Any = None) -> jax.Array:
         del offset  # of diffusion times, which an autoencoder has not
         rng_latents, rng_frames = jax.random.split(rng)
         video = to_float(batch["video"])  # (B, T, H, W, 3)
         made, mean, logvar = reconstruct(params, video, rng_latents)
-        value = jnp.mean(of_error(video - made))
+        value = jnp.mean(elementwise(video - made))
         value += kl_weight * divergence(mean, logvar) / math.prod(video.shape[1:])
         if vgg is not None and perceptual_weight:
             pairs = pick_frames(jnp.stack([video, made]), rng_frames, perceptual_frames)

@@ -29,8 +29,12 @@ WORDS = "caption_encoder/words/embedding"
 SHOWN = 10  # words in a sentence
 # Options of config.model that leave the parameters what they are, or add inputs or the detailer.
 MAY_DIFFER = (
-    *("conditioning", "micro_conditions", "causal", "time_cycle"),
-    *("detailer_width", "detailer_blocks"),
+    "conditioning",
+    "micro_conditions",
+    "causal",
+    "time_cycle",
+    "detailer_width",
+    "detailer_blocks",
 )
 
 
