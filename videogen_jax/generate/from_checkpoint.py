@@ -22,7 +22,9 @@ from videogen_jax.generate.rollout import Rollout, roll
 from videogen_jax.generate.run_rollout import Plan
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
+from videogen_jax.models.parameter_paths import combine, list_paths, split
 from videogen_jax.run import checkpoint, ema_snapshots, saved_config, text_conditioning
+from videogen_jax.run.merged_lora import merge_lora
 from videogen_jax.run.model import Model, choose_mesh, make_model, make_sampling_mesh
 
 ROWS = 16  # videos at a time unless a batch size is given
@@ -104,6 +106,7 @@ def _load_step(
     if latents is not None:
         model.latent_space.load(latents)  # missing or other weights are an error now
     params = restore_average(model, workdir, step, ema, ema_width)
+    model, params = merge_lora(model, params)
     recipe = {
         "workdir": str(workdir),
         "step": step,
@@ -125,8 +128,11 @@ def restore_average(
     abstract = model.abstract_params
     if ema_width is not None:
         widths = model.config.ema.widths
-        params = ema_snapshots.reconstruct(workdir, abstract, widths, ema_width, step)
-        return jax.device_put(params, model.param_shardings)
+        directory = Path(workdir) / "checkpoints" / str(step)
+        frozen = checkpoint.read_frozen(directory.resolve(), abstract)
+        trained, _ = split(abstract, list_paths(frozen))
+        params = ema_snapshots.reconstruct(workdir, trained, widths, ema_width, step)
+        return jax.device_put(combine(params, frozen), model.param_shardings)
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         return checkpoint.restore_ema(manager, abstract, ema or model.ema_names[0], step)[0]
 
