@@ -35,6 +35,7 @@ COUNT, SIZE, SHARE, FRACTION = "[0, inf)", "[1, inf)", "[0, 1]", "[0, 1)"
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 SEED = "[0, 4294967295]"  # of 32 bits, for every verb
 RATE, RATE_OR_NONE, LOG_SIGMA = "(0, 1000]", "[0, 1000]", "[-20, 20]"
+LAYER = "[-1000, 1000]"
 THREADS, DEVICES = "[1, 1024]", "[1, 65536]"
 
 NO_FLIP_WORDS = (
@@ -140,11 +141,17 @@ DIFFUSION = {
         "type that `encode` and known frames are encoded in", choices=("float32", "bfloat16")),
     "vae.stored": Option("float16", "type of the latents on disk", choices=("float16", "bfloat16")),
     "text.encoder": Option("words",
-        "caption encoder: embeddings of words learned here, or CLIP", choices=("words", "clip")),
-    "text.path": Option("", "weights of CLIP: file, folder or name on the Hugging Face hub"),
+        "caption encoder: embeddings of words learned here, or a pretrained one: CLIP, T5 v1.1 or umT5, Qwen3",
+        choices=("words", "clip", "t5", "qwen3")),
+    "text.path": Option("", "weights of a pretrained one: file, folder or name on the Hugging Face hub"),
+    "text.layer": Option(-1,
+        "hidden states of qwen3: 0 its embeddings, k those after k layers, -1 the last, after the final norm", LAYER),
+    "text.pooled_encoder": Option("",
+        "another encoder for the pooled vector; empty: that of text.encoder", choices=("", "clip")),
+    "text.pooled_path": Option("", "its weights, as text.path"),
     "text.vocabulary_size": Option(0,
         "most frequent words that the model knows, and three special ones; 0: all words of the captions", COUNT),
-    "text.length": Option(77, "words or tokens of a caption; CLIP reads at most 77", SIZE),
+    "text.length": Option(77, "words or tokens of a caption; CLIP reads at most 77, T5 and Qwen3 512", SIZE),
     "text.dropout": Option(0.1, "share of clips trained without their caption, for guidance", SHARE),
     "model.patch_size": Option((1, 2, 2), "patch: latent frames, rows, columns", SIZE, of=int, lengths=(3,)),
     "model.width": Option(512, "hidden size", SIZE),

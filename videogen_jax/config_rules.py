@@ -278,13 +278,38 @@ def check_combinations(config: Any, autoencoder: bool) -> None:
         )
 
 
+def _check_text(config: Any) -> None:
+    text = config.text
+    if text.encoder != "words" and config.vae.name == "identity":
+        raise ValueError(
+            f"text.encoder is {text.encoder!r}, whose embeddings are stored beside latents, but vae.name is 'identity' "
+            "and has none: choose an autoencoder, or set --config.text.encoder=words."
+        )
+    if text.layer != -1 and text.encoder != "qwen3":
+        raise ValueError(
+            f"text.layer is {text.layer}, which is of text.encoder=qwen3, but that is {text.encoder!r}: set it to -1."
+        )
+    if text.pooled_path and not text.pooled_encoder:
+        raise ValueError(
+            f"text.pooled_path is {text.pooled_path!r}, but text.pooled_encoder is empty: set it to 'clip'."
+        )
+    if not text.pooled_encoder:
+        return
+    if text.encoder in ("words", text.pooled_encoder):
+        raise ValueError(
+            f"text.pooled_encoder is {text.pooled_encoder!r}, beside text.encoder={text.encoder!r}, which has its own "
+            "pooled vector: leave it empty."
+        )
+    if not config.model.pooled_text:
+        raise ValueError(
+            f"text.pooled_encoder is {text.pooled_encoder!r}, but model.pooled_text is off and nothing reads its "
+            "vector: leave it empty, or set --config.model.pooled_text=True."
+        )
+
+
 def _check_diffusion(config: Any) -> None:
     text, known = config.text, config.known
-    if text.encoder == "clip" and config.vae.name == "identity":
-        raise ValueError(
-            "text.encoder is 'clip', whose embeddings are stored beside latents, but vae.name is 'identity': choose "
-            "an autoencoder, or set --config.text.encoder=words."
-        )
+    _check_text(config)
     if config.vae.name == "workdir" and not config.vae.path:
         raise ValueError(
             "vae.name is 'workdir', but vae.path is empty: name the folder of a run of configs/vae_*.py."

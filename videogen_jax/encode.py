@@ -3,9 +3,10 @@
     python -m videogen_jax.encode --config=configs/dit_512.py --input=runs/dit_512/clips
 
 The config says with which autoencoder (`vae.name`, `vae.path`), whether captions are embedded too (`text.encoder`,
-`text.path`), whether mirrored clips are wanted (`data.flip`), how training clips are augmented before (`data.height`,
-`data.width`, `augment`), and where the latents go (`data.path`; --output goes elsewhere). The same command again
-continues a call that was ended, does nothing where all is done, and refuses an output that was made of something else.
+`text.path`, `text.pooled_encoder`), whether mirrored clips are wanted (`data.flip`), how training clips are augmented
+before (`data.height`, `data.width`, `augment`), and where the latents go (`data.path`; --output goes elsewhere). The
+same command again continues a call that was ended, does nothing where all is done, and refuses an output that was made
+of something else.
 On several machines give each its part of the shards, as --shard=0/4 to --shard=3/4; whoever comes last finishes the
 data set.
 """
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
     from videogen_jax.data import bucketed_data, output_folder
     from videogen_jax.packing import encode_latents  # TensorFlow: only once the flags are right
-    from videogen_jax.run import text_conditioning
+    from videogen_jax.run import caption_embedder
     from videogen_jax.run.model import clip_shape, make_latent_space, with_shape
 
     sets = bucketed_data.open_buckets(values.input)
@@ -64,9 +65,9 @@ def main(arguments: list[str]) -> int:
     autoencoder = space.encoding().describe(fetch=True)
     params = autoencoder.load()
     captions: dict[str, Any] = {}
-    if config.text.encoder == "clip":
-        embedder = text_conditioning.load_embedder(config.text.path, space.dtype)
-        info = text_conditioning.describe_embeddings(embedder, config.text.path, config.vae.stored)
+    if config.text.encoder != "words":
+        embedder = caption_embedder.load_embedder(config.text, space.dtype)
+        info = caption_embedder.describe_embeddings(embedder, config.text, config.vae.stored)
         captions = {"texts": info, "embed": embedder.run}
     devices = jax.local_devices()
     logging.info("Encoding %s into %s on %d devices.", values.input, output, len(devices))

@@ -8,6 +8,7 @@ OPTIONS = (
     "data.path",
     "vae.path",
     "text.path",
+    "text.pooled_path",
     "init.path",
     "evaluation.reference",
     "perceptual.path",

@@ -47,3 +47,63 @@ def write_clip(folder, seed=0, vocabulary=49_408, positions=LENGTH, activation="
     tensors["text_projection.weight"] = rng.standard_normal((POOLED, WIDTH)).astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
     return str(folder)
+
+
+def write_t5(folder, seed=0, kind="t5", vocabulary=40, parts=1):
+    """An encoder of two layers and its tokenizer, in transformers' layout; returns the folder as a string."""
+    folder.mkdir(parents=True, exist_ok=True)
+    heads, head, hidden = 2, 4, 20
+    config = {"model_type": kind, "vocab_size": vocabulary, "d_model": WIDTH, "d_kv": head}
+    config |= {"d_ff": hidden, "num_layers": 2, "num_heads": heads, "eos_token_id": 1}
+    config |= {"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"shared.weight": (vocabulary, WIDTH), "encoder.final_layer_norm.weight": (WIDTH,)}
+    for i in range(2):
+        layer = f"encoder.block.{i}.layer"
+        for name in "qkv":
+            shapes[f"{layer}.0.SelfAttention.{name}.weight"] = (heads * head, WIDTH)
+        shapes[f"{layer}.0.SelfAttention.o.weight"] = (WIDTH, heads * head)
+        shapes |= {f"{layer}.{part}.layer_norm.weight": (WIDTH,) for part in range(2)}
+        if i == 0 or kind == "umt5":
+            shapes[f"{layer}.0.SelfAttention.relative_attention_bias.weight"] = (8, heads)
+        shapes |= {f"{layer}.1.DenseReluDense.wi_{j}.weight": (hidden, WIDTH) for j in range(2)}
+        shapes[f"{layer}.1.DenseReluDense.wo.weight"] = (WIDTH, hidden)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: rng.standard_normal(shape).astype(np.float32) * 0.5 for name, shape in shapes.items()
+    }
+    if parts == 1:
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        save_parts(tensors, folder, parts)
+    write_words(folder)
+    return str(folder)
+
+
+def save_parts(tensors, folder, parts):
+    """Several files and their index."""
+    index = {}
+    for i in range(parts):
+        name = f"model-{i + 1:05d}-of-{parts:05d}.safetensors"
+        chosen = dict(list(tensors.items())[i::parts])
+        save_file(chosen, folder / name)
+        index |= dict.fromkeys(chosen, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def write_words(folder, words="a red ball ein grüner Würfel word one two three", end=True):
+    """A tokenizer.json of whole words, which ends captions as T5's does."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    special = ("<pad>", "</s>", "<unk>")
+    vocabulary = {word: i for i, word in enumerate((*special, *words.split()))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special])
+    if end:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"

@@ -8,7 +8,7 @@ from tests.tiny import tiny_config
 from videogen_jax import encode
 from videogen_jax.data import bucketed_data
 from videogen_jax.data.latent_records import LatentInfo
-from videogen_jax.run import latent_space, text_conditioning
+from videogen_jax.run import caption_embedder, latent_space
 from videogen_jax.run.model import make_latent_space
 
 
@@ -69,7 +69,7 @@ def test_encode_computes_the_autoencoder_in_float32_and_captions_as_in_training(
     monkeypatch.setattr(encode.flags, "FLAGS", values)
     monkeypatch.setattr(bucketed_data, "open_buckets", lambda folder: {})
     monkeypatch.setattr(latent_space, "_make_autoencoder", describe)
-    monkeypatch.setattr(text_conditioning, "load_embedder", load_embedder)
+    monkeypatch.setattr(caption_embedder, "load_embedder", load_embedder)
     with pytest.raises(Stop):
         encode.main([])
     assert seen == ["float32", "bfloat16"]

@@ -17,12 +17,14 @@ from tests.models.autoencoders import random_sd
 from tests.models.text_encoders import LENGTH, POOLED, WIDTH, write_clip
 from tests.test_launch import ENVIRONMENT
 from tests.tiny import make_run, tiny_config
+from videogen_jax.config import get_config
 from videogen_jax.data import clip_tokenizer, pipeline
 from videogen_jax.models import clip_text
 from videogen_jax.packing import merge_parts
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, text_conditioning
 from videogen_jax.run import model as run_model
+from videogen_jax.run.caption_embedder import load_embedder
 from videogen_jax.train import diffusion_run, loop
 from videogen_jax.train.run_kinds import DIFFUSION
 
@@ -142,7 +144,7 @@ def test_the_null_text_is_the_empty_caption(places):
     assert null["mask"].tolist() == [True] * 2 + [False] * 14
     np.testing.assert_allclose(null["tokens"][:2], tokens[0], rtol=2**-11, atol=1e-4)
     np.testing.assert_allclose(null["pooled"], pooled[0], rtol=2**-11, atol=1e-4)
-    blank = text_conditioning.blank_text(config.text.encoder, config.text.path, config.text.length)
+    blank = text_conditioning.blank_text(config.text)
     assert jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), null, blank) == {
         "tokens": True,
         "mask": True,
@@ -337,14 +339,14 @@ def test_a_run_does_not_go_on_with_other_embeddings(places, trained):
     words = DIFFUSION.open_texts(config, data)
     assert text_conditioning.find_difference(words, metadata) == "the captions have other words"
     text = clip_config(places).text
-    restored = text_conditioning.restore_texts(text.encoder, text.path, text.length, metadata)
+    restored = text_conditioning.restore_texts(text, metadata)
     assert restored.metadata == {name: metadata[name] for name in ("vocabulary", "text")}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoder": "t5"}, "Unknown text.encoder 't5': choose one of words, clip"),
+        ({"encoder": "bert"}, "Unknown text.encoder 'bert': choose one of words, clip, t5, qwen3"),
         ({"length": 78}, "text.length is 78, but the text encoder reads 77 tokens: set --config"),
     ],
 )
@@ -357,14 +359,14 @@ def test_what_means_nothing_is_refused(places, change, message, tmp_path):
 def test_an_encoder_of_other_ids_is_refused(tmp_path):
     path = write_clip(tmp_path / "small", vocabulary=300)
     with pytest.raises(ValueError, match="reads 300 ids, but CLIP's tokenizer has 49408"):
-        text_conditioning.load_embedder(path, "float32")
+        load_embedder(get_config(text={"encoder": "clip", "path": path}).text, "float32")
 
 
 def test_without_weights_the_shapes_are_those_of_the_published_model(places):
     """As `plan` needs them: no network, no file."""
     config = clip_config(places)
     config.text.update({"path": "openai/clip-vit-large-patch14", "length": 77})
-    blank = text_conditioning.blank_text(config.text.encoder, config.text.path, config.text.length)
+    blank = text_conditioning.blank_text(config.text)
     assert blank["tokens"].shape == (77, 768) and blank["pooled"].shape == (768,)
     config.text.path = "openai/clip-vit-base-patch32"
     assert make_run(config).model.null_text["tokens"].shape == (77, 512)

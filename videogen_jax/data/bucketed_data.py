@@ -185,8 +185,7 @@ def _same_embedding(one: TextInfo | None, other: TextInfo | None) -> bool:
     """Whether two text encoders are the same; the null embeddings may differ by rounding."""
     if one is None or other is None:
         return one is other
-    rest = {"path": "", "null_tokens": [], "null_pooled": []}
-    return one._replace(**rest) == other._replace(**rest)
+    return one.content() == other.content()
 
 
 _NO_STATISTICS = {"mean": [], "deviation": [], "places": 0}

@@ -14,6 +14,7 @@ from videogen_jax.data import annotations
 from videogen_jax.data.annotations import Annotations
 
 DTYPES = ("float16", "bfloat16")
+LARGEST_STORED = 65_280.0  # largest number that bfloat16 holds and float16 too
 EXTRA = {"tokens": np.int32}  # of each entry of the captions, where these are embedded
 
 
@@ -51,6 +52,15 @@ class TextInfo(NamedTuple):
     length: int  # maximum number of tokens; longer captions were truncated
     null_tokens: list[list[float]]  # (n, E), of the empty caption
     null_pooled: list[float]  # (P,), of the empty caption
+    layer: int = -1  # text.layer
+    pooled_encoder: str = ""  # text.pooled_encoder, of the pooled embedding; empty: `encoder`
+    pooled_path: str = ""  # text.pooled_path, of its weights
+    pooled_weights: str = ""  # hash of its parameters; empty without one
+
+    def content(self) -> dict[str, Any]:
+        """What determines the embeddings: not where weights lay, nor the null embedding, which may differ by rounding."""
+        left_out = ("path", "pooled_path", "null_tokens", "null_pooled")
+        return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
 class Embeddings(NamedTuple):
@@ -150,7 +160,7 @@ def serialize_latents(
         pooled = np.stack(pooled) if annotated else pooled[0]
         fields |= {"text_tokens": np.concatenate(tokens), "text_pooled": pooled}
         for name in ("text_tokens", "text_pooled"):
-            fields[name] = fields[name].astype(features[name].np_dtype)
+            fields[name] = store_embeddings(fields[name], features[name].np_dtype.name)
     example = features.serialize_example(
         {
             "latents": latents.astype(dtype),
@@ -162,6 +172,19 @@ def serialize_latents(
     )
     # The field order of TFDS differs between processes.
     return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+
+
+def store_embeddings(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Converts embeddings to the type that they are stored in.
+
+    Hidden states within a language model may have a channel beyond the range of float16, in which batches are: it is
+    clipped.
+
+    Args:
+      values: float32, finite.
+      dtype: one of DTYPES.
+    """
+    return np.clip(values, -LARGEST_STORED, LARGEST_STORED).astype(find_dtype(dtype))
 
 
 def find_dtype(name: str) -> np.dtype:

@@ -298,6 +298,25 @@ def read_annotations(path: str, data: PackedData, count: int = -1) -> Iterator[A
         yield Annotations.from_record(clip)
 
 
+def read_token_counts(path: str, data: PackedData, count: int = -1) -> list[int]:
+    """Reads how many tokens the stored embedding of each caption entry of a TFRecord file has, in order.
+
+    Args:
+      path: TFRecord file of a data set with caption embeddings.
+      data: the data set that it belongs to.
+      count: most clips to read; -1: all.
+    Raises:
+      DataError: a record is damaged.
+    """
+    records = tf.data.TFRecordDataset(path).take(count)
+    clips = records.map(
+        lambda record: record_decoding.count_stored_tokens(
+            record_decoding.parse(record, data, text_length=1, media=False), data
+        )
+    )
+    return [int(n) for counts in _iterate(clips, [path], threads=1) for n in counts]
+
+
 def read_captions(path: str, data: PackedData, count: int = -1) -> list[bytes]:
     """Reads a caption of each clip of a TFRecord file in order: of its first caption the text that most frames have.
 

@@ -160,6 +160,14 @@ def decode_text_embeddings(
     }
 
 
+def count_stored_tokens(clip: dict[str, tf.Tensor], data: PackedData) -> tf.Tensor:
+    """Tokens of the embedding of each entry of a record's captions, (E,) int64, from `parse` with a text length."""
+    if data.annotated:
+        return clip[annotations.TOKENS]
+    row = data.texts.width * tf.as_dtype(data.texts.dtype).size
+    return tf.cast(tf.strings.length(clip["text_tokens"]) // row, tf.int64)[None]
+
+
 def choose_caption(
     clip: dict[str, tf.Tensor], chosen: tf.Tensor, draw: Callable[[tf.Tensor], tf.Tensor] | None
 ) -> dict[str, tf.Tensor]:

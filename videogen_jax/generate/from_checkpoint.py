@@ -96,8 +96,7 @@ def _load_step(
     Raises:
       DamagedError: the step is damaged, or was deleted meanwhile.
     """
-    text = config.text
-    texts = text_conditioning.restore_texts(text.encoder, text.path, text.length, metadata)
+    texts = text_conditioning.restore_texts(config.text, metadata)
     latents = metadata.get("latents")
     latents = latents and LatentInfo(**latents)
     devices = jax.devices()
@@ -347,7 +346,7 @@ class VideoModel:
     def embed(self, captions: Sequence[str], negative_prompt: str = "") -> tuple[Any, Any]:
         """Embeddings of captions, tree of rows of N, and of the negative prompt, without the batch axis.
 
-        Each caption is embedded once: embed those of many batches ahead, so that CLIP's weights are read once.
+        Each caption is embedded once: embed those of many batches ahead, so that the encoder's weights are read once.
 
         Raises:
           ValueError: the model cannot read a caption.

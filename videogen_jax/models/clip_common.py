@@ -18,13 +18,11 @@ import numpy as np
 
 from videogen_jax.models import model_config
 from videogen_jax.models.attention import attend
-from videogen_jax.models.hub import find_file
+from videogen_jax.models.hub import CONFIG_FILE, FILE, find_weights
 from videogen_jax.models.weight_layouts import Source
 from videogen_jax.models.weights import WeightsError, place_tensors, read_tensors
 from videogen_jax.parallel.sharding import path_name
 
-FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16")
 # Tensors of neither encoder, which are ignored.
 IGNORED = r"logit_scale|(.*\.)?position_ids"
@@ -160,7 +158,7 @@ def check_config(path: Path, config: Any) -> Any:
     return config
 
 
-def find_weights(path: str) -> tuple[Path, dict[str, np.ndarray]]:
+def read_weights(path: str) -> tuple[Path, dict[str, np.ndarray]]:
     """Reads the tensors of a model.
 
     Args:
@@ -171,9 +169,7 @@ def find_weights(path: str) -> tuple[Path, dict[str, np.ndarray]]:
       FileNotFoundError: there are none.
       WeightsError: they cannot be read.
     """
-    here = Path(path)
-    # A folder without FILE may hold sharded weights, or a pickle, which is rejected.
-    found = here if here.is_dir() and not (here / FILE).is_file() else find_file(path, FILE)
+    found = find_weights(path)
     return found, read_tensors(found)
 
 
@@ -190,8 +186,8 @@ def place_tower(
     """Converts tensors to the parameters of an encoder.
 
     Args:
-      found: path from `find_weights`, for the error.
-      tensors: tensors from `find_weights`.
+      found: path from `read_weights`, for the error.
+      tensors: tensors from `read_weights`.
       abstract_params: tree of jax.ShapeDtypeStruct.
       prefix: prefix of all tensor names except the projection's.
       projection: name of the projection.

@@ -15,7 +15,6 @@ Source: CLIP, arXiv:2103.00020, section 2.4; transformers `models/clip/modeling_
 
 import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +27,15 @@ from videogen_jax.models.clip_common import (
     FILE,
     check_config,
     check_dtype,
-    find_weights,
     make_layers,
     make_norm,
     place_tower,
     read_fields,
+    read_weights,
 )
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.model_config import make_config
+from videogen_jax.models.text_common import TextEncoder
 from videogen_jax.models.weights import PICKLES, WeightsError, read_shapes, read_tensors
 
 HEAD_DIM = 64  # head dimension of every published model
@@ -88,21 +88,6 @@ PUBLISHED = {  # configs of models on the hub, to know shapes offline
 ACTIVATIONS = {(1024, 23): "gelu", (1024, 24): "gelu", (1280, 32): "gelu"}
 
 
-class TextEncoder(NamedTuple):
-    """A text encoder; its parameters are read by `load`."""
-
-    name: str  # its path
-    width: int  # E, size of token embeddings
-    pooled_width: int  # P, size of the pooled embedding
-    length: int  # maximum number of tokens, including start and end of text
-    vocabulary_size: int
-    pad_id: int  # padding id of the model's tokenizer
-    abstract_params: Any  # tree of jax.ShapeDtypeStruct, float32
-    load: Callable[[], Any]  # () to parameters, float32 NumPy
-    # (params, ids (B, L) int32) to tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32
-    encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
-
-
 def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) -> TextEncoder:
     """Makes a text encoder; its weights are read when `load` is called.
 
@@ -137,6 +122,7 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
         pooled_width=config.projection_dim or config.hidden_size,
         length=config.max_position_embeddings,
         vocabulary_size=config.vocab_size,
+        eos_id=config.eos_token_id,
         # OpenAI's tokenizer pads with the end-of-text token, OpenCLIP's with 0; the activation distinguishes them.
         pad_id=0 if config.hidden_act == "gelu" else config.vocab_size - 1,
         abstract_params=abstract_params,
@@ -265,7 +251,7 @@ def _load(path: str, abstract_params: Any) -> Any:
             f"The text encoder has no weights: set text.path to {FILE}, its folder or a model on the hub "
             "(openai/clip-vit-large-patch14)."
         )
-    found, tensors = find_weights(path)
+    found, tensors = read_weights(path)
     # Most files have this prefix, but not all.
     prefix = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
     return place_tower(

@@ -27,11 +27,11 @@ from videogen_jax.models.clip_common import (
     CONFIG_FILE,
     check_config,
     check_dtype,
-    find_weights,
     make_layers,
     make_norm,
     place_tower,
     read_fields,
+    read_weights,
 )
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.model_config import make_config
@@ -169,7 +169,7 @@ def read_config(path: Path) -> Config:
 
 
 def _load(path: str, abstract_params: Any) -> Any:
-    found, tensors = find_weights(path)
+    found, tensors = read_weights(path)
     if not any(name.startswith("vision_model.") for name in tensors):
         raise WeightsError(f"{found} has no CLIP image encoder: give the weights of {FULL_CLIP}.")
     return place_tower(

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from videogen_jax.models.weights import PICKLES
+from videogen_jax.models.weights import INDEX, PICKLES, read_index
 
+FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of transformers' models
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?"  # owner/repository, or a folder or file in it
 
 
@@ -33,6 +34,34 @@ def find_file(path: str, file: str) -> Path:
             "Hugging Face hub as owner/repository."
         )
     return _fetch(path, file)
+
+
+def find_weights(path: str) -> Path:
+    """Finds the safetensors of a transformers model, in one file or in several with an index.
+
+    Args:
+      path: see `find_file`.
+    Returns:
+      Local path of the file, or of the folder of the files.
+    Raises:
+      FileNotFoundError: they are neither local nor available from the hub.
+      WeightsError: the index is damaged.
+    """
+    here = Path(path)
+    if here.is_dir() and not (here / FILE).is_file():
+        return here  # of files with an index; or of a pickle, which is refused where it is opened
+    try:
+        return find_file(path, FILE)
+    except FileNotFoundError as error:
+        if here.is_absolute() or not re.fullmatch(HUB_NAME, path) or here.suffix == ".safetensors":
+            raise
+        try:
+            index = find_file(path, FILE.removesuffix(".safetensors") + INDEX)
+        except FileNotFoundError:
+            raise error from None
+    for name in read_index(index):
+        find_file(path, name)
+    return index.parent
 
 
 def _fetch(path: str, file: str) -> Path:

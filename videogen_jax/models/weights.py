@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import einops
 import jax  # imports ml_dtypes, which safetensors needs for bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from videogen_jax.models.positions import sincos_2d
 from videogen_jax.models.weight_layouts import LAYOUTS, Layout, Source
 from videogen_jax.parallel.sharding import path_name
 
+INDEX = ".safetensors.index.json"  # end of the name of the index of a model in several files
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 # Types of safetensors that NumPy and ml_dtypes hold as they are stored. 8-bit floats and smaller ones need scales.
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
@@ -47,18 +47,44 @@ def load_weights(path: str | Path, layout: str, params: Any) -> Any:
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads safetensors.
+    """Reads all tensors of a model; arguments, order and errors are those of `open_tensors`."""
+    return dict(open_tensors(path))
+
+
+class StoredTensors(Mapping):
+    """Tensors of safetensors files by name; each is read when it is asked for, in the type of its file."""
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = files
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        file = self._files[name]
+        try:
+            with safe_open(file, "np") as opened:
+                return opened.get_tensor(name)
+        except READ_ERRORS as error:
+            raise _damaged(file, error) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def open_tensors(path: str | Path) -> StoredTensors:
+    """Opens safetensors, whose tensors need not fit in memory together.
 
     Args:
       path: a file, or a folder with one model in one or several *.safetensors.
     Returns:
-      Name -> array, of the type in the file.
+      Name -> array.
     Raises:
       FileNotFoundError: there is no such file, or the folder has none.
       WeightsError: a file is a pickle or damaged, or two files contain the same tensor.
     """
     path = Path(path)
-    tensors: dict[str, np.ndarray] = {}
+    files: dict[str, Path] = {}
     for file in _list_files(path) if path.is_dir() else [path]:
         if file.suffix.lower() in PICKLES:
             raise WeightsError(
@@ -69,17 +95,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise FileNotFoundError(
                 f"There is no {file}: give a .safetensors file, or a folder with all files of the model."
             )
-        read_shapes(file)  # raises if NumPy could not hold the tensors
-        try:
-            part = load_file(file)
-        except READ_ERRORS as error:
-            raise _damaged(file, error) from None
-        if duplicates := sorted(set(part) & set(tensors)):
+        names = read_shapes(file)  # raises if NumPy could not hold the tensors
+        if duplicates := sorted(set(names) & set(files)):
             raise WeightsError(
                 f"{path} contains {duplicates[0]} twice, the second time in {file.name}: give the file of one model."
             )
-        tensors |= part
-    return tensors
+        files |= dict.fromkeys(names, file)
+    return StoredTensors(files)
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -116,25 +138,34 @@ def _damaged(file: Path, error: Exception) -> WeightsError:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    indexes = sorted(folder.glob(f"*{INDEX}"))
     if len(indexes) == 1:
-        try:
-            names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise WeightsError(
-                f"{indexes[0]} is not an index of safetensors ({error}): download it again."
-            ) from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-                raise WeightsError(
-                    f"{indexes[0]} names {name!r}, which is no file of its folder: download it again."
-                )
-        return [folder / name for name in sorted(names)]
+        return [folder / name for name in read_index(indexes[0])]
     files = sorted(folder.glob("*.safetensors"))
     files = files or sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
     if not files:
         raise FileNotFoundError(f"{folder} has no *.safetensors: give the folder that does.")
     return files
+
+
+def read_index(path: Path) -> list[str]:
+    """Reads the names of the files that an index of safetensors lists, all of them in its folder.
+
+    Raises:
+      WeightsError: it is damaged, or names files elsewhere.
+    """
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} is not an index of safetensors ({error}): download it again."
+        ) from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise WeightsError(
+                f"{path} names {name!r}, which is no file of its folder: download it again."
+            )
+    return sorted(names)
 
 
 def convert_tensors(tensors: Mapping[str, np.ndarray], layout: str, params: Any) -> Any:
@@ -202,7 +233,7 @@ def place_tensors(
     """Converts tensors to parameters, or lists what does not fit.
 
     Args:
-      tensors: name -> array of any float type.
+      tensors: name -> array of any float type, each read once.
       sources: parameter path -> source.
       params: parameters, or their shapes. Those under `blocks/` are stacked.
       what: name of the model in the error.
@@ -210,7 +241,7 @@ def place_tensors(
       optional: regular expression of parameter paths that may lack a source and then keep their values.
       ignored: names of tensors that may be present and are not used.
     Returns:
-      A tree like `params`: float32 NumPy arrays where there are sources, else the given leaves.
+      A tree like `params`: NumPy arrays of the leaf's type where there are sources, else the given leaves.
     Raises:
       WeightsError: tensors are missing, unexpected or misshapen.
     """
@@ -232,7 +263,7 @@ def place_tensors(
             if absent := [name for name in found if name not in tensors]:
                 missing += absent
                 continue
-            arrays = [np.asarray(tensors[name], np.float32) for name in found]
+            arrays = [np.asarray(tensors[name], value.dtype) for name in found]
             rows.append(_rearrange(arrays, pattern, shape))
             if rows[-1] is None:
                 sizes = " + ".join(f"{n} {a.shape}" for n, a in zip(found, arrays, strict=True))
@@ -321,5 +352,5 @@ def hash_params(params: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.hexdigest()

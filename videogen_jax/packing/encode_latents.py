@@ -182,9 +182,16 @@ def settings_to_json(source: Path, encoder: Encoder) -> dict[str, Any]:
         "packed": packed["settings"] | {"clips": packed["clips"]},
     }
     if encoder.texts is not None:
-        names = ("encoder", "weights", "precision", "length")
-        saved["text"] = {name: getattr(encoder.texts, name) for name in names}
+        saved["text"] = _text_settings(encoder.texts)
     return saved
+
+
+def _text_settings(texts: TextInfo) -> dict[str, Any]:
+    """The settings that determine caption embeddings; of options that came later only those that are set."""
+    names = ["encoder", "weights", "precision", "length"]
+    defaults = TextInfo._field_defaults
+    names += [n for n in defaults if n != "pooled_path" and getattr(texts, n) != defaults[n]]
+    return {name: getattr(texts, name) for name in names}
 
 
 def augments(encoder: Encoder, data: pipeline.PackedData) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.parallel import mesh as meshes
 
@@ -16,8 +16,9 @@ def make_batched(
     params: Any,
     rows_per_device: int,
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[[np.ndarray], Iterator[Any]]:
-    """Replicates parameters on the devices, and shards batches over them.
+    largest_replicated: int | None = None,
+) -> Callable[..., Iterator[Any]]:
+    """Lays parameters on the devices, and shards batches over them.
 
     Args:
       apply: (params, (B, ...)) to a tree of arrays (B, ...), computed row by row.
@@ -25,17 +26,23 @@ def make_batched(
       rows_per_device: batch size per device. All batches have the same shape, so that one program is compiled; the last
         is padded, and the padding removed from its results.
       devices: devices to use; by default all of this process.
+      largest_replicated: bytes of parameters above which each device holds a part of them, gathered layer by layer, and
+        not all; None: never.
     Returns:
-      A generator function of (N, ...): yields NumPy trees batch by batch, N rows in total.
+      A generator function of (N, ...) and optionally other rows per device: yields NumPy trees batch by batch, N rows
+      in total.
     """
     devices = jax.local_devices() if devices is None else devices
-    mesh = meshes.make_mesh(data=len(devices), devices=devices)
+    mesh = meshes.make_mesh(fsdp=len(devices), devices=devices)
     rows, replicated = NamedSharding(mesh, meshes.BATCH), NamedSharding(mesh, PartitionSpec())
-    run = jax.jit(apply, in_shardings=(replicated, rows), out_shardings=replicated)
-    placed = jax.device_put(params, replicated)
-    count = rows_per_device * len(devices)
+    shardings: Any = replicated
+    if largest_replicated is not None and _count_bytes(params) > largest_replicated:
+        shardings = jax.tree.map(lambda leaf: _split(mesh, leaf), params)
+    run = jax.jit(apply, in_shardings=(shardings, rows), out_shardings=replicated)
+    placed = jax.device_put(params, shardings)
 
-    def run_all(inputs: np.ndarray) -> Iterator[Any]:
+    def run_all(inputs: np.ndarray, rows_per_device: int = rows_per_device) -> Iterator[Any]:
+        count = rows_per_device * len(devices)
         for start in range(0, len(inputs), count):
             part = inputs[start : start + count]
             padded = part[np.arange(count) % len(part)]
@@ -43,6 +50,18 @@ def make_batched(
             yield jax.tree.map(operator.itemgetter(slice(len(part))), outputs)
 
     return run_all
+
+
+def _count_bytes(params: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+
+
+def _split(mesh: Mesh, leaf: Any) -> NamedSharding:
+    """Splits an array along its last axis, of features, that divides by the number of devices."""
+    count = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
+    spec = [None] * (axes[-1]) + ["fsdp"] if axes and leaf.ndim > 1 else []
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def in_full_precision(apply: Callable[..., Any]) -> Callable[..., Any]:

@@ -122,7 +122,7 @@ def make_model(
     condition_spec = make_conditioning(config, tokens[0])
     text = config.text
     if null_text is None:
-        null_text = text_conditioning.blank_text(text.encoder, text.path, text.length)
+        null_text = text_conditioning.blank_text(text)
     text_encoder = text_conditioning.MODEL_ENCODERS[text.encoder]
     check_token_grid(mesh, grid or tokens, config.model.attention, config.model.num_heads)
     schedule = _make_schedule(config, tokens)

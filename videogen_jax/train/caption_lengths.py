@@ -18,20 +18,23 @@ def warn_of_cut_captions(encoder: str, length: int, data: pipeline.PackedData) -
     Returns:
       How many of the captions that were read, the first MOST_CAPTIONS of the training split.
     """
-    captions: list[str] = []
+    counts: list[int] = []
     for path in data.files.get("train", []):
-        for clip in pipeline.read_annotations(path, data, MOST_CAPTIONS):
-            captions += clip.texts
-        if len(captions) >= MOST_CAPTIONS:
-            captions = captions[:MOST_CAPTIONS]
+        if encoder in ("words", "clip"):
+            clips = pipeline.read_annotations(path, data, MOST_CAPTIONS)
+            captions = [text for clip in clips for text in clip.texts]
+            counts += count_units(encoder, captions[:MOST_CAPTIONS])
+        else:  # whose tokenizer need not be here; `encode` told of captions that it cut
+            counts += pipeline.read_token_counts(path, data, MOST_CAPTIONS)
+        if len(counts) >= MOST_CAPTIONS:
+            counts = counts[:MOST_CAPTIONS]
             break
-    counts = count_units(encoder, captions) if captions else []
     cut = sum(count > length for count in counts)
     if cut:
         unit = "words" if encoder == "words" else "tokens"
         logging.warning(
             "%d of %d captions of %s have more than %d %s (the longest %d), of which the model reads the first %d: "
             "raise --config.text.length to read more.",
-            *(cut, len(captions), data.folder, length, unit, max(counts), length),
+            *(cut, len(counts), data.folder, length, unit, max(counts), length),
         )
     return cut

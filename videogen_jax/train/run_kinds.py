@@ -44,11 +44,8 @@ def read_batch(
 
 def open_texts(config: ml_collections.ConfigDict, data: pipeline.PackedData) -> Texts:
     """The captions of a run, see `text_conditioning.open_texts`; warns of those that are cut."""
-    options = config.text
-    texts = text_conditioning.open_texts(
-        *(options[name] for name in ("encoder", "path", "length", "vocabulary_size")), data
-    )
-    caption_lengths.warn_of_cut_captions(options.encoder, options.length, data)
+    texts = text_conditioning.open_texts(config.text, data)
+    caption_lengths.warn_of_cut_captions(config.text.encoder, config.text.length, data)
     return texts
 
 
