@@ -8,13 +8,14 @@ from videogen_jax.models.weights import PICKLES
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?"  # owner/repository, or a folder or file in it
 
 
-def find_file(path: str, file: str) -> Path:
+def find_file(path: str, file: str, fetch: bool = True) -> Path:
     """Finds a file of a model, and downloads it from the hub if it is not local.
 
     Args:
       path: a file (returned whatever its name), a folder that contains `file`, or a name on the hub:
         `owner/repository`, optionally followed by a slash and a folder or file in it.
       file: name of the file in a folder.
+      fetch: whether to ask the hub; if False, only its cache here is looked into.
     Returns:
       Local path of the file.
     Raises:
@@ -32,10 +33,10 @@ def find_file(path: str, file: str) -> Path:
             f"There is no {path!r}: give a .safetensors file, a folder with {file}, or a model on the "
             "Hugging Face hub as owner/repository."
         )
-    return _fetch(path, file)
+    return _fetch(path, file, fetch)
 
 
-def _fetch(path: str, file: str) -> Path:
+def _fetch(path: str, file: str, fetch: bool) -> Path:
     owner, repository, *rest = path.split("/")
     if not (rest and rest[-1].endswith(Path(file).suffix)):
         rest.append(file)
@@ -45,8 +46,9 @@ def _fetch(path: str, file: str) -> Path:
     except ImportError:
         reason = "huggingface_hub is not installed (pip install huggingface_hub)"
         raise FileNotFoundError(_manual_download(name, inside, reason)) from None
+    options = {} if fetch else {"local_files_only": True}
     try:
-        return Path(huggingface_hub.hf_hub_download(name, inside))
+        return Path(huggingface_hub.hf_hub_download(name, inside, **options))
     except (OSError, ValueError) as error:  # base classes of the hub's and the network's errors
         first = str(error).strip().split("\n")[0].rstrip(".")
         reason = f"the download failed ({type(error).__name__}: {first})"
