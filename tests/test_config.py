@@ -221,10 +221,6 @@ def test_no_number_is_a_text_a_truth_or_out_of_bounds(name):
         ({"sample.clip_x0": True, "vae.name": "sd"}, "have no bounds: set it to False"),
         ({"vae.name": "workdir", "sample.clip_x0": False}, "vae.path is empty"),
         (
-            {"vae.name": "workdir", "vae.path": "x", "sample.clip_x0": False, "known.first": 2},
-            "latents of vae.name='workdir' are of several frames each: set it to 1",
-        ),
-        (
             {"evaluation.fvd_every": 1, "tasks.text": 0.0, "tasks.image": 1.0},
             "never learns .tasks.text=0.",
         ),

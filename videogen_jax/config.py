@@ -131,7 +131,7 @@ SHARED = {
 DIFFUSION = {
     "vae.name": Option("identity",
         "autoencoder of the latents; identity: pixels; workdir: one trained here",
-        choices=("identity", "taef2", "sd", "workdir")),
+        choices=("identity", "taef2", "sd", "wan", "ltx", "workdir")),
     "vae.path": Option("",
         "its weights: file, folder or name on the Hugging Face hub; for workdir the folder of its run"),
     "vae.chunk_frames": Option(4, "frames encoded or decoded at a time on each device", SIZE),

@@ -325,11 +325,6 @@ def _check_diffusion(config: Any) -> None:
             f"text.dropout, known.dropout and known.joint_dropout are {', '.join(map(str, shares))}: their sum is at "
             "most 1."
         )
-    if known.first > 1 and config.vae.name == "workdir":
-        raise ValueError(
-            f"known.first is {known.first}, but latents of vae.name='workdir' are of several frames each: set it to 1, "
-            "or use tasks.frames."
-        )
     if "augmentation" in config.model.micro_conditions and config.model.conditioning != "frames":
         raise ValueError(
             "model.micro_conditions have 'augmentation', the noise on known frames, but model.conditioning is "

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if config.vae.name == "identity":
         raise ValueError(
             "vae.name is 'identity', which encodes nothing: train on the packed clips themselves, or set "
-            "--config.vae.name=sd, taef2 or workdir."
+            "--config.vae.name to an autoencoder, such as sd or wan."
         )
 
     from videogen_jax.data import bucketed_data, output_folder

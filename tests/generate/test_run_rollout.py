@@ -182,14 +182,14 @@ def test_a_long_video_of_latents_is_the_decoding_of_all_of_them(
         deviation=[0.7] * channels,
     )
     workdir = write_run(tmp_path / "run", config, info)
-    seen, open_streams = [], latent_space.open_streams
+    seen, decode_arriving = [], latent_space.decode_arriving
 
-    def note(decoder, params, count):
-        push, own = open_streams(decoder, params, count), []
+    def note(decoder, params, parts):
+        own = []
         seen.append(own)
-        return lambda latents: own.append(latents) or push(latents)
+        return decode_arriving(decoder, params, (own.append(part) or part for part in parts))
 
-    monkeypatch.setattr(latent_space, "open_streams", note)
+    monkeypatch.setattr(latent_space, "decode_arriving", note)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8) if pictured else None
     model = from_checkpoint.load(workdir, batch_size=2)
     videos = []

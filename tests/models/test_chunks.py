@@ -75,8 +75,20 @@ def test_streams_decode_latents_as_they_arrive(name, portions, mesh):
     stride = autoencoder.downsample[0]
     chunk = 1 if 1 in portions else 2
     decoder = chunks.make_decoder(autoencoder, make_mesh(**mesh), chunk * stride, (3, 4))
-    push = chunks.open_streams(decoder, params, 3)
-    parts = [push(part) for part in np.split(z, np.cumsum(portions)[:-1], axis=1)]
+    arriving = np.split(z, np.cumsum(portions)[:-1], axis=1)
+    asked = []
+
+    def arrive():
+        for number, part in enumerate(arriving):
+            asked.append(number)
+            yield part
+
+    parts = []
+    for frames in chunks.decode_arriving(decoder, params, arrive()):
+        parts.append(frames)
+        assert asked == list(
+            range(len(parts))
+        )  # no part is waited for before the last one's frames are there
     begun = np.cumsum((0, *portions))
     expected = np.diff([autoencoder.video_frames(n) if n else 0 for n in begun])
     assert [part.shape[1] for part in parts] == expected.tolist()
@@ -84,8 +96,8 @@ def test_streams_decode_latents_as_they_arrive(name, portions, mesh):
     assert made.shape == whole.shape and made.dtype == np.uint8
     assert np.abs(made - whole).max() <= 1 and np.mean(made != whole) < 1e-3
     assert decoder.program._cache_size() == 1
-    # Opening streams again starts anew.
-    again = chunks.open_streams(decoder, params, 1)(z[:1, : portions[0]])
+    # Another call starts anew.
+    again = next(chunks.decode_arriving(decoder, params, [z[:1, : portions[0]]]))
     np.testing.assert_array_equal(again[0], parts[0][0])
 
 
@@ -95,7 +107,7 @@ def test_a_stream_requires_multiples_of_a_chunk():
     with pytest.raises(
         ValueError, match="3 latent frames are not a multiple of the decoder's chunk of 2"
     ):
-        chunks.open_streams(decoder, params, 1)(latents(autoencoder, 1, 3, 3, 4))
+        next(chunks.decode_arriving(decoder, params, [latents(autoencoder, 1, 3, 3, 4)]))
 
 
 def test_tiles_in_chunks(tmp_path):

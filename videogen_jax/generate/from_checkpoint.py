@@ -303,7 +303,7 @@ class VideoModel:
         key = (plan, chosen, negative_prompt, given)
         if key not in self._rollouts:
             self._rollouts[key] = self._make_rollout(plan, chosen, null_text, given)
-        rollout, params, open_decode = self._rollouts[key]
+        rollout, params, decode = self._rollouts[key]
         run_rollout.warn_of_hidden_frames(plan, given)
         count = run_rollout.count_chunks(self.model, plan, num_frames, given)
         shape = run_rollout.chunk_shape(self.model, plan)
@@ -326,7 +326,6 @@ class VideoModel:
                 condition |= known_frames.condition_on_frames(self.model, *frames, row_seeds)
             return condition
 
-        decode = open_decode(len(prompts))
         beginning = np.repeat(image[:, :1], len(filled), axis=0) if continues_image else None
 
         def make() -> Iterator[np.ndarray]:
@@ -336,10 +335,12 @@ class VideoModel:
                 pixels = self.latents is None
                 first = np.asarray(to_pixels(beginning)) if pixels else beginning
                 chunks = itertools.chain([first], chunks)
-            for video in chunks:
-                frames = decode(video[: len(prompts)])[:, :left]
+            for frames in decode(video[: len(prompts)] for video in chunks):
+                frames = frames[:, :left]
                 left -= frames.shape[1]
                 yield frames
+                if not left:
+                    return
 
         return make()
 
@@ -405,7 +406,7 @@ class VideoModel:
         params = jax.device_put(self.params, model.param_shardings)
         # With a given first latent frame, chunks begin behind it.
         frames = 1 if given else run_rollout.chunk_shape(model, plan)[0]
-        return rollout, params, model.latent_space.make_open_decode(self.latents, frames)
+        return rollout, params, model.latent_space.make_decode_arriving(self.latents, frames)
 
     def _check_known(self, known: Sequence[Frames]) -> None:
         known_frames.check_known(self.model, known)

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from videogen_jax.models.convolutions import conv
 from videogen_jax.models.layers import RMSNorm
+from videogen_jax.models.video_convolutions import STREAM
 
-STREAM = "stream"  # Flax collection of streaming states
 LOGVAR_RANGE = (-30.0, 20.0)
 
 Stride = tuple[int, int, int]  # in time, height, width

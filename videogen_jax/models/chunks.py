@@ -5,7 +5,7 @@ the video. Autoencoders that process frames independently shard a chunk over fra
 autoencoder shards rows (or columns) of all frames, with halo exchange, and passes a state from chunk to chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen_jax.models.autoencoder import Autoencoder
 from videogen_jax.models.tiling import check_tile, decode_in_tiles
+from videogen_jax.models.video_convolutions import set_length
+
+ENDLESS = 2**30  # length of a video that has not ended yet, in latent frames
 
 
 class ChunkProgram(NamedTuple):
@@ -31,6 +34,7 @@ class ChunkProgram(NamedTuple):
     group: tuple[int, int] = (1, 1)  # input frames, and output frames for them
     repeats: int = 0  # extra copies of a video's first frame in the input
     drops: int = 0  # output frames to drop at the beginning of a video
+    delay: int = 0  # of these, frames by which the output is behind: as many are pushed through behind a video's end
 
     @property
     def frames(self) -> int:
@@ -54,7 +58,7 @@ class ChunkProgram(NamedTuple):
           ValueError: the frames do not fit.
         """
         self._check(frames, self.frames - self.repeats)
-        return next(self.stream(params, np.asarray(frames)[None]))
+        return np.concatenate(list(self.stream(params, np.asarray(frames)[None])))
 
     def stream(self, params: Any, videos: Any) -> Iterator[np.ndarray]:
         """Processes videos of any length; the next chunk is dispatched before a chunk is yielded.
@@ -81,16 +85,36 @@ class ChunkProgram(NamedTuple):
         expected = self.abstract_args[2]
         for video in videos:
             self._check(video)
-            state, length = self.init_state(), len(video) + self.repeats
-            for first in range(0, length, self.frames):
-                end = min(first + self.frames, length)
-                # The last chunk is padded with the last frame.
-                index = np.minimum(np.arange(first, first + self.frames), end - 1)
+            length = len(video) + self.repeats
+            state = set_length(self.init_state(), length)
+            for first in range(0, length + self.flushed, self.frames):
+                # Behind the end, the last frame is repeated.
+                index = np.minimum(np.arange(first, first + self.frames), length - 1)
                 chunk = np.asarray(video[np.maximum(index - self.repeats, 0)], expected.dtype)
                 out, state = self.program(params, state, jax.device_put(chunk, expected.sharding))
-                frames_in, frames_out = self.group
-                start = 0 if first else self.drops
-                yield out, slice(start, (end - first) * frames_out // frames_in)
+                if (valid := self.valid(first, length)) is not None:
+                    yield out, valid
+
+    @property
+    def flushed(self) -> int:
+        """Input frames that are pushed through behind the end of a video."""
+        frames_in, frames_out = self.group
+        return -(-self.delay * frames_in // frames_out)
+
+    def valid(self, first: int, length: int) -> slice | None:
+        """Which output frames of a chunk are frames of the video.
+
+        Args:
+          first: input frames before the chunk.
+          length: input frames of the video.
+        Returns:
+          The slice; None if it is empty.
+        """
+        frames_in, frames_out = self.group
+        before, inside = (count * frames_out // frames_in for count in (first, self.frames))
+        start = max(self.drops - before, 0)
+        end = min(length * frames_out // frames_in + self.delay - before, inside)
+        return slice(start, end) if start < end else None
 
     def _check(self, frames: Any, most: float = np.inf) -> None:
         expected = self.abstract_args[2].shape
@@ -140,7 +164,9 @@ def make_decoder(
     latents = -(-frames_per_chunk // group)
     shape = (latents, *size, autoencoder.channels)
     program = _make_program(decode, autoencoder, mesh, shape, jnp.float32, rows=size)
-    return program._replace(group=(1, group), drops=group - 1 if autoencoder.causal else 0)
+    delay = autoencoder.delay
+    drops = delay + group - 1 if autoencoder.causal else 0
+    return program._replace(group=(1, group), drops=drops, delay=delay)
 
 
 def make_encoder(
@@ -199,45 +225,58 @@ def decode_videos(decoder: ChunkProgram, params: Any, latents: Any) -> np.ndarra
     return frames.reshape(len(latents), -1, *frames.shape[1:])
 
 
-def open_streams(
-    decoder: ChunkProgram, params: Any, count: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Opens decoding streams for videos whose latents arrive incrementally.
+def decode_arriving(
+    decoder: ChunkProgram, params: Any, parts: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Decodes videos whose latents arrive incrementally, each part before the next one is asked for.
 
     Args:
       decoder: from `make_decoder`; for a causal autoencoder, its chunk must divide every number of arriving frames.
       params: from `Autoencoder.load` or `ChunkProgram.put_params`.
-      count: number of videos, B.
-    Returns:
-      A function from the next latents, (B, n, h, w, C), to their frames (B, m, H, W, 3) uint8.
+      parts: the next latents of B videos, (B, n, h, w, C) each.
+    Yields:
+      Their frames (B, m, H, W, 3) uint8. Where the decoder has a delay, the first ones come after several parts, and
+      the last ones behind all of them.
+    Raises:
+      ValueError: the chunk does not divide a number of arriving frames.
     """
     params = decoder.put_params(params)
-    causal = decoder.abstract_args[1] is not None
-    states = [decoder.init_state() for _ in range(count)]
-    started = False
+    if decoder.abstract_args[1] is None:
+        for part in parts:
+            yield decode_videos(decoder, params, part)
+        return
+    states: list[Any] = []
+    first, part = 0, np.zeros(0)
 
-    def push(latents: np.ndarray) -> np.ndarray:
-        nonlocal started
-        if not causal:
-            return decode_videos(decoder, params, latents)
-        if latents.shape[1] % decoder.frames:
+    def decode(part: np.ndarray, length: int) -> Iterator[np.ndarray]:
+        nonlocal first
+        for start in range(0, part.shape[1], decoder.frames):
+            frames = []
+            for i, latents in enumerate(part[:, start : start + decoder.frames]):
+                chunk = jax.device_put(
+                    np.asarray(latents, np.float32), decoder.abstract_args[2].sharding
+                )
+                out, states[i] = decoder.program(params, states[i], chunk)
+                frames.append(out)
+            if (valid := decoder.valid(first, length)) is not None:
+                yield np.stack([np.asarray(out)[valid] for out in frames])
+            first += decoder.frames
+
+    for part in parts:
+        if part.shape[1] % decoder.frames:
             raise ValueError(
-                f"{latents.shape[1]} latent frames are not a multiple of the decoder's chunk of {decoder.frames}: "
+                f"{part.shape[1]} latent frames are not a multiple of the decoder's chunk of {decoder.frames}: "
                 "make a decoder whose chunk divides them."
             )
-        videos = []
-        for i, video in enumerate(latents):
-            parts = []
-            for first in range(0, len(video), decoder.frames):
-                chunk = np.asarray(video[first : first + decoder.frames], np.float32)
-                chunk = jax.device_put(chunk, decoder.abstract_args[2].sharding)
-                out, states[i] = decoder.program(params, states[i], chunk)
-                parts.append(np.asarray(out))
-            videos.append(np.concatenate(parts)[0 if started else decoder.drops :])
-        started = True
-        return np.stack(videos)
-
-    return push
+        states = states or [decoder.init_state() for _ in part]
+        if ready := list(decode(part, ENDLESS)):
+            yield np.concatenate(ready, axis=1)
+    if decoder.delay and states:
+        length = first
+        states = [set_length(state, length) for state in states]
+        chunks = -(-decoder.flushed // decoder.frames)
+        last = np.repeat(part[:, -1:], chunks * decoder.frames, axis=1)
+        yield from decode(last, length)
 
 
 def encode_chunks(encoder: ChunkProgram, params: Any, frames: Any) -> Iterator[np.ndarray]:
@@ -284,9 +323,12 @@ def _make_program(
     state = None
     if autoencoder.causal:
         sharded = NamedSharding(mesh, PartitionSpec(None, *axes))
-        state = _with_sharding(jax.eval_shape(function, params, None, chunk)[1], sharded)
+        state = jax.eval_shape(function, params, None, chunk)[1]
+        # Frames that layers keep are sharded like the chunk; counters are not.
+        shardings = jax.tree.map(lambda leaf: sharded if leaf.ndim else replicated, state)
+        state = jax.tree.map(_place, state, shardings)
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)  # noqa: E731
-        init_state = jax.jit(zeros, out_shardings=sharded)
+        init_state = jax.jit(zeros, out_shardings=shardings)
     program = jax.jit(
         function,
         in_shardings=jax.tree.map(lambda leaf: leaf.sharding, (params, state, chunk)),
@@ -297,6 +339,8 @@ def _make_program(
 
 
 def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda leaf: _place(leaf, sharding), tree)
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

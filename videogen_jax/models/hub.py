@@ -9,13 +9,14 @@ FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of transformers' model
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?"  # owner/repository, or a folder or file in it
 
 
-def find_file(path: str, file: str) -> Path:
+def find_file(path: str, file: str, fetch: bool = True) -> Path:
     """Finds a file of a model, and downloads it from the hub if it is not local.
 
     Args:
       path: a file (returned whatever its name), a folder that contains `file`, or a name on the hub:
         `owner/repository`, optionally followed by a slash and a folder or file in it.
       file: name of the file in a folder.
+      fetch: whether to ask the hub; if False, only its cache here is looked into.
     Returns:
       Local path of the file.
     Raises:
@@ -33,14 +34,15 @@ def find_file(path: str, file: str) -> Path:
             f"There is no {path!r}: give a .safetensors file, a folder with {file}, or a model on the "
             "Hugging Face hub as owner/repository."
         )
-    return _fetch(path, file)
+    return _fetch(path, file, fetch)
 
 
-def find_weights(path: str) -> Path:
-    """Finds the safetensors of a transformers model, in one file or in several with an index.
+def find_weights(path: str, file: str = FILE) -> Path:
+    """Finds the safetensors of a model, in one file or in several with an index.
 
     Args:
       path: see `find_file`.
+      file: name of the one file.
     Returns:
       Local path of the file, or of the folder of the files.
     Raises:
@@ -48,15 +50,15 @@ def find_weights(path: str) -> Path:
       WeightsError: the index is damaged.
     """
     here = Path(path)
-    if here.is_dir() and not (here / FILE).is_file():
+    if here.is_dir() and not (here / file).is_file():
         return here  # of files with an index; or of a pickle, which is refused where it is opened
     try:
-        return find_file(path, FILE)
+        return find_file(path, file)
     except FileNotFoundError as error:
         if here.is_absolute() or not re.fullmatch(HUB_NAME, path) or here.suffix == ".safetensors":
             raise
         try:
-            index = find_file(path, FILE.removesuffix(".safetensors") + INDEX)
+            index = find_file(path, file.removesuffix(".safetensors") + INDEX)
         except FileNotFoundError:
             raise error from None
     for name in read_index(index):
@@ -64,7 +66,7 @@ def find_weights(path: str) -> Path:
     return index.parent
 
 
-def _fetch(path: str, file: str) -> Path:
+def _fetch(path: str, file: str, fetch: bool) -> Path:
     owner, repository, *rest = path.split("/")
     if not (rest and rest[-1].endswith(Path(file).suffix)):
         rest.append(file)
@@ -74,8 +76,9 @@ def _fetch(path: str, file: str) -> Path:
     except ImportError:
         reason = "huggingface_hub is not installed (pip install huggingface_hub)"
         raise FileNotFoundError(_manual_download(name, inside, reason)) from None
+    options = {} if fetch else {"local_files_only": True}
     try:
-        return Path(huggingface_hub.hf_hub_download(name, inside))
+        return Path(huggingface_hub.hf_hub_download(name, inside, **options))
     except (OSError, ValueError) as error:  # base classes of the hub's and the network's errors
         first = str(error).strip().split("\n")[0].rstrip(".")
         reason = f"the download failed ({type(error).__name__}: {first})"

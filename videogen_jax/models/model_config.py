@@ -4,6 +4,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,43 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise WeightsError(f"{path} is not a model's JSON (it is no object): download it again.")
     return given
+
+
+def pick_fields(
+    path: Path,
+    given: Mapping[str, Any],
+    kind: Any,
+    class_name: str,
+    fixed: Mapping[str, Any],
+    ignored: Container[str],
+) -> dict[str, Any]:
+    """The fields of diffusers' config.json that a NamedTuple has.
+
+    Args:
+      path: of the file, for the error.
+      given: its content.
+      kind: the NamedTuple.
+      class_name: the only `_class_name` that is supported.
+      fixed: fields whose value cannot be another one.
+      ignored: fields that do not matter.
+    Raises:
+      WeightsError: it is of another class, or has fields or values that are not supported.
+    """
+    found = {}
+    for name, value in given.items():
+        if name in kind._fields:
+            found[name] = value
+        elif name in fixed:
+            if value != fixed[name]:
+                raise WeightsError(f"{path}: {name} {value!r}: only {fixed[name]!r} is supported.")
+        elif name == "_class_name":
+            if value != class_name:
+                raise WeightsError(
+                    f"{path} is the config of {value}: give the folder of an {class_name}."
+                )
+        elif not (name in ignored or name.startswith("_")):
+            raise WeightsError(f"{path}: {name} is not supported: use weights without it.")
+    return found
 
 
 def make_config(path: Path, kind: Any, fields: dict[str, Any]) -> Any:

@@ -56,26 +56,13 @@ def read_config(path: Path) -> Config:
       WeightsError: it is not JSON, or describes another network.
     """
     given = model_config.read_json(path)
+    for name, kind in BLOCK_TYPES.items():
+        value = given.pop(name, [kind])
+        if not isinstance(value, list) or any(entry != kind for entry in value):
+            raise WeightsError(f"{path}: {name} {value}: only {kind} is supported.")
     # diffusers' defaults where they differ from Stable Diffusion's.
     fields = {"block_out_channels": (64,), "layers_per_block": 1}
-    for name, value in given.items():
-        if name in Config._fields:
-            fields[name] = value
-        elif name in BLOCK_TYPES:
-            if not isinstance(value, list) or any(kind != BLOCK_TYPES[name] for kind in value):
-                raise WeightsError(
-                    f"{path}: {name} {value}: only {BLOCK_TYPES[name]} is supported."
-                )
-        elif name in FIXED:
-            if value != FIXED[name]:
-                raise WeightsError(f"{path}: {name} {value!r}: only {FIXED[name]!r} is supported.")
-        elif name == "_class_name":
-            if value != "AutoencoderKL":
-                raise WeightsError(
-                    f"{path} is the config of {value}: give the folder of an AutoencoderKL."
-                )
-        elif not (name in IGNORED_FIELDS or name.startswith("_")):
-            raise WeightsError(f"{path}: {name} is not supported: use weights without it.")
+    fields |= model_config.pick_fields(path, given, Config, "AutoencoderKL", FIXED, IGNORED_FIELDS)
     config = model_config.make_config(path, Config, fields)
     if any(width % config.norm_num_groups for width in config.block_out_channels):
         raise WeightsError(

@@ -211,7 +211,7 @@ def name_sources(params: Any) -> dict[str, Source]:
     Returns:
       Parameter path -> source.
     """
-    kernels = {1: "o -> o", 2: "o i -> i o", 4: "o i h w -> h w i o"}
+    kernels = {1: "o -> o", 2: "o i -> i o", 4: "o i h w -> h w i o", 5: "o i t h w -> t h w i o"}
     sources = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)

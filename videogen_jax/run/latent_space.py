@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.models.autoencoder import Autoencoder, make_autoencoder, with_statistics
 from videogen_jax.models.chunks import (
     ChunkProgram,
+    decode_arriving,
     decode_videos,
     encode_chunks,
     make_decoder,
     make_encoder,
-    open_streams,
 )
 from videogen_jax.models.weights import hash_params
 from videogen_jax.parallel import mesh as meshes
@@ -144,29 +144,29 @@ class LatentSpace:
             return lambda videos: videos
         return functools.partial(decode_videos, *self.load_decoder(latents))
 
-    def make_open_decode(
+    def make_decode_arriving(
         self, latents: LatentInfo | None, frames: int
-    ) -> Callable[[int], Callable[[np.ndarray], np.ndarray]]:
+    ) -> Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]:
         """From chunks of latents to chunks of pixels; reads the autoencoder's weights, once for all videos.
 
         Args:
           latents: of the data set; None for pixels.
           frames: a number of latent frames that divides those of every chunk.
         Returns:
-          Number of videos B to a function of their chunks in order, (B, n, h, w, C) to (B, m, H, W, 3) uint8.
+          A function from the chunks of B videos in order, (B, n, h, w, C), to (B, m, H, W, 3) uint8, which may lag.
         Raises:
           ValueError: as of `load`.
           FileNotFoundError: likewise.
         """
         if latents is None:
-            return lambda count: lambda videos: videos
+            return lambda chunks: chunks
         autoencoder = self.describe()
         if not autoencoder.causal:
             chunk = None
         else:  # at most `chunk_frames` at a time
             chunk = math.gcd(frames, max(1, self.chunk_frames // autoencoder.downsample[0]))
         decoder, params = self.load_decoder(latents, chunk)
-        return lambda count: open_streams(decoder, params, count)
+        return lambda chunks: decode_arriving(decoder, params, chunks)
 
     def make_encode(self, latents: LatentInfo | None) -> tuple[Callable, int, bool]:
         """From single frames or whole clips in pixels to what the model sees; reads the autoencoder's weights.

@@ -118,6 +118,7 @@ def make_model(
     mesh = meshes.make_mesh(**config.mesh) if mesh is None else mesh
     space = make_latent_space(config)
     video_shape = space.latent_shape(config.data.frames)
+    _check_known_frames(config, space)
     tokens = patch_grid(video_shape[:3], config.model.patch_size)
     condition_spec = make_conditioning(config, tokens[0])
     text = config.text
@@ -381,6 +382,15 @@ def make_lora(config: ml_collections.ConfigDict) -> LoRA | None:
         return None
     alpha = options.rank if options.alpha is None else options.alpha
     return LoRA(options.rank, alpha / options.rank, options.layers)
+
+
+def _check_known_frames(config: ml_collections.ConfigDict, space: LatentSpace) -> None:
+    stride = space.describe().downsample[0]
+    if config.known.first > 1 and stride > 1:
+        raise ValueError(
+            f"known.first is {config.known.first}, but latents of vae.name={space.name!r} are of {stride} frames each: "
+            "set it to 1, or use tasks.frames."
+        )
 
 
 def make_latent_space(config: ml_collections.ConfigDict) -> LatentSpace:
