@@ -208,10 +208,12 @@ def read_selection(values) -> Selection:
     threshold = distance = None
     if values.split_scenes:
         scenes.check_installed()
-        threshold = values.scene_threshold or scenes.THRESHOLD
-        if not threshold > 1:
+        threshold = values.scene_threshold
+        threshold = scenes.THRESHOLD if threshold is None else threshold
+        if not threshold > scenes.MIN_THRESHOLD:
             raise ValueError(
-                f"invalid --scene_threshold={threshold:g}: set it above 1, such as {scenes.THRESHOLD:g}."
+                f"invalid --scene_threshold={threshold:g}: set it above {scenes.MIN_THRESHOLD:g}, such as "
+                f"{scenes.THRESHOLD:g}."
             )
     if values.drop_duplicates:
         given = values.duplicate_distance

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-DISTANCE = 6  # bits of 64
+DISTANCE = 8  # bits of 64; half of the bits are set, so two hashes differ in an even number
 FRACTIONS = (1 / 6, 1 / 2, 5 / 6)  # of the length, away from titles and fades at the ends
 COLOUR_TOLERANCE = 16  # of 255
 LENGTH_TOLERANCE = 0.1  # in log(seconds): 10 %

@@ -6,7 +6,7 @@ times its mean over the two frames before and the two after, and at least 15. So
 every frame, is no cut, nor is a fade, which scores low in each. Dissolves are not found.
 
 The first and the last frame are given to the detector two more times, because it finds no cut within two frames of the
-ends of what it sees.
+ends of what it sees. There a steady motion is twice the mean around it, so that the threshold must be higher than 2.
 """
 
 import bisect
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+MIN_THRESHOLD = 2.0  # which it must exceed
 THRESHOLD = 3.0  # the default of PySceneDetect, which Open-Sora cuts with too
 COLUMNS = 256  # PySceneDetect reduces wider frames to about as many
 _WINDOW = 2  # frames on each side that a score is compared with
