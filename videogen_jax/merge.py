@@ -10,6 +10,7 @@ clips and the bytes that were written. --check does only the latter, for any dat
 from absl import flags
 
 from videogen_jax import command
+from videogen_jax.packing import filters
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -64,6 +65,10 @@ def summarize(report: dict, output: str) -> str:
         f"{clips['validation']} validation), {len(report['skipped'])} files skipped (pack_report.json)"
     ]
     lines += [f"  {name} is left out: {why}" for name, why in report.get("left_out", {}).items()]
+    if left_out := report.get("filtered"):
+        lines.append(f"  {filters.describe(left_out)}")
+    if pairs := report.get("duplicates"):
+        lines.append(f"  near-duplicates left out: {len(pairs)} (pack_report.json)")
     return "\n".join(lines)
 
 

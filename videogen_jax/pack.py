@@ -19,7 +19,11 @@ images go to buckets of one frame:
 
     python -m videogen_jax.pack --input=FOLDER --output=DIR --buckets=120x384x640,1x512x512
 
+--split_scenes ends clips at scene cuts; --min_size, --max_aspect, --min_seconds, --min_motion and the like leave out
+what is outside their bounds, and --drop_duplicates near-duplicates of other videos (docs/data.md).
+
 Several machines can share the work with --shard=0/64 to --shard=63/64; videogen_jax.merge then merges the parts.
+--engine=ray packs on a Ray cluster.
 
 Synthetic videos ("a red circle moving left") are generated and packed by:
 
@@ -30,6 +34,8 @@ and long ones, in which walls reflect the shapes and the caption names the first
     python -m videogen_jax.pack --synthetic=bouncing_shapes --clips=1440 --size=24 --frames=48 --output=DIR
 """
 
+import contextlib
+import os
 import pathlib
 import re
 
@@ -40,14 +46,29 @@ from videogen_jax.data import read_limits, records, synthetic
 from videogen_jax.data.output_folder import check_output_folder
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, count_usable_cpus
-from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, sources
+from videogen_jax.packing import (
+    bucket_assignment,
+    duplicates,
+    filters,
+    pack_buckets,
+    pack_folder,
+    ray_pool,
+    scenes,
+    sources,
+)
 from videogen_jax.packing.settings import (
+    Selection,
     Settings,
     finished_report,
     is_finished,
     settings_to_json,
 )
 
+ENGINES = ("processes", "ray")
+OPTIONS_OF = {
+    "scene_threshold": "split_scenes",
+    "duplicate_distance": "drop_duplicates",
+}
 DEFAULT_SIZE = 256
 DEFAULT_SYNTHETIC_SIZE = 64
 DEFAULT_FRAMES = 16
@@ -93,6 +114,12 @@ def define_flags(flag_values=flags.FLAGS):
     bytes_of_caption = "Captions of more bytes are skipped."
     default = sources.MAX_CAPTION_BYTES
     define("integer", "max_caption_bytes", default, bytes_of_caption, lower_bound=1)
+    _define_selection(define)
+    flags.DEFINE_enum(
+        "engine", "processes", ENGINES, "What runs the workers.", flag_values=flag_values
+    )
+    address = "Ray cluster, such as auto or ray://HOST:10001 [RAY_ADDRESS, or this machine]."
+    define("string", "ray_address", None, address)
     flags.DEFINE_enum(
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
@@ -100,6 +127,22 @@ def define_flags(flag_values=flags.FLAGS):
     define(
         "integer", "seed", 0, "Seed for --synthetic.", lower_bound=0, upper_bound=command.MAX_SEED
     )
+
+
+def _define_selection(define):
+    """Defines the flags of `Selection`."""
+    define("boolean", "split_scenes", False, "End clips at scene cuts (needs scenedetect).")
+    text = f"Change at a cut by the mean of the changes around it [{scenes.THRESHOLD:g}]."
+    define("float", "scene_threshold", None, text)
+    define("integer", "min_size", None, "Shorter side of the source in pixels, at least.")
+    for bound, end in (("min", "least"), ("max", "most")):
+        define("float", f"{bound}_aspect", None, f"Width / height of the source, at {end}.")
+        length = f"Seconds of a video, or of a scene with --split_scenes, at {end}."
+        define("float", f"{bound}_seconds", None, length)
+        define("float", f"{bound}_motion", None, f"Motion score of a clip, at {end}.")
+    define("boolean", "drop_duplicates", False, "Leave out near-duplicates of other videos.")
+    text = f"Bits of 64 by which near-duplicates differ, at most [{duplicates.DISTANCE}]."
+    define("integer", "duplicate_distance", None, text, lower_bound=0, upper_bound=32)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -129,6 +172,7 @@ def read_settings(values) -> Settings | pack_buckets.BucketSettings:
         "limits": read_limits.Limits(
             values.damaged, values.max_megapixels, values.max_gap, values.max_repeats
         ),
+        "selection": read_selection(values),
     }
     if values.buckets is not None:
         return pack_buckets.BucketSettings(
@@ -148,6 +192,35 @@ def read_settings(values) -> Settings | pack_buckets.BucketSettings:
     return Settings((height, width), frames=frames, min_frames=min_frames, **shared)
 
 
+def read_selection(values) -> Selection:
+    """Makes the settings of what is packed from the flags.
+
+    Raises:
+      ValueError: a bound makes no sense, an option has no effect, or PySceneDetect is missing.
+    """
+    bounds = filters.Filters(**{name: values[name].value for name in filters.NAMES})
+    bounds.check()
+    for option, needed in OPTIONS_OF.items():
+        if values[option].value is not None and not values[needed].value:
+            raise ValueError(
+                f"--{option} has no effect without --{needed}: add --{needed}, or remove it."
+            )
+    threshold = distance = None
+    if values.split_scenes:
+        scenes.check_installed()
+        threshold = values.scene_threshold
+        threshold = scenes.THRESHOLD if threshold is None else threshold
+        if not threshold > scenes.MIN_THRESHOLD:
+            raise ValueError(
+                f"invalid --scene_threshold={threshold:g}: set it above {scenes.MIN_THRESHOLD:g}, such as "
+                f"{scenes.THRESHOLD:g}."
+            )
+    if values.drop_duplicates:
+        given = values.duplicate_distance
+        distance = duplicates.DISTANCE if given is None else given
+    return Selection(threshold, bounds, distance)
+
+
 def _check_flags(values):
     """Raises ValueError for missing or mutually exclusive flags."""
     if not values.output:
@@ -163,6 +236,12 @@ def _check_flags(values):
         for name in ("size", "frames", "min_frames"):
             if getattr(values, name) is not None:
                 raise ValueError(f"--buckets and --{name} are mutually exclusive: remove --{name}.")
+    if values.ray_address is not None and values.engine != "ray":
+        raise ValueError(
+            "--ray_address has no effect without --engine=ray: add it, or remove this."
+        )
+    if values.synthetic and values.engine == "ray":
+        raise ValueError("--synthetic and --engine=ray are mutually exclusive: remove --engine.")
     for name in ("buckets", "shard"):
         if values.synthetic and getattr(values, name) is not None:
             raise ValueError(f"--synthetic and --{name} are mutually exclusive: remove --{name}.")
@@ -195,9 +274,14 @@ def run(values) -> dict:
         _generate(folder, settings, origin, workers)
     options = {"workers": workers, "strict": values.strict, "share": share}
     options |= {name: values[name].value for name in ("follow_links", "max_caption_bytes")}
-    if values.buckets is not None:
-        return pack_buckets.pack_buckets(folder, output, settings, **options)
-    return pack_folder.pack(folder, output, settings, origin=origin, **options)
+    with contextlib.ExitStack() as stack:
+        if values.engine == "ray":
+            folder, output = folders = os.path.abspath(folder), os.path.abspath(output)
+            pool = stack.enter_context(ray_pool.connect(values.ray_address, workers, folders))
+            options |= {"pool": pool, "workers": values.workers or pool.workers}
+        if values.buckets is not None:
+            return pack_buckets.pack_buckets(folder, output, settings, **options)
+        return pack_folder.pack(folder, output, settings, origin=origin, **options)
 
 
 def _generate(folder, settings, origin, workers):
@@ -235,6 +319,13 @@ def summarize(report: dict, output) -> str:
     lines += [f"  skipped {item['file']}: {item['reason']}" for item in skipped[:10]]
     if len(skipped) > 10:
         lines.append(f"  skipped {len(skipped) - 10} more: see pack_report.json")
+    if left_out := report.get("filtered"):
+        lines.append(f"  {filters.describe(left_out)}")
+    if pairs := report.get("duplicates"):
+        lines.append(
+            f"  near-duplicates left out ({len(pairs)}), such as {pairs[0]['dropped']} for {pairs[0]['kept']}: see "
+            "pack_report.json"
+        )
     if said := report.get("annotations"):
         lines.append(describe_annotations(said))
     if long := report["long_captions"]:

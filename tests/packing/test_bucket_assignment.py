@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.packing.test_pack import add, command, frames_of, grey_video, read, run
 from videogen_jax import pack
-from videogen_jax.packing import bucket_assignment, pack_buckets, pack_folder, shards
+from videogen_jax.packing import bucket_assignment, pack_folder, per_file, shards
 from videogen_jax.packing.bucket_assignment import (
     Bucket,
     Shape,
@@ -292,10 +292,10 @@ def test_resuming_after_several_kills_gives_the_same_bytes(mixed, tmp_path, monk
         file.write('["wide.mp4", [7')
     probed = [json.loads(line)[0] for line in probes.read_text().splitlines()[:5]]
     requested = []
-    original = pack_buckets._probe
+    original = per_file.ask
     monkeypatch.setattr(
-        pack_buckets,
-        "_probe",
+        per_file,
+        "ask",
         lambda f, names, *rest: requested.extend(names) or original(f, names, *rest),
     )
     # Then a call that is interrupted between two buckets.
@@ -368,8 +368,8 @@ def test_remaining_frames_become_a_shorter_clip(tmp_path):
 def test_video_shorter_than_its_index_is_skipped(tmp_path, monkeypatch):
     for name in "ab":
         add(tmp_path / "videos", f"{name}.mp4", grey_video(range(8)))
-    wrong = {"a.mp4": [32, 32, 20, False], "b.mp4": [32, 32, 8, False]}
-    monkeypatch.setattr(pack_buckets, "_probe", lambda f, names, *_: ((n, wrong[n]) for n in names))
+    wrong = {"a.mp4": Shape(32, 32, 20, False), "b.mp4": Shape(32, 32, 8, False)}
+    monkeypatch.setattr(per_file, "ask", lambda f, names, *_: ((n, wrong[n]) for n in names))
     options = dict(buckets="20x32x32,8x32x32", validation_fraction=0)
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", **options)
     assert report["clips"]["train"] == 1

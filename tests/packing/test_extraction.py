@@ -34,7 +34,7 @@ def make_settings(frames=8, min_frames=4, **limits):
 def extract(path, settings=None, **span):
     """(reason, frames cut off, numbers of the frames of each clip)."""
     spill = path.parent / "0.clips"
-    reason, cut_off = extract_clips(str(path), str(spill), settings or make_settings(), **span)
+    reason, cut_off, _ = extract_clips(str(path), str(spill), settings or make_settings(), **span)
     clips = [record["num_frames"] for record in read_clips(spill)]
     return reason, cut_off, clips
 
@@ -195,7 +195,7 @@ def test_sets_from_before_the_limits_stay_usable(tmp_path):
 def test_clips_hold_the_frames_in_order(tmp_path):
     path = write(tmp_path / "a.mp4", make_frames(19))
     spill = tmp_path / "0.clips"
-    assert extract_clips(str(path), str(spill), make_settings()) == (None, 3)
+    assert extract_clips(str(path), str(spill), make_settings()) == (None, 3, {})
     found = []
     for record in read_clips(spill):
         strips = [np.asarray(Image.open(io.BytesIO(strip))) for strip in record["strips"]]

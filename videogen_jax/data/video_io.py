@@ -15,11 +15,12 @@ a video of any length fits into memory. What a file does not say itself is decid
 """
 
 import contextlib
+import functools
 import itertools
 import pathlib
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -52,6 +53,7 @@ def read_numbered_frames(
     limits: Limits = read_limits.DEFAULTS,
     on_cut: Callable[[str], None] = warnings.warn,
     on_end: Callable[[int], None] = lambda count: None,
+    on_frame: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Reads a video frame by frame, and tells which frame of the file each one is.
 
@@ -67,6 +69,8 @@ def read_numbered_frames(
       on_cut: takes a sentence that begins with the file, where the rest of a video is left out:
         behind a jump of its timestamps, or behind damage if `limits.damaged` is "cut".
       on_end: takes the number of frames of the file, or of what is kept of it, after the last one.
+      on_frame: takes every frame of the file, (H, W, 3) uint8 RGB, before any frame that is chosen later; all frames
+        are converted then.
     Yields:
       (index, seconds, frame): which frame of the file it is, seconds since the first one, and (H, W, 3) uint8 RGB.
     Raises:
@@ -85,6 +89,9 @@ def read_numbered_frames(
             nonlocal total
             for seconds, convert in decode:
                 total += 1
+                if on_frame:
+                    convert = functools.cache(convert)  # it may be chosen as well
+                    on_frame(convert())
                 yield seconds, (total - 1, convert)
 
         frames = number()
@@ -122,6 +129,49 @@ def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tupl
             first, *times = video_decoding.packet_times(path, limits)
         times = _refuse_repeats(path, itertools.chain([first], times), fps, limits)
         return height, width, sum(1 for _ in resample(times, fps))
+
+
+def read_frames_at(
+    path, fractions: Sequence[float], limits: Limits = read_limits.DEFAULTS
+) -> tuple[float, list[np.ndarray]]:
+    """Reads the frames that a video shows at some fractions of its length.
+
+    The whole file is decoded, so that a damaged one is an error, but only these frames are converted to RGB.
+
+    Args:
+      path: a video file.
+      fractions: rising, from 0 to below 1.
+      limits: bounds for what the file may cost.
+    Returns:
+      (seconds, frames): length of the video, whose last frame lasts as long as the average one, and frames of (H, W, 3)
+      uint8 RGB.
+    Raises:
+      VideoError, OSError: as `read_numbered_frames`.
+    """
+    path = _check_file(path)
+
+    def open_frames():
+        decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
+        return contextlib.closing(decode)
+
+    if video_decoding.is_gif(path):  # it has no index
+        with open_frames() as decode:
+            times = [seconds for seconds, _ in decode]
+    else:
+        times = [seconds for seconds, _ in video_decoding.packet_times(path, limits)]
+    length = times[-1] * len(times) / max(len(times) - 1, 1) if times else 0.0
+    pictures: list[np.ndarray] = []
+    convert: Callable[[], np.ndarray] | None = None
+    with open_frames() as decode:
+        for seconds, upcoming in decode:
+            while convert and len(pictures) < len(fractions):
+                if fractions[len(pictures)] * length >= seconds:
+                    break
+                pictures.append(convert())
+            convert = upcoming
+        while len(pictures) < len(fractions):
+            pictures.append(convert())
+    return length, pictures
 
 
 def _check_file(path) -> pathlib.Path:

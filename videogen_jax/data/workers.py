@@ -8,7 +8,7 @@ import pathlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -17,6 +17,26 @@ UNGUARDED = 47  # exit code of a worker that was about to call the packer itself
 
 class WorkerDied(RuntimeError):
     """A worker process died; the message says what it was working on."""
+
+
+class TaskDied(BrokenProcessPool):
+    """A worker died with one task, which is known."""
+
+
+def explain_death(error: BrokenProcessPool, doing: str, names: Sequence[str]) -> WorkerDied:
+    """Returns the error for the user after the death of a worker.
+
+    Args:
+      error: what a task raised.
+      doing: what it did with the files, such as "reading".
+      names: files of the unfinished tasks that the workers were at, the one that raised the error first.
+    """
+    if isinstance(error, TaskDied):
+        names = names[:1]  # otherwise, the culprit is unknown, but among them
+    return WorkerDied(
+        f"a worker process died while {doing} {' or '.join(names)} (out of memory, killed, or a crash of the decoder): "
+        "call the same command again to resume, with fewer --workers or without that file."
+    )
 
 
 def count_usable_cpus(root: str | os.PathLike = "/") -> int:

@@ -51,6 +51,7 @@ class Shape(NamedTuple):
     width: int  # pixels
     frames: int  # at the frame rate of the data set; 1 for an image
     image: bool
+    scenes: list[int] = []  # frames of each scene; empty: not split
 
 
 class Segment(NamedTuple):

@@ -6,15 +6,24 @@ Imports no TensorFlow, which would take ten seconds in each worker.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
 
-from videogen_jax.data import image_io, records, video_io
+from videogen_jax.data import image_io, video_io
 from videogen_jax.data.annotations import Annotations, Timeline
-from videogen_jax.packing import sidecars
+from videogen_jax.packing import clip_writer, filters, scenes, sidecars
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.sidecars import SidecarError
+
+
+class Extracted(NamedTuple):
+    """What became of a video or an image, beside its clips."""
+
+    reason: str | None  # why it is left out, or what comes after its clips
+    cut_off: int  # frames after the last clip of it, or of each scene
+    counts: dict[str, int] = {}  # what the filters left out, by reason, and scene cuts
 
 
 def extract_clips(
@@ -25,7 +34,8 @@ def extract_clips(
     count: int | None = None,
     captions: Sequence[Timeline] = (),
     numbers: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[str | None, int]:
+    spans: Sequence[tuple[int, int]] = (),
+) -> Extracted:
     """Decodes a video or image and writes its clips to a file, as records of msgpack; runs in a worker.
 
     Args:
@@ -36,42 +46,56 @@ def extract_clips(
       count: number of frames; None: to the end.
       captions: over time, in frames of the file.
       numbers: name -> hash of the numbers per frame, as `sidecars.hash_numbers` makes them.
+      spans: (first frame, number of frames) of each of several ranges, instead of `first` and `count`.
     Returns:
-      (None or the reason to leave out the video, or what comes after its clips; frames cut off after the last clip).
+      Reason, frames cut off and counts.
     Raises:
       OSError: the disk is full or fails while clips are written.
     """
-    clips, clip, shown = 0, [], []  # shown: which frame of the file each frame of the clip is
     failures: list[str] = []  # at most one
     left_out: list[str] = []  # at most one
     try:
         said = Annotations(tuple(captions), numbers=sidecars.read_numbers(path, numbers))
     except SidecarError as error:
-        return str(error), 0
+        return Extracted(str(error), 0)
+    if spans:
+        first, count = spans[0][0], sum(spans[-1]) - spans[0][0]
     frames = _read_frames(path, settings, first, count, said, left_out)
+    if spans:
+        frames = _choose_spans(frames, spans)
+    selection = settings.selection
     with open(spill, "wb") as file:
-        for index, frame in _until_failure(path, frames, failures):
-            clip.append(video_io.fit_frame(frame, settings.size))
-            shown.append(index)
-            if len(clip) == settings.frames:
-                msgpack.pack(_make_record(clip, settings.fps, said.select(shown)), file)
-                clips, clip, shown = clips + 1, [], []
+        writer = clip_writer.ClipWriter(file, settings, said, image=image_io.is_image(path))
+        for index, frame, cut in _until_failure(path, frames, failures):
+            if not writer.seen and (why := selection.filters.reject_picture(*frame.shape[:2])):
+                return Extracted(None, 0, {why: 1})
+            if cut:
+                writer.end_scene()
+            writer.add(index, frame)
         if failures:
             file.seek(0)
             file.truncate()
-            return failures[0], 0
-        if len(clip) >= settings.min_frames:
-            msgpack.pack(_make_record(clip, settings.fps, said.select(shown)), file)
-            clips, clip = clips + 1, []
+            return Extracted(failures[0], 0)
+        writer.end_scene()
     rest = left_out[0].removeprefix(f"{path} ") if left_out else None
-    if clips:
-        return rest, len(clip)
-    found = f"{first + len(clip)} frames at {settings.fps:g} frames per second"
+    counts = writer.counts
+    if selection.scene_threshold is not None and not image_io.is_image(path):
+        counts |= {filters.SCENE_CUTS: writer.scenes - 1}
+    if writer.clips or counts.keys() - {filters.SHORT_SCENES, filters.SCENE_CUTS}:
+        return Extracted(rest, writer.cut_off, counts)
+    return Extracted(_describe_short(writer, first, count, settings, rest), 0)
+
+
+def _describe_short(writer, first, count, settings, rest) -> str:
+    """Returns why a video of which no scene is long enough for a clip is left out."""
+    found = f"{first + writer.seen} frames at {settings.fps:g} frames per second"
     if rest:
-        return f"too short: {found}, because it {rest}", 0
-    if count is None:
-        return f"too short: {found}, and --min_frames is {settings.min_frames}", 0
-    return f"too short: {found}, although its index lists {first + count}", 0
+        return f"too short: {found}, because it {rest}"
+    if writer.scenes > 1:
+        found += f" in {writer.scenes} scenes, the longest of {writer.longest}"
+    if count is None or settings.selection.scene_threshold is not None:
+        return f"too short: {found}, and --min_frames is {settings.min_frames}"
+    return f"too short: {found}, although its index lists {first + count}"
 
 
 def describe_failure(path: str, error: Exception) -> str:
@@ -90,7 +114,7 @@ def describe_failure(path: str, error: Exception) -> str:
     return f"cannot be read ({type(error).__name__}{': ' if text else ''}{text}): re-encode it"
 
 
-def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray]]:
+def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray, bool]]:
     """Yields frames until reading them fails, and adds the reason to `failures`."""
     try:
         yield from frames
@@ -98,33 +122,54 @@ def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray]]:
         failures.append(describe_failure(path, error))
 
 
-def _read_frames(path, settings, first, count, said, left_out) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index in the file, frame); at the end, checks captions and numbers against the number of frames."""
+def _read_frames(path, settings, first, count, said, left_out):
+    """Yields (index in the file, frame, whether a cut lies before it).
+
+    At the end, checks captions and numbers against the number of frames.
+    """
     total: list[int] = []
     if image_io.is_image(path):
-        yield 0, image_io.read_image(path, settings.limits)
+        yield 0, image_io.read_image(path, settings.limits), False
         total.append(1)
     else:
         options = {"fps": settings.fps, "first": first, "count": count, "limits": settings.limits}
         options |= {"on_cut": left_out.append, "on_end": total.append}
-        for index, _, frame in video_io.read_numbered_frames(path, **options):
-            yield index, frame
+        yield from read_scenes(path, settings.selection.scene_threshold, **options)
     sidecars.check_length(path, said, *total, cut=bool(left_out))
 
 
-def _make_record(clip, fps, annotations):
-    """Returns the fields of a record as msgpack takes them, except for its source and episode."""
-    video = np.stack(clip)  # (T, H, W, 3)
-    return {
-        "captions": annotations.captions,
-        "numbers": {name: values.tobytes() for name, values in annotations.numbers.items()},
-        "strips": records.encode_strips(video),
-        "fps": fps,
-        "num_frames": video.shape[0],
-        "height": video.shape[1],
-        "width": video.shape[2],
-        "motion_score": records.motion_score(video, fps),
-    }
+def read_scenes(path, threshold: float | None, **options) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Reads a video, and marks its scene cuts.
+
+    Args:
+      path: video file.
+      threshold: of the cuts, as for `scenes.CutDetector`; None: no frame is marked.
+      options: as for `video_io.read_numbered_frames`.
+    Yields:
+      (index in the file, frame (H, W, 3) uint8 RGB, whether a cut lies between it and the frame before).
+    Raises:
+      VideoError, OSError: as `video_io.read_numbered_frames`.
+    """
+    detector = None if threshold is None else scenes.CutDetector(threshold)
+    on_frame = detector.add if detector else None
+    frames = (
+        (index, frame)
+        for index, _, frame in video_io.read_numbered_frames(path, on_frame=on_frame, **options)
+    )
+    if detector:
+        return scenes.mark_scenes(frames, detector)
+    return ((index, frame, False) for index, frame in frames)
+
+
+def _choose_spans(frames, spans):
+    """Yields the frames of several ranges of a video, with a cut before each; `frames` begin with the first range."""
+    left = iter(spans)
+    first, count = next(left)
+    for position, (index, frame, _) in enumerate(frames, first):
+        if position == first + count:
+            first, count = next(left)
+        if position >= first:
+            yield index, frame, position == first
 
 
 def read_clips(spill) -> Iterator[dict]:

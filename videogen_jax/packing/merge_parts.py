@@ -22,7 +22,7 @@ import numpy as np
 from videogen_jax.data import bucketed_data, json_files, packed_data, records
 from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.progress import show_progress
-from videogen_jax.packing import bucket_assignment, metadata, pack_buckets
+from videogen_jax.packing import bucket_assignment, filters, metadata, pack_buckets
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing import sources as source_lists
 from videogen_jax.packing.shards import SPLITS
@@ -223,17 +223,29 @@ def _merge_reports(reports, saved) -> dict[str, Any]:
     cut_off: dict[str, int] = {}
     for report in reports:
         cut_off |= report["frames_cut_off"]
-    return {
-        "settings": saved,
-        "input": reports[0]["input"],
-        "clips": {},
-        "skipped": pack_buckets.list_skipped({}, reports),
-        "frames_cut_off": dict(sorted(cut_off.items())),
-        "long_captions": _join_lists(reports, "long_captions"),
-        "captions_without_words": _join_lists(reports, "captions_without_words"),
-        "seconds": round(sum(report["seconds"] for report in reports), 1),
-        "parts": len(reports),
-    } | metadata.join_annotations(reports)
+    return (
+        {
+            "settings": saved,
+            "input": reports[0]["input"],
+            "clips": {},
+            "skipped": pack_buckets.list_skipped({}, reports),
+            "frames_cut_off": dict(sorted(cut_off.items())),
+            "long_captions": _join_lists(reports, "long_captions"),
+            "captions_without_words": _join_lists(reports, "captions_without_words"),
+            "seconds": round(sum(report["seconds"] for report in reports), 1),
+            "parts": len(reports),
+        }
+        | metadata.join_annotations(reports)
+        | filters.join_reports(reports)
+        | _join_duplicates(reports)
+    )
+
+
+def _join_duplicates(reports) -> dict[str, Any]:
+    """Returns the near-duplicates of all parts, each of which lists its own; none where they were not looked for."""
+    found = [report["duplicates"] for report in reports if report.get("duplicates") is not None]
+    pairs = sorted(sum(found, []), key=lambda pair: pair["dropped"])
+    return {"duplicates": pairs} if found else {}
 
 
 def _join_lists(reports, name) -> list[str]:

@@ -13,31 +13,30 @@ probe (`bucket_assignment`), its split from its name alone, for all its clips in
 
 import collections
 import dataclasses
-import itertools
 import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 
-from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
+from videogen_jax.data import atomic_files, image_io, read_limits, video_io
 from videogen_jax.data.locking import lock_folder
-from videogen_jax.data.progress import show_progress
-from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
+from videogen_jax.data.workers import end_unguarded_child
 from videogen_jax.packing import (
     bucket_assignment,
+    duplicate_pass,
     extraction,
+    filters,
     pack_folder,
+    per_file,
     saved_sources,
     shards,
     sources,
 )
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
+from videogen_jax.packing.ray_pool import RayPool
 from videogen_jax.packing.settings import Settings
-
-PROBES_AHEAD = 64  # queued per worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ class BucketSettings:
     validation_fraction: float  # of the sources
     clips_per_shard: int  # maximum
     limits: read_limits.Limits = read_limits.DEFAULTS  # of what is read from one file
+    selection: pack_settings.Selection = pack_settings.EVERYTHING
 
     def for_bucket(self, bucket: Bucket) -> Settings:
         """Returns the settings of a bucket, which is a plain data set."""
@@ -60,14 +60,15 @@ class BucketSettings:
             validation_fraction=self.validation_fraction,
             clips_per_shard=self.clips_per_shard,
             limits=self.limits,
+            selection=self.selection.of_clips(),
         )
 
 
 def settings_to_json(settings: BucketSettings) -> dict:
     """Returns the settings as JSON values, keyed by flag."""
     values = dataclasses.asdict(settings) | {"synthetic": None}
-    del values["limits"]
-    values |= pack_settings.limits_to_json(settings.limits)
+    del values["limits"], values["selection"]
+    values |= pack_settings.limits_to_json(settings.limits) | settings.selection.to_json()
     return values | {"buckets": [bucket.name for bucket in settings.buckets]}
 
 
@@ -82,6 +83,7 @@ def pack_buckets(
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
     progress: bool | None = None,
+    pool: RayPool | None = None,
 ) -> dict:
     """Packs a folder into buckets, or resumes an interrupted call with the same settings.
 
@@ -95,6 +97,7 @@ def pack_buckets(
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
       progress: whether a bar is drawn, as for `show_progress`.
+      pool: workers to use; None: start processes.
     Returns:
       The content of OUTPUT/pack_report.json: that of `pack_folder.pack`, with "buckets" (clips per bucket and split)
       and "left_out" (bucket -> why it is omitted).
@@ -117,27 +120,42 @@ def pack_buckets(
         saved |= {"shard": f"{share[0]}/{share[1]}"}
         output = pack_folder.part_folder(output, share)
     options = {"workers": workers, "strict": strict, "progress": progress}
-    with lock_folder(output), make_pool(workers) as pool:
+    with lock_folder(output), pack_folder.open_pool(output, pool, workers) as pool:
         if report := pack_settings.finished_report(output, saved):
             return report
         found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
-        return _pack_all(folder, output, found, skipped, settings, saved, pool=pool, **options)
+        options |= {"pool": pool}
+        everything = listed if share else found
+        return _pack_all(folder, output, found, everything, skipped, settings, saved, **options)
 
 
-def _pack_all(folder, output, found, skipped, settings, saved, **options):
+def _pack_all(folder, output, found, listed, skipped, settings, saved, **options):
     """Probes the sources, packs them bucket by bucket and finishes the set; returns the report."""
     started = time.monotonic()
     work = pack_settings.claim_output(output, saved)
     if options["strict"] and skipped:
         sources.refuse_skipped(*min(skipped.items()))
-    probes = _probe_all(folder, found, work, settings, **options)
-    pieces, unmatched, cut_off = _plan(found, probes, settings.buckets)
+    others = {name: value for name, value in options.items() if name != "strict"}
+    found, dropped = duplicate_pass.drop_duplicates(
+        folder, output, found, listed, settings, saved, **others
+    )
+    arguments = (settings.fps, settings.limits, settings.selection.scene_threshold)
+    question = per_file.Question("Probing", probe_source, arguments, Shape)
+    names = [source.name for source in found]
+    known = per_file.answer_all(work / "probes.jsonl", folder, names, question, **options)
+    probes = [known[name] for name in names]
+    pieces, unmatched, cut_off, counts = _plan(found, probes, settings)
     if options["strict"] and unmatched:
         sources.refuse_skipped(*min(unmatched.items()))
     whole = "shard" not in saved
     if whole and not pieces:
         shutil.rmtree(work)
         shapes = [probe for probe in probes if not isinstance(probe, str)]
+        if left_out := filters.report_counts(counts).get("filtered"):
+            raise ValueError(
+                f"none of the {len(found)} sources in {folder} is packed ({filters.describe(left_out)}): widen the "
+                "filters, or add sources."
+            )
         text = bucket_assignment.describe_unmatched(shapes, list(unmatched.values()), settings.fps)
         raise ValueError(f"none of the {len(found)} sources in {folder} fits --buckets: {text}.")
     reports = {}
@@ -149,9 +167,12 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
     reasons = list_skipped(skipped | unmatched, reports.values())
     all_skipped = {item["file"]: item["reason"] for item in reasons}
     if whole:
-        present = sources.without_vanished(folder, found, all_skipped)
+        everything = [*found, *(one.source for one in dropped)]
+        present = sources.without_vanished(folder, everything, all_skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = pack_folder.make_report(folder, found, saved, all_skipped, cut_off, started)
+    report = pack_folder.make_report(folder, found, saved, all_skipped, cut_off, started, counts)
+    report |= filters.join_reports([report, *reports.values()])
+    report |= duplicate_pass.report(settings, dropped)
     report |= {
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
         "skipped": reasons,  # a file may be skipped for several
@@ -231,118 +252,107 @@ def finish(output: pathlib.Path, report: dict, table: Sequence[Bucket], whole: b
     shutil.rmtree(output / "unfinished", ignore_errors=True)
 
 
-def _plan(found, probes, table):
-    """Returns (bucket -> its pieces of sources, name -> why no bucket accepts it, name -> frames cut off)."""
+def _plan(found, probes, settings):
+    """Divides the sources among the buckets.
+
+    Returns:
+      (bucket -> its pieces of sources, name -> why no bucket accepts it, name -> frames cut off, reason -> number of
+      sources and scenes that the filters left out).
+    """
     pieces, unmatched, cut_off = collections.defaultdict(list), {}, {}
+    counts: collections.Counter[str] = collections.Counter()
     for source, probe in zip(found, probes, strict=True):
         if isinstance(probe, str):
             unmatched[source.name] = probe
             continue
-        segments, reason = bucket_assignment.plan_segments(probe, table)
-        if reason:
-            unmatched[source.name] = reason
+        bounds = settings.selection.filters
+        if reason := bounds.reject_picture(probe.height, probe.width):
+            counts[reason] += 1
             continue
-        for segment in segments:
-            piece = dataclasses.replace(source, first=segment.first, count=segment.count)
-            pieces[segment.bucket].append(piece)
-        if left := probe.frames - sum(segment.count for segment in segments):
+        segments, left_out, left, unfit = _plan_scenes(probe, settings)
+        if unfit:
+            unmatched[source.name] = unfit
+            continue
+        for bucket, spans in segments.items():
+            pieces[bucket].append(_cut_piece(source, spans, split=bool(probe.scenes)))
+        counts.update(left_out)
+        if left:
             cut_off[source.name] = left
-    return pieces, unmatched, cut_off
+    return pieces, unmatched, cut_off, counts
 
 
-def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -> list[Shape | str]:
-    """Returns the shape of each source, or the reason why it cannot be read; appends new ones to probes.jsonl."""
-    path = work / "probes.jsonl"
-    known = _read_probes(path)
-    left = [source.name for source in found if source.name not in known]
-    with (
-        show_progress("Probing", len(found), "file", progress, len(found) - len(left)) as advance,
-        open(path, "a", encoding="utf-8") as file,
-    ):  # fmt: skip
-        for name, probe in _probe(folder, left, settings, workers, pool):
-            known[name] = probe
-            file.write(json.dumps([name, probe]) + "\n")
-            file.flush()
-            advance()
-            if strict and isinstance(probe, str):
-                sources.refuse_skipped(name, probe)
-    return [p if isinstance(p, str) else Shape(*p) for p in (known[s.name] for s in found)]
+def _plan_scenes(probe, settings):
+    """Divides the scenes of a source among the buckets.
+
+    Returns:
+      (bucket -> ranges of frames, reason -> number of scenes, frames in no bucket, None), or as the last why no bucket
+      accepts the source.
+    """
+    segments, counts, left, start = collections.defaultdict(list), collections.Counter(), 0, 0
+    unfit = {}  # frames of a scene -> why no bucket accepts it
+    for frames in probe.scenes or [probe.frames]:
+        bounds = settings.selection.filters
+        if not probe.image and (reason := bounds.reject_length(frames / settings.fps)):
+            counts[reason] += 1
+        else:
+            scene = probe._replace(frames=frames)
+            found, why = bucket_assignment.plan_segments(scene, settings.buckets)
+            for segment in found:
+                segments[segment.bucket].append((start + segment.first, segment.count))
+            left += frames - sum(segment.count for segment in found)
+            if why:
+                unfit[frames] = why
+                counts[filters.SHORT_SCENES] += 1
+        start += frames
+    if not segments and counts.keys() == {filters.SHORT_SCENES}:
+        return {}, {}, 0, unfit[max(unfit)]
+    if probe.scenes:
+        counts[filters.SCENE_CUTS] = len(probe.scenes) - 1
+    return segments, counts, left, None
 
 
-def _read_probes(path) -> dict[str, list | str]:
-    """Reads probes.jsonl up to the first line that is incomplete or damaged, and truncates it there."""
-    known = {}
-    if path.exists():
-        complete = 0
-        content = path.read_bytes()
-        for line in content.splitlines(keepends=True):
-            try:
-                name, probe = _check_probe(json_files.parse(path, line, [object]))
-            except ValueError:
-                break
-            known[name] = probe
-            complete += len(line)
-        if complete != len(content):
-            atomic_files.write_text(path, content[:complete].decode("utf-8"))
-    return known
-
-
-def _check_probe(entry) -> tuple[str, list | str]:
-    """Checks a line of probes.jsonl: [name, the reason to skip it or the fields of its `Shape`]."""
-    name, probe = entry
-    if isinstance(probe, list):
-        kinds = Shape.__annotations__.values()
-        probe = [json_files.check(value, kind) for value, kind in zip(probe, kinds, strict=True)]
-        return json_files.check(name, str), probe
-    return json_files.check(name, str), json_files.check(probe, str)
-
-
-def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list | str]]:
-    """Yields each name with its shape, or the reason why it cannot be read."""
-    waiting = collections.deque()
-    upcoming = iter(names)
-    try:
-        while True:
-            for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
-                video = sources.locate(folder, name)
-                task = pool.submit(probe_source, video, settings.fps, settings.limits)
-                waiting.append((name, task))
-            if not waiting:
-                return
-            name, task = waiting[0]
-            try:
-                shape = task.result()
-            except FileNotFoundError as error:
-                shape = str(error)
-                if not pack_folder.find_vanished(folder, name):
-                    raise
-            if isinstance(shape, str):
-                shape = pack_folder.find_vanished(folder, name) or shape
-            waiting.popleft()
-            yield name, shape
-    except BrokenProcessPool:
-        near = [name for name, _ in itertools.islice(waiting, workers)]
-        raise WorkerDied(
-            f"a worker process died while probing {' or '.join(near)} (out of memory, killed, or a crash of the "
-            "decoder): call the same command again to resume, with fewer --workers or without that file."
-        ) from None
+def _cut_piece(source, spans, split):
+    """Returns the ranges of frames of a source that one bucket gets."""
+    if not split:
+        ((first, count),) = spans
+        return dataclasses.replace(source, first=first, count=count)
+    return dataclasses.replace(source, spans=tuple(spans))
 
 
 def probe_source(
-    path: str, fps: float, limits: read_limits.Limits = read_limits.DEFAULTS
+    path: str,
+    fps: float,
+    limits: read_limits.Limits = read_limits.DEFAULTS,
+    scene_threshold: float | None = None,
 ) -> Shape | str:
-    """Reads the shape of a video or an image without decoding all of it; runs in a worker.
+    """Reads the shape of a video or an image; runs in a worker.
 
     Args:
       path: video or image file.
       fps: frame rate of the data set.
       limits: bounds for what is read from one file.
+      scene_threshold: of the scene cuts; None: only the first frame of a video is decoded.
     Returns:
       Its shape, or the reason why it cannot be read.
     """
     try:
         if image_io.is_image(path):
             return Shape(*image_io.probe_image(path, limits), frames=1, image=True)
-        return Shape(*video_io.probe_video(path, fps, limits), image=False)
+        if scene_threshold is None:
+            return Shape(*video_io.probe_video(path, fps, limits), image=False)
+        return _probe_scenes(path, fps, limits, scene_threshold)
     except Exception as error:  # whatever a decoder raises is the fault of this file alone
         return extraction.describe_failure(path, error)
+
+
+def _probe_scenes(path, fps, limits, threshold) -> Shape:
+    """Reads the shape of a video and the lengths of its scenes."""
+    scenes: list[int] = []
+    size = (0, 0)
+    options = {"fps": fps, "limits": limits, "on_cut": lambda sentence: None}
+    for _, frame, cut in extraction.read_scenes(path, threshold, **options):
+        size = size if scenes else frame.shape[:2]
+        if cut or not scenes:
+            scenes.append(0)
+        scenes[-1] += 1
+    return Shape(*size, frames=sum(scenes), image=False, scenes=scenes)

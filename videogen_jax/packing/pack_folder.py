@@ -29,10 +29,18 @@ from videogen_jax.data import atomic_files
 from videogen_jax.data import vocabulary as vocabularies
 from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.progress import show_progress
-from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
-from videogen_jax.packing import metadata, saved_sources, shards, sources
+from videogen_jax.data.workers import end_unguarded_child, explain_death, make_pool
+from videogen_jax.packing import (
+    duplicate_pass,
+    filters,
+    metadata,
+    saved_sources,
+    shards,
+    sources,
+)
 from videogen_jax.packing import settings as pack_settings
-from videogen_jax.packing.extraction import extract_clips
+from videogen_jax.packing.extraction import Extracted, extract_clips
+from videogen_jax.packing.ray_pool import RayPool
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
 from videogen_jax.packing.sources import Source
 
@@ -54,6 +62,7 @@ def pack(
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
     progress: bool | None = None,
+    pool: RayPool | None = None,
 ) -> dict:
     """Packs a folder into a data set, or resumes an interrupted call with the same settings.
 
@@ -68,6 +77,7 @@ def pack(
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
       progress: whether a bar is drawn, as for `show_progress`.
+      pool: workers to use; None: start processes.
     Returns:
       The content of OUTPUT/pack_report.json; "finished_before" is true if the data set was already finished.
     Raises:
@@ -96,18 +106,26 @@ def pack(
         if report := finished_report(output, saved):
             return report
         found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
-        return pack_sources(
-            folder,
-            output,
-            found,
-            skipped,
-            settings,
-            saved,
-            workers=workers,
-            strict=strict,
-            whole=share is None,
-            progress=progress,
-        )
+        with open_pool(output, pool, min(workers, len(found) or 1)) as pool:
+            options = {"workers": workers, "progress": progress, "pool": pool}
+            everything = listed if share else found
+            found, dropped = duplicate_pass.drop_duplicates(
+                folder, output, found, everything, settings, saved, **options
+            )
+            options |= {"strict": strict, "whole": share is None, "dropped": dropped}
+            return pack_sources(folder, output, found, skipped, settings, saved, **options)
+
+
+@contextlib.contextmanager
+def open_pool(output, pool: RayPool | None, workers: int):
+    """Starts worker processes, unless there is a pool; at the end, removes clips that nobody has taken."""
+    try:
+        with contextlib.nullcontext(pool) if pool else make_pool(workers) as pool:
+            yield pool
+    finally:
+        for pattern in ("unfinished/*.clips", "*/unfinished/*.clips"):  # the latter of buckets
+            for leftover in pathlib.Path(output).glob(pattern):
+                leftover.unlink(missing_ok=True)
 
 
 def listing_to_json(follow_links: bool, max_caption_bytes: int) -> dict:
@@ -147,11 +165,12 @@ def pack_sources(
     saved: dict,
     *,
     workers: int,
+    pool: ProcessPoolExecutor | RayPool,
     strict: bool = False,
     whole: bool = True,
     progress: bool | None = None,
     label: str | None = None,
-    pool: ProcessPoolExecutor | None = None,
+    dropped: Sequence[duplicate_pass.Dropped] = (),
 ) -> dict:
     """Packs sources into a plain data set, or resumes an interrupted call with the same settings.
 
@@ -163,11 +182,12 @@ def pack_sources(
       settings: settings of the data set.
       saved: the settings as JSON values, saved with the data set.
       workers: number of decoding processes.
+      pool: the processes.
       strict: stop at the first video that would be skipped.
       whole: the data set is no part or bucket: an error if it gets no training clip.
       progress: as for `pack`.
       label: in front of lines of progress.
-      pool: worker pool from `make_pool`; None: start one.
+      dropped: sources that were left out as near-duplicates.
     Returns:
       The report, as `pack`.
     Raises:
@@ -177,39 +197,36 @@ def pack_sources(
     output = pathlib.Path(output)
     work = pack_settings.claim_output(output, saved)
     journal = shards.read_journal(output, work)
-    skipped, cut_off = dict(skipped), {}
+    skipped, cut_off, counts = dict(skipped), {}, {}
     known = skipped | {name: why for shard in journal for name, why in shard["skipped"].items()}
     known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
     with show_progress(label or "Packing", len(found), "video", progress) as advance:
-        try:
-            context = (
-                contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
-            )
-            with context as pool:
-                videos = _extract_all(pool, workers, folder, work, found, settings, journal)
-                last = shards.write_shards(videos, work, found, settings, journal, strict, advance)
-        finally:
-            for leftover in work.glob("*.clips"):
-                leftover.unlink(missing_ok=True)
+        videos = _extract_all(pool, workers, folder, work, found, settings, journal)
+        last = shards.write_shards(videos, work, found, settings, journal, strict, advance)
     for part in [*journal, last]:
         skipped |= part["skipped"]
         cut_off |= part["cut_off"]
-    counts = {
+        counts |= part.get("counts") or {}
+    counts = filters.add_counts(counts.values())
+    clips = {
         split: sum(s["clips"] for s in journal if s["split"] == split) for split in shards.SPLITS
     }
-    if whole and not counts["train"]:
+    if whole and not clips["train"]:
         shutil.rmtree(work)
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(skipped.items())[:3])
+        reasons = describe_left_out(skipped, counts)
+        advice = "widen the filters, " if filters.report_counts(counts).get("filtered") else ""
         raise ValueError(
             f"no training clip came out of the {len(found)} captioned videos in {folder} "
-            f"({reasons}): add videos, or lower --min_frames or --validation_fraction."
+            f"({reasons}): add videos, or {advice}lower --min_frames or --validation_fraction."
         )
     if whole:
-        present = sources.without_vanished(folder, found, skipped)
+        everything = [*found, *(one.source for one in dropped)]
+        present = sources.without_vanished(folder, everything, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = make_report(folder, found, saved, skipped, cut_off, started) | {"clips": counts}
+    report = make_report(folder, found, saved, skipped, cut_off, started, counts)
+    report |= {"clips": clips} | duplicate_pass.report(settings, dropped)
     _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
@@ -221,6 +238,7 @@ def make_report(
     skipped: Mapping[str, str],
     cut_off: Mapping[str, int],
     started: float,
+    counts: Mapping[str, int],
 ) -> dict:
     """Makes the content of pack_report.json, except for the numbers of clips.
 
@@ -231,17 +249,30 @@ def make_report(
       skipped: name -> reason.
       cut_off: name -> frames cut off after the last clip.
       started: when packing began, by time.monotonic.
+      counts: what the filters left out, by reason, and scene cuts.
     """
-    return {
-        "settings": saved,
-        "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
-        "clips": {},
-        "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
-        "frames_cut_off": dict(sorted(cut_off.items())),
-        "long_captions": long_captions(found),
-        "captions_without_words": captions_without_words(found),
-        "seconds": round(time.monotonic() - started, 1),
-    } | metadata.count_annotations(found, part="shard" in saved)
+    return (
+        {
+            "settings": saved,
+            "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
+            "clips": {},
+            "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
+            "frames_cut_off": dict(sorted(cut_off.items())),
+            "long_captions": long_captions(found),
+            "captions_without_words": captions_without_words(found),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        | metadata.count_annotations(found, part="shard" in saved)
+        | filters.report_counts(counts)
+    )
+
+
+def describe_left_out(skipped: Mapping[str, str], counts: Mapping[str, int]) -> str:
+    """Returns why files were skipped, at most three of them, and what the filters left out."""
+    reasons = [f"{name}: {reason}" for name, reason in sorted(skipped.items())[:3]]
+    if left_out := filters.report_counts(counts).get("filtered"):
+        reasons.append(filters.describe(left_out))
+    return "; ".join(reasons)
 
 
 def long_captions(found: Sequence[Source]) -> list[str]:
@@ -261,24 +292,8 @@ def captions_without_words(found: Sequence[Source]) -> list[str]:
     )
 
 
-def find_vanished(folder, name: str) -> str | None:
-    """Returns the reason to skip a source that has vanished, or None if it is there.
-
-    Raises:
-      FileNotFoundError: the whole folder has vanished, such as a disk that is no longer mounted.
-    """
-    if os.path.lexists(sources.locate(folder, name)):
-        return None
-    if not os.path.isdir(folder) or not os.listdir(folder):
-        raise FileNotFoundError(
-            f"{folder} has vanished or is empty now: bring it back and call the same command again, which resumes "
-            "after the finished shards."
-        )
-    return sources.VANISHED
-
-
 def _extract_all(pool, workers, folder, work, found, settings, journal):
-    """Yields (index of the source, path of its clips, reason to skip it, frames cut off) in order.
+    """Yields (index of the source, path of its clips, what `extract_clips` returned) in order.
 
     Starts with the source at which the journal ends.
     """
@@ -291,30 +306,31 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
                 source, spill = found[index], work / f"{index}.clips"
                 video = sources.locate(folder, source.name)
                 said = (source.first, source.count, source.captions, dict(source.numbers))
-                task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
+                task = pool.submit(
+                    extract_clips, video, os.fspath(spill), settings, *said, source.spans
+                )
                 waiting.append((index, spill, task))
             if not waiting:
                 return
             index, spill, task = waiting[0]
             try:
-                reason, cut_off = task.result()
+                result = task.result()
             except FileNotFoundError as error:
-                reason, cut_off = str(error), 0
-                if not find_vanished(folder, found[index].name):
+                result = Extracted(str(error), 0)
+                if not sources.find_vanished(folder, found[index].name):
                     raise
-            if reason:
-                reason = find_vanished(folder, found[index].name) or reason
+            if result.reason:
+                reason = sources.find_vanished(folder, found[index].name) or result.reason
+                result = result._replace(reason=reason)
             waiting.popleft()
-            yield index, spill, reason, cut_off
+            yield index, spill, result
             spill.unlink(missing_ok=True)
-    except BrokenProcessPool:
-        # The culprit is unknown, but it is among the first unfinished ones, which the workers were reading.
+    except BrokenProcessPool as error:
         names = [found[index].name for index, _, _ in itertools.islice(waiting, workers)]
-        raise WorkerDied(
-            f"a worker process died while reading {' or '.join(names)} (out of memory, killed, or "
-            "a crash of the decoder): call the same command again to resume, with fewer "
-            "--workers or without that file."
-        ) from None
+        raise explain_death(error, "reading", names) from None
+    finally:
+        for _, _, task in waiting:
+            task.cancel()
 
 
 def _finish(output, work, journal, found, settings, report):

@@ -18,6 +18,7 @@ FIELDS = Source.__annotations__ | {
     "caption": json_files.Optional(str),  # instead, in sources of one text
     "episode": json_files.Optional(str),
     "numbers": json_files.Optional({str: str}),
+    "spans": json_files.Optional([[int]]),  # of pieces in buckets, which are not listed here
 }
 
 

@@ -11,12 +11,46 @@ import pathlib
 import shutil
 
 from videogen_jax.data import atomic_files, json_files, read_limits
+from videogen_jax.packing import duplicates, filters, scenes
+from videogen_jax.packing.filters import Filters
 
 PLAIN_MARK, EMPTY_MARK = "dataset_info.json", "no_clips.json"
 BUCKETS_MARK = "buckets.json"
 REPORT = "pack_report.json"
 
 _DEFAULT_LIMITS = dataclasses.asdict(read_limits.DEFAULTS)
+# What is saved only where it differs; data sets from before there was the option lack it too.
+_DEFAULTS = (
+    _DEFAULT_LIMITS
+    | dict.fromkeys(filters.NAMES)
+    | {"split_scenes": False, "scene_threshold": scenes.THRESHOLD}
+    | {"drop_duplicates": False, "duplicate_distance": duplicates.DISTANCE}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What of the sources is packed; the defaults pack all of it."""
+
+    scene_threshold: float | None = None  # of `scenes.CutDetector`; None: scenes are not split
+    filters: Filters = Filters()
+    duplicate_distance: int | None = None  # of `duplicates`; None: duplicates are packed
+
+    def to_json(self) -> dict:
+        """Returns what is not the default, keyed by flag: sets from before there was any stay usable."""
+        values = filters.to_json(self.filters)
+        if self.scene_threshold is not None:
+            values |= {"split_scenes": True, "scene_threshold": self.scene_threshold}
+        if self.duplicate_distance is not None:
+            values |= {"drop_duplicates": True, "duplicate_distance": self.duplicate_distance}
+        return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+
+    def of_clips(self) -> "Selection":
+        """Returns what applies to clips alone, for sources of which the rest is done."""
+        return Selection(filters=self.filters.of_clips())
+
+
+EVERYTHING = Selection()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +64,15 @@ class Settings:
     validation_fraction: float  # of the videos
     clips_per_shard: int  # maximum
     limits: read_limits.Limits = read_limits.DEFAULTS  # of what is read from one file
+    selection: Selection = EVERYTHING
 
 
 def settings_to_json(settings: Settings, origin: dict | None) -> dict:
     """Returns the settings as JSON values, keyed by flag."""
     values = dataclasses.asdict(settings) | {"synthetic": origin}
-    del values["limits"]
+    del values["limits"], values["selection"]
     values |= {"size": "{}x{}".format(*settings.size)} | limits_to_json(settings.limits)
+    values |= settings.selection.to_json()
     return json.loads(json.dumps(values))
 
 
@@ -68,6 +104,9 @@ REPORT_FIELDS = {
     "annotations": json_files.Optional(
         {"captions_per_file": {str: int}, "numbers": {str: int}, "episodes": object}
     ),
+    "filtered": json_files.Optional({str: int}),  # reason -> what it left out
+    filters.SCENE_CUTS: json_files.Optional(int),
+    "duplicates": json_files.Optional([{"kept": str, "dropped": str, "distance": int}]),
 }
 
 
@@ -133,7 +172,7 @@ def check_same_settings(output, found: dict, wanted: dict) -> None:
     Raises:
       ValueError: names the differences.
     """
-    found, wanted = _DEFAULT_LIMITS | found, _DEFAULT_LIMITS | wanted
+    found, wanted = _DEFAULTS | found, _DEFAULTS | wanted
     differences = []
     if ("buckets" in found) != ("buckets" in wanted):
         kinds = ("plain", "bucketed")

@@ -33,6 +33,7 @@ JOURNAL = {
     "skipped": {str: str},
     "cut_off": {str: int},
     "words": json_files.Optional({str: int}),  # absent in journals of earlier versions
+    "counts": json_files.Optional({str: {str: int}}),  # as `write_shards` returns them
 }
 
 
@@ -93,8 +94,7 @@ def write_shards(videos, work, found, settings, journal, strict, advance) -> dic
     """Writes shard by shard, each followed by a line of the journal.
 
     Args:
-      videos: yields (index of the source, path of its clips, reason to leave out it or its end, frames cut off) in
-        order.
+      videos: yields (index of the source, path of its clips, what `extract_clips` returned) in order.
       work: OUTPUT/unfinished.
       found: all sources of the data set.
       settings: settings of the data set.
@@ -102,13 +102,14 @@ def write_shards(videos, work, found, settings, journal, strict, advance) -> dic
       strict: stop at the first source that is skipped.
       advance: takes the number of sources that are done, one by default.
     Returns:
-      {"skipped", "cut_off"} of the sources after the last shard.
+      {"skipped", "cut_off", "counts"} of the sources after the last shard: name -> reason, name -> frames, and index of
+      the source -> reason -> number of clips, scenes or sources that the filters left out.
     """
-    skipped, cut_off = {}, {}
-    clips = _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, advance)
+    notes: dict[str, dict] = {"skipped": {}, "cut_off": {}, "counts": {}}
+    clips = _assign_shards(videos, found, settings, journal, notes, strict, advance)
     first = next(clips, None)  # starts the workers before TensorFlow is imported, which takes 10 s
     if first is None:
-        return {"skipped": skipped, "cut_off": cut_off}
+        return notes
     features = records.make_features()
     groups = itertools.groupby(itertools.chain([first], clips), key=lambda clip: clip[0])
     for (split, number), group in groups:
@@ -129,32 +130,31 @@ def write_shards(videos, work, found, settings, journal, strict, advance) -> dic
         shard["file_bytes"] = path.stat().st_size
         shard["checksum"] = records.checksum(path)
         shard["packed"] = list(shard["packed"].items())  # [source, number of its clips]
-        shard |= {"skipped": dict(skipped), "cut_off": dict(cut_off)}
+        shard |= {name: dict(values) for name, values in notes.items()}
         with open(work / "journal.jsonl", "a", encoding="utf-8") as file:
             file.write(json_files.dump_checked(shard) + "\n")
             file.flush()
             os.fsync(file.fileno())
         journal.append(shard)
-        skipped.clear()
-        cut_off.clear()
-    return {"skipped": skipped, "cut_off": cut_off}
+        for values in notes.values():
+            values.clear()
+    return notes
 
 
-def _assign_shards(videos, found, settings, journal, skipped, cut_off, strict, advance):
-    """Yields all clips in order as ((split, shard), (source, index of the next clip), record).
-
-    Adds to `skipped`, name -> reason, and `cut_off`, name -> frames.
-    """
+def _assign_shards(videos, found, settings, journal, notes, strict, advance):
+    """Yields all clips in order as ((split, shard), (source, index of the next clip), record); adds to `notes`."""
     shards = collections.Counter(shard["split"] for shard in journal)  # number started per split
     begin = tuple(journal[-1]["next"]) if journal else (0, 0)
     advance(begin[0])
     split, clips, num_bytes = None, 0, 0
-    for index, spill, reason, frames in videos:
+    for index, spill, (reason, frames, counts) in videos:
         name = found[index].name
         if frames:
-            cut_off[name] = frames
+            notes["cut_off"][name] = frames
+        if counts:
+            notes["counts"][str(index)] = counts
         if reason:
-            skipped[name] = reason
+            notes["skipped"][name] = reason
             if strict:
                 refuse_skipped(name, reason)
         partial = index == begin[0] and begin[1]  # resumes within a source, which keeps its split

@@ -41,6 +41,8 @@ class Source:
     episode: str = ""  # all clips of an episode are in one split; empty: the video is its own
     # name -> hash of the numbers per frame, which are read again when the video is
     numbers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # (first frame, number of frames) of each of several ranges, instead of `first` and `count`; no clip is in two
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def split_key(self) -> float:
@@ -61,7 +63,8 @@ class Source:
         if self.captions == (((0, self.texts[0]),),) and not (self.episode or self.numbers):
             said = {"caption": self.texts[0]}
         rest = {name: getattr(self, name) for name in ("num_bytes", "first", "count", "split")}
-        return {"name": self.name} | said | rest
+        spans = {"spans": self.spans} if self.spans else {}
+        return {"name": self.name} | said | rest | spans
 
 
 def list_sources(
@@ -318,6 +321,22 @@ def without_vanished(
         and (reason == NOT_UTF8 or (reason != VANISHED and os.path.lexists(locate(folder, name))))
     }
     return kept, rest
+
+
+def find_vanished(folder, name: str) -> str | None:
+    """Returns the reason to skip a source that has vanished, or None if it is there.
+
+    Raises:
+      FileNotFoundError: the whole folder has vanished, such as a disk that is no longer mounted.
+    """
+    if os.path.lexists(locate(folder, name)):
+        return None
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        raise FileNotFoundError(
+            f"{folder} has vanished or is empty now: bring it back and call the same command again, which resumes "
+            "after the finished shards."
+        )
+    return VANISHED
 
 
 def refuse_skipped(name: str, reason: str) -> None:
