@@ -2,20 +2,20 @@
 
 import numpy as np
 
-WORDS = "a the red green blue ball cat dog runs walks sits on grass road sky then it turns left right and stops . !"
+WORDS = "a the red green blue ball cat dog runs walks sits on grass road sky then it turns left right and stops"
 COLORS = "pink gray black white far near tree house"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SIDE, PATCH = 16, 8
 
 CHAT = (
     "<bos>{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'video' %}VIDEO{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}"
+    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'video' %}VIDEO"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
 )
 
 
 def make_tokenizer(*more):
-    """A tokenizer of whole words, whose ids from 4 on are `more` special tokens, then WORDS."""
+    """A tokenizer of whole words, none of which ends a sentence; `more` are special tokens, with ids from 4 on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ def randomise(model, seed=0, scale=1.0):
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for _, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
             if parameter.ndim > 1:
                 spread = scale / np.sqrt(parameter[0].numel())
                 parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
@@ -117,11 +117,18 @@ def make_git(frames=1):
 
 def make_blip():
     """BLIP: no chat template, one image."""
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil
-    from transformers import BlipProcessor
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessorPil,
+        BlipProcessor,
+    )
 
     tokenizer = make_tokenizer()
-    text = text_sizes(tokenizer) | {"sep_token_id": tokenizer.eos_token_id, "encoder_hidden_size": 32}
+    text = text_sizes(tokenizer) | {
+        "sep_token_id": tokenizer.eos_token_id,
+        "encoder_hidden_size": 32,
+    }
     config = BlipConfig(text_config=text, vision_config=vision_sizes())
     images = BlipImageProcessorPil(size={"height": SIDE, "width": SIDE})
     return BlipForConditionalGeneration(config), BlipProcessor(images, tokenizer)
@@ -171,7 +178,13 @@ def make_qwen():
     marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     tokenizer = make_tokenizer(*marks)
     ids = [tokenizer.convert_tokens_to_ids(mark) for mark in marks]
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": PATCH}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": PATCH,
+    }
     vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
