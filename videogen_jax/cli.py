@@ -6,6 +6,7 @@ import sys
 from videogen_jax import interrupts
 
 VERBS = {
+    "caption": "write captions for clips that have none, with a model that sees them",
     "pack": "pack a folder of captioned clips, or a generated data set, as TFRecord shards",
     "merge": "merge the parts that several machines packed",
     "encode": "encode packed clips as latents and caption embeddings",

@@ -16,6 +16,7 @@ from videogen_jax.data.video_io import (
     read_frames,
     read_video,
     resample,
+    sample_frames,
 )
 from videogen_jax.data.video_writer import write_video
 
@@ -323,3 +324,39 @@ def test_a_range_of_frames_is_those_of_the_whole(tmp_path):
     path.write_bytes(data[: int(0.9 * len(data))])  # broken off behind the frames wanted
     with pytest.raises(VideoError):
         list(read_frames(path, first=0, count=1))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 13])
+def test_sampled_frames_are_in_the_middle_of_equal_parts(tmp_path, suffix, count):
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, grey_steps(13), 8)
+    sample = sample_frames(path, count)
+    assert sample.indices == tuple(int((k + 0.5) * 13 / count) for k in range(count))
+    assert [step_of(frame) for frame in sample.frames] == list(sample.indices)
+    assert sample.num_frames == 13 and sample.fps == pytest.approx(8, rel=0.01)
+    np.testing.assert_array_equal(sample.frames, read_video(path)[list(sample.indices)])
+
+
+def test_sampled_frames_are_spaced_by_their_times(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_variable_rate(path, [0.0, 0.1, 0.2, 0.3, 0.4, 2.0, 2.1])
+    # 2.45 s long, the last frame as long as the average one: shown at 0.31, 0.92, 1.53 and 2.14 s.
+    assert sample_frames(path, 4).indices == (3, 4, 4, 6)
+
+
+def test_a_short_video_gives_each_of_its_frames_and_a_single_one_itself(tmp_path):
+    path = tmp_path / "clip.mp4"
+    for frames in (1, 2, 3):
+        write_video(path, grey_steps(frames), 8)
+        sample = sample_frames(path, 8)
+        assert sample.indices == tuple(range(frames))
+        assert sample.num_frames == frames and sample.fps > 0
+
+
+def test_frames_are_sampled_of_whole_videos_only(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, noise(40), 8)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(VideoError, match=r"clip\.mp4 "):
+        sample_frames(path, 1)

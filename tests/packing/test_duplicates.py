@@ -12,7 +12,6 @@ from PIL import Image
 from tests.data.made_videos import write
 from tests.packing.made_scenes import make_scene, make_texture
 from tests.packing.test_pack import read, run, shard_bytes
-from videogen_jax.data import video_io
 from videogen_jax.packing import duplicate_pass, duplicates, merge_parts, per_file
 from videogen_jax.packing.duplicates import Duplicate, Signature
 
@@ -69,26 +68,6 @@ def test_search_equals_comparison_one_by_one_in_any_order(monkeypatch):
         found = duplicates.find_duplicates(names, [items[name] for name in names], 6)
         assert found == expected
     assert duplicates.find_duplicates([], []) == []
-
-
-def test_frames_at_fractions_are_those_shown_at_these_times(tmp_path):
-    frames = make_scene(3, 31, 3)
-    times = np.cumsum(np.random.default_rng(0).integers(20, 200, 31)) / 1000
-    for path in (
-        write(tmp_path / "a.mkv", frames, times=times - times[0]),
-        write(tmp_path / "b.mp4", frames, fps=24),
-    ):
-        every = list(video_io.read_numbered_frames(path))
-        assert len(every) == 31
-        length = every[-1][1] * 31 / 30
-        for fractions in ((0.0, 1 / 6, 0.5, 5 / 6), (0.5, 0.5, 0.999)):
-            seconds, found = video_io.read_frames_at(path, fractions)
-            assert seconds == pytest.approx(length)
-            for fraction, frame in zip(fractions, found, strict=True):
-                shown = [f for _, start, f in every if start <= fraction * length][-1]
-                np.testing.assert_array_equal(frame, shown)
-    one = write(tmp_path / "one.mp4", frames[:1])
-    assert len(video_io.read_frames_at(one, (0.5, 0.9))[1]) == 2
 
 
 def resize(video, height, width):

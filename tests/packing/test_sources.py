@@ -60,7 +60,7 @@ def test_links_that_lead_out_are_read_only_when_they_are_followed(folder, tmp_pa
         assert (names, skipped) == (["caption.mp4", "good.mp4", "inside.mp4", "out.mp4"], {})
         return
     assert names == ["good.mp4", "inside.mp4"]
-    leads = "is a link that leads out of the folder: pack with --follow_links to read it"
+    leads = "is a link that leads out of the folder: use --follow_links to read it"
     assert skipped == {
         "out.mp4": f"it {leads}",
         "caption.mp4": f"the caption caption.txt {leads}",

@@ -20,7 +20,8 @@ import itertools
 import pathlib
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,15 @@ from videogen_jax.data.video_decoding import VideoError
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
 TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
+
+
+class FrameSample(NamedTuple):
+    """Frames of a video, evenly spaced in time, or an image as the only one."""
+
+    frames: np.ndarray  # (count, H, W, 3) uint8 RGB
+    indices: tuple[int, ...]  # which frames of the file they are, from 0
+    num_frames: int  # of the file
+    fps: float | None  # frames per second of the file, on average; None: an image
 
 
 def read_frames(path, *args, **options) -> Iterator[tuple[float, np.ndarray]]:
@@ -131,47 +141,64 @@ def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tupl
         return height, width, sum(1 for _ in resample(times, fps))
 
 
-def read_frames_at(
-    path, fractions: Sequence[float], limits: Limits = read_limits.DEFAULTS
-) -> tuple[float, list[np.ndarray]]:
-    """Reads the frames that a video shows at some fractions of its length.
+def sample_frames(
+    path,
+    count: int,
+    threads=1,
+    limits: Limits = read_limits.DEFAULTS,
+    on_cut: Callable[[str], None] = warnings.warn,
+) -> FrameSample:
+    """Reads frames that are evenly spaced in time: those shown in the middle of `count` equal parts of the video.
 
-    The whole file is decoded, so that a damaged one is an error, but only these frames are converted to RGB.
+    The file is decoded to its end, as by `read_frames`, so that what is damaged is found; frames that are not chosen
+    are neither converted to RGB nor kept.
 
     Args:
       path: a video file.
-      fractions: rising, from 0 to below 1.
+      count: number of frames; of a video that has fewer frames, as many as it has. 1 is the middle one.
+      threads: as for `read_numbered_frames`.
       limits: bounds for what the file may cost.
+      on_cut: as for `read_numbered_frames`.
     Returns:
-      (seconds, frames): length of the video, whose last frame lasts as long as the average one, and frames of (H, W, 3)
-      uint8 RGB.
+      The frames; those of another size than the first one are resized and cropped to it.
     Raises:
-      VideoError, OSError: as `read_numbered_frames`.
+      VideoError, OSError: as `read_frames`.
     """
     path = _check_file(path)
+    with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
+        first = next(decode)
+        times = [seconds for seconds, _ in _read_times(path, limits)]
+        duration = _measure(times[-1], len(times))
+        wanted, total = min(count, len(times)), 0
 
-    def open_frames():
-        decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
-        return contextlib.closing(decode)
+        def number():
+            nonlocal total
+            for seconds, convert in itertools.chain([first], decode):
+                total += 1
+                yield seconds, (total - 1, convert)
 
-    if video_decoding.is_gif(path):  # it has no index
-        with open_frames() as decode:
-            times = [seconds for seconds, _ in decode]
-    else:
-        times = [seconds for seconds, _ in video_decoding.packet_times(path, limits)]
-    length = times[-1] * len(times) / max(len(times) - 1, 1) if times else 0.0
-    pictures: list[np.ndarray] = []
-    convert: Callable[[], np.ndarray] | None = None
-    with open_frames() as decode:
-        for seconds, upcoming in decode:
-            while convert and len(pictures) < len(fractions):
-                if fractions[len(pictures)] * length >= seconds:
-                    break
-                pictures.append(convert())
-            convert = upcoming
-        while len(pictures) < len(fractions):
-            pictures.append(convert())
-    return length, pictures
+        frames, indices = [], []
+        # Of twice as many frames as are wanted, every other one is in the middle of a part.
+        fps = 2 * wanted / duration if duration else 1.0
+        for half, (_, (index, convert)) in enumerate(resample(number(), fps)):
+            if (half % 2 or not duration) and len(frames) < wanted:
+                frame = convert()
+                frames.append(fit_frame(frame, (frames or [frame])[0].shape[:2]))
+                indices.append(index)
+    if not frames:
+        raise VideoError(f"{path} holds fewer frames than its index lists: re-encode it.")
+    fps = total / duration if duration else 1.0
+    return FrameSample(np.stack(frames), tuple(indices), total, fps)
+
+
+def _read_times(path, limits) -> Iterator[tuple[float, object]]:
+    """Yields (seconds, _) of each frame; a GIF has no index, so its frames are decoded, but not converted."""
+    if not video_decoding.is_gif(path):
+        yield from video_decoding.packet_times(path, limits)
+        return
+    decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
+    with contextlib.closing(decode):
+        yield from decode
 
 
 def _check_file(path) -> pathlib.Path:
@@ -241,10 +268,15 @@ def resample(frames: Iterable[tuple[float, object]], fps: float) -> Iterator[tup
         count, last_seconds, last_frame = count + 1, seconds, frame
     if not count:
         return
-    end = last_seconds * count / max(count - 1, 1)
+    end = _measure(last_seconds, count)
     while shown == 0 or shown + SHORTEST_LAST < end * fps:
         yield shown / fps, last_frame
         shown += 1
+
+
+def _measure(last_seconds: float, count: int) -> float:
+    """Returns the seconds of a video: its last frame lasts as long as the average one."""
+    return last_seconds * count / max(count - 1, 1)
 
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

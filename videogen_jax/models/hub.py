@@ -6,7 +6,8 @@ from pathlib import Path
 from videogen_jax.models.weights import INDEX, PICKLES, read_index
 
 FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of transformers' models
-HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?"  # owner/repository, or a folder or file in it
+REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"  # owner/repository
+HUB_NAME = rf"{REPOSITORY}(/[\w./-]+)?"  # or a folder or file in it
 
 
 def find_file(path: str, file: str, fetch: bool = True) -> Path:
@@ -66,23 +67,62 @@ def find_weights(path: str, file: str = FILE) -> Path:
     return index.parent
 
 
+def check_model(path: str, file: str = CONFIG_FILE) -> None:
+    """Checks that a model of several files is there, before a library looks for them.
+
+    Args:
+      path: a folder that contains `file`, or a name on the hub: `owner/repository`, of which `file` is downloaded.
+      file: name of a file that every such model has.
+    Raises:
+      FileNotFoundError: it is neither local nor available from the hub.
+    """
+    here = Path(path)
+    if here.is_dir():
+        if not (here / file).is_file():
+            raise FileNotFoundError(f"{here} has no {file}: give the folder that does.")
+        return
+    if here.exists() or here.is_absolute() or not re.fullmatch(REPOSITORY, path):
+        raise FileNotFoundError(
+            f"There is no folder {path!r}: give one with {file}, or a model on the Hugging Face hub as "
+            "owner/repository."
+        )
+    try:
+        _download(path, file, fetch=True)
+    except _DownloadError as error:
+        raise FileNotFoundError(
+            f"There is no local folder {path} and {error}: put the files of the hub's {path} into {Path.cwd() / path}, "
+            "or give the path of their folder."
+        ) from error
+
+
+class _DownloadError(Exception):
+    """A file cannot be downloaded; the message is the reason."""
+
+
 def _fetch(path: str, file: str, fetch: bool) -> Path:
     owner, repository, *rest = path.split("/")
     if not (rest and rest[-1].endswith(Path(file).suffix)):
         rest.append(file)
     name, inside = f"{owner}/{repository}", "/".join(rest)
     try:
+        return _download(name, inside, fetch)
+    except _DownloadError as error:
+        raise FileNotFoundError(_manual_download(name, inside, str(error))) from error
+
+
+def _download(name: str, inside: str, fetch: bool) -> Path:
+    try:
         import huggingface_hub  # a dependency of tokenizers
     except ImportError:
-        reason = "huggingface_hub is not installed (pip install huggingface_hub)"
-        raise FileNotFoundError(_manual_download(name, inside, reason)) from None
+        raise _DownloadError(
+            "huggingface_hub is not installed (pip install huggingface_hub)"
+        ) from None
     options = {} if fetch else {"local_files_only": True}
     try:
         return Path(huggingface_hub.hf_hub_download(name, inside, **options))
     except (OSError, ValueError) as error:  # base classes of the hub's and the network's errors
         first = str(error).strip().split("\n")[0].rstrip(".")
-        reason = f"the download failed ({type(error).__name__}: {first})"
-        raise FileNotFoundError(_manual_download(name, inside, reason)) from error
+        raise _DownloadError(f"the download failed ({type(error).__name__}: {first})") from error
 
 
 def _manual_download(name: str, inside: str, reason: str) -> str:

@@ -143,8 +143,12 @@ def sign_file(path: str, limits: read_limits.Limits = read_limits.DEFAULTS) -> S
     """
     try:
         if image_io.is_image(path):
-            return duplicates.sign_frames([image_io.read_image(path, limits)] * 3, seconds=0.0)
-        seconds, frames = video_io.read_frames_at(path, duplicates.FRACTIONS, limits)
+            frames, seconds = image_io.read_image(path, limits)[None], 0.0
+        else:
+            options = {"limits": limits, "on_cut": lambda sentence: None}
+            sample = video_io.sample_frames(path, duplicates.FRAMES, **options)
+            frames, seconds = sample.frames, sample.num_frames / sample.fps
     except Exception as error:  # whatever a decoder raises is the fault of this file alone
         return extraction.describe_failure(path, error)
-    return duplicates.sign_frames(frames, seconds)
+    # Of a shorter video, some frames count more than once.
+    return duplicates.sign_frames(frames[[0, len(frames) // 2, -1]], seconds)

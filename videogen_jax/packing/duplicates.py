@@ -1,6 +1,7 @@
 """Near-duplicates among videos and images, by perceptual hashes of three frames.
 
-A video is described by its frames at 1/6, 1/2 and 5/6 of its length, an image by itself three times. Each frame gives
+A video is described by its frames at 1/6, 1/2 and 5/6 of its length, the middles of three equal parts, and an image by
+itself three times. Each frame gives
 64 bits, the usual pHash (luma at 32x32 pixels, its two-dimensional DCT, the 8x8 lowest frequencies, each compared with
 their median), and its mean colour. The distance of two videos is the largest of the three Hamming distances. They are
 near-duplicates if
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 DISTANCE = 8  # bits of 64; half of the bits are set, so two hashes differ in an even number
-FRACTIONS = (1 / 6, 1 / 2, 5 / 6)  # of the length, away from titles and fades at the ends
+FRAMES = 3  # of a video, in the middles of equal parts: away from titles and fades at its ends
 COLOUR_TOLERANCE = 16  # of 255
 LENGTH_TOLERANCE = 0.1  # in log(seconds): 10 %
 _SIDE, _LOW = 32, 8  # pixels; frequencies
@@ -48,7 +49,7 @@ class Duplicate(NamedTuple):
 
 
 def sign_frames(frames: Sequence[np.ndarray], seconds: float) -> Signature:
-    """Describes a video of some seconds by its frames (H, W, 3) uint8 RGB at FRACTIONS of its length."""
+    """Describes a video of some seconds by its frames (H, W, 3) uint8 RGB in the middles of equal parts."""
     height, width = frames[0].shape[:2]
     hashes = [f"{hash_picture(frame):016x}" for frame in frames]
     return Signature(height, width, seconds, hashes, [_mean_colour(frame) for frame in frames])
@@ -124,13 +125,13 @@ class _Table:
     def __init__(self, signatures, distance):
         self._distance = distance
         hashes = [[int(text, 16) for text in s.hashes] for s in signatures]
-        self._hashes = np.asarray(hashes, np.uint64).reshape(-1, len(FRACTIONS))
+        self._hashes = np.asarray(hashes, np.uint64).reshape(-1, FRAMES)
         self._colours = np.asarray([s.colours for s in signatures], np.int16)
         self._lengths = np.asarray([math.log(s.seconds) if s.seconds else -1e3 for s in signatures])
 
     def compare(self, rows: np.ndarray, columns: np.ndarray) -> list[tuple[int, int, int]]:
         """Returns (row, column, distance) of all near-duplicates, by row, then by column."""
-        middle = len(FRACTIONS) // 2
+        middle = FRAMES // 2
         first = self._hashes[rows, middle][:, None] ^ self._hashes[columns, middle]
         places = np.nonzero(np.bitwise_count(first) <= self._distance)
         rows, columns = rows[places[0]], columns[places[1]]

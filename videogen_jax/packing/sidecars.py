@@ -8,6 +8,7 @@ A caption is a text, or a list of [first frame, text]; "episode" and "numbers" m
 file at its own rate, from 0.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 from videogen_jax.data import json_files, text_files
 from videogen_jax.data.annotations import Annotations, Timeline
 
-OUTSIDE_LINK = "is a link that leads out of the folder: pack with --follow_links to read it"
+OUTSIDE_LINK = "is a link that leads out of the folder: use --follow_links to read it"
 MAX_CAPTION_BYTES = 2**16  # of all texts together
 MAX_JSON_BYTES = 2**24
 
@@ -82,6 +83,26 @@ def read_annotations(
     if not caption:
         raise SidecarError(f"the caption {text.name} is empty")
     return Annotations.of_text(caption)
+
+
+def has_captions(video: pathlib.Path, folder: pathlib.Path, follow_links: bool = False) -> bool:
+    """Whether a file beside a video or image holds its captions; arguments as for `read_annotations`.
+
+    Returns:
+      False where name.txt is missing, and name.json is missing too or belongs to another program.
+    Raises:
+      SidecarError: there is such a file, but it cannot be used.
+    """
+    text, listing = video.with_suffix(".txt"), video.with_suffix(".json")
+    if not os.path.lexists(text):
+        if not os.path.lexists(listing):
+            return False
+        with contextlib.suppress(OSError, text_files.TextError, json_files.FieldError):
+            content = text_files.read_text(listing, MAX_JSON_BYTES)
+            if "captions" not in json_files.parse(listing, content, {}):
+                return False
+    read_annotations(video, folder, follow_links)
+    return True
 
 
 def parse(path: pathlib.Path, content: str, max_caption_bytes: int) -> Annotations:

@@ -18,7 +18,7 @@ UNWANTED_IMAGE = (
     "it is an image, and the clips have several frames: pack images with --frames=1, or with --buckets "
     "of one frame"
 )
-LINKED_FOLDER = "it is a link to a folder: pack with --follow_links to pack what is in it"
+LINKED_FOLDER = "it is a link to a folder: use --follow_links to read what is in it"
 VANISHED = "it vanished while the folder was packed"
 NOT_UTF8 = "the file's name is not UTF-8 text: rename it"
 NO_EPISODE = (
@@ -93,9 +93,7 @@ def list_sources(
       ValueError: the folder does not exist, or has nothing to pack or no usable caption.
       OSError: the folder cannot be read.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: set --input to the folder of your videos.")
+    folder = _find_folder(folder)
     skipped: dict[str, str] = {}
     sources = []
     for path in _walk(folder, follow_links, skipped):
@@ -121,6 +119,41 @@ def list_sources(
     if not sources:
         raise ValueError(_no_sources_message(folder, images, skipped))
     return sorted(sources, key=_place), skipped
+
+
+def list_files(folder, follow_links: bool = False) -> tuple[list[str], dict[str, str]]:
+    """Finds the videos and images of a folder and its subfolders, whether or not they have captions.
+
+    Args:
+      folder: path of the folder.
+      follow_links: as for `list_sources`.
+    Returns:
+      (names, skipped): paths within the folder with "/", sorted; and name -> reason for files and folders that cannot
+      be read.
+    Raises:
+      ValueError: the folder does not exist, or holds no video or image.
+      OSError: the folder cannot be read.
+    """
+    folder = _find_folder(folder)
+    skipped: dict[str, str] = {}
+    names = []
+    for path in _walk(folder, follow_links, skipped):
+        name = _shown(path.relative_to(folder))
+        _, reason = _check_file(path, folder, follow_links)
+        if reason:
+            skipped[name] = reason
+        else:
+            names.append(name)
+    if not names:
+        raise ValueError(_no_sources_message(folder, True, skipped))
+    return sorted(names), skipped
+
+
+def _find_folder(folder) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: set --input to the folder of your videos.")
+    return folder
 
 
 def locate(folder, name: str) -> str:
