@@ -119,6 +119,11 @@ def test_bfloat16_has_its_own_hash(t5):
     assert 0 < np.abs(one.tokens[0] - other.tokens[0]).max() < 0.3
 
 
+def test_without_weights_of_the_pooled_vector_it_is_told(t5):
+    with pytest.raises(ValueError, match="text.pooled_path is empty: set it to the weights of"):
+        load(encoder="t5", path=t5, pooled_encoder="clip")
+
+
 def test_damaged_weights_are_told(tmp_path):
     path = write_t5(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
