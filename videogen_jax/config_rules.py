@@ -282,8 +282,8 @@ def _check_text(config: Any) -> None:
     text = config.text
     if text.encoder != "words" and config.vae.name == "identity":
         raise ValueError(
-            f"text.encoder is {text.encoder!r}, whose embeddings are stored beside latents, but vae.name is 'identity' "
-            "and has none: choose an autoencoder, or set --config.text.encoder=words."
+            f"text.encoder is {text.encoder!r}, whose embeddings are stored beside latents, but vae.name='identity' "
+            "has none: choose an autoencoder, or set --config.text.encoder=words."
         )
     if text.layer != -1 and text.encoder != "qwen3":
         raise ValueError(

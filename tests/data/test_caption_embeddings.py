@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from tests.packing.test_encode_latents import CLIPS, ENCODER, packed  # noqa: F401
-from videogen_jax.data import pipeline
+from videogen_jax.data import pipeline, records
 from videogen_jax.data.annotations import Annotations
 from videogen_jax.data.latent_records import Embeddings, TextInfo
 from videogen_jax.packing import encode_latents
@@ -92,6 +93,17 @@ def test_data_set_records_its_text_encoder_and_tfds_opens_it(encoded):
     assert example["captions"]["tokens"].tolist() == [len(direct.tokens[0])]
     np.testing.assert_array_equal(example["text_tokens"], direct.tokens[0].astype(np.float16))
     assert example["text_pooled"].shape == (1, POOLED)
+
+
+def test_data_sets_of_earlier_versions_open(encoded, tmp_path):
+    """Their statistics.json lacks the fields of TextInfo that have defaults."""
+    folder = shutil.copytree(encoded, tmp_path / "old")
+    statistics = json.loads((folder / "statistics.json").read_text())
+    for name in TextInfo._field_defaults:
+        del statistics["texts"][name]
+    (folder / records.CHECKSUMS).unlink()
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    assert pipeline.open_data(folder).texts == INFO
 
 
 def test_each_caption_is_embedded_once_per_shard(packed, tmp_path):  # noqa: F811

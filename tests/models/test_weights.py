@@ -412,6 +412,20 @@ def test_sharded_weights_are_read_with_and_without_an_index(tmp_path, tensors, i
             weights.read_tensors(tmp_path)
 
 
+def test_opened_tensors_are_read_when_they_are_asked_for(tmp_path):
+    """In any order, each from its own file, so that only one need be in memory."""
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_file({name: np.full(3, value, np.float32)}, tmp_path / f"{name}.safetensors")
+    opened = weights.open_tensors(tmp_path)
+    assert list(opened) == ["a", "b"] and len(opened) == 2 and "c" not in opened
+    save_file({"b": np.full(3, 5.0, np.float32)}, tmp_path / "b.safetensors")
+    assert opened["b"].tolist() == [5.0] * 3 and opened["a"].tolist() == [1.0] * 3
+    (tmp_path / "a.safetensors").write_bytes(b"damaged")
+    with pytest.raises(weights.WeightsError, match="a.safetensors is not a valid safetensors"):
+        opened["a"]
+    assert "a" in opened  # which reads nothing
+
+
 def test_bfloat16_is_read(tmp_path):
     from safetensors.torch import save_file as save_torch
 

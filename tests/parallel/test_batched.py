@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from videogen_jax.parallel.batched import make_batched
+from videogen_jax.parallel.batched import lay_out, make_batched
 
 
 def check():
@@ -44,3 +44,21 @@ def test_two_devices_share_the_rows():
         [sys.executable, "-c", code], env=os.environ | flags, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_large_parameters_are_split_and_small_ones_are_copied():
+    """Each of the eight devices holds an eighth of every matrix whose features divide by eight."""
+    params = {
+        "kernel": np.zeros((3, 5, 16), np.float32),
+        "table": np.zeros((24, 6), np.float32),
+        "odd": np.zeros((3, 5), np.float32),
+        "scale": np.zeros(16, np.float32),
+    }
+    size = sum(leaf.nbytes for leaf in params.values())
+    for limit in (None, size):
+        shardings, _, _ = lay_out(params, jax.devices(), limit)
+        assert all(one.is_fully_replicated for one in shardings.values())
+    shardings, rows, results = lay_out(params, jax.devices(), size - 1)
+    parts = {name: one.shard_shape(params[name].shape) for name, one in shardings.items()}
+    assert parts == {"kernel": (3, 5, 2), "table": (3, 6), "odd": (3, 5), "scale": (16,)}
+    assert rows.shard_shape((16, 4)) == (2, 4) and results.is_fully_replicated

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.data.test_pretrained_tokenizer import TEXTS, train_sentencepiece, write_qwen
+from tests.models import test_qwen3_text, test_t5_text
 from tests.models.text_encoders import POOLED, WIDTH, write_clip, write_t5
 from videogen_jax.config import get_config
 from videogen_jax.data import latent_records
@@ -36,6 +38,38 @@ def direct(path, captions):
         row[: len(found)] = found
     tokens, mask, pooled = jax.jit(encoder.encode)(encoder.load(), ids)
     return [np.asarray(row)[seen] for row, seen in zip(tokens, mask, strict=True)], pooled
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "qwen3"])
+def test_captions_embed_as_transformers_embeds_them(tmp_path, kind):
+    """Its tokenizer and its network from the same files: short captions, empty ones, and those cut at 512 tokens."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    captions = ["a red ball rolls", *TEXTS[:20], "a red ball, 红色的球, " * 90]
+    if kind == "qwen3":
+        write_qwen(tmp_path)
+        network = test_qwen3_text.save_reference(tmp_path, vocab_size=640, eos_token_id=602)
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(str(tmp_path))
+        captions = [caption for caption in captions if tokenizer([caption])["input_ids"][0]]
+        encode = network.get_decoder()
+    else:
+        train_sentencepiece(tmp_path / "spm", byte_fallback=kind == "umt5")
+        tokenizer = transformers.T5Tokenizer.from_pretrained(str(tmp_path / "spm"))
+        network = test_t5_text.save_reference(tmp_path, kind, vocab_size=1000)
+        tokenizer.save_pretrained(str(tmp_path))
+        captions.append("")
+        encode = network.get_encoder()
+    found = load(encoder="qwen3" if kind == "qwen3" else "t5", path=str(tmp_path)).run(captions)
+    options = {"padding": True, "truncation": True, "max_length": 512, "return_tensors": "pt"}
+    inputs = tokenizer(captions, padding_side="right", **options)
+    with torch.no_grad():
+        states = encode(**{n: inputs[n] for n in ("input_ids", "attention_mask")})
+    expected, mask = states.last_hidden_state.numpy(), inputs["attention_mask"].numpy() > 0
+    assert mask.sum(1).max() == 512 and mask.sum(1).min() < 10 and found.counts.max() > 512
+    for tokens, pooled, row, seen in zip(found.tokens, found.pooled, expected, mask, strict=True):
+        np.testing.assert_allclose(tokens, row[seen], atol=1e-4)
+        np.testing.assert_allclose(pooled, row[seen].mean(0), atol=1e-4)
 
 
 def test_lengths_are_few():
@@ -117,6 +151,11 @@ def test_bfloat16_has_its_own_hash(t5):
     assert half.weights != exact.weights and half.precision == "bfloat16"
     one, other = half.run(CAPTIONS[:2]), exact.run(CAPTIONS[:2])
     assert 0 < np.abs(one.tokens[0] - other.tokens[0]).max() < 0.3
+
+
+def test_without_weights_of_the_pooled_vector_it_is_told(t5):
+    with pytest.raises(ValueError, match="text.pooled_path is empty: set it to the weights of"):
+        load(encoder="t5", path=t5, pooled_encoder="clip")
 
 
 def test_damaged_weights_are_told(tmp_path):

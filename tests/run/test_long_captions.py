@@ -156,6 +156,18 @@ def test_other_encoders_than_the_data_sets_are_refused(config, trained, tmp_path
         text_conditioning.blank_text(config.text)
 
 
+def test_shapes_are_known_without_weights(config):
+    """As `plan` needs them: no network, no file."""
+    config = config.copy_and_resolve_references()
+    config.text.update({"path": "google/umt5-xxl", "length": 256})
+    config.text.pooled_path = "stabilityai/stable-diffusion-xl-base-1.0/text_encoder_2"
+    blank = text_conditioning.blank_text(config.text)
+    assert blank["tokens"].shape == (256, 4096) and blank["pooled"].shape == (1280,)
+    config.text.update({"encoder": "qwen3", "path": "Qwen/Qwen3-0.6B", "pooled_encoder": ""})
+    blank = text_conditioning.blank_text(config.text)
+    assert blank["tokens"].shape == (256, 1024) and blank["pooled"].shape == (1024,)
+
+
 def test_checkpoints_of_earlier_versions_are_the_same_run(config):
     """Their metadata lack what came later, and the place of weights does not matter."""
     info = pipeline.open_data(config.data.path).texts

@@ -58,7 +58,7 @@ class TextInfo(NamedTuple):
     pooled_weights: str = ""  # hash of its parameters; empty without one
 
     def content(self) -> dict[str, Any]:
-        """What determines the embeddings: not where weights lay, nor the null embedding, which may differ by rounding."""
+        """What determines the embeddings: not where weights lay, nor the null embedding, which rounding may change."""
         left_out = ("path", "pooled_path", "null_tokens", "null_pooled")
         return {name: value for name, value in self._asdict().items() if name not in left_out}
 

@@ -81,9 +81,7 @@ def find_config(
     return read(find_file(path, CONFIG_FILE))
 
 
-def name_sources(
-    abstract_params: Any, rename: Callable[[str], str | tuple[str, ...]]
-) -> dict[str, Source]:
+def name_sources(abstract_params: Any, rename: Callable[[str], str]) -> dict[str, Source]:
     """Sources of parameters of dense layers, norms and embeddings.
 
     Args:

@@ -65,6 +65,9 @@ class StoredTensors(Mapping):
         except READ_ERRORS as error:
             raise _damaged(file, error) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

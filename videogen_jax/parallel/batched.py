@@ -33,11 +33,7 @@ def make_batched(
       in total.
     """
     devices = jax.local_devices() if devices is None else devices
-    mesh = meshes.make_mesh(fsdp=len(devices), devices=devices)
-    rows, replicated = NamedSharding(mesh, meshes.BATCH), NamedSharding(mesh, PartitionSpec())
-    shardings: Any = replicated
-    if largest_replicated is not None and _count_bytes(params) > largest_replicated:
-        shardings = jax.tree.map(lambda leaf: _split(mesh, leaf), params)
+    shardings, rows, replicated = lay_out(params, devices, largest_replicated)
     run = jax.jit(apply, in_shardings=(shardings, rows), out_shardings=replicated)
     placed = jax.device_put(params, shardings)
 
@@ -52,8 +48,24 @@ def make_batched(
     return run_all
 
 
-def _count_bytes(params: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+def lay_out(
+    params: Any, devices: Sequence[jax.Device], largest_replicated: int | None = None
+) -> tuple[Any, NamedSharding, NamedSharding]:
+    """How `make_batched` lays parameters, batches and results on devices.
+
+    Args:
+      params: tree of arrays or jax.ShapeDtypeStruct.
+      devices: as of `make_batched`, as the next one.
+      largest_replicated: see devices.
+    Returns:
+      Shardings of the parameters, of a batch's rows and of its results.
+    """
+    mesh = meshes.make_mesh(fsdp=len(devices), devices=devices)
+    rows, replicated = NamedSharding(mesh, meshes.BATCH), NamedSharding(mesh, PartitionSpec())
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    if largest_replicated is None or size <= largest_replicated:
+        return jax.tree.map(lambda _: replicated, params), rows, replicated
+    return jax.tree.map(lambda leaf: _split(mesh, leaf), params), rows, replicated
 
 
 def _split(mesh: Mesh, leaf: Any) -> NamedSharding:

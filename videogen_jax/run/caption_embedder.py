@@ -66,6 +66,11 @@ def load_embedder(text: ml_collections.ConfigDict, precision: str) -> Embedder:
       ValueError: the weights do not fit, or the tokenizer is that of another model.
       FileNotFoundError: weights or tokenizer are not there.
     """
+    if text.pooled_encoder and not text.pooled_path:
+        raise ValueError(
+            "text.pooled_path is empty: set it to the weights of CLIP (openai/clip-vit-large-patch14), or "
+            "text.pooled_encoder to nothing."
+        )
     encoder, pooler = make_encoders(text, precision, fetch=True)
     weights, run = _load(text.encoder, encoder)
     if pooler is encoder:
@@ -102,8 +107,7 @@ def _embed(
         for row, number in zip(padded, chosen, strict=True):
             row[: len(ids[number])] = ids[number]
         done = 0
-        rows = max(1, min(CAPTIONS_AT_A_TIME, TOKENS_AT_A_TIME // length))
-        for states, mask, vectors in encode(padded, rows):
+        for states, mask, vectors in encode(padded, count_rows(length)):
             for number, row, seen, vector in zip(
                 chosen[done:], states, mask, vectors, strict=False
             ):
@@ -122,6 +126,11 @@ def padded_lengths(longest: int) -> list[int]:
     while 2 * lengths[-1] < longest:
         lengths.append(2 * lengths[-1])
     return [*(length for length in lengths if length < longest), longest]
+
+
+def count_rows(length: int) -> int:
+    """Captions of a batch of `length` tokens, on each device."""
+    return max(1, min(CAPTIONS_AT_A_TIME, TOKENS_AT_A_TIME // length))
 
 
 def describe_embeddings(
