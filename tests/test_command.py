@@ -42,12 +42,16 @@ def test_freed_pages_stay_with_the_process():
     assert count_faults("keep_freed_memory()") < 10
 
 
-@pytest.mark.parametrize("verb", ["pack", "merge", "encode", "sample", "evaluate", "launch"])
+@pytest.mark.parametrize(
+    "verb", ["pack", "merge", "encode", "caption", "sample", "evaluate", "launch"]
+)
 def test_remote_storage_is_refused_by_every_verb_before_anything_is_made(verb, tmp_path):
-    flag = "output" if verb in ("pack", "merge", "encode") else "workdir"
+    flag = {"pack": "output", "merge": "output", "encode": "output", "caption": "model"}.get(
+        verb, "workdir"
+    )
     config = ["--config=quickstart"] if verb in ("encode", "launch") else []
     arguments = [f"--{flag}=gs://bucket/runs", "--input=x"][
-        : 2 if verb in ("pack", "encode") else 1
+        : 2 if verb in ("pack", "encode", "caption") else 1
     ]
     call = [sys.executable, "-m", f"videogen_jax.{verb}", *config, *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -39,6 +39,9 @@ RESTRICTED = {
     "tensorflow_datasets": ({"packing", "data"}, {"packing", "data"}),
     "clu": ({"verbs", "train"}, set()),
     "tensorboard": ({"verbs", "train"}, set()),
+    # PyTorch and transformers write captions, and nothing else.
+    "torch": ({"packing"}, set()),
+    "transformers": ({"packing"}, set()),
     "wandb": ({"verbs", "train"}, set()),
 }
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from videogen_jax.models import autoencoder as autoencoders
-from videogen_jax.models.hub import find_file
+from videogen_jax.models.hub import check_model, find_file
 
 FILE = "model.safetensors"
 
@@ -99,3 +99,27 @@ def test_the_real_package_offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="put model.safetensors of the hub's owner/none"):
         find_file("owner/none", FILE)
+
+
+def test_a_model_of_several_files_is_looked_for_before_it_is_loaded(hub, tmp_path):
+    check_model("owner/known")
+    assert hub.requests == [("owner/known", "config.json")]
+    (tmp_path / "owner" / "local").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="owner/local has no config.json: give the folder"):
+        check_model("owner/local")
+    (tmp_path / "owner" / "local" / "config.json").touch()
+    check_model("owner/local")
+    assert len(hub.requests) == 1
+    target = re.escape(str(tmp_path / "owner" / "unknown"))
+    message = (
+        f"no local folder owner/unknown and the download failed .*connection.*into {target}, or"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        check_model("owner/unknown")
+
+
+@pytest.mark.parametrize("path", ["model", "/missing", "a/b/c", "../up", "owner/local/config.json"])
+def test_what_is_neither_a_folder_nor_a_name_is_no_model(hub, path):
+    with pytest.raises(FileNotFoundError, match="There is no folder .*owner/repository"):
+        check_model(path)
+    assert not hub.requests

@@ -16,6 +16,7 @@ from videogen_jax.packing import (
     pack_buckets,
     pack_folder,
     shards,
+    sidecars,
     sources,
 )
 from videogen_jax.packing.settings import Settings
@@ -253,6 +254,36 @@ def test_a_clip_has_one_file_of_captions_and_names_its_episode_where_others_do(t
     write_json(tmp_path / "d.json", captions=["a cat"], episode="7")
     found, skipped = listing(tmp_path)
     assert found == {"d.mp4"} and skipped["b.mp4"] == skipped["c.mp4"] == sources.NO_EPISODE
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "expected"),
+    [
+        (None, None, False),
+        (None, {"url": "of another program"}, False),
+        (None, {"captions": ["a cat"]}, True),
+        ("a dog", None, True),
+        ("a dog", {"url": "of another program"}, True),
+        ("a dog", {"captions": ["a cat"]}, "both a.txt and a.json hold its captions"),
+        (" ", None, "the caption a.txt is empty"),
+        (None, {"captions": []}, "captions is empty"),
+        (None, "{", "a.json is damaged"),
+        (None, "[]", "its content should be a mapping"),
+        (None, {"numbers": {"action": [1]}}, "the field captions is missing"),
+        (None, {"episode": "7"}, "the field captions is missing"),
+    ],
+)
+def test_whether_a_clip_has_captions(tmp_path, text, content, expected):
+    if text is not None:
+        (tmp_path / "a.txt").write_text(text)
+    if content is not None:
+        content = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "a.json").write_text(content)
+    if isinstance(expected, bool):
+        assert sidecars.has_captions(tmp_path / "a.mp4", tmp_path) is expected
+    else:
+        with pytest.raises(sidecars.SidecarError, match=expected):
+            sidecars.has_captions(tmp_path / "a.mp4", tmp_path)
 
 
 @pytest.mark.parametrize(

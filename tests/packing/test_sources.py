@@ -197,3 +197,17 @@ def test_damaged_settings_are_refused_with_file_and_field(tmp_path, content, rea
         ValueError, match=f"settings.json is damaged .*{reason}|settings.json {reason}"
     ):
         pack_settings.claim_output(tmp_path, {"videos": {"count": 1, "digest": "0"}})
+
+
+def test_files_are_listed_whether_or_not_they_have_captions(folder, tmp_path):
+    add(folder, "sub/new.webm", None)
+    add(folder, "picture.png", None)
+    add(folder, ".hidden.mp4", None)
+    add(folder, "note.md", None)
+    add(tmp_path, "out.mp4", None)
+    (folder / "out.mp4").symlink_to(tmp_path / "out.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    names, skipped = sources.list_files(folder)
+    assert names == ["good.mp4", "picture.png", "sub/new.webm"]
+    assert sorted(skipped) == ["gone.mp4", "out.mp4"]
+    assert "out.mp4" in sources.list_files(folder, follow_links=True)[0]

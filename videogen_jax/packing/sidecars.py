@@ -91,7 +91,7 @@ def has_captions(video: pathlib.Path, folder: pathlib.Path, follow_links: bool =
     Returns:
       False where name.txt is missing, and name.json is missing too or belongs to another program.
     Raises:
-      SidecarError: there is such a file, but it cannot be used.
+      SidecarError: there is such a file, but it cannot be used, such as a name.json of an episode without captions.
     """
     text, listing = video.with_suffix(".txt"), video.with_suffix(".json")
     if not os.path.lexists(text):
@@ -99,7 +99,7 @@ def has_captions(video: pathlib.Path, folder: pathlib.Path, follow_links: bool =
             return False
         with contextlib.suppress(OSError, text_files.TextError, json_files.FieldError):
             content = text_files.read_text(listing, MAX_JSON_BYTES)
-            if "captions" not in json_files.parse(listing, content, {}):
+            if not set(Fields._fields) & set(json_files.parse(listing, content, {})):
                 return False
     read_annotations(video, folder, follow_links)
     return True
