@@ -37,6 +37,11 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
     lines = json.loads(path.read_text(encoding="utf-8"))
+    if "format_version" in lines:
+        raise ValueError(
+            f"{workdir} is an export, and not the folder of a run: open it with videogen_jax.load or sample, or start "
+            "a run from it (init.layout=export)."
+        )
     known = configs.options_of(configs.is_autoencoder(lines))
     if unknown := [name for name, _ in configs.flatten(lines) if name not in known]:
         raise ValueError(
