@@ -96,6 +96,9 @@ SHARED = {
     "train.precision": Option("bfloat16",
         "type of the matrix products; parameters are always float32", choices=PRECISIONS),
     "train.accumulation": Option(1, "micro-batches that gradients are accumulated over", SIZE),
+    "train.frozen": Option((),
+        "parameters that are not trained: regular expressions for paths of parameters, or for their last parts, "
+        "such as patch_embed/.* or mlp/up/kernel", of=str),
     "train.log_every": Option(50, "interval of training metrics", SIZE, unit="steps"),
     "train.validation_batches": Option(2, "batches of held-out clips for the validation loss; 0: none", COUNT),
     "memory.remat": Option("none", "what the backward pass recomputes", choices=REMATS),
@@ -220,6 +223,15 @@ DIFFUSION = {
     "memory.unroll": Option(1, "blocks compiled together in the scan over blocks; 2 is faster on CPUs", SIZE),
     "memory.attention_kernel": Option("auto",
         "attention kernel; auto: cuDNN flash attention on GPUs that have it", choices=("auto", "cudnn", "xla")),
+    "train.lora.rank": Option(0,
+        "rank of LoRA: a low-rank update of some layers of the blocks is trained, and the parameters are frozen; 0: "
+        "the parameters are trained", COUNT),
+    "train.lora.alpha": Option(None,
+        "the update is scaled by alpha / rank; None: by 1", POSITIVE, of=float),
+    "train.lora.layers": Option((".*attention/.*",),
+        "layers of the blocks that have an update: as train.frozen, such as qkv, mlp/.* or temporal/.*", of=str),
+    "train.lora.full": Option((),
+        "parameters that are trained in full beside LoRA: as train.frozen, such as words/embedding", of=str),
     "init.path": Option("",
         "weights to start from: safetensors file, workdir of another run, or an export's folder or name on the hub"),
     "init.layout": Option("dit", "their layout", choices=("dit", "latte", "run", "export")),
@@ -429,8 +441,11 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`: sections as dicts."""
     tree: dict[str, Any] = {}
     for name, value in options.items():
-        section, _, key = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[key] = value
+        *sections, key = name.split(".")
+        lines = tree
+        for section in sections:
+            lines = lines.setdefault(section, {})
+        lines[key] = value
     return tree
 
 
@@ -450,10 +465,12 @@ def _build(given: dict[str, Any], autoencoder: bool) -> ml_collections.ConfigDic
             raise ValueError(config_rules.describe_unknown(name, options))
     config = ml_collections.ConfigDict()
     for name, option in options.items():
-        section, _, key = name.rpartition(".")
-        if section and section not in config:
-            config[section] = ml_collections.ConfigDict()
-        lines = config[section] if section else config
+        *sections, key = name.split(".")
+        lines = config
+        for section in sections:
+            if section not in lines:
+                lines[section] = ml_collections.ConfigDict()
+            lines = lines[section]
         value = config_rules.convert(name, option, given.get(name, option.default))
         if name in paths.OPTIONS:
             value = paths.local_path(value, name)

@@ -7,6 +7,7 @@ these are known.
 import ast
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -261,6 +262,7 @@ def check_combinations(config: Any, autoencoder: bool) -> None:
             high,
             config.data.fps,
         )
+    _check_patterns("train.frozen", config.train.frozen)
     if not autoencoder:
         _check_diffusion(config)
         return
@@ -308,6 +310,7 @@ def _check_diffusion(config: Any) -> None:
             "model.micro_conditions have 'augmentation', the noise on known frames, but model.conditioning is "
             f"{config.model.conditioning!r}: set it to 'frames', or leave the micro-condition out."
         )
+    _check_lora(config)
     sample = config.sample
     if sample.clip_x0 and config.vae.name != "identity":
         raise ValueError(
@@ -323,3 +326,38 @@ def _check_diffusion(config: Any) -> None:
             "evaluation.fvd_every scores videos made from captions alone, which this run never learns "
             "(tasks.text=0): set it to 0."
         )
+
+
+def _check_lora(config: Any) -> None:
+    lora = config.train.lora
+    for name in ("layers", "full"):
+        _check_patterns(f"train.lora.{name}", lora[name])
+    if not lora.rank:
+        for name in ("alpha", "full"):
+            if lora[name]:
+                raise ValueError(
+                    f"train.lora.{name} is {lora[name]}, but train.lora.rank is 0: set the rank, such as 8, or leave "
+                    f"{name} out."
+                )
+        return
+    if not config.init.path:
+        raise ValueError(
+            f"train.lora.rank is {lora.rank}, but a run that starts from nothing has no parameters worth keeping: name "
+            "the weights to start from with init.path and init.layout."
+        )
+    if config.train.frozen:
+        raise ValueError(
+            f"train.frozen is {config.train.frozen}, but with train.lora.rank={lora.rank} all parameters are frozen: "
+            "leave it empty; train.lora.layers says which layers have an update."
+        )
+
+
+def _check_patterns(name: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{name} has {pattern!r}, which is not a regular expression ({error}): write one such as "
+                "'blocks/.*/kernel'."
+            ) from error

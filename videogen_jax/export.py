@@ -35,6 +35,7 @@ from videogen_jax.models import hub, latte_export
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import autoencoder_model, checkpoint, export_folder, saved_config
 from videogen_jax.run import model as run_model
+from videogen_jax.run.merged_lora import merge_lora
 from videogen_jax.run.text_conditioning import MODEL_ENCODERS
 
 LAYOUTS = ("native", "diffusers")
@@ -196,9 +197,11 @@ def read_trained(
     model = kind.make_model(config, meshes.make_mesh(devices=jax.devices()[:1]))
 
     def read(step: int, metadata: dict[str, Any]) -> Trained:
-        params = restore_average(model, workdir, step, ema, ema_width)
+        sampling, params = model, restore_average(model, workdir, step, ema, ema_width)
+        if kind is run_model:
+            sampling, params = merge_lora(model, params)
         average = (ema or model.ema_names[0]) if ema_width is None else f"width_{ema_width:g}"
-        return Trained(model, params, step, average, metadata, config)
+        return Trained(sampling, params, step, average, metadata, config)
 
     return checkpoint.read_newest(workdir, step, read)
 

@@ -25,6 +25,7 @@ from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.parallel import device_specs, memory, offload
 from videogen_jax.parallel import mesh as meshes
+from videogen_jax.run.merged_lora import without_lora
 from videogen_jax.run.model import (
     Model,
     abstract_batch,
@@ -204,7 +205,7 @@ def plan_train(run: Run, card: device_specs.Card) -> Program:
         )
 
     parts = {
-        "parameters": stays("params"),
+        "parameters": stays("params") + memory.count_shard_bytes(state.frozen),
         "optimizer": stays("opt_state"),
         "EMA": stays("ema"),
         "batch": memory.count_shard_bytes(batch),
@@ -212,13 +213,14 @@ def plan_train(run: Run, card: device_specs.Card) -> Program:
     if configs.is_autoencoder(config):
         return make_program(card, footprint, parts, flops=None, executed=0)
     flops = diffusion_run.count_step_flops(run) // run.mesh.size
+    forward = diffusion_run.forward_flops(run.model) * config.batch_size // run.mesh.size
     return make_program(
         card,
         footprint,
         parts,
         flops,
         # Rematerialization is one more forward pass.
-        executed=flops if config.memory.remat == "none" else flops * 4 // 3,
+        executed=flops if config.memory.remat == "none" else flops + forward,
         least_wire=diffusion_run.least_step_wire(run),
     )
 
@@ -227,7 +229,7 @@ def plan_sample(model: Model, card: device_specs.Card, devices: Any) -> Program:
     """All steps of the sampler, for a batch of config.sample, from parameters laid out for it."""
     settings = SamplerSettings(**model.sampling)
     mesh = make_sampling_mesh(model.config, settings.batch_size, devices)
-    model = make_model(model.config, mesh)
+    model = make_model(without_lora(model.config), mesh)
     programs = run_sampler.make_run_programs(model, settings)
     condition = blank_condition(model, programs.batch_size, model.video_shape)
     arguments = programs.abstract_args(model.abstract_params, condition)["denoise"]
@@ -248,7 +250,7 @@ def plan_rollout(model: Model, card: device_specs.Card, devices: Any) -> Program
     settings, plan = SamplerSettings(**model.sampling), run_rollout.plan_rollout(model)
     grid, options = run_rollout.chunk_grid(model, plan), model.config.model
     mesh = choose_mesh(settings.batch_size, devices, grid, "factorized", options.num_heads)
-    model = make_model(model.config, mesh, grid=grid)
+    model = make_model(without_lora(model.config), mesh, grid=grid)
     rollout = run_rollout.make_run_rollout(model, plan, settings)
     shape = run_rollout.chunk_shape(model, plan)
     condition = blank_condition(model, rollout.batch_size, shape)
@@ -468,7 +470,7 @@ def to_json(
 def count_parameters(config: ml_collections.ConfigDict) -> int:
     """Parameters of the model, or of the autoencoder."""
     run = find_kind(config).make_run(config, meshes.make_mesh(devices=jax.devices()[:1]))
-    return sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
+    return sum(leaf.size for leaf in jax.tree.leaves(run.model.abstract_params))
 
 
 def to_row(

@@ -22,6 +22,7 @@ from videogen_jax.generate.rollout import Rollout, roll
 from videogen_jax.generate.run_rollout import Plan
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
+from videogen_jax.models.parameter_paths import combine, list_paths, split
 from videogen_jax.run import (
     checkpoint,
     ema_snapshots,
@@ -29,6 +30,7 @@ from videogen_jax.run import (
     saved_config,
     text_conditioning,
 )
+from videogen_jax.run.merged_lora import merge_lora
 from videogen_jax.run.model import Model, choose_mesh, make_model, make_sampling_mesh
 
 ROWS = 16  # videos at a time unless a batch size is given
@@ -127,7 +129,7 @@ def _load_step(
     model = make_model(config, mesh, texts.null)
     if latents is not None:
         model.latent_space.load(latents)  # missing or other weights are an error now
-    params = restore(model)
+    model, params = merge_lora(model, restore(model))
     recipe = {
         "workdir": str(workdir),
         "step": step,
@@ -149,8 +151,11 @@ def restore_average(
     abstract = model.abstract_params
     if ema_width is not None:
         widths = model.config.ema.widths
-        params = ema_snapshots.reconstruct(workdir, abstract, widths, ema_width, step)
-        return jax.device_put(params, model.param_shardings)
+        directory = Path(workdir) / "checkpoints" / str(step)
+        frozen = checkpoint.read_frozen(directory.resolve(), abstract)
+        trained, _ = split(abstract, list_paths(frozen))
+        params = ema_snapshots.reconstruct(workdir, trained, widths, ema_width, step)
+        return jax.device_put(combine(params, frozen), model.param_shardings)
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
         return checkpoint.restore_ema(manager, abstract, ema or model.ema_names[0], step)[0]
 

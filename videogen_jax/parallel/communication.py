@@ -6,7 +6,7 @@ replicated vectors:
 
 | communication                                                  | bytes                               |
 | -------------------------------------------------------------- | ----------------------------------- |
-| all-gather of parameters, forward and backward                 | 2 k (s - 1) / s P b                 |
+| all-gather of parameters (trained or not), forward and backward | 2 k (s - 1) / s P b                |
 | reduce-scatter of gradients                                    | (s - 1) / s P b                     |
 | all-reduce of gradient shards over `data`                      | 2 (data - 1) / data P / s b         |
 | all-reduce of gradients of vectors                             | 2 (n - 1) / n V b                   |
@@ -32,6 +32,7 @@ def min_sent_bytes(
     params: Any,
     mesh: Mapping[str, int],
     *,
+    frozen: Any = None,
     tokens: int,
     width: int,
     depth: int,
@@ -46,6 +47,7 @@ def min_sent_bytes(
     Args:
       params: tree of jax.ShapeDtypeStruct with shardings.
       mesh: devices on each axis.
+      frozen: tree of further parameters, that have no gradient; or None.
       tokens: tokens of the whole batch.
       width: D.
       depth: number of blocks.
@@ -59,14 +61,15 @@ def min_sent_bytes(
     shards = mesh["fsdp"] * seq
     replicas = data * shards
     total = 0.0
-    for leaf in jax.tree.leaves(params):
-        axes = {axis for entry in leaf.sharding.spec if entry for axis in _names(entry)}
-        size = leaf.size * item_bytes / (tensor if "tensor" in axes else 1)
-        if {"fsdp", "seq"} & axes:
-            total += (2 * accumulation + 1) * (shards - 1) / shards * size
-            total += 2 * (data - 1) / data * size / shards
-        else:
-            total += 2 * (replicas - 1) / replicas * size
+    for trained, tree in ((True, params), (False, frozen)):
+        for leaf in jax.tree.leaves(tree):
+            axes = {axis for entry in leaf.sharding.spec if entry for axis in _names(entry)}
+            size = leaf.size * item_bytes / (tensor if "tensor" in axes else 1)
+            if {"fsdp", "seq"} & axes:
+                total += (2 * accumulation + trained) * (shards - 1) / shards * size
+                total += trained * 2 * (data - 1) / data * size / shards
+            else:
+                total += trained * 2 * (replicas - 1) / replicas * size
     x = tokens / replicas * width * item_bytes
     factorized = 4 * (depth // 2) * residual_bytes / item_bytes
     all_to_alls = factorized if attention == "factorized" else 8 * depth

@@ -3,6 +3,8 @@
 1. Parameter path -> logical axis names. The same path occurs in the EMA and in the optimizer's moments, so one rule
    shards them all. Parameters under `blocks/` are stacked by `nn.scan` and get a leading axis `layers`.
 2. Logical axis -> mesh axis or axes, or None for replicated.
+
+The factors of LoRA beside a kernel follow its rule: the first has its input axes, the second its output axes.
 """
 
 import math
@@ -57,6 +59,9 @@ AUTOENCODER_AXES = {
     r"norm_\d+/scale": ("vector",),
 }
 
+# The factors of LoRA beside a kernel, see models/lora.py.
+ADAPTERS = ("lora_a", "lora_b")
+
 # Optimizer state that is replicated: constants (Muon's polynomial) and Adafactor's factored moments.
 REPLICATED = {"ns_coeffs", "v_row", "v_col"}
 
@@ -77,6 +82,7 @@ MESH_AXES: dict[str, MeshAxes] = {
     "layers": None,
     "space": None,
     "filters": ("fsdp", "seq"),
+    "rank": None,
 }
 
 
@@ -143,7 +149,8 @@ def make_shardings(
         used.add(pattern)
         if leaf.size == 1:  # Adafactor's placeholder for the unused form of a moment
             return NamedSharding(mesh, PartitionSpec())
-        axes = (("layers",) if "blocks/" in name else ()) + rules[pattern]
+        stacked = "blocks/" in name
+        axes = ("layers",) * stacked + _leaf_axes(name, leaf.ndim - stacked, rules[pattern])
         spec = _to_mesh(name, axes, leaf.shape, mesh, mesh_axes)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -168,7 +175,7 @@ def gathered_shardings(mesh: Mesh, params: Any) -> Any:
 
     def shard(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
-        axes = PARAMETER_AXES[_match(name, PARAMETER_AXES)]
+        axes = _leaf_axes(name, leaf.ndim, PARAMETER_AXES[_match(name, PARAMETER_AXES)])
         return NamedSharding(
             mesh,
             PartitionSpec(*_to_mesh(name, axes, leaf.shape, mesh, MESH_AXES | {"embed": None})),
@@ -182,7 +189,20 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def _leaf_axes(name: str, rank: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Logical axes of a leaf of `rank` axes from those of its rule, which for a factor of LoRA is the kernel's."""
+    last = name.rpartition("/")[2]
+    if last not in ADAPTERS:
+        return axes
+    # As vectors, too small to be worth gathering along the hidden size.
+    axes = tuple("vector" if axis == "embed" else axis for axis in axes)
+    count = rank - 1
+    return (*axes[:count], "rank") if last == ADAPTERS[0] else ("rank", *axes[-count:])
+
+
 def _match(name: str, rules: dict[str, tuple[str, ...]]) -> str:
+    if name.endswith(ADAPTERS):
+        name = f"{name.rpartition('/')[0]}/kernel"
     found = [pattern for pattern in rules if re.search(rf"(^|/|_){pattern}$", name)]
     if len(found) != 1:
         problem = (

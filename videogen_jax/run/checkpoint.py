@@ -1,7 +1,8 @@
 """Asynchronous checkpoints by Orbax, read only when they fit and are what was written.
 
-A step holds `ema` (the moving averages by name), `state` (the rest of the train state) and `metadata` (JSON); see
-`step_files` for its checksums. The newest `keep` steps and the one of lowest validation loss stay.
+A step holds `ema` (the moving averages by name), `frozen` (the parameters that are not trained, where there are any),
+`state` (the rest of the train state) and `metadata` (JSON); see `step_files` for its checksums. The newest `keep` steps
+and the one of lowest validation loss stay.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 from absl import logging
 
+from videogen_jax.models.parameter_paths import combine, list_paths, split
 from videogen_jax.parallel import processes
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import step_arrays, step_files
@@ -19,6 +21,7 @@ from videogen_jax.run.step_arrays import StepWriter, reason
 from videogen_jax.run.step_files import CheckpointError, DamagedError
 
 DIFFERENCES_SHOWN = 10
+FROZEN = "frozen"  # item of the parameters that are not trained
 
 T = TypeVar("T")
 
@@ -115,7 +118,9 @@ def save(
     documents = {"metadata": metadata}
     if validation_loss is not None:
         documents["metrics"] = {"validation_loss": float(validation_loss)}
-    items = {"ema": to_dict(state.ema), "state": to_dict(state.replace(ema=None))}
+    items = {"ema": to_dict(state.ema), "state": to_dict(state.replace(ema=None, frozen=None))}
+    if state.frozen is not None:
+        items[FROZEN] = state.frozen
     manager.save(int(jax.device_get(state.step)), items, documents)
 
 
@@ -135,16 +140,18 @@ def restore(manager: Checkpoints, abstract: TrainState) -> TrainState | None:
     """
     damaged: list[int] = []
     share = (jax.process_index(), jax.process_count())
+    parts = {"ema": abstract.ema, "state": abstract.replace(ema=None, frozen=None)}
+    if abstract.frozen is not None:
+        parts[FROZEN] = abstract.frozen
     for step in reversed(manager.all_steps()):
         path = manager.directory / str(step)
         verified = False
         try:
             with processes.propagate_errors():  # each process reads its own parts
                 step_files.read_metadata(path)
-                verified = step_files.verify(path, ("ema", "state", step_files.INDEX), share)
+                verified = step_files.verify(path, (*parts, step_files.INDEX), share)
             with processes.propagate_errors():
-                ema = _restore_item(path, "ema", abstract.ema)
-                state = _restore_item(path, "state", abstract.replace(ema=None))
+                found = {item: _restore_item(path, item, part) for item, part in parts.items()}
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             if isinstance(error, CheckpointError) and not isinstance(error, DamagedError):
                 raise
@@ -158,7 +165,7 @@ def restore(manager: Checkpoints, abstract: TrainState) -> TrainState | None:
         with processes.propagate_errors():
             for number in damaged if jax.process_index() == 0 else ():
                 step_files.set_aside(manager.directory, number)
-        return state.replace(ema=ema)
+        return found["state"].replace(ema=found["ema"], frozen=found.get(FROZEN))
     if damaged:
         raise CheckpointError(
             f"None of the checkpoints in {manager.directory} can be read: mend the disk, or start in another --workdir."
@@ -238,6 +245,8 @@ def restore_ema(
 def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
     """Reads one moving average out of a step that holds several by name; this process reads by itself.
 
+    Parameters that the run does not train are in no average, and are read from beside them.
+
     Args:
       directory: of the step, written by `save` or `ema_snapshots.save_snapshot`.
       abstract_params: `jax.ShapeDtypeStruct`s with shardings.
@@ -248,10 +257,12 @@ def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
       DamagedError: it cannot be read, or is not what was written.
       CheckpointError: there is no such average, or it is another model's.
     """
-    target = {name: to_dict(abstract_params)}
     verified = False
     try:
         verified = step_files.verify(directory, ("ema", step_files.INDEX))
+        frozen = read_frozen(directory, abstract_params)
+        trained, _ = split(abstract_params, list_paths(frozen))
+        target = {name: to_dict(trained)}
         # Snapshots of earlier versions have no sub-folder.
         item = "ema" if (directory / "ema").exists() else None
         saved = step_arrays.describe_item(directory, item)
@@ -267,7 +278,28 @@ def restore_average(directory: Path, abstract_params: Any, name: str) -> Any:
         if verified:
             raise
         raise DamagedError(reason(error)) from error
-    return _like(abstract_params, restored[name])
+    return _like(abstract_params, combine(restored[name], frozen))
+
+
+def read_frozen(directory: Path, abstract_params: Any) -> Any:
+    """Reads the parameters of a step that its run does not train.
+
+    Args:
+      directory: of the step.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings, of all parameters.
+    Returns:
+      Tree of these parameters; None if all are trained.
+    Raises:
+      DamagedError: they are not what was written.
+      CheckpointError: they are another model's.
+    """
+    if not (directory / FROZEN).exists():
+        return None
+    step_files.verify(directory, (FROZEN, step_files.INDEX))
+    saved = step_arrays.describe_item(directory, FROZEN)
+    _, target = split(abstract_params, list_paths(saved))
+    _check_same(directory.name, target or {}, saved)
+    return step_arrays.load_item(directory, FROZEN, target)
 
 
 def restore_metadata(manager: Checkpoints, step: int) -> dict[str, Any]:

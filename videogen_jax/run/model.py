@@ -20,6 +20,8 @@ from videogen_jax.diffusion.tasks import TASKS, Tasks, check_tasks
 from videogen_jax.models.attention import choose_kernel
 from videogen_jax.models.dit import CONDITIONINGS, VideoDiT
 from videogen_jax.models.kv_cache import KVCache
+from videogen_jax.models.lora import BLOCKS, LoRA, adapt
+from videogen_jax.models.parameter_paths import find_matches, list_paths
 from videogen_jax.models.patches import patch_grid
 from videogen_jax.models.positions import ADDED_IN_TIME
 from videogen_jax.parallel import mesh as meshes
@@ -124,6 +126,7 @@ def make_model(
     text_encoder = text_conditioning.MODEL_ENCODERS[text.encoder]
     check_token_grid(mesh, grid or tokens, config.model.attention, config.model.num_heads)
     schedule = _make_schedule(config, tokens)
+    lora = make_lora(config)
     network = VideoDiT(
         **dict(config.model, position_grid=config.model.position_grid or None),
         text_encoder=text_encoder,
@@ -152,7 +155,7 @@ def make_model(
             x_t = x_t * expand(scale, x_t.ndim)
         micro, frames = condition_spec.model_inputs(condition)
         inputs = (x_t, schedule.model_time(t), condition["text"], micro)
-        return network.apply({"params": params}, *inputs, **frames, kv_cache=kv_cache)
+        return adapt(network.apply, lora)({"params": params}, *inputs, **frames, kv_cache=kv_cache)
 
     def init_params() -> Any:
         # An image passes by the temporal blocks, but videos that come later want their parameters.
@@ -164,7 +167,8 @@ def make_model(
         rows = jax.tree.map(lambda row: jnp.zeros((1, *row.shape), row.dtype), null_text)
         inputs = (jnp.zeros(shape), jnp.zeros(1), rows, micro)
         # One clip cannot be split among the devices that share a batch; nor need it be.
-        return network.clone(token_sharding=None).init(rng, *inputs, **frames)["params"]
+        init = adapt(network.clone(token_sharding=None).init, lora)
+        return init(rng, *inputs, **frames)["params"]
 
     rules = sharding.parameter_rules(
         modulation=config.model.modulation,
@@ -174,6 +178,10 @@ def make_model(
         detailer=bool(config.model.detailer_width),
     )
     abstract_params, param_shardings = place_abstract(mesh, init_params, rules)
+    if lora is not None:
+        kernels = [path for path in list_paths(abstract_params) if path.startswith(BLOCKS)]
+        layers = [path[: -len("/kernel")] for path in kernels if path.endswith("/kernel")]
+        find_matches("train.lora.layers", lora.layers, layers)
     return Model(
         config=config,
         mesh=mesh,
@@ -364,6 +372,15 @@ def make_conditioning(config: ml_collections.ConfigDict, frames: int) -> Conditi
         sampling_noise=config.known.sampling_noise,
         cyclic=bool(model.time_cycle),
     )
+
+
+def make_lora(config: ml_collections.ConfigDict) -> LoRA | None:
+    """The config's LoRA; None where there is none."""
+    options = config.train.lora
+    if not options.rank:
+        return None
+    alpha = options.rank if options.alpha is None else options.alpha
+    return LoRA(options.rank, alpha / options.rank, options.layers)
 
 
 def make_latent_space(config: ml_collections.ConfigDict) -> LatentSpace:

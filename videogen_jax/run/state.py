@@ -23,7 +23,10 @@ class LossScale:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step reads and writes. Parameters, EMA and moments are float32."""
+    """Everything that a step reads and writes. Parameters, EMA and moments are float32.
+
+    `params`, `ema` and `opt_state` hold what is trained; `parameter_paths.combine(params, frozen)` is the model's tree.
+    """
 
     step: jax.Array  # () int32, optimizer steps taken
     params: Any
@@ -31,6 +34,7 @@ class TrainState:
     opt_state: Any  # of the optax optimizer
     rng: jax.Array  # () typed key, never advanced: steps fold their number into it
     loss_scale: LossScale | None  # None unless float16
+    frozen: Any = None  # the parameters that no step changes; None if all are trained
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
@@ -54,15 +58,17 @@ def init_state(
     averages: Iterable[str],
     rng: jax.Array,
     precision: str,
+    frozen: Any = None,
 ) -> TrainState:
     """The state before the first step, with every moving average at the initial parameters.
 
     Args:
-      params: float32 tree.
+      params: float32 tree, of what is trained.
       init_moments: params to the optimizer state, `init` of an optax optimizer.
       averages: names of the moving averages.
       rng: () typed key of the run.
       precision: one of PRECISIONS.
+      frozen: tree of the other parameters; None if there are none.
     Returns:
       The state.
     """
@@ -77,4 +83,5 @@ def init_state(
         opt_state=init_moments(params),
         rng=rng,
         loss_scale=loss_scale,
+        frozen=frozen,
     )

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models.flops import TRAIN_FACTOR, count_flops
 from videogen_jax.parallel.communication import min_sent_bytes
+from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run.model import Model, abstract_batch
 from videogen_jax.run.state import compute_dtype
 from videogen_jax.train.loss import (
@@ -20,6 +22,7 @@ from videogen_jax.train.loss import (
 )
 from videogen_jax.train.training_run import Run, assemble_run
 
+KERNEL = re.compile("blocks/.*/kernel")
 NOISE_LEVELS = 8  # at which validation measures the loss
 
 
@@ -97,8 +100,22 @@ def forward_flops(model: Model) -> int:
 
 
 def count_step_flops(run: Run) -> int:
-    """FLOPs of the model in a train step, over all devices; see models/flops.py."""
-    return TRAIN_FACTOR * forward_flops(run.model) * run.config.batch_size
+    """FLOPs of the model in a train step, over all devices; see models/flops.py.
+
+    The products for the gradients of kernels, a third, count by the share of the blocks' kernels that are trained.
+    """
+    factor = TRAIN_FACTOR - 1 + share_trained(run)
+    return round(factor * forward_flops(run.model) * run.config.batch_size)
+
+
+def share_trained(run: Run) -> float:
+    """The share of the blocks' kernels that has a gradient; LoRA's factors are not counted."""
+
+    def count(tree: Any) -> int:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return sum(leaf.size for path, leaf in leaves if KERNEL.fullmatch(path_name(path)))
+
+    return count(run.abstract.params) / count(run.model.abstract_params)
 
 
 def least_step_wire(run: Run) -> int:
@@ -111,6 +128,7 @@ def least_step_wire(run: Run) -> int:
     return min_sent_bytes(
         run.abstract.params,
         run.mesh.shape,
+        frozen=run.abstract.frozen,
         tokens=config.batch_size * math.prod(run.model.token_grid),
         width=options.width,
         depth=options.depth,

@@ -2,11 +2,11 @@
 
 A run with more conditioning than the one it starts from has new inputs: the channels of known frames, and
 micro-conditions. They start at zero, so that its first output is the other one's. A run whose captions have other words
-keeps the embeddings of the words that both have.
+keeps the embeddings of the words that both have. LoRA's updates start at zero.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from absl import logging
 from videogen_jax import config as configs
 from videogen_jax.data.vocabulary import Vocabulary
 from videogen_jax.models import weights
+from videogen_jax.models.lora import is_adapter
+from videogen_jax.models.parameter_paths import combine, list_paths, split
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, export_folder, saved_config
+from videogen_jax.run.frozen_params import find_frozen
+from videogen_jax.run.merged_lora import merge_lora, without_lora
 from videogen_jax.run.model import Model, make_model
 from videogen_jax.run.text_conditioning import Texts, find_difference
 
@@ -51,14 +55,34 @@ def init_params(model: Model, texts: Texts) -> Any:
       ValueError: weights or run do not fit; the sentence says what.
       FileNotFoundError: there are none.
     """
+    frozen = find_frozen(model.config, model.abstract_params)
+    if not model.config.train.lora.rank:
+        return read_params(model, texts, frozen)
+    config = without_lora(model.config)
+    base = make_model(config, model.mesh, model.null_text, model.token_grid)
+    return add_lora(model, read_params(base, texts, frozen))
+
+
+def read_params(model: Model, texts: Texts, frozen: Collection[str]) -> Any:
+    """As `init_params`, of a model without LoRA; `frozen` are the paths of what the run does not train."""
     path, layout = model.config.init.path, model.config.init.layout
     if layout in (RUN, EXPORT):
-        return start_from_run(model, path, texts, layout)
+        return start_from_run(model, path, texts, layout, frozen)
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
     return weights.load_weights(path, layout, params)
 
 
-def start_from_run(model: Model, path: str, texts: Texts, layout: str) -> Any:
+def add_lora(model: Model, params: Any) -> Any:
+    """The parameters of a model without LoRA, with new updates beside them, which are zero at first."""
+    updates = [path for path in list_paths(model.abstract_params) if is_adapter(path)]
+    _, shardings = split(model.param_shardings, updates)
+    fresh = jax.jit(lambda: split(model.init_params(), updates)[1], out_shardings=shardings)()
+    return combine(params, fresh)
+
+
+def start_from_run(
+    model: Model, path: str, texts: Texts, layout: str, frozen: Collection[str] = ()
+) -> Any:
     """The newest EMA of another run, with zeros for inputs that it lacks and fresh embeddings for words that it lacks.
 
     Args:
@@ -66,6 +90,7 @@ def start_from_run(model: Model, path: str, texts: Texts, layout: str) -> Any:
       path: workdir of the other run, or an export of it.
       texts: of the run that starts.
       layout: RUN or EXPORT.
+      frozen: paths of the parameters that it does not train; warns of those that are new.
     Returns:
       Its parameters, laid out on the mesh.
     Raises:
@@ -99,16 +124,18 @@ def start_from_run(model: Model, path: str, texts: Texts, layout: str) -> Any:
     else:
         words, step = check_texts(export.metadata), export.step
         theirs = export.put_params(other)
+    other, theirs = merge_lora(other, theirs, model.token_grid)
     channels = model.video_shape[-1]
     sizes = [one.conditioning.input_channels(channels) for one in (other, model)]
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs)}
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
     embedders = [f"{name}_embed" for name in model.conditioning.micro_conditions]
-    taken = set()
+    taken, new = set(), set()
 
     def start(path: Any, leaf: Any) -> Any:
         name = path_name(path)
         if name not in found:
+            new.add(name)
             if name.split("/")[0] in embedders:
                 return jnp.zeros_like(leaf) if "/out/" in name else leaf
             if name.startswith("detailer/"):
@@ -120,9 +147,11 @@ def start_from_run(model: Model, path: str, texts: Texts, layout: str) -> Any:
         value = found[name]
         if name == WORDS and words[0] != words[1]:
             value = carry_words(value, leaf, *words)
+            new.update([name] if set(words[0]) - set(words[1]) else [])
         if name == FIRST_LAYER and sizes[0] < sizes[1]:
             wider = functools.partial(widen, channels=sizes[0], wanted=sizes[1], video=channels)
             value = jax.jit(wider, out_shardings=leaf.sharding)(value)
+            new.add(name)
         if value.shape != leaf.shape:
             raise ValueError(
                 f"{name} is {value.shape} in init.path={workdir} and {leaf.shape} here: its model is another; set the "
@@ -138,6 +167,12 @@ def start_from_run(model: Model, path: str, texts: Texts, layout: str) -> Any:
     logging.info("Starting from step %d of %s.", step, workdir)
     if words[0] != words[1]:
         logging.info("%s", describe_words(*words))
+    if stuck := sorted(new.intersection(frozen)):
+        logging.warning(
+            "%s: new in this run, and frozen, so that what is new in them is never learned: name them in "
+            "--config.train.lora.full, or take them out of train.frozen.",
+            ", ".join(stuck),
+        )
     return started
 
 

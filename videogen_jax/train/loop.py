@@ -22,6 +22,7 @@ from videogen_jax import config as configs
 from videogen_jax.data import bucketed_data, locking, pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.generate.generator import Generate
+from videogen_jax.models.parameter_paths import combine
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import processes
 from videogen_jax.run import checkpoint, ema_snapshots, saved_config
@@ -113,7 +114,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         with processes.propagate_errors():
             if jax.process_index() == 0:
                 saved_config.write_config(workdir, config)
-        metrics.write_parameters(state.params, workdir)
+        metrics.write_parameters(state.params, state.frozen, workdir)
         try:
             with processes.catch_signals(run.mesh) as stop:
                 run_steps(run, runs, workdir, manager, state, texts, sets, observe(), stop)
@@ -348,8 +349,9 @@ def save_snapshot(writer: Any, run: Run, state: TrainState) -> None:
 
 
 def read_ema(run: Run, state: TrainState) -> Any:
-    """The moving average that samples, on the devices also if it waits in the host's memory."""
-    return jax.device_put(state.ema[run.ema_name], run.shardings.params)
+    """The parameters that sample, their moving average, on the devices also if it waits in the host's memory."""
+    params = combine(state.ema[run.ema_name], state.frozen)
+    return jax.device_put(params, run.model.param_shardings)
 
 
 def due(step: int, last: int, every: int) -> bool:
@@ -372,7 +374,7 @@ def restore_or_init(
             return init()
         with processes.propagate_errors():
             params = init_params.init_params(run.model, texts)
-        return init(jax.device_put(params, run.shardings.params))
+        return init(jax.device_put(params, run.model.param_shardings))
     step = int(state.step)
     with processes.propagate_errors():
         metadata = checkpoint.restore_metadata(manager, step)

@@ -13,6 +13,7 @@ from absl import logging
 
 from videogen_jax import config as configs
 from videogen_jax.data import atomic_files
+from videogen_jax.models.parameter_paths import combine
 from videogen_jax.train.wandb_writer import WandbWriter
 
 
@@ -141,17 +142,25 @@ def write_bars(
     )
 
 
-def write_parameters(params: Any, workdir: str | Path) -> None:
-    """Writes a table of all parameters, with shape, size and sharding, to parameters.txt; logs their number."""
+def write_parameters(trained: Any, frozen: Any, workdir: str | Path) -> None:
+    """Writes a table of all parameters, with shape, size and sharding, to parameters.txt; logs their number.
+
+    Args:
+      trained: tree of arrays.
+      frozen: tree of those that are not trained; None if there are none.
+      workdir: of the run.
+    """
     from clu import parameter_overview
 
     if jax.process_index() != 0:
         return
+    params = combine(trained, frozen)
     overview = parameter_overview.get_parameter_overview(params, include_stats="sharding")
     path = Path(workdir) / "parameters.txt"
     atomic_files.write_text(path, overview + "\n")
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    logging.info("%s parameters: %s has the table.", f"{count:,}", path)
+    count, trains = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, trained))
+    part = "" if frozen is None else f", of which {trains:,} are trained"
+    logging.info("%s parameters%s: %s has the table.", f"{count:,}", part, path)
 
 
 class TrainingDiverged(RuntimeError):

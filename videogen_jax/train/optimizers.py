@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, ScheduleFreeState
 
+from videogen_jax.parallel.sharding import ADAPTERS
+
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "schedule_free")
 MOMENT_TYPES = ("float32", "bfloat16")
 
@@ -186,9 +188,9 @@ def evaluation_params(opt_state: optax.OptState, params: Any) -> Any:
 
 
 def is_matrix(params: Any) -> Any:
-    """True at the leaves that are weights of linear layers or embeddings."""
+    """True at the leaves that are weights of linear layers or embeddings, and at LoRA's factors."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "embedding"), params
+        lambda path, _: path[-1].key in ("kernel", "embedding", *ADAPTERS), params
     )
 
 

@@ -14,7 +14,8 @@ from videogen_jax.run.model import Model
 from videogen_jax.run.saved_config import parameter_meaning
 
 # Beside `parameter_meaning`: what the arrays of a checkpoint are, and what they were trained to make.
-STATE = ("optimizer.name", "optimizer.mu_dtype", "ema.decays", "ema.widths")
+STATE = ("optimizer.name", "optimizer.mu_dtype", "ema.decays", "ema.widths", "train.frozen")
+LORA = ("train.lora.rank", "train.lora.alpha", "train.lora.layers", "train.lora.full")
 VIDEOS = ("data.frames", "data.height", "data.width", "data.fps", "vae.name")
 TEXT = ("text.encoder", "text.vocabulary_size")
 
@@ -82,7 +83,7 @@ def find_fixed(config: ml_collections.ConfigDict) -> set[str]:
     """
     fixed = {*parameter_meaning(config), *STATE}
     if not configs.is_autoencoder(config):
-        fixed |= {*VIDEOS, *TEXT}
+        fixed |= {*VIDEOS, *TEXT, *LORA}
     return fixed
 
 

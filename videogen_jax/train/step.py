@@ -1,4 +1,4 @@
-"""One optimizer step: gradients over micro-batches, the update, the moving averages.
+"""One optimizer step: gradients over micro-batches, the update, the moving averages; none of frozen parameters.
 
 accumulation: the batch in `accumulation` equal parts, one after the other, gradients averaged in float32; the
 diffusion times of each part are stratified, and those of all parts together
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from videogen_jax.models.parameter_paths import combine
 from videogen_jax.parallel import offload
 from videogen_jax.run import ema
 from videogen_jax.run.state import LossScale, TrainState
@@ -51,7 +52,11 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-        value, grads = accumulate_gradients(loss, state.params, batch, rng, accumulation, scale)
+
+        def loss_of(params: Any, *inputs: Any) -> jax.Array:
+            return loss(combine(params, state.frozen), *inputs)
+
+        value, grads = accumulate_gradients(loss_of, state.params, batch, rng, accumulation, scale)
         for field in offloaded:
             part, grads = offload.fetch(getattr(state, field), after=grads)
             state = state.replace(**{field: part})

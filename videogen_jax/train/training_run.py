@@ -12,10 +12,11 @@ import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen_jax.models import parameter_paths
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
 from videogen_jax.parallel.offload import host_shardings
-from videogen_jax.run import ema
+from videogen_jax.run import ema, frozen_params
 from videogen_jax.run.model import Model, with_shardings
 from videogen_jax.run.state import TRAINING, TrainState, init_state
 from videogen_jax.train import optimizers
@@ -71,9 +72,10 @@ def assemble_run(
     Returns:
       The run.
     Raises:
-      ValueError: options of optimizer or averages do not go together.
+      ValueError: options of optimizer, averages or frozen parameters do not go together.
     """
     config = model.config
+    frozen_names = frozen_params.find_frozen(config, model.abstract_params)
     learning_rate = optimizers.make_learning_rate(steps=config.train.steps, **config.learning_rate)
     optimizer = optimizers.make_optimizer(learning_rate=learning_rate, **config.optimizer)
     ema_decays = ema.make_decays(config.ema.decays, config.ema.widths)
@@ -81,7 +83,9 @@ def assemble_run(
     def init(params: Any = None) -> TrainState:
         params = model.init_params() if params is None else params
         rng = jax.random.fold_in(jax.random.key(config.seed), TRAINING)
-        return init_state(params, optimizer.init, ema_decays, rng, config.train.precision)
+        trained, frozen = parameter_paths.split(params, frozen_names)
+        options = (ema_decays, rng, config.train.precision)
+        return init_state(trained, optimizer.init, *options, frozen)
 
     shapes = jax.eval_shape(init)
     shardings = sharding.make_shardings(model.mesh, shapes, model.rules)
