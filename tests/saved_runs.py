@@ -60,6 +60,7 @@ def write_run(folder, config, latents=None, scale=0.3, text=None, averages=()):
             for name, one in zip(run.ema_decays, scales, strict=True)
         },
         opt_state=zeros,
+        frozen=run.abstract.frozen and randomise(run.abstract.frozen, scale),
         rng=jax.random.key(0),
     )
     words = []

@@ -242,6 +242,27 @@ def test_averages_by_name_and_by_width(plain, tmp_path):
     assert export_folder.open_export(folder).weights == "width_0.07"
 
 
+def test_what_lora_added_is_in_the_weights(tmp_path):
+    config = plain_config()
+    config.init.update({"path": "base", "layout": "run"})
+    config.train.lora.update({"rank": 2, "alpha": 3.0, "layers": ("mlp/up",)})
+    run = write_run(tmp_path / "run", config)
+    folder = run_export(run, tmp_path / "export")
+    assert "train.lora.rank = 2" in (folder / "README.md").read_text()
+    loaded = export_folder.open_export(folder)
+    assert loaded.config.train.lora.rank == 0
+    shapes = make_run(plain_config()).abstract.params
+    got = loaded.read_params(shapes)["blocks"]["temporal"]["mlp"]["up"]
+    given = randomise(make_run(config).model.abstract_params, 0.3)["blocks"]["temporal"]["mlp"][
+        "up"
+    ]
+    a, b, kernel = (np.float64(given[name]) for name in ("lora_a", "lora_b", "kernel"))
+    np.testing.assert_allclose(got["kernel"], kernel + 3 / 2 * a @ b, atol=1e-5)
+    assert np.abs(a @ b).max() > 0.1
+    expected = videogen_jax.load(run)(CAPTIONS)
+    np.testing.assert_array_equal(videogen_jax.load(folder)(CAPTIONS), expected)
+
+
 def test_bfloat16_is_rounded_and_says_so(plain, tmp_path):
     folder = run_export(plain[0], tmp_path / "half", dtype="bfloat16")
     shapes = make_run(plain_config()).abstract.params
