@@ -92,7 +92,7 @@ def upload_folder(folder: Path, name: str, private: bool, message: str) -> str:
     Args:
       folder: whose files replace those of the same names there.
       name: of the repository, `owner/repository`.
-      private: whether a new repository is private.
+      private: make a new repository private; otherwise it is what the owner's default is.
       message: of the commit.
     Returns:
       The address of the repository.
@@ -103,7 +103,7 @@ def upload_folder(folder: Path, name: str, private: bool, message: str) -> str:
 
     api = huggingface_hub.HfApi()
     try:
-        address = api.create_repo(name, private=private, exist_ok=True)
+        address = api.create_repo(name, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except Exception as error:  # of whatever library speaks HTTP for huggingface_hub
         raise OSError(
