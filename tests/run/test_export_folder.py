@@ -14,6 +14,7 @@ from tests.models.randomise import randomise
 from tests.tiny import tiny_config
 from videogen_jax.run import export_folder, saved_config
 from videogen_jax.run.model import make_model
+from videogen_jax.train import loop
 
 METADATA = {"vocabulary": ["a", "red", "ball"], "text": None, "latents": None, "config": {}}
 LATENTS = {"autoencoder": "sd", "weights": "0", "dtype": "float16", "shape": [1, 1, 4]}
@@ -95,6 +96,9 @@ def test_a_run_and_an_export_are_told_apart(folder, tmp_path):
     assert not export_folder.is_export(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is an export, and not the folder of a run"):
         saved_config.read_config(folder)
+    with pytest.raises(ValueError, match="is an export, and not the folder of a run"):
+        loop.train(tiny_config(), folder)  # which would overwrite config.json
+    assert export_folder.is_export(folder)
 
 
 def test_choices_are_those_of_the_weights(folder):
