@@ -43,20 +43,30 @@ def joint_config():
     return config
 
 
-def write_run(folder, config, latents=None, scale=0.3):
-    """The workdir of a run at step 1, whose words are those of CAPTIONS; returns the folder."""
+def write_run(folder, config, latents=None, scale=0.3, text=None, averages=()):
+    """The workdir of a run at step 1, whose words are those of CAPTIONS; returns the folder.
+
+    `text` is the TextInfo of embedded captions; `averages` are the scales of the moving averages, by default all alike.
+    """
     run = make_run(config)
     params = randomise(run.abstract.params, scale)
+    scales = averages or [scale] * len(run.ema_decays)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract.opt_state)
     state = run.abstract.replace(
         step=np.int32(1),
         params=params,
-        ema=dict.fromkeys(run.ema_decays, params),
+        ema={
+            name: randomise(run.abstract.params, one)
+            for name, one in zip(run.ema_decays, scales, strict=True)
+        },
         opt_state=zeros,
+        frozen=run.abstract.frozen and randomise(run.abstract.frozen, scale),
         rng=jax.random.key(0),
     )
-    vocabulary = Vocabulary.from_counts(COUNTS, config.text.vocabulary_size)
-    metadata = {"vocabulary": vocabulary.to_list(), "text": None}
+    words = []
+    if text is None and "text" in config:
+        words = Vocabulary.from_counts(COUNTS, config.text.vocabulary_size).to_list()
+    metadata = {"vocabulary": words, "text": text and text._asdict()}
     metadata |= {"config": config.to_dict(), "latents": latents and latents._asdict()}
     folder.mkdir(parents=True, exist_ok=True)
     saved_config.write_config(folder, config)

@@ -21,10 +21,10 @@ if sys.argv[:1] == ["-m"]:  # python -m videogen_jax.VERB, whose imports take se
 
 
 def load(workdir: Any, **options: Any) -> Any:
-    """Opens a trained run; see `videogen_jax.generate.from_checkpoint.load`.
+    """Opens a trained run or an export; see `videogen_jax.generate.from_checkpoint.load`.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run or of an export, or name of an export on the Hugging Face hub, `owner/name`.
       **options: step, ema, ema_width, dtype, batch_size.
     Returns:
       A `VideoModel`, which is called with prompts.

@@ -13,6 +13,7 @@ VERBS = {
     "plan": "predict memory and step time on GPUs that are not here",
     "train": "train a run, or resume it",
     "sample": "make videos from a checkpoint",
+    "export": "hand on a trained model: safetensors, a model card, the Hugging Face hub",
     "evaluate": "score videos: FVD, CLIP score, PSNR and others",
     "config": "list the options of a run",
 }

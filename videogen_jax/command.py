@@ -31,6 +31,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 PATH_FLAGS = (
     *("workdir", "input", "output", "output_dir", "data", "generated", "reference", "logdir", "compare"),
     *("prompts_file", "prompts_schedule", "image", "known", "clip", "i3d", "model"),
+    *("samples", "report", "vae_path", "text_path"),
 )  # fmt: skip
 
 # Parameters of glibc's mallopt, from its malloc.h.
@@ -57,7 +58,12 @@ SPELLINGS = {  # as JAX reads them
 
 MAX_SEED = 2**32 - 1  # JAX's keys take 32 bits
 
-QUIET = ("orbax", "tensorflow_datasets")  # packages whose warnings alone are shown
+QUIET = (
+    "orbax",
+    "tensorflow_datasets",
+    "httpx",
+    "httpx2",
+)  # packages whose warnings alone are shown
 # Warnings of Orbax that are about files which this project never writes.
 HARMLESS = ("metadata file does not exist", "missing metrics", "_sharding file", "item_metadata")
 
@@ -354,9 +360,9 @@ def quiet_libraries() -> None:
 def is_worth_showing(record: python_logging.LogRecord) -> bool:
     """Whether a message of the log says something to the user.
 
-    Not: those of Orbax and TFDS on each file they open, and Orbax's warnings on metadata that is as it should be; the
-    tracebacks that Orbax logs of errors in its threads, which it raises too; that JAX finds no TPU; that the CUDA
-    wheels find no GPU on a machine without one, with a traceback.
+    Not: those of Orbax and TFDS on each file they open, of the Hugging Face hub's client on each request, and Orbax's
+    warnings on metadata that is as it should be; the tracebacks that Orbax logs of errors in its threads, which it
+    raises too; that JAX finds no TPU; that the CUDA wheels find no GPU on a machine without one, with a traceback.
     """
     text = record.getMessage()
     if f"{os.sep}jax{os.sep}" in record.pathname:

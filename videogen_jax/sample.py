@@ -38,10 +38,12 @@ from videogen_jax.generate import frame_flags, from_checkpoint, sample_folder
 from videogen_jax.generate import prompts as captions
 from videogen_jax.generate.sample_folder import SampleFolder
 from videogen_jax.generate.sampler import SAMPLERS
-from videogen_jax.run import checkpoint, saved_config
+from videogen_jax.run import checkpoint, export_folder, saved_config
 from videogen_jax.run.state import PRECISIONS
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or of an export, or name of one on the hub.", required=True
+)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", lower_bound=0)
 _PROMPTS = flags.DEFINE_multi_string("prompts", [], "A caption; may be given several times.")
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file, one caption a line.")
@@ -324,7 +326,13 @@ def make_folder() -> Path:
       OSError: the folder cannot be written to.
     """
     workdir = Path(_WORKDIR.value)
-    saved_config.read_config(workdir)  # a folder without a run is an error, and no place for videos
+    if not export_folder.is_export(workdir):
+        saved_config.read_config(workdir)  # what is no run is an error, and no place for videos
+    elif not (workdir.is_dir() or _OUTPUT_DIR.value):
+        raise ValueError(
+            f"--workdir={workdir} is not here, but may be a name on the hub: name a folder for its videos with "
+            "--output_dir."
+        )
     folder = _OUTPUT_DIR.value or workdir / "generated"
     return output_folder.make_output_folder(folder, "--output_dir")
 

@@ -23,7 +23,13 @@ from videogen_jax.generate.run_rollout import Plan
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import to_pixels
 from videogen_jax.models.parameter_paths import combine, list_paths, split
-from videogen_jax.run import checkpoint, ema_snapshots, saved_config, text_conditioning
+from videogen_jax.run import (
+    checkpoint,
+    ema_snapshots,
+    export_folder,
+    saved_config,
+    text_conditioning,
+)
 from videogen_jax.run.merged_lora import merge_lora
 from videogen_jax.run.model import Model, choose_mesh, make_model, make_sampling_mesh
 
@@ -41,11 +47,11 @@ def load(
     dtype: str | None = None,
     batch_size: int | None = None,
 ) -> "VideoModel":
-    """Restores a moving average of a run on all devices; the checkpoint is only read.
+    """Restores a moving average of a run, or an export, on all devices; what is on disk is only read.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint; by default the newest.
+      workdir: of the run; or the folder of an export, or its name on the Hugging Face hub, `owner/repository`.
+      step: of the checkpoint; by default the newest. Of an export: that of its weights.
       ema: name of the moving average; by default the first one.
       ema_width: relative width of a power-function average to reconstruct from the run's snapshots instead.
       dtype: of the matrix products; by default the config's.
@@ -56,27 +62,35 @@ def load(
       ValueError: the run is one of an autoencoder, or an argument does not fit it; the sentence says how.
       OSError: there is no run or no checkpoint, or weights that the run needs cannot be read.
     """
-    workdir = Path(workdir)
     if ema is not None and ema_width is not None:
         raise ValueError(
             "ema names an average and ema_width reconstructs one: give one of --ema and --ema_width."
         )
     if batch_size is not None:
         batch_size = configs.check_option("sample.batch_size", batch_size)
-    config = saved_config.read_config(workdir)
+    export = export_folder.open_export(workdir) if export_folder.is_export(workdir) else None
+    workdir = Path(workdir)
+    config = saved_config.read_config(workdir) if export is None else export.config
     if configs.is_autoencoder(config):
         raise ValueError(
-            f"{workdir} is the run of an autoencoder, which makes no videos by itself: name the --workdir of a "
-            "diffusion model."
+            f"{workdir} is the {'run' if export is None else 'export'} of an autoencoder, which makes no videos by "
+            f"itself: name the {'--workdir' if export is None else 'export'} of a diffusion model."
         )
     if dtype is not None:
         with config.unlocked():
             config.train.precision = configs.check_option("train.precision", dtype)
+    if export is not None:
+        export.check_choice(step, ema, ema_width)
+        given = (workdir, config, export.step, export.metadata, export.put_params)
+        return _load_step(*given, average=export.weights, batch_size=batch_size)
+    average = f"width {ema_width}" if ema_width is not None else ema
 
     def read(step: int, metadata: dict[str, Any]) -> VideoModel:
-        return _load_step(
-            workdir, config, step, metadata, ema=ema, ema_width=ema_width, batch_size=batch_size
+        restore = functools.partial(
+            restore_average, workdir=workdir, step=step, ema=ema, ema_width=ema_width
         )
+        given = (workdir, config, step, metadata, restore)
+        return _load_step(*given, average=average, batch_size=batch_size)
 
     return checkpoint.read_newest(workdir, step, read)
 
@@ -86,13 +100,23 @@ def _load_step(
     config: ml_collections.ConfigDict,
     step: int,
     metadata: dict[str, Any],
+    restore: Callable[[Model], Any],
     *,
-    ema: str | None,
-    ema_width: float | None,
+    average: str | None,
     batch_size: int | None,
 ) -> "VideoModel":
-    """The model of a step; the arguments are those of `load`.
+    """The model of a step.
 
+    Args:
+      workdir: for the recipe.
+      config: of the run.
+      step: optimizer steps.
+      metadata: saved with them.
+      restore: the model to its parameters, laid out on its mesh.
+      average: what the recipe calls these; None for the first moving average.
+      batch_size: as of `load`.
+    Returns:
+      The model.
     Raises:
       DamagedError: the step is damaged, or was deleted meanwhile.
     """
@@ -104,12 +128,11 @@ def _load_step(
     model = make_model(config, mesh, texts.null)
     if latents is not None:
         model.latent_space.load(latents)  # missing or other weights are an error now
-    params = restore_average(model, workdir, step, ema, ema_width)
-    model, params = merge_lora(model, params)
+    model, params = merge_lora(model, restore(model))
     recipe = {
         "workdir": str(workdir),
         "step": step,
-        "weights": ema or model.ema_names[0] if ema_width is None else f"width {ema_width}",
+        "weights": average or model.ema_names[0],
         "dtype": config.train.precision,
         "version": __version__,
     }

@@ -99,6 +99,13 @@ class _DownloadError(Exception):
     """A file cannot be downloaded; the message is the reason."""
 
 
+def is_name(path: str) -> bool:
+    """Whether a path is the name of a model on the hub: nothing here has it, and no folder here is its owner's."""
+    here = Path(path)
+    known = here.exists() or here.is_symlink() or Path(path.split("/")[0]).exists()
+    return not known and here.suffix not in PICKLES and bool(re.fullmatch(HUB_NAME, path))
+
+
 def _fetch(path: str, file: str, fetch: bool) -> Path:
     owner, repository, *rest = path.split("/")
     if not (rest and rest[-1].endswith(Path(file).suffix)):
@@ -121,8 +128,7 @@ def _download(name: str, inside: str, fetch: bool) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(name, inside, **options))
     except (OSError, ValueError) as error:  # base classes of the hub's and the network's errors
-        first = str(error).strip().split("\n")[0].rstrip(".")
-        raise _DownloadError(f"the download failed ({type(error).__name__}: {first})") from error
+        raise _DownloadError(f"the download failed ({_first_line(error)})") from error
 
 
 def _manual_download(name: str, inside: str, reason: str) -> str:
@@ -131,3 +137,54 @@ def _manual_download(name: str, inside: str, reason: str) -> str:
         f"There is no local {name}/{inside} and {reason}: put {inside} of the hub's {name} at {target}, or give "
         "the path of the file or folder."
     )
+
+
+def check_upload(name: str) -> None:
+    """Checks what an upload needs, before there is anything to upload.
+
+    Args:
+      name: of the repository on the hub, `owner/repository`.
+    Raises:
+      ValueError: it is no such name, or nobody is logged in.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name!r} is no name on the Hugging Face hub: write it owner/repository.")
+    import huggingface_hub
+
+    if not huggingface_hub.get_token():
+        raise ValueError(
+            f"There is no token of the Hugging Face hub to upload {name} with: log in with `hf auth login`, or set "
+            "HF_TOKEN."
+        )
+
+
+def upload_folder(folder: Path, name: str, private: bool, message: str) -> str:
+    """Uploads a folder to the hub, to a repository that is made if it is not there.
+
+    Args:
+      folder: whose files replace those of the same names there.
+      name: of the repository, `owner/repository`.
+      private: make a new repository private; otherwise it is what the owner's default is.
+      message: of the commit.
+    Returns:
+      The address of the repository.
+    Raises:
+      OSError: the hub cannot be reached, or refuses.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    try:
+        address = api.create_repo(name, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except Exception as error:  # of whatever library speaks HTTP for huggingface_hub
+        raise OSError(
+            f"The upload of {folder} to the hub's {name} failed ({_first_line(error)}): the folder is complete; "
+            f"upload it with --push_to_hub={name} and without --workdir."
+        ) from error
+    return str(address)
+
+
+def _first_line(error: Exception) -> str:
+    first = str(error).strip().split("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}"

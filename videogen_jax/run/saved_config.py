@@ -23,6 +23,19 @@ def check_link(workdir: Path) -> None:
         )
 
 
+def check_no_export(workdir: Path) -> None:
+    """Raises ValueError for the folder of an export, whose config.json is not a run's and would be overwritten."""
+    try:
+        lines = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(lines, dict) and "format_version" in lines:
+        raise ValueError(
+            f"{workdir} is an export, and not the folder of a run: open it with videogen_jax.load or sample, or start "
+            "a run from it in another folder (init.layout=export)."
+        )
+
+
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """Reads back the config of a run; options that it does not have yet take their defaults.
 
@@ -36,6 +49,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise FileNotFoundError(
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
+    check_no_export(workdir)
     lines = json.loads(path.read_text(encoding="utf-8"))
     known = configs.options_of(configs.is_autoencoder(lines))
     if unknown := [name for name, _ in configs.flatten(lines) if name not in known]:

@@ -1,22 +1,23 @@
-"""The autoencoder of a run: config.json and the newest checkpoint's moving average, for `vae.name=workdir`."""
+"""The autoencoder of a run, by its newest checkpoint's moving average, or of an export, for `vae.name=workdir`."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from videogen_jax import config as configs
 from videogen_jax.models.autoencoder import Autoencoder, make_video_autoencoder
 from videogen_jax.models.causal_vae import Network, check_network
-from videogen_jax.run import checkpoint, ema, saved_config, step_files
+from videogen_jax.run import checkpoint, ema, export_folder, saved_config, step_files
 
 
 def read_autoencoder(path: str, dtype: str) -> Autoencoder:
-    """Describes the autoencoder of a run; `load` reads the newest checkpoint.
+    """Describes the autoencoder of a run or an export; `load` reads the newest checkpoint, or the export's weights.
 
     Args:
-      path: workdir of a run of a config for autoencoders.
+      path: workdir of a run of a config for autoencoders, or an export of one: a folder, or a name on the hub.
       dtype: of the convolutions, see `autoencoder.make_video_autoencoder`.
     Returns:
       The autoencoder.
@@ -24,26 +25,33 @@ def read_autoencoder(path: str, dtype: str) -> Autoencoder:
       FileNotFoundError: there is no run.
       ValueError: the run is of something else.
     """
-    workdir = Path(path)
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"There is no {file}: name in vae.path the --workdir of a run of configs/vae_*.py."
-        )
-    config = saved_config.read_config(workdir)
+    exported = export_folder.is_export(path)
+    export = export_folder.open_export(path) if exported else None
+    config = export.config if exported else _read_config(Path(path))
     if not configs.is_autoencoder(config):
+        what = "an export" if exported else "the run"
         raise ValueError(
-            f"{workdir} is the run of a diffusion model, not of an autoencoder: name in vae.path the --workdir of a "
-            "run of configs/vae_*.py."
+            f"{path} is {what} of a diffusion model, not of an autoencoder: name in vae.path the --workdir of a run of "
+            "configs/vae_*.py."
         )
     network = make_network(**config.autoencoder)
     average = next(iter(ema.make_decays(config.ema.decays, config.ema.widths)))
     autoencoder = make_video_autoencoder(network, load=lambda: params(), dtype=dtype)
 
     def params() -> Any:
-        return load_newest(workdir, autoencoder.abstract_params, average)
+        shapes = autoencoder.abstract_params
+        return export.read_params(shapes) if exported else load_newest(Path(path), shapes, average)
 
     return autoencoder
+
+
+def _read_config(workdir: Path) -> ml_collections.ConfigDict:
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no {file}: name in vae.path the --workdir of a run of configs/vae_*.py."
+        )
+    return saved_config.read_config(workdir)
 
 
 def make_network(**sizes: Any) -> Network:

@@ -1,4 +1,4 @@
-"""The initial parameters of a run: random, published weights, or those of another run.
+"""The initial parameters of a run: random, published weights, or those of another run or of an export of one.
 
 A run with more conditioning than the one it starts from has new inputs: the channels of known frames, and
 micro-conditions. They start at zero, so that its first output is the other one's. A run whose captions have other words
@@ -21,13 +21,14 @@ from videogen_jax.models import weights
 from videogen_jax.models.lora import is_adapter
 from videogen_jax.models.parameter_paths import combine, list_paths, split
 from videogen_jax.parallel.sharding import path_name
-from videogen_jax.run import checkpoint, saved_config
+from videogen_jax.run import checkpoint, export_folder, saved_config
 from videogen_jax.run.frozen_params import find_frozen
 from videogen_jax.run.merged_lora import merge_lora, without_lora
 from videogen_jax.run.model import Model, make_model
 from videogen_jax.run.text_conditioning import Texts, find_difference
 
-RUN = "run"  # init.layout of another run; the others are of models/weight_layouts.py
+# init.layout of another run, and of an export of one; the others are of models/weight_layouts.py
+RUN, EXPORT = "run", "export"
 FIRST_LAYER = "patch_embed/kernel"
 WORDS = "caption_encoder/words/embedding"
 SHOWN = 10  # words in a sentence
@@ -65,8 +66,8 @@ def init_params(model: Model, texts: Texts) -> Any:
 def read_params(model: Model, texts: Texts, frozen: Collection[str]) -> Any:
     """As `init_params`, of a model without LoRA; `frozen` are the paths of what the run does not train."""
     path, layout = model.config.init.path, model.config.init.layout
-    if layout == RUN:
-        return start_from_run(model, Path(path), texts, frozen)
+    if layout in (RUN, EXPORT):
+        return start_from_run(model, path, texts, layout, frozen)
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
     return weights.load_weights(path, layout, params)
 
@@ -79,13 +80,16 @@ def add_lora(model: Model, params: Any) -> Any:
     return combine(params, fresh)
 
 
-def start_from_run(model: Model, workdir: Path, texts: Texts, frozen: Collection[str] = ()) -> Any:
+def start_from_run(
+    model: Model, path: str, texts: Texts, layout: str, frozen: Collection[str] = ()
+) -> Any:
     """The newest EMA of another run, with zeros for inputs that it lacks and fresh embeddings for words that it lacks.
 
     Args:
       model: of the run that starts.
-      workdir: of the other run.
+      path: workdir of the other run, or an export of it.
       texts: of the run that starts.
+      layout: RUN or EXPORT.
       frozen: paths of the parameters that it does not train; warns of those that are new.
     Returns:
       Its parameters, laid out on the mesh.
@@ -93,23 +97,33 @@ def start_from_run(model: Model, workdir: Path, texts: Texts, frozen: Collection
       ValueError: the other run has another model, or another text encoder.
       FileNotFoundError: there is no run.
     """
-    config = saved_config.read_config(workdir)
+    workdir = Path(path)
+    export = export_folder.open_export(path) if layout == EXPORT else None
+    config = saved_config.read_config(workdir) if export is None else export.config
     if configs.is_autoencoder(config):
         raise ValueError(
-            f"init.path={workdir} is the run of an autoencoder: name that of a diffusion model."
+            f"init.path={workdir} is the {layout} of an autoencoder: name that of a diffusion model."
         )
     other = make_model(config, model.mesh, grid=model.token_grid)
     check_model(model, other, workdir)
 
-    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int, tuple]:
+    def check_texts(metadata: dict[str, Any]) -> tuple[list[str], list[str]]:
         words = texts.metadata["vocabulary"], metadata["vocabulary"]
         if not all(words) and (difference := find_difference(texts, metadata)):
             raise ValueError(f"init.path={workdir} cannot be started from: {difference}.")
+        return words
+
+    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int, tuple]:
+        words = check_texts(metadata)
         with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
             name = other.ema_names[0]
             return *checkpoint.restore_ema(manager, other.abstract_params, name, step), words
 
-    theirs, step, words = checkpoint.read_newest(workdir, None, read)
+    if export is None:
+        theirs, step, words = checkpoint.read_newest(workdir, None, read)
+    else:
+        words, step = check_texts(export.metadata), export.step
+        theirs = export.put_params(other)
     other, theirs = merge_lora(other, theirs, model.token_grid)
     channels = model.video_shape[-1]
     sizes = [one.conditioning.input_channels(channels) for one in (other, model)]

@@ -79,6 +79,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     workdir = Path(workdir)
     with processes.propagate_errors():
         saved_config.check_link(workdir)
+        saved_config.check_no_export(workdir)
         checkpoint.check_folder(workdir)
         config = setup.absolute_paths(configs.validate(config))
         kind = run_kinds.find_kind(config)

@@ -17,6 +17,7 @@ from videogen_jax.data import augment, bucketed_data, pipeline
 from videogen_jax.data.augment import Augmentation
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.data.vocabulary import MOST_WORDS, NUM_SPECIAL_IDS
+from videogen_jax.models import hub
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.model import (
     Grid,
@@ -248,7 +249,7 @@ def absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     config.data.path = paths.absolute_path(config.data.path)
     if "evaluation" in config:
         config.evaluation.reference = paths.absolute_path(config.evaluation.reference)
-        if config.vae.name == "workdir":
+        if config.vae.name == "workdir" and not hub.is_name(config.vae.path):
             config.vae.path = paths.absolute_path(config.vae.path)
     return config.lock()
 
