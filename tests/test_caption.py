@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_the_verb_is_listed():
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_a_sentence_and_the_same_call_resumes(model, tmp_path):
-    clips = write_videos(tmp_path / "clips", 60)
+    clips = write_videos(tmp_path / "clips", 20)
     words = [sys.executable, "-m", "videogen_jax.caption", f"--input={clips}", f"--model={model}"]
     words += ["--device=cpu", "--batch_size=1", "--max_new_tokens=200"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -112,8 +113,9 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_call_resumes(model, tmp_path):
     )
     assert "Traceback" not in err
     written = len(list(clips.glob("*.txt")))
-    assert 0 < written < 60
+    assert 0 < written < 20
     assert not [path for path in clips.iterdir() if path.suffix == ".unfinished"]
     done = subprocess.run(words, text=True, check=True, **options)
-    assert f"wrote {60 - written} captions" in done.stdout
-    assert f"{written} files had one before" in done.stdout
+    counts = re.match(r"wrote (\d+) captions .* s; (\d+) files had one before", done.stdout)
+    # The model, whose weights are random, may write nothing of some.
+    assert int(counts[1]) + done.stdout.count("skipped") == 20 - written == 20 - int(counts[2])

@@ -235,6 +235,7 @@ def test_a_log_that_is_lost_or_damaged_makes_captions_a_persons(folder):
     report = caption(folder, Captioner(frames=1), {"model": "other"}, overwrite=True)
     assert report["written"] == 3
     assert (folder / "a.txt").read_text() == before["a.txt"]
+    assert '{"made_by": {"model": "other"}}' in read_lines(folder)
     log.unlink()
     assert caption(folder, Captioner(frames=2), overwrite=True)["written"] == 0
 

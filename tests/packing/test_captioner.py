@@ -145,6 +145,13 @@ def test_a_batch_gives_the_captions_of_its_files_one_by_one(models, videos, name
     assert model.write(samples[::-1]) == alone[::-1]
 
 
+def test_a_short_video_in_a_batch_has_the_caption_that_it_has_alone(models, videos):
+    """Its prompt is shorter than those of the others, and padded in front."""
+    model = load(models("llava"))
+    samples = [sample_frames(path, count) for path, count in zip(videos, (1, 4, 2), strict=True)]
+    assert model.write(samples) == [model.write([sample])[0] for sample in samples]
+
+
 @pytest.mark.parametrize("name", ["llava", "git_video", "blip", "smolvlm", "qwen"])
 def test_images_are_captioned_too(models, name):
     model = load(models(name))
