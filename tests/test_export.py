@@ -448,9 +448,6 @@ def test_an_upload_is_opened_by_its_name(plain, hub, tmp_path):
     run, _ = plain
     words = ["-m", "videogen_jax.export", "--output=export"]
     push = "--push_to_hub=owner/balls"
-    done = run_python(tmp_path, *words, f"--workdir={run}", push, HF_ENDPOINT=hub, HF_TOKEN="")
-    assert done.returncode == 1 and "`hf auth login`, or set HF_TOKEN" in done.stderr
-    assert not (tmp_path / "export").exists() and not Hub.requests
     # Exported where the hub cannot be reached: the folder is there, and is uploaded afterwards.
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}
     done = run_python(tmp_path, *words, f"--workdir={run}", push, "--private", **nobody)

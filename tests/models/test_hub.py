@@ -8,7 +8,7 @@ import types
 import pytest
 
 from videogen_jax.models import autoencoder as autoencoders
-from videogen_jax.models.hub import check_model, find_file
+from videogen_jax.models.hub import check_model, check_upload, find_file, is_name
 
 FILE = "model.safetensors"
 
@@ -123,3 +123,27 @@ def test_what_is_neither_a_folder_nor_a_name_is_no_model(hub, path):
     with pytest.raises(FileNotFoundError, match="There is no folder .*owner/repository"):
         check_model(path)
     assert not hub.requests
+
+
+def test_a_name_on_the_hub_is_no_path_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("owner/model", "owner/model/vae", "o.w-ner/m_0.1"):
+        assert is_name(name)
+    for path in ("model", "/owner/model", "../owner/model", "owner/model.bin", "a b/c", "~/model"):
+        assert not is_name(path)
+    (tmp_path / "owner").mkdir()
+    assert not is_name("owner/model")  # a misspelt folder
+    (tmp_path / "link").symlink_to("gone")
+    assert not is_name("link/model") and not is_name("link")
+
+
+def test_an_upload_needs_a_name_and_a_token(monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="which knows the token")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    check_upload("owner/model")
+    for name in ("model", "owner/model/vae", "https://huggingface.co/owner/model", ""):
+        with pytest.raises(ValueError, match="is no name on the Hugging Face hub: write it owner/"):
+            check_upload(name)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match="no token .*log in with `hf auth login`, or set HF_TOKEN"):
+        check_upload("owner/model")

@@ -1,5 +1,6 @@
 """Files of published models, from a local path or the Hugging Face hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -101,9 +102,9 @@ class _DownloadError(Exception):
 
 def is_name(path: str) -> bool:
     """Whether a path is the name of a model on the hub: nothing here has it, and no folder here is its owner's."""
-    here = Path(path)
-    known = here.exists() or here.is_symlink() or Path(path.split("/")[0]).exists()
-    return not known and here.suffix not in PICKLES and bool(re.fullmatch(HUB_NAME, path))
+    if os.path.lexists(path) or os.path.lexists(path.split("/")[0]):
+        return False
+    return Path(path).suffix not in PICKLES and bool(re.fullmatch(HUB_NAME, path))
 
 
 def _fetch(path: str, file: str, fetch: bool) -> Path:
