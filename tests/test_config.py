@@ -224,6 +224,18 @@ def test_no_number_is_a_text_a_truth_or_out_of_bounds(name):
             {"evaluation.fvd_every": 1, "tasks.text": 0.0, "tasks.image": 1.0},
             "never learns .tasks.text=0.",
         ),
+        ({"train.lora.rank": 8}, "train.lora.rank is 8, but a run that starts from nothing"),
+        (
+            {"train.lora.rank": 8, "init.path": "x", "train.frozen": ("bias",)},
+            "train.frozen is .'bias',., but with train.lora.rank=8 all parameters are frozen",
+        ),
+        ({"train.lora.alpha": 4.0}, "train.lora.alpha is 4.0, but train.lora.rank is 0"),
+        ({"train.lora.full": ("bias",)}, "full is .'bias',., but train.lora.rank is 0: set the"),
+        ({"train.frozen": ("bias", "a(b")}, r"train.frozen has 'a\(b', which is not a regular"),
+        (
+            {"train.lora.layers": ("*",)},
+            "layers has '\\*', which is not a regular expression .noth",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(changes, message):

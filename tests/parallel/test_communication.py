@@ -45,6 +45,14 @@ def test_the_bound_is_the_sum_of_its_parts(mesh, attention, expected):
     assert got == expected
 
 
+def test_frozen_parameters_are_gathered_and_have_no_gradients_to_reduce():
+    mesh = make_mesh(data=2, fsdp=2)
+    options = COMMON | {"attention": "factorized", "tokens": 100}
+    none = jax.tree.map(lambda leaf: None, params(mesh))
+    got = communication.min_sent_bytes(none, mesh.shape, frozen=params(mesh), **options)
+    assert got == 2 * 48  # in the forward and the backward pass
+
+
 def test_a_residual_stream_in_float32_doubles_what_goes_around_temporal_blocks():
     mesh = make_mesh(seq=2)
     options = COMMON | {"residual_bytes": 4, "attention": "factorized", "tokens": 100}

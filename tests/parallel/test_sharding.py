@@ -42,6 +42,30 @@ def test_stacked_leaves_get_a_leading_layer_axis():
     assert spec == PartitionSpec(None, "fsdp", None)
 
 
+def test_the_factors_of_lora_follow_their_kernel_but_for_the_hidden_size():
+    layer = {"kernel": (3, 4, 3, 2, 6), "lora_a": (3, 4, 5), "lora_b": (3, 5, 3, 2, 6)}
+    out = {"kernel": (3, 2, 6, 4), "lora_a": (3, 2, 6, 5), "lora_b": (3, 5, 4)}
+    tree = {"blocks": {"attention": {"qkv": layer, "out": out}}}
+    tree = jax.tree.map(jnp.zeros, tree, is_leaf=lambda node: isinstance(node, tuple))
+    rules = {"qkv/kernel": ("embed", "qkv", "heads", "head")}
+    rules |= {"attention/out/kernel": ("heads", "head", "embed")}
+    mesh = meshes.make_mesh(fsdp=2, tensor=2)
+    found = sharding.make_shardings(mesh, tree, rules)["blocks"]["attention"]
+    embed = ("fsdp", "seq")
+    assert found["qkv"]["kernel"].spec == PartitionSpec(None, embed, None, "tensor", None)
+    assert found["qkv"]["lora_a"].spec == PartitionSpec(None, None, None)
+    assert found["qkv"]["lora_b"].spec == PartitionSpec(None, None, None, "tensor", None)
+    assert found["out"]["kernel"].spec == PartitionSpec(None, "tensor", None, embed)
+    assert found["out"]["lora_a"].spec == PartitionSpec(None, "tensor", None, None)
+    assert found["out"]["lora_b"].spec == PartitionSpec(None, None, None)
+    # As beside a bound layer, whose parameters have no axis of layers.
+    bound = {"mlp": {"up": {"kernel": (4, 6), "lora_a": (4, 2), "lora_b": (2, 6)}}}
+    bound = jax.tree.map(jnp.zeros, bound, is_leaf=lambda node: isinstance(node, tuple))
+    gathered = sharding.gathered_shardings(mesh, bound)["mlp"]["up"]
+    assert gathered["kernel"].spec == gathered["lora_b"].spec == PartitionSpec(None, "tensor")
+    assert gathered["lora_a"].spec == PartitionSpec(None, None)
+
+
 def test_scalars_keys_and_leaves_of_other_shapes_are_replicated():
     tree = TREE | {
         "step": jnp.int32(0),

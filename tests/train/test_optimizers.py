@@ -241,7 +241,7 @@ def test_weight_decay_is_on_matrices_alone(name):
     leaf = jnp.full((2, 4, 4), 3.0)
     params = {
         "blocks": {
-            "up": {"kernel": leaf, "bias": leaf[0]},
+            "up": {"kernel": leaf, "bias": leaf[0], "lora_a": leaf, "lora_b": leaf},
             "modulation": {"kernel": leaf},
             "query_norm": {"scale": leaf[0]},
             "text_gate": leaf[0],
@@ -253,7 +253,7 @@ def test_weight_decay_is_on_matrices_alone(name):
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(grads, tx.init(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        shrinks = path[-1].key in ("kernel", "embedding")
+        shrinks = path[-1].key in ("kernel", "embedding", "lora_a", "lora_b")
         np.testing.assert_allclose(update, -0.1 * 0.5 * 3 if shrinks else 0.0, atol=1e-6)
 
 

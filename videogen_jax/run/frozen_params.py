@@ -9,6 +9,7 @@ import ml_collections
 
 from videogen_jax.models.lora import is_adapter
 from videogen_jax.models.parameter_paths import find_matches, list_paths
+from videogen_jax.run.model import make_lora
 
 
 def find_frozen(config: ml_collections.ConfigDict, params: Any) -> frozenset[str]:
@@ -23,7 +24,7 @@ def find_frozen(config: ml_collections.ConfigDict, params: Any) -> frozenset[str
       ValueError: a pattern matches no parameter, or all are frozen.
     """
     paths = list_paths(params)
-    if "lora" in config.train and config.train.lora.rank:
+    if make_lora(config) is not None:
         base = [path for path in paths if not is_adapter(path)]
         return frozenset(base) - find_matches("train.lora.full", config.train.lora.full, base)
     frozen = find_matches("train.frozen", config.train.frozen, paths)

@@ -376,9 +376,9 @@ def make_conditioning(config: ml_collections.ConfigDict, frames: int) -> Conditi
 
 
 def make_lora(config: ml_collections.ConfigDict) -> LoRA | None:
-    """The config's LoRA; None where there is none."""
-    options = config.train.lora
-    if not options.rank:
+    """The config's LoRA; None where there is none, as in autoencoders."""
+    options = config.train.get("lora")
+    if not options or not options.rank:
         return None
     alpha = options.rank if options.alpha is None else options.alpha
     return LoRA(options.rank, alpha / options.rank, options.layers)

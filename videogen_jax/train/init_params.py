@@ -24,7 +24,7 @@ from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, export_folder, saved_config
 from videogen_jax.run.frozen_params import find_frozen
 from videogen_jax.run.merged_lora import merge_lora, without_lora
-from videogen_jax.run.model import Model, make_model
+from videogen_jax.run.model import Model, make_lora, make_model
 from videogen_jax.run.text_conditioning import Texts, find_difference
 
 # init.layout of another run, and of an export of one; the others are of models/weight_layouts.py
@@ -56,7 +56,7 @@ def init_params(model: Model, texts: Texts) -> Any:
       FileNotFoundError: there are none.
     """
     frozen = find_frozen(model.config, model.abstract_params)
-    if not model.config.train.lora.rank:
+    if make_lora(model.config) is None:
         return read_params(model, texts, frozen)
     config = without_lora(model.config)
     base = make_model(config, model.mesh, model.null_text, model.token_grid)
