@@ -8,8 +8,8 @@
 481 frames are 121 latent frames, 123,904 tokens a clip instead of 491,520 in dit_512. 121 do not divide by two, so each
 GPU has a clip of its own (mesh.fsdp) instead of half of one (mesh.seq).
 
-Hardware: two GPUs of 24 GB. A model of 141 M parameters. Memory, by `plan`: 6.6 GiB a GPU; see docs/latents.md. Wall time
-and result: unmeasured.
+Hardware: two GPUs of 24 GB. A model of 141 M parameters. Memory, by `plan`: 6.6 GiB a GPU (docs/latents.md);
+wall time and result: unmeasured.
 """
 
 import ml_collections

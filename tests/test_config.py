@@ -287,7 +287,9 @@ def test_configs_are_found_by_name_and_by_path():
     path = ROOT / "configs" / "dit_512.py"
     assert configs.find_config("dit_512").samefile(path)
     assert configs.find_config(str(path)).samefile(path)
-    with pytest.raises(FileNotFoundError, match="no config 'dit_5'.*dit_512, dit_xl_512"):
+    with pytest.raises(
+        FileNotFoundError, match="no config 'dit_5'.*dit_512, dit_512_wan, dit_xl_512"
+    ):
         configs.find_config("dit_5")
 
 
