@@ -1,4 +1,16 @@
-"""Text to video in Wan's latents."""
+"""Text to video in a quarter of the tokens: 20 seconds of 512x512 in Wan 2.1's latents, of which one is four frames.
+
+    python -m videogen_jax.pack --input=CLIPS --output=runs/dit_512_wan/clips --size=512 --fps=24 --frames=481
+    python -m videogen_jax.encode --config=configs/dit_512_wan.py --input=runs/dit_512_wan/clips
+    python launch.py --config=configs/dit_512_wan.py --workdir=runs/dit_512_wan
+    python -m videogen_jax.plan --config=configs/dit_512_wan.py --target=rtx3090x2
+
+481 frames are 121 latent frames, 123,904 tokens a clip instead of 491,520 in dit_512. 121 do not divide by two, so each
+GPU has a clip of its own (mesh.fsdp) instead of half of one (mesh.seq).
+
+Hardware: two GPUs of 24 GB. A model of 141 M parameters. Memory, by `plan`: 6.6 GiB a GPU (docs/latents.md);
+wall time and result: unmeasured.
+"""
 
 import ml_collections
 

@@ -172,3 +172,17 @@ def test_an_option_that_no_longer_exists_is_named_with_the_way_out(tmp_path):
     path.write_text(json.dumps(older))
     with pytest.raises(ValueError, match=r"option 'model\.squeeze', which .* remove the line if"):
         saved_config.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["taef2", "wan"])
+def test_several_known_frames_need_latents_of_one_frame_each(name):
+    config = tiny_config()
+    config.vae.name, config.sample.clip_x0 = name, False
+    config.known.first = 2
+    config.data.update({"frames": 9, "height": 16, "width": 16})
+    config.model.patch_size = (1, 1, 1)
+    if name == "taef2":
+        run_model.make_model(config)
+        return
+    with pytest.raises(ValueError, match="latents of vae.name='wan' are of 4 frames each: set it"):
+        run_model.make_model(config)

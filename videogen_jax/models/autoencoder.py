@@ -1,15 +1,17 @@
 """Autoencoders between video and latents, with one interface.
 
-| name     | weights                    | downsample | channels | shift and scale             |
-| -------- | -------------------------- | ---------- | -------- | --------------------------- |
-| identity | none                       | (1, 1, 1)  | 3        | 0 and 1                     |
-| taef2    | taef2.safetensors          | (1, 8, 8)  | 32       | 0 and 1                     |
-| sd       | diffusers' `AutoencoderKL` | (1, 8, 8)  | 4 or 16  | config.json, or 0, 0.18215  |
-| workdir  | a run of launch.py         | its config | likewise | 0 and 1                     |
+| name     | weights                             | downsample  | channels | shift and scale            |
+| -------- | ----------------------------------- | ----------- | -------- | -------------------------- |
+| identity | none                                | (1, 1, 1)   | 3        | 0 and 1                    |
+| taef2    | taef2.safetensors                   | (1, 8, 8)   | 32       | 0 and 1                    |
+| sd       | diffusers' `AutoencoderKL`          | (1, 8, 8)   | 4 or 16  | config.json, or 0, 0.18215 |
+| wan      | diffusers' `AutoencoderKLWan`       | (4, 8, 8)   | 16       | config.json                |
+| ltx      | diffusers' `AutoencoderKLLTXVideo`  | (8, 32, 32) | 128      | among the weights          |
+| workdir  | a run of launch.py                  | its config  | likewise | 0 and 1                    |
 
 `encode` returns and `decode` takes latents normalized per channel, (latents - shift) * scale. The first three process
-frames independently, and so does `workdir` (causal_vae.py) with a temporal kernel of one frame. Otherwise it is causal
-in time and encodes the first frame alone: with a stride of 4, 1 + 4k frames become 1 + k latent frames.
+frames independently, and so does `workdir` (causal_vae.py) with a temporal kernel of one frame. The others encode the
+first frame alone, and no latent depends on later frames: with a stride of 4, 1 + 4k frames become 1 + k latent frames.
 """
 
 import functools
@@ -34,6 +36,7 @@ from videogen_jax.models.autoencoder_interface import (
     with_statistics,
 )
 from videogen_jax.models.video_autoencoder import Part, make_streamed, make_video_autoencoder
+from videogen_jax.models.weights import WeightsError
 
 __all__ = ["NAMES", "Autoencoder", "make_autoencoder", "make_video_autoencoder", "with_statistics"]
 
@@ -48,10 +51,11 @@ def make_autoencoder(
 
     Args:
       name: one of NAMES.
-      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py). If empty, the network is Stable
-        Diffusion 1's (or taef2's) and `load` raises. Without config.json the network is Stable Diffusion 1's too.
+      path: a safetensors file, a folder, or a name on the Hugging Face hub (hub.py). If empty, the network is that of
+        Stable Diffusion 1, Wan 2.1, LTX-Video 0.9 or taef2, and `load` raises; and so it is without config.json.
       dtype: compute type of the convolutions, one of DTYPES. Parameters, group norms and latents are float32.
-      fetch: if False, assume Stable Diffusion 1's config.json for one on the hub, so that shapes are known offline.
+      fetch: if False, the hub is not asked: what was downloaded before is read, or the network is the same as for an
+        empty path, so that shapes are known offline.
     Raises:
       ValueError: the name or dtype is unknown, or the autoencoder is a run's, which run/trained_autoencoder.py reads.
       FileNotFoundError: the path exists neither here nor on the hub.
@@ -69,8 +73,18 @@ def make_autoencoder(
         return _make_identity()
     if name == "taef2":
         return _make_taef2(path, jnp.dtype(dtype))
-    make = {"sd": _make_sd, "wan": _make_wan, "ltx": _make_ltx}[name]
-    return make(path, jnp.dtype(dtype), fetch)
+    network, make = {
+        "sd": (sd_vae, make_sd),
+        "wan": (wan_vae, make_wan),
+        "ltx": (ltx_vae, make_ltx),
+    }[name]
+    config = find_config(path, fetch, network.read_config, network.Config())
+    try:
+        return make(config, path, jnp.dtype(dtype))
+    except (einops.EinopsError, TypeError, ZeroDivisionError):  # of arrays that do not fit
+        raise WeightsError(
+            f"{path}: the sizes in config.json do not fit one another: download it again."
+        ) from None
 
 
 def _make_identity() -> Autoencoder:
@@ -128,8 +142,8 @@ def _make_taef2(path: str, dtype: Any) -> Autoencoder:
     )
 
 
-def _make_sd(path: str, dtype: Any, fetch: bool) -> Autoencoder:
-    config = find_config(path, fetch, sd_vae.read_config, sd_vae.Config())
+def make_sd(config: sd_vae.Config, path: str, dtype: Any) -> Autoencoder:
+    """Makes Stable Diffusion's autoencoder of a config; see `make_autoencoder`."""
     encoder, head, tail = (
         module(config, dtype) for module in (sd_vae.Encoder, sd_vae.DecoderHead, sd_vae.DecoderTail)
     )
@@ -177,8 +191,8 @@ def _make_sd(path: str, dtype: Any, fetch: bool) -> Autoencoder:
     )
 
 
-def _make_wan(path: str, dtype: Any, fetch: bool) -> Autoencoder:
-    config = find_config(path, fetch, wan_vae.read_config, wan_vae.Config())
+def make_wan(config: wan_vae.Config, path: str, dtype: Any) -> Autoencoder:
+    """Makes Wan's video autoencoder of a config; see `make_autoencoder`."""
     encoder, head, tail = (
         module(config, dtype)
         for module in (wan_vae.Encoder, wan_vae.DecoderHead, wan_vae.DecoderTail)
@@ -203,8 +217,8 @@ def _make_wan(path: str, dtype: Any, fetch: bool) -> Autoencoder:
     )
 
 
-def _make_ltx(path: str, dtype: Any, fetch: bool) -> Autoencoder:
-    config = find_config(path, fetch, ltx_vae.read_config, ltx_vae.Config())
+def make_ltx(config: ltx_vae.Config, path: str, dtype: Any) -> Autoencoder:
+    """Makes LTX's video autoencoder of a config; see `make_autoencoder`."""
     encoder, head, tail = (
         module(config, dtype)
         for module in (ltx_vae.Encoder, ltx_vae.DecoderHead, ltx_vae.DecoderTail)
