@@ -104,7 +104,7 @@ def test_short_captions_run_in_short_batches(t5):
         return encoder.encode(params, ids)
 
     _, run = caption_embedder._load("t5", encoder._replace(encode=record))
-    captions = [*CAPTIONS, *(f"{'one ' * n}" for n in range(300))]
+    captions = [*CAPTIONS, *(f"{'one ' * n}" for n in range(400))]
     found = run(captions)
     devices = len(jax.local_devices())
     per_device = {32: 32, 64: 32, 128: 32, 256: 16, 512: 8}
