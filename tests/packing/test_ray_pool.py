@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,19 @@ def test_errors_of_calls_come_back_and_a_deadly_file_is_named():
     assert "of the Ray cluster has no folder" in lines[3] and "same path" in lines[3]
     died = "a worker process died while probing fatal.mp4 (out of memory"
     assert any(line.startswith(died) for line in lines[4:])  # Ray says so too, at length
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told_at_once(shapes, tmp_path):
+    folder, options = shapes
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        address = "127.0.0.1:{1}".format(*unused.getsockname())
+        for form in (address, f"ray://{address}"):
+            with pytest.raises(
+                ValueError, match=f"no Ray cluster at --ray_address={form} .*refused"
+            ):
+                run(**options, output=tmp_path / "data", engine="ray", ray_address=form)
 
 
 def test_only_a_task_known_to_be_deadly_is_blamed_alone():

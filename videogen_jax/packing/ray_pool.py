@@ -8,6 +8,7 @@ and this package installed. Ray runs a task whose worker or node died RETRIES mo
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -77,6 +78,12 @@ def _call(folders, function, arguments):
     return function(*arguments)
 
 
+def _reach(address):
+    """Raises OSError if nothing listens at an address with a port, for which Ray itself would wait for minutes."""
+    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
+
+
 @contextlib.contextmanager
 def connect(address: str | None, workers: int, folders: Sequence[str]) -> Iterator[RayPool]:
     """Connects to a Ray cluster, or starts Ray on this machine.
@@ -103,8 +110,9 @@ def connect(address: str | None, workers: int, folders: Sequence[str]) -> Iterat
         options |= {"num_cpus": workers, "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
     try:
+        _reach(address)
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(
             f"there is no Ray cluster at --ray_address={address} ({text}): start it with ray start --head, or "
