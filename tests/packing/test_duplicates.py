@@ -49,8 +49,9 @@ def find_one_by_one(items, distance):
     return found
 
 
-def test_search_equals_comparison_one_by_one_in_any_order(monkeypatch):
-    monkeypatch.setattr(duplicates, "_ROWS", 7)
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_search_equals_comparison_one_by_one_in_any_order(monkeypatch, rows):
+    monkeypatch.setattr(duplicates, "_ROWS", rows)
     monkeypatch.setattr(duplicates, "_COLUMNS", 5)
     rng = np.random.default_rng(0)
     centres = rng.integers(0, 2**63, (12, 3))
