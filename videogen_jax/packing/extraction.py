@@ -12,7 +12,8 @@ import numpy as np
 
 from videogen_jax.data import image_io, records, video_io
 from videogen_jax.data.annotations import Annotations, Timeline
-from videogen_jax.packing import sidecars
+from videogen_jax.data.video_spans import WHOLE, Span
+from videogen_jax.packing import sidecars, tar_shards
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.sidecars import SidecarError
 
@@ -25,22 +26,32 @@ def extract_clips(
     count: int | None = None,
     captions: Sequence[Timeline] = (),
     numbers: Mapping[str, str] = MappingProxyType({}),
+    span: Span = WHOLE,
+    members: Sequence[tuple[str, int, int]] = (),
 ) -> tuple[str | None, int]:
     """Decodes a video or image and writes its clips to a file, as records of msgpack; runs in a worker.
 
     Args:
-      path: video or image file.
+      path: video or image file, or the archive that has it.
       spill: file to write, because the clips of an hour of video are too large to return.
       settings: settings of the data set.
       first: first frame, at the frame rate of the data set.
       count: number of frames; None: to the end.
       captions: over time, in frames of the file.
       numbers: name -> hash of the numbers per frame, as `sidecars.hash_numbers` makes them.
+      span: part of the video, from whose first frame on frames are counted.
+      members: of the archive, as in `Source`; empty: the file is none.
     Returns:
       (None or the reason to leave out the video, or what comes after its clips; frames cut off after the last clip).
     Raises:
       OSError: the disk is full or fails while clips are written.
     """
+    if members:
+        try:
+            with tar_shards.copy_members(path, members, spill + tar_shards.COPIES) as copy:
+                return extract_clips(copy, spill, settings, first, count, captions, numbers, span)
+        except tar_shards.ArchiveError as error:
+            return str(error), 0
     clips, clip, shown = 0, [], []  # shown: which frame of the file each frame of the clip is
     failures: list[str] = []  # at most one
     left_out: list[str] = []  # at most one
@@ -48,7 +59,7 @@ def extract_clips(
         said = Annotations(tuple(captions), numbers=sidecars.read_numbers(path, numbers))
     except SidecarError as error:
         return str(error), 0
-    frames = _read_frames(path, settings, first, count, said, left_out)
+    frames = _read_frames(path, settings, first, count, said, left_out, span)
     with open(spill, "wb") as file:
         for index, frame in _until_failure(path, frames, failures):
             clip.append(video_io.fit_frame(frame, settings.size))
@@ -98,7 +109,9 @@ def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray]]:
         failures.append(describe_failure(path, error))
 
 
-def _read_frames(path, settings, first, count, said, left_out) -> Iterator[tuple[int, np.ndarray]]:
+def _read_frames(
+    path, settings, first, count, said, left_out, span
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index in the file, frame); at the end, checks captions and numbers against the number of frames."""
     total: list[int] = []
     if image_io.is_image(path):
@@ -106,7 +119,7 @@ def _read_frames(path, settings, first, count, said, left_out) -> Iterator[tuple
         total.append(1)
     else:
         options = {"fps": settings.fps, "first": first, "count": count, "limits": settings.limits}
-        options |= {"on_cut": left_out.append, "on_end": total.append}
+        options |= {"on_cut": left_out.append, "on_end": total.append, "span": span}
         for index, _, frame in video_io.read_numbered_frames(path, **options):
             yield index, frame
     sidecars.check_length(path, said, *total, cut=bool(left_out))

@@ -24,18 +24,23 @@ from concurrent.futures.process import BrokenProcessPool
 from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
 from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.progress import show_progress
+from videogen_jax.data.video_spans import WHOLE, Span
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
 from videogen_jax.packing import (
     bucket_assignment,
     extraction,
+    input_forms,
     pack_folder,
     saved_sources,
     shards,
     sources,
+    tar_shards,
 )
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
 from videogen_jax.packing.settings import Settings
+from videogen_jax.packing.sources import Source
+from videogen_jax.packing.tables import USUAL, Columns
 
 PROBES_AHEAD = 64  # queued per worker
 
@@ -81,12 +86,14 @@ def pack_buckets(
     share: tuple[int, int] | None = None,
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
+    columns: Columns = USUAL,
+    video_folder: str | None = None,
     progress: bool | None = None,
 ) -> dict:
     """Packs a folder into buckets, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos and images.
+      folder: folder of the videos and images, or another form of input as `input_forms` lists them.
       output: folder of the data set.
       settings: settings of the data set.
       workers: number of processes that read files.
@@ -94,6 +101,8 @@ def pack_buckets(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
+      columns: as for `list_input`.
+      video_folder: as for `list_input`.
       progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       The content of OUTPUT/pack_report.json: that of `pack_folder.pack`, with "buckets" (clips per bucket and split)
@@ -105,8 +114,11 @@ def pack_buckets(
     end_unguarded_child()
     output = pathlib.Path(output)
     listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
-    listed, skipped = sources.list_sources(folder, **listing)
-    saved = settings_to_json(settings) | pack_folder.listing_to_json(**listing)
+    inputs = input_forms.list_input(
+        folder, columns=columns, video_folder=video_folder, images=True, **listing
+    )
+    listed, skipped = inputs.sources, inputs.skipped
+    saved = settings_to_json(settings) | pack_folder.listing_to_json(**listing, columns=columns)
     saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := pack_settings.finished_report(output, saved):
         return report
@@ -121,16 +133,16 @@ def pack_buckets(
         if report := pack_settings.finished_report(output, saved):
             return report
         found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
-        return _pack_all(folder, output, found, skipped, settings, saved, pool=pool, **options)
+        return _pack_all(inputs, output, found, skipped, settings, saved, pool=pool, **options)
 
 
-def _pack_all(folder, output, found, skipped, settings, saved, **options):
+def _pack_all(inputs, output, found, skipped, settings, saved, **options):
     """Probes the sources, packs them bucket by bucket and finishes the set; returns the report."""
     started = time.monotonic()
     work = pack_settings.claim_output(output, saved)
     if options["strict"] and skipped:
         sources.refuse_skipped(*min(skipped.items()))
-    probes = _probe_all(folder, found, work, settings, **options)
+    probes = _probe_all(inputs.folder, found, work, settings, **options)
     pieces, unmatched, cut_off = _plan(found, probes, settings.buckets)
     if options["strict"] and unmatched:
         sources.refuse_skipped(*min(unmatched.items()))
@@ -139,19 +151,21 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
         shutil.rmtree(work)
         shapes = [probe for probe in probes if not isinstance(probe, str)]
         text = bucket_assignment.describe_unmatched(shapes, list(unmatched.values()), settings.fps)
-        raise ValueError(f"none of the {len(found)} sources in {folder} fits --buckets: {text}.")
+        raise ValueError(
+            f"none of the {len(found)} sources in {inputs.given} fits --buckets: {text}."
+        )
     reports = {}
     for bucket in settings.buckets:
         if bucket_pieces := pieces[bucket]:
             reports[bucket] = _pack_bucket(
-                folder, output, settings, bucket, bucket_pieces, saved, **options
+                inputs, output, settings, bucket, bucket_pieces, saved, **options
             )
     reasons = list_skipped(skipped | unmatched, reports.values())
     all_skipped = {item["file"]: item["reason"] for item in reasons}
     if whole:
-        present = sources.without_vanished(folder, found, all_skipped)
+        present = inputs.without_vanished(found, all_skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = pack_folder.make_report(folder, found, saved, all_skipped, cut_off, started)
+    report = pack_folder.make_report(inputs, found, saved, all_skipped, cut_off, started)
     report |= {
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
         "skipped": reasons,  # a file may be skipped for several
@@ -160,7 +174,7 @@ def _pack_all(folder, output, found, skipped, settings, saved, **options):
     return report | {"finished_before": False}
 
 
-def _pack_bucket(folder, output, settings, bucket, pieces, saved, **options):
+def _pack_bucket(inputs, output, settings, bucket, pieces, saved, **options):
     """Packs the pieces of a bucket into a plain data set OUTPUT/BUCKET; returns the report."""
     target = output / bucket.name
     bucket_settings = settings.for_bucket(bucket)
@@ -170,7 +184,7 @@ def _pack_bucket(folder, output, settings, bucket, pieces, saved, **options):
         bucket_saved |= {"shard": saved["shard"]}
     report = pack_settings.finished_report(target, bucket_saved)
     return report or pack_folder.pack_sources(
-        folder,
+        inputs,
         target,
         pieces,
         {},
@@ -254,12 +268,12 @@ def _probe_all(folder, found, work, settings, workers, strict, progress, pool) -
     """Returns the shape of each source, or the reason why it cannot be read; appends new ones to probes.jsonl."""
     path = work / "probes.jsonl"
     known = _read_probes(path)
-    left = [source.name for source in found if source.name not in known]
+    left = [source for source in found if source.name not in known]
     with (
         show_progress("Probing", len(found), "file", progress, len(found) - len(left)) as advance,
         open(path, "a", encoding="utf-8") as file,
     ):  # fmt: skip
-        for name, probe in _probe(folder, left, settings, workers, pool):
+        for name, probe in _probe(folder, left, work, settings, workers, pool):
             known[name] = probe
             file.write(json.dumps([name, probe]) + "\n")
             file.flush()
@@ -297,31 +311,35 @@ def _check_probe(entry) -> tuple[str, list | str]:
     return json_files.check(name, str), json_files.check(probe, str)
 
 
-def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list | str]]:
-    """Yields each name with its shape, or the reason why it cannot be read."""
+def _probe(
+    folder, found: Sequence[Source], work, settings, workers, pool
+) -> Iterator[tuple[str, list | str]]:
+    """Yields the name of each source with its shape, or the reason why it cannot be read."""
     waiting = collections.deque()
-    upcoming = iter(names)
+    upcoming = enumerate(found)
     try:
         while True:
-            for name in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
-                video = sources.locate(folder, name)
-                task = pool.submit(probe_source, video, settings.fps, settings.limits)
-                waiting.append((name, task))
+            for index, source in itertools.islice(upcoming, PROBES_AHEAD * workers - len(waiting)):
+                video = sources.locate(folder, source.file)
+                copies = str(work / f"{index}.probe{tar_shards.COPIES}")
+                part = (source.span, source.members, copies)
+                task = pool.submit(probe_source, video, settings.fps, settings.limits, *part)
+                waiting.append((source, task))
             if not waiting:
                 return
-            name, task = waiting[0]
+            source, task = waiting[0]
             try:
                 shape = task.result()
             except FileNotFoundError as error:
                 shape = str(error)
-                if not pack_folder.find_vanished(folder, name):
+                if not pack_folder.find_vanished(folder, source.file):
                     raise
             if isinstance(shape, str):
-                shape = pack_folder.find_vanished(folder, name) or shape
+                shape = pack_folder.find_vanished(folder, source.file) or shape
             waiting.popleft()
-            yield name, shape
+            yield source.name, shape
     except BrokenProcessPool:
-        near = [name for name, _ in itertools.islice(waiting, workers)]
+        near = [source.name for source, _ in itertools.islice(waiting, workers)]
         raise WorkerDied(
             f"a worker process died while probing {' or '.join(near)} (out of memory, killed, or a crash of the "
             "decoder): call the same command again to resume, with fewer --workers or without that file."
@@ -329,20 +347,34 @@ def _probe(folder, names, settings, workers, pool) -> Iterator[tuple[str, list |
 
 
 def probe_source(
-    path: str, fps: float, limits: read_limits.Limits = read_limits.DEFAULTS
+    path: str,
+    fps: float,
+    limits: read_limits.Limits = read_limits.DEFAULTS,
+    span: Span = WHOLE,
+    members: Sequence[tuple[str, int, int]] = (),
+    copies: str = "",
 ) -> Shape | str:
     """Reads the shape of a video or an image without decoding all of it; runs in a worker.
 
     Args:
-      path: video or image file.
+      path: video or image file, or the archive that has it.
       fps: frame rate of the data set.
       limits: bounds for what is read from one file.
+      span: part of the video.
+      members: of the archive, as in `Source`; empty: the file is none.
+      copies: folder for copies of them.
     Returns:
       Its shape, or the reason why it cannot be read.
     """
+    if members:
+        try:
+            with tar_shards.copy_members(path, members[:1], copies) as copy:
+                return probe_source(copy, fps, limits, span)
+        except tar_shards.ArchiveError as error:
+            return str(error)
     try:
         if image_io.is_image(path):
             return Shape(*image_io.probe_image(path, limits), frames=1, image=True)
-        return Shape(*video_io.probe_video(path, fps, limits), image=False)
+        return Shape(*video_io.probe_video(path, fps, limits, span), image=False)
     except Exception as error:  # whatever a decoder raises is the fault of this file alone
         return extraction.describe_failure(path, error)

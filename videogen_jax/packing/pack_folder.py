@@ -30,11 +30,12 @@ from videogen_jax.data import vocabulary as vocabularies
 from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import WorkerDied, end_unguarded_child, make_pool
-from videogen_jax.packing import metadata, saved_sources, shards, sources
+from videogen_jax.packing import input_forms, metadata, saved_sources, shards, sources, tar_shards
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.extraction import extract_clips
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
-from videogen_jax.packing.sources import Source
+from videogen_jax.packing.sources import Listing, Source
+from videogen_jax.packing.tables import USUAL, Columns
 
 VIDEOS_AHEAD = 16  # decoded in advance per worker
 LONG_CAPTION = (
@@ -53,12 +54,14 @@ def pack(
     share: tuple[int, int] | None = None,
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
+    columns: Columns = USUAL,
+    video_folder: str | None = None,
     progress: bool | None = None,
 ) -> dict:
     """Packs a folder into a data set, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos.
+      folder: folder of the videos, or another form of input as `input_forms` lists them.
       output: folder of the data set.
       settings: settings of the data set.
       workers: number of decoding processes.
@@ -67,6 +70,8 @@ def pack(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
+      columns: as for `list_input`.
+      video_folder: as for `list_input`.
       progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       The content of OUTPUT/pack_report.json; "finished_before" is true if the data set was already finished.
@@ -79,14 +84,17 @@ def pack(
     end_unguarded_child()
     output = pathlib.Path(output)
     listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
-    listed, skipped = sources.list_sources(folder, images=settings.frames == 1, **listing)
-    saved = settings_to_json(settings, origin) | listing_to_json(**listing)
+    inputs = input_forms.list_input(
+        folder, columns=columns, video_folder=video_folder, images=settings.frames == 1, **listing
+    )
+    listed, skipped = inputs.sources, inputs.skipped
+    saved = settings_to_json(settings, origin) | listing_to_json(**listing, columns=columns)
     saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := finished_report(output, saved):
         return report
     check_sharding(output, share)
     found = listed
-    if share or any(source.episode for source in found):
+    if share or any(source.shares_split for source in found):
         found = sources.fix_splits(found, settings.validation_fraction)
     if share:
         found = found[share[0] :: share[1]]
@@ -97,7 +105,7 @@ def pack(
             return report
         found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
         return pack_sources(
-            folder,
+            inputs,
             output,
             found,
             skipped,
@@ -110,12 +118,12 @@ def pack(
         )
 
 
-def listing_to_json(follow_links: bool, max_caption_bytes: int) -> dict:
-    """Returns the settings of `list_sources` that are not the defaults, as JSON values keyed by flag."""
+def listing_to_json(follow_links: bool, max_caption_bytes: int, columns: Columns) -> dict:
+    """Returns the settings of `list_input` that are not the defaults, as JSON values keyed by flag."""
     saved = {"follow_links": True} if follow_links else {}
     if max_caption_bytes != sources.MAX_CAPTION_BYTES:
         saved["max_caption_bytes"] = max_caption_bytes
-    return saved
+    return saved | columns.to_json()
 
 
 def part_folder(output, share: tuple[int, int]) -> pathlib.Path:
@@ -139,7 +147,7 @@ def check_sharding(output, share: tuple[int, int] | None) -> None:
 
 
 def pack_sources(
-    folder,
+    inputs: Listing,
     output,
     found: Sequence[Source],
     skipped: dict[str, str],
@@ -156,7 +164,7 @@ def pack_sources(
     """Packs sources into a plain data set, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos.
+      inputs: where the sources are.
       output: folder of the data set.
       found: sources to pack, in this order.
       skipped: name -> reason for the files already skipped.
@@ -188,11 +196,13 @@ def pack_sources(
                 contextlib.nullcontext(pool) if pool else make_pool(min(workers, len(found) or 1))
             )
             with context as pool:
-                videos = _extract_all(pool, workers, folder, work, found, settings, journal)
+                videos = _extract_all(pool, workers, inputs.folder, work, found, settings, journal)
                 last = shards.write_shards(videos, work, found, settings, journal, strict, advance)
         finally:
             for leftover in work.glob("*.clips"):
                 leftover.unlink(missing_ok=True)
+            for leftover in work.glob(f"*{tar_shards.COPIES}"):
+                shutil.rmtree(leftover, ignore_errors=True)
     for part in [*journal, last]:
         skipped |= part["skipped"]
         cut_off |= part["cut_off"]
@@ -203,19 +213,19 @@ def pack_sources(
         shutil.rmtree(work)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(skipped.items())[:3])
         raise ValueError(
-            f"no training clip came out of the {len(found)} captioned videos in {folder} "
+            f"no training clip came out of the {len(found)} captioned videos in {inputs.given} "
             f"({reasons}): add videos, or lower --min_frames or --validation_fraction."
         )
     if whole:
-        present = sources.without_vanished(folder, found, skipped)
+        present = inputs.without_vanished(found, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = make_report(folder, found, saved, skipped, cut_off, started) | {"clips": counts}
+    report = make_report(inputs, found, saved, skipped, cut_off, started) | {"clips": counts}
     _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
 
 def make_report(
-    folder,
+    inputs: Listing,
     found: Sequence[Source],
     saved: dict,
     skipped: Mapping[str, str],
@@ -225,7 +235,7 @@ def make_report(
     """Makes the content of pack_report.json, except for the numbers of clips.
 
     Args:
-      folder: folder of the videos.
+      inputs: where the sources are.
       found: sources that were packed or skipped.
       saved: the settings as JSON values.
       skipped: name -> reason.
@@ -234,7 +244,7 @@ def make_report(
     """
     return {
         "settings": saved,
-        "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
+        "input": os.fsencode(inputs.given).decode("utf-8", "backslashreplace"),
         "clips": {},
         "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
         "frames_cut_off": dict(sorted(cut_off.items())),
@@ -262,7 +272,7 @@ def captions_without_words(found: Sequence[Source]) -> list[str]:
 
 
 def find_vanished(folder, name: str) -> str | None:
-    """Returns the reason to skip a source that has vanished, or None if it is there.
+    """Returns the reason to skip a source whose file has vanished, or None if it is there.
 
     Raises:
       FileNotFoundError: the whole folder has vanished, such as a disk that is no longer mounted.
@@ -289,8 +299,9 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
-                video = sources.locate(folder, source.name)
+                video = sources.locate(folder, source.file)
                 said = (source.first, source.count, source.captions, dict(source.numbers))
+                said += (source.span, source.members)
                 task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
                 waiting.append((index, spill, task))
             if not waiting:
@@ -300,10 +311,10 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
                 reason, cut_off = task.result()
             except FileNotFoundError as error:
                 reason, cut_off = str(error), 0
-                if not find_vanished(folder, found[index].name):
+                if not find_vanished(folder, found[index].file):
                     raise
             if reason:
-                reason = find_vanished(folder, found[index].name) or reason
+                reason = find_vanished(folder, found[index].file) or reason
             waiting.popleft()
             yield index, spill, reason, cut_off
             spill.unlink(missing_ok=True)
