@@ -30,7 +30,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # Flags of all verbs whose values are paths. Those of weights may also be names on the Hugging Face hub.
 PATH_FLAGS = (
     *("workdir", "input", "output", "output_dir", "data", "generated", "reference", "logdir", "compare"),
-    *("prompts_file", "prompts_schedule", "image", "known", "clip", "i3d"),
+    *("video_folder", "prompts_file", "prompts_schedule", "image", "known", "clip", "i3d"),
 )  # fmt: skip
 
 # Parameters of glibc's mallopt, from its malloc.h.

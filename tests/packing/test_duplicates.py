@@ -171,7 +171,7 @@ def test_buckets_and_parts_leave_out_the_same(videos, packed, tmp_path, monkeypa
     assert report["duplicates"] == packed[1]["duplicates"]
     asked, real = [], per_file.ask
     monkeypatch.setattr(
-        per_file, "ask", lambda folder, names, *rest: asked.extend(names) or real(folder, names, *rest)
+        per_file, "ask", lambda folder, found, *rest: asked.extend(found) or real(folder, found, *rest)
     )  # fmt: skip
     for part in (2, 0, 1):
         run(**OPTIONS, input=videos, output=tmp_path / "set", shard=f"{part}/3")

@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from videogen_jax.data import read_limits, video_decoding
+from videogen_jax.data import read_limits, video_decoding, video_spans
+from videogen_jax.data.clock import TIME_TOLERANCE
 from videogen_jax.data.read_limits import Limits
 from videogen_jax.data.video_decoding import VideoError
+from videogen_jax.data.video_spans import WHOLE, Span
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
-TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
 
 
@@ -54,6 +55,7 @@ def read_numbered_frames(
     on_cut: Callable[[str], None] = warnings.warn,
     on_end: Callable[[int], None] = lambda count: None,
     on_frame: Callable[[np.ndarray], None] | None = None,
+    span: Span = WHOLE,
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Reads a video frame by frame, and tells which frame of the file each one is.
 
@@ -71,6 +73,8 @@ def read_numbered_frames(
       on_end: takes the number of frames of the file, or of what is kept of it, after the last one.
       on_frame: takes every frame of the file, (H, W, 3) uint8 RGB, before any frame that is chosen later; all frames
         are converted then.
+      span: part of the video that is read as if it were the file: indices, times and `first` count
+        from its first frame. What comes behind it is not decoded.
     Yields:
       (index, seconds, frame): which frame of the file it is, seconds since the first one, and (H, W, 3) uint8 RGB.
     Raises:
@@ -82,7 +86,7 @@ def read_numbered_frames(
     path = _check_file(path)
     # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
     stop = float("inf") if count is None else first + count
-    with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
+    with contextlib.closing(video_spans.open_span(path, span, threads, limits, on_cut)) as decode:
         total = 0
 
         def number():
@@ -103,28 +107,32 @@ def read_numbered_frames(
     on_end(total)
 
 
-def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tuple[int, int, int]:
+def probe_video(
+    path, fps: float, limits: Limits = read_limits.DEFAULTS, span: Span = WHOLE
+) -> tuple[int, int, int]:
     """Tells how large and how long a video is, decoding only its first frame.
 
     The times are those of the packets. Where a decoder would give fewer or more frames than there
-    are packets (a damaged file, say), so does `read_frames`.
+    are packets (a damaged file, say), so does `read_frames`. A span is decoded, but only its first
+    frame converted to RGB.
 
     Args:
       path: a video file.
       fps: frames per second of the result.
       limits: bounds for what the file may cost.
+      span: part of the video, as in `read_numbered_frames`.
     Returns:
       (height, width, count): of the frames, and how many `read_frames` gives at this rate.
     Raises:
       VideoError, OSError: as `read_frames`, as far as the packets tell.
     """
     path = _check_file(path)
-    decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
+    decode = video_spans.open_span(path, span, 1, limits, lambda sentence: None)
     with contextlib.closing(decode):
         first = next(decode)
         height, width = first[1]().shape[:2]
         times = decode  # a GIF has no index; its frames are decoded, but never converted
-        if not video_decoding.is_gif(path):
+        if span == WHOLE and not video_decoding.is_gif(path):
             decode.close()
             first, *times = video_decoding.packet_times(path, limits)
         times = _refuse_repeats(path, itertools.chain([first], times), fps, limits)
@@ -132,16 +140,20 @@ def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tupl
 
 
 def read_frames_at(
-    path, fractions: Sequence[float], limits: Limits = read_limits.DEFAULTS
+    path,
+    fractions: Sequence[float],
+    limits: Limits = read_limits.DEFAULTS,
+    span: Span = WHOLE,
 ) -> tuple[float, list[np.ndarray]]:
     """Reads the frames that a video shows at some fractions of its length.
 
-    The whole file is decoded, so that a damaged one is an error, but only these frames are converted to RGB.
+    All of it is decoded, so that a damaged one is an error, but only these frames are converted to RGB.
 
     Args:
       path: a video file.
       fractions: rising, from 0 to below 1.
       limits: bounds for what the file may cost.
+      span: part of the video, as in `read_numbered_frames`.
     Returns:
       (seconds, frames): length of the video, whose last frame lasts as long as the average one, and frames of (H, W, 3)
       uint8 RGB.
@@ -151,10 +163,11 @@ def read_frames_at(
     path = _check_file(path)
 
     def open_frames():
-        decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
-        return contextlib.closing(decode)
+        return contextlib.closing(
+            video_spans.open_span(path, span, 1, limits, lambda sentence: None)
+        )
 
-    if video_decoding.is_gif(path):  # it has no index
+    if span != WHOLE or video_decoding.is_gif(path):  # which has no index
         with open_frames() as decode:
             times = [seconds for seconds, _ in decode]
     else:

@@ -62,12 +62,12 @@ class RayPool:
         self._call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, function: Callable, *arguments) -> RayTask:
+    def submit(self, function: Callable, *arguments, **named) -> RayTask:
         """Calls a function on one of the workers."""
-        return RayTask(self._call.remote(self._folders, function, arguments))
+        return RayTask(self._call.remote(self._folders, function, arguments, named))
 
 
-def _call(folders, function, arguments):
+def _call(folders, function, arguments, named):
     """Runs on a node of the cluster."""
     for folder in folders:
         if not os.path.isdir(folder):
@@ -75,7 +75,7 @@ def _call(folders, function, arguments):
                 f"the node {socket.gethostname()} of the Ray cluster has no folder {folder}: put --input and --output "
                 "on a file system that all nodes mount at the same path."
             )
-    return function(*arguments)
+    return function(*arguments, **named)
 
 
 def _reach(address):

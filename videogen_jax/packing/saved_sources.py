@@ -18,7 +18,12 @@ FIELDS = Source.__annotations__ | {
     "caption": json_files.Optional(str),  # instead, in sources of one text
     "episode": json_files.Optional(str),
     "numbers": json_files.Optional({str: str}),
-    "spans": json_files.Optional([[int]]),  # of pieces in buckets, which are not listed here
+    # absent in sources that are files of their own
+    "container": json_files.Optional(str),
+    "start": json_files.Optional(float),
+    "end": json_files.Optional(float),
+    "members": json_files.Optional([[object]]),
+    "ranges": json_files.Optional([[int]]),  # of pieces in buckets, which are not listed here
 }
 
 
@@ -73,7 +78,8 @@ def _only_vanished(
         known = then.get(source.name)
         if known != _content(source) and (known or whole):
             return False
-    return not whole or skipped_now.keys() <= then.keys() | skipped.keys()
+    files = {source.file for source in share}
+    return not whole or skipped_now.keys() <= then.keys() | files | skipped.keys()
 
 
 def _read(path: pathlib.Path) -> tuple[list[Source], dict[str, str]]:
@@ -94,4 +100,5 @@ def _from_json(fields: dict) -> Source:
     """Reads a source of one text too, which has "caption"."""
     captions = [[[0, fields.pop("caption")]]] if "caption" in fields else fields["captions"]
     captions = tuple(tuple((first, text) for first, text in entries) for entries in captions)
-    return Source(**fields | {"captions": captions})
+    members = tuple(map(tuple, fields.get("members") or ()))
+    return Source(**fields | {"captions": captions, "members": members})
