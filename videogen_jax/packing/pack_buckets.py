@@ -30,6 +30,7 @@ from videogen_jax.packing import (
     bucket_assignment,
     extraction,
     input_forms,
+    metadata,
     pack_folder,
     saved_sources,
     shards,
@@ -170,6 +171,8 @@ def _pack_all(inputs, output, found, skipped, settings, saved, **options):
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
         "skipped": reasons,  # a file may be skipped for several
     }
+    hidden = [(report.get("not_listed") or {}).get("skipped", 0) for report in reports.values()]
+    report = metadata.bound_lists(report, [{"not_listed": {"skipped": sum(hidden)}}])
     finish(output, report, settings.buckets, whole=whole)
     return report | {"finished_before": False}
 

@@ -220,6 +220,7 @@ def pack_sources(
         present = inputs.without_vanished(found, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
     report = make_report(inputs, found, saved, skipped, cut_off, started) | {"clips": counts}
+    report = metadata.bound_lists(report)
     _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
@@ -242,7 +243,7 @@ def make_report(
       cut_off: name -> frames cut off after the last clip.
       started: when packing began, by time.monotonic.
     """
-    return {
+    report = {
         "settings": saved,
         "input": os.fsencode(inputs.given).decode("utf-8", "backslashreplace"),
         "clips": {},
@@ -251,7 +252,9 @@ def make_report(
         "long_captions": long_captions(found),
         "captions_without_words": captions_without_words(found),
         "seconds": round(time.monotonic() - started, 1),
-    } | metadata.count_annotations(found, part="shard" in saved)
+    }
+    report |= {"video_folder": inputs.video_folder} if inputs.video_folder else {}
+    return report | metadata.count_annotations(found, part="shard" in saved)
 
 
 def long_captions(found: Sequence[Source]) -> list[str]:
