@@ -1,12 +1,14 @@
-"""Packs a folder of captioned videos into TFRecord shards for training.
+"""Packs captioned videos into TFRecord shards for training.
 
     python -m videogen_jax.pack --input=FOLDER --output=DIR --size=256 --fps=8 --frames=16
 
 FOLDER holds name.mp4 (or webm, mov, avi, gif, mkv, m4v) and its caption name.txt, or name.json with several captions,
 captions that change over time, the episode's name and numbers per frame (docs/data.md); with --frames=1 or a bucket of
-one frame also images (jpg, jpeg, png, webp). The result is a TFDS data set, which `tfds.builder_from_directory(DIR)`
-opens. Next to the shards, statistics.json has word counts and motion-score buckets for training, and pack_report.json
-lists the skipped files with reasons.
+one frame also images (jpg, jpeg, png, webp). FOLDER may also hold metadata.csv, .jsonl or .parquet (Hugging Face's
+VideoFolder) or tar archives (WebDataset), and --input may be a table whose rows are videos or seconds of them.
+
+The result is a TFDS data set, which `tfds.builder_from_directory(DIR)` opens. Next to the shards, statistics.json has
+word counts and motion-score buckets for training, and pack_report.json lists the skipped files with reasons.
 
 - Videos are resampled to --fps by their timestamps, resized to cover --size and centre-cropped, without distortion;
   long ones become consecutive clips of --frames frames.
@@ -321,7 +323,9 @@ def run(values) -> dict:
         if values.engine == "ray":
             folder, output = os.path.abspath(folder), os.path.abspath(output)
             videos = os.path.abspath(values.video_folder or folder)
-            while not os.path.isdir(videos):  # of a table, an archive or a pattern: the folder above
+            while not os.path.isdir(
+                videos
+            ):  # of a table, an archive or a pattern: the folder above
                 videos = os.path.dirname(videos)
             address = values.ray_address
             pool = stack.enter_context(ray_pool.connect(address, workers, [videos, output]))
@@ -364,8 +368,9 @@ def summarize(report: dict, output) -> str:
     ]
     lines += [f"  {name} is left out: {why}" for name, why in report.get("left_out", {}).items()]
     lines += [f"  skipped {item['file']}: {item['reason']}" for item in skipped[:10]]
-    if len(skipped) > 10:
-        lines.append(f"  skipped {len(skipped) - 10} more: see pack_report.json")
+    rest = len(skipped) - 10 + report.get("not_listed", {}).get("skipped", 0)
+    if rest > 0:
+        lines.append(f"  skipped {rest} more: see pack_report.json")
     if left_out := report.get("filtered"):
         lines.append(f"  {filters.describe(left_out)}")
     if pairs := report.get("duplicates"):

@@ -1,17 +1,25 @@
 """Clips listed in tables: names, splits and reasons; packed, they equal files that hold the same frames."""
 
+import collections
 import csv
 import json
 import os
+import shlex
 
-import av
 import numpy as np
 import pytest
 
 from tests.data.made_videos import write
 from tests.data.test_table_files import write_csv, write_jsonl, write_parquet
 from tests.packing.test_pack import caption_of, read, run
-from videogen_jax.packing import input_forms, saved_sources, sources, tables
+from videogen_jax.packing import (
+    input_forms,
+    merge_parts,
+    metadata,
+    saved_sources,
+    sources,
+    tables,
+)
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.tables import Columns
 
@@ -268,70 +276,99 @@ def test_video_folder(folder):
 FRAMES, CLIPS, VIDEOS = 8, 20, 50
 
 
-def cut_packets(film, folder):
-    """Writes each second of a film, every frame of which is a keyframe, to a file; yields their paths."""
-    with av.open(str(film)) as source:
-        stream = source.streams.video[0]
-        packets = [packet for packet in source.demux(stream) if packet.size]
-        for clip in range(CLIPS):
-            path = folder / f"{film.stem}_{clip:02d}.mkv"
-            with av.open(str(path), "w") as target:
-                copied = target.add_stream_from_template(stream)
-                part = packets[clip * FRAMES : (clip + 1) * FRAMES]
-                first = part[0].pts
-                for packet in part:
-                    packet.pts, packet.dts = packet.pts - first, packet.dts - first
-                    packet.stream = copied
-                    target.mux(packet)
-            yield path
+def caption(video, clip):
+    return f'clip "{clip}",\nof film {video}'
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """50 videos of 20 seconds, each second of which is a file of its own too; no codec loses anything."""
+    """50 videos of 20 seconds with a caption for each second: in a table with a row for each, and beside the videos."""
     folder = tmp_path_factory.mktemp("films")
     rng = np.random.default_rng(0)
     (folder / "films").mkdir()
-    (folder / "cut").mkdir()
     rows = [["path", "first", "last", "caption"]]
     for video in range(VIDEOS):
         frames = rng.integers(0, 256, (CLIPS * FRAMES, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-        film = write(
-            folder / "films" / f"{video:02d}.mkv", frames, "ffv1", "bgr0", options={"g": "1"}
-        )
-        for clip, cut in enumerate(cut_packets(film, folder / "cut")):
-            text = f'clip "{clip}",\nof film {video}'
-            cut.with_suffix(".txt").write_text(text)
-            rows.append([f"{video:02d}.mkv", clip, f"0:00:{clip + 1:02d}.000", text])
+        path = folder / "films" / f"{video:02d}.mp4"
+        write(path, frames, options={"g": "12", "bf": "2", "preset": "veryfast", "threads": "1"})
+        said = [[FRAMES * clip, caption(video, clip)] for clip in range(CLIPS)]
+        path.with_suffix(".json").write_text(json.dumps({"captions": [said]}))
+        for clip in range(CLIPS):
+            rows.append([path.name, clip, f"0:00:{clip + 1:02d}.000", caption(video, clip)])
     write_csv(folder / "clips.csv", rows, quoting=csv.QUOTE_ALL)
     return folder
 
 
 def clips_of(output):
-    """(video, number of the clip) -> (caption, bytes of its frames, split)."""
+    """(name of the video, caption) -> (bytes of the frames, split)."""
     found = {}
     for split in ("train", "validation"):
         for item in read(output, split):
-            name = item["source"].decode()
-            if "[" in name:
-                name = name.replace(".mkv[", "_").partition("-")[0]
-            key = tuple(map(int, name.removesuffix(".mkv").split("_")))
-            found[key] = caption_of(item), item["strips"].tobytes(), split
+            key = item["source"].decode().partition("[")[0], caption_of(item)
+            found[key] = item["strips"].tobytes(), split
     return found
 
 
 @pytest.mark.slow
 def test_a_table_of_a_thousand_rows_gives_the_clips_of_a_folder(films, tmp_path):
+    """The videos of the folder are split into clips as long as the rows, and have the same captions over time."""
     options = dict(size=16, frames=FRAMES, workers=2)
-    run(**options, input=films / "cut", output=tmp_path / "folder")
+    run(**options, input=films / "films", output=tmp_path / "folder")
     flags = dict(path_column="path", start_column="first", end_column="last")
     flags |= dict(video_folder=films / "films", input=films / "clips.csv")
     report = run(**options, **flags, output=tmp_path / "table")
     assert report["skipped"] == [] and sum(report["clips"].values()) == VIDEOS * CLIPS
     expected, found = clips_of(tmp_path / "folder"), clips_of(tmp_path / "table")
-    assert {key: clip[:2] for key, clip in found.items()} == {
-        key: clip[:2] for key, clip in expected.items()
-    }
-    splits = [{key[0] for key in found if found[key][2] == s} for s in ("train", "validation")]
-    assert not splits[0] & splits[1] and splits[1]
+    assert found == expected and len(found) == VIDEOS * CLIPS  # in the splits of the folder, too
+    assert len({strips for strips, _ in found.values()}) == VIDEOS * CLIPS
     assert run(**options, **flags, output=tmp_path / "table")["finished_before"]
+
+
+@pytest.mark.slow
+def test_parts_and_buckets_hold_the_seconds_of_rows(films, tmp_path):
+    """Of two machines, into buckets of 4 frames: each row of 8 frames gives two clips, of its seconds alone."""
+    lines = (films / "clips.csv").read_bytes().split(b'"\r\n')
+    (films / "some.csv").write_bytes(b'"\r\n'.join(lines[:61]) + b'"\r\n"gone.mp4","0","1","x"\r\n')
+    options = dict(buckets="4x16x16", workers=1, validation_fraction=0.3, clips_per_shard=16)
+    options |= dict(path_column="path", start_column="first", end_column="last")
+    options |= dict(input=films / "some.csv", video_folder=films / "films")
+    whole = run(**options, output=tmp_path / "whole")
+    run(**options, output=tmp_path / "set", shard="1/2")
+    with pytest.raises(ValueError, match="part 0 of 2 is missing: call python .*--input=") as info:
+        merge_parts.merge(tmp_path / "set")
+    command = shlex.split(str(info.value).partition(": call python -m videogen_jax.pack ")[2])
+    flag_names = {word.partition("=")[0] for word in command}
+    assert {"--video_folder", "--path_column", "--start_column", "--end_column"} <= flag_names
+    run(**options, output=tmp_path / "set", shard="0/2")
+    report = merge_parts.merge(tmp_path / "set")
+    for found in (whole, report):
+        assert found["skipped"] == [{"file": "gone.mp4", "reason": tables.MISSING}]
+        assert found["clips"]["train"] + found["clips"]["validation"] == 120
+    clips = []
+    for name in ("whole", "set"):
+        found = collections.defaultdict(list)
+        for split in ("train", "validation"):
+            for item in read(tmp_path / name / "4x16x16", split):
+                key = item["source"].decode(), caption_of(item), split
+                found[key].append(item["strips"].tobytes())
+        clips.append({key: sorted(strips) for key, strips in found.items()})
+    assert clips[0] == clips[1] and len(clips[0]) == 60
+    assert {len(set(strips)) for strips in clips[0].values()} == {2}
+    assert len({strip for strips in clips[0].values() for strip in strips}) == 120
+
+
+def test_lists_of_the_report_are_bounded(monkeypatch):
+    monkeypatch.setattr(metadata, "MAX_LISTED", 2)
+    report = {"skipped": [1, 2, 3], "frames_cut_off": {"a": 1, "b": 2, "c": 3, "d": 4}}
+    report |= {"long_captions": ["x"], "captions_without_words": []}
+    first = metadata.bound_lists(report)
+    assert first == report | {
+        "skipped": [1, 2],
+        "frames_cut_off": {"a": 1, "b": 2},
+        "not_listed": {"skipped": 1, "frames_cut_off": 2},
+    }
+    joined = metadata.bound_lists(report, [first, {}])
+    assert joined["not_listed"] == {"skipped": 2, "frames_cut_off": 4}
+    assert (
+        metadata.bound_lists(report | {"skipped": [], "frames_cut_off": {}}).keys() == report.keys()
+    )

@@ -100,7 +100,7 @@ def _list_folder(folder, columns, video_folder, options) -> Listing:
     _refuse(columns.by_flag(), video_folder, f"{folder}, whose captions are in files beside videos")
     listed, skipped = sources.list_sources(folder, **options)
     without_vanished = functools.partial(sources.without_vanished, folder)
-    return Listing(os.fspath(folder), pathlib.Path(folder), listed, skipped, without_vanished)
+    return Listing(os.fspath(folder), None, folder, listed, skipped, without_vanished)
 
 
 def _survey(folder, follow_links) -> _Found:
@@ -160,7 +160,7 @@ def _list_table(path, columns, video_folder, options) -> Listing:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: set --video_folder to that of the videos.")
     found, skipped = tables.list_tables([Table(path, path.name)], folder, columns, **options)
-    return _make_listing(path, folder, found, skipped, tables)
+    return _make_listing(path, folder, found, skipped, tables, video_folder)
 
 
 def _list_archives(given, folder, names, columns, video_folder, options) -> Listing:
@@ -170,7 +170,9 @@ def _list_archives(given, folder, names, columns, video_folder, options) -> List
     return _make_listing(given, folder, found, skipped, tar_shards)
 
 
-def _make_listing(given, folder, found: Sequence[Source], skipped, form) -> Listing:
+def _make_listing(
+    given, folder, found: Sequence[Source], skipped, form, video_folder=None
+) -> Listing:
     """Makes the listing of a table or of archives."""
     if not found:
         name, reason = min(skipped.items(), default=("", ""))
@@ -179,7 +181,7 @@ def _make_listing(given, folder, found: Sequence[Source], skipped, form) -> List
             f"no clip of {given} can be packed{why}: see the forms of --input in docs/data.md."
         )
     without_vanished = functools.partial(form.without_vanished, folder)
-    return Listing(os.fspath(given), folder, found, skipped, without_vanished)
+    return Listing(os.fspath(given), video_folder, folder, found, skipped, without_vanished)
 
 
 def _refuse(flags, video_folder, what) -> None:

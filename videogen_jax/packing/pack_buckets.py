@@ -29,6 +29,7 @@ from videogen_jax.packing import (
     extraction,
     filters,
     input_forms,
+    metadata,
     pack_folder,
     per_file,
     saved_sources,
@@ -188,6 +189,8 @@ def _pack_all(inputs, output, found, listed, skipped, settings, saved, **options
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
         "skipped": reasons,  # a file may be skipped for several
     }
+    hidden = [(report.get("not_listed") or {}).get("skipped", 0) for report in reports.values()]
+    report = metadata.bound_lists(report, [{"not_listed": {"skipped": sum(hidden)}}])
     finish(output, report, settings.buckets, whole=whole)
     return report | {"finished_before": False}
 

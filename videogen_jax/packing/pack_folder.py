@@ -239,7 +239,8 @@ def pack_sources(
         present = inputs.without_vanished(everything, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
     report = make_report(inputs, found, saved, skipped, cut_off, started, counts)
-    report |= {"clips": clips} | duplicate_pass.report(settings, dropped)
+    report = metadata.bound_lists(report | {"clips": clips})
+    report |= duplicate_pass.report(settings, dropped)
     _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
@@ -264,20 +265,19 @@ def make_report(
       started: when packing began, by time.monotonic.
       counts: what the filters left out, by reason, and scene cuts.
     """
-    return (
-        {
-            "settings": saved,
-            "input": os.fsencode(inputs.given).decode("utf-8", "backslashreplace"),
-            "clips": {},
-            "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
-            "frames_cut_off": dict(sorted(cut_off.items())),
-            "long_captions": long_captions(found),
-            "captions_without_words": captions_without_words(found),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        | metadata.count_annotations(found, part="shard" in saved)
-        | filters.report_counts(counts)
-    )
+    report = {
+        "settings": saved,
+        "input": os.fsencode(inputs.given).decode("utf-8", "backslashreplace"),
+        "clips": {},
+        "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
+        "frames_cut_off": dict(sorted(cut_off.items())),
+        "long_captions": long_captions(found),
+        "captions_without_words": captions_without_words(found),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    report |= {"video_folder": inputs.video_folder} if inputs.video_folder else {}
+    report |= metadata.count_annotations(found, part="shard" in saved)
+    return report | filters.report_counts(counts)
 
 
 def describe_left_out(skipped: Mapping[str, str], counts: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ OUTPUT/unfinished/sources.jsonl has the skipped files in its first line and one 
 journal and the split refer to this list, so a call that resumes uses it instead of a new listing that lacks files.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,8 @@ def resume(
             share, skipped, saved = share_then, skipped_then, saved | {"videos": begun["videos"]}
     pack_settings.claim_output(output, saved)
     if not path.exists():
-        lines = [json.dumps(skipped), *(json.dumps(_to_json(one)) for one in share)]
-        atomic_files.write_text(path, "".join(f"{line}\n" for line in lines))
+        lines = itertools.chain([skipped], map(_to_json, share))
+        atomic_files.write_parts(path, (f"{json.dumps(line)}\n" for line in lines))
     return list(share), skipped, saved
 
 

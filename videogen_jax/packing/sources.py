@@ -108,6 +108,7 @@ class Listing(NamedTuple):
     """What is to be packed."""
 
     given: str  # value of --input
+    video_folder: str | None  # value of --video_folder
     folder: pathlib.Path  # that the files of the sources are in
     sources: list[Source]  # in packing order
     skipped: dict[str, str]  # name -> reason
