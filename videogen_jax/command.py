@@ -31,7 +31,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 PATH_FLAGS = (
     *("workdir", "input", "output", "output_dir", "data", "generated", "reference", "logdir", "compare"),
     *("prompts_file", "prompts_schedule", "image", "known", "clip", "i3d", "model"),
-    *("samples", "report", "vae_path", "text_path"),
+    *("video_folder", "samples", "report", "vae_path", "text_path"),
 )  # fmt: skip
 
 # Parameters of glibc's mallopt, from its malloc.h.

@@ -1,12 +1,14 @@
-"""Packs a folder of captioned videos into TFRecord shards for training.
+"""Packs captioned videos into TFRecord shards for training.
 
     python -m videogen_jax.pack --input=FOLDER --output=DIR --size=256 --fps=8 --frames=16
 
 FOLDER holds name.mp4 (or webm, mov, avi, gif, mkv, m4v) and its caption name.txt, or name.json with several captions,
 captions that change over time, the episode's name and numbers per frame (docs/data.md); with --frames=1 or a bucket of
-one frame also images (jpg, jpeg, png, webp). The result is a TFDS data set, which `tfds.builder_from_directory(DIR)`
-opens. Next to the shards, statistics.json has word counts and motion-score buckets for training, and pack_report.json
-lists the skipped files with reasons.
+one frame also images (jpg, jpeg, png, webp). FOLDER may also hold metadata.csv, .jsonl or .parquet (Hugging Face's
+VideoFolder) or tar archives (WebDataset), and --input may be a table whose rows are videos or seconds of them.
+
+The result is a TFDS data set, which `tfds.builder_from_directory(DIR)` opens. Next to the shards, statistics.json has
+word counts and motion-score buckets for training, and pack_report.json lists the skipped files with reasons.
 
 - Videos are resampled to --fps by their timestamps, resized to cover --size and centre-cropped, without distortion;
   long ones become consecutive clips of --frames frames.
@@ -55,6 +57,7 @@ from videogen_jax.packing import (
     ray_pool,
     scenes,
     sources,
+    tables,
 )
 from videogen_jax.packing.settings import (
     Selection,
@@ -69,6 +72,18 @@ OPTIONS_OF = {
     "scene_threshold": "split_scenes",
     "duplicate_distance": "drop_duplicates",
 }
+# (flag, column that is taken without it, what the column has)
+TABLE_FLAGS = (
+    ("path_column", " or ".join(tables.PATH_COLUMNS), "the video files"),
+    (
+        "caption_column",
+        " or ".join(tables.CAPTION_COLUMNS),
+        "captions; several, separated by commas; in archives, of name.json",
+    ),
+    ("start_column", "none", "the seconds at which clips begin"),
+    ("end_column", "none", "the seconds at which clips end"),
+    ("times_column", "none", "lists of [start, end]; captions are lists of as many"),
+)
 DEFAULT_SIZE = 256
 DEFAULT_SYNTHETIC_SIZE = 64
 DEFAULT_FRAMES = 16
@@ -82,7 +97,8 @@ def define_flags(flag_values=flags.FLAGS):
     def define(kind, name, default, text, **bounds):
         getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=flag_values, **bounds)
 
-    define("string", "input", None, "Folder of videos; new with --synthetic [OUTPUT_videos].")
+    text = "Folder of videos, table or tar archives; a new folder with --synthetic [OUTPUT_videos]."
+    define("string", "input", None, text)
     define("string", "output", None, "Folder of the data set.")
     size = f"HxW or N in pixels [{DEFAULT_SIZE}; {DEFAULT_SYNTHETIC_SIZE} with --synthetic]."
     define("string", "size", None, size)
@@ -111,6 +127,9 @@ def define_flags(flag_values=flags.FLAGS):
     define("float", "max_repeats", limits.max_repeats, text)
     links = "Follow links to folders, and to files outside --input."
     define("boolean", "follow_links", False, links)
+    define("string", "video_folder", None, "Folder of the paths in a table [that of the table].")
+    for flag, default, text in TABLE_FLAGS:
+        define("string", flag, None, f"Column of a table with {text} [{default}].")
     bytes_of_caption = "Captions of more bytes are skipped."
     default = sources.MAX_CAPTION_BYTES
     define("integer", "max_caption_bytes", default, bytes_of_caption, lower_bound=1)
@@ -221,12 +240,37 @@ def read_selection(values) -> Selection:
     return Selection(threshold, bounds, distance)
 
 
+def read_columns(values) -> tables.Columns:
+    """Makes the names of the columns of a table from the flags."""
+    captions = [name.strip() for name in (values.caption_column or "").split(",")]
+    return tables.Columns(
+        path=values.path_column or "",
+        captions=tuple(filter(None, captions)),
+        start=values.start_column or "",
+        end=values.end_column or "",
+        times=values.times_column or "",
+    )
+
+
 def _check_flags(values):
     """Raises ValueError for missing or mutually exclusive flags."""
     if not values.output:
         raise ValueError("--output is missing: set --output=FOLDER.")
     if not values.input and not values.synthetic:
         raise ValueError("nothing to pack: set --input=FOLDER, or --synthetic=moving_shapes.")
+    if values["input"].present > 1:
+        raise ValueError(
+            f"--input is given {values['input'].present} times: put a pattern in quotes, as --input='shard-{{000..012}}"
+            ".tar', so that the shell leaves it alone."
+        )
+    given = [flag for flag, _, _ in TABLE_FLAGS if getattr(values, flag) is not None]
+    if values.synthetic and (given or values.video_folder):
+        name = (given or ["video_folder"])[0]
+        raise ValueError(f"--synthetic and --{name} are mutually exclusive: remove --{name}.")
+    if values.times_column and (values.start_column or values.end_column):
+        raise ValueError(
+            "--times_column has both ends of the clips: remove --start_column and --end_column."
+        )
     if not values.fps > 0:
         raise ValueError(f"invalid --fps={values.fps:g}: set it above 0.")
     for name in ("max_megapixels", "max_gap", "max_repeats"):
@@ -273,11 +317,18 @@ def run(values) -> dict:
             return report
         _generate(folder, settings, origin, workers)
     options = {"workers": workers, "strict": values.strict, "share": share}
-    options |= {name: values[name].value for name in ("follow_links", "max_caption_bytes")}
+    names = ("follow_links", "max_caption_bytes", "video_folder")
+    options |= {name: values[name].value for name in names} | {"columns": read_columns(values)}
     with contextlib.ExitStack() as stack:
         if values.engine == "ray":
-            folder, output = folders = os.path.abspath(folder), os.path.abspath(output)
-            pool = stack.enter_context(ray_pool.connect(values.ray_address, workers, folders))
+            folder, output = os.path.abspath(folder), os.path.abspath(output)
+            videos = os.path.abspath(values.video_folder or folder)
+            while not os.path.isdir(
+                videos
+            ):  # of a table, an archive or a pattern: the folder above
+                videos = os.path.dirname(videos)
+            address = values.ray_address
+            pool = stack.enter_context(ray_pool.connect(address, workers, [videos, output]))
             options |= {"pool": pool, "workers": values.workers or pool.workers}
         if values.buckets is not None:
             return pack_buckets.pack_buckets(folder, output, settings, **options)
@@ -317,8 +368,9 @@ def summarize(report: dict, output) -> str:
     ]
     lines += [f"  {name} is left out: {why}" for name, why in report.get("left_out", {}).items()]
     lines += [f"  skipped {item['file']}: {item['reason']}" for item in skipped[:10]]
-    if len(skipped) > 10:
-        lines.append(f"  skipped {len(skipped) - 10} more: see pack_report.json")
+    rest = len(skipped) - 10 + report.get("not_listed", {}).get("skipped", 0)
+    if rest > 0:
+        lines.append(f"  skipped {rest} more: see pack_report.json")
     if left_out := report.get("filtered"):
         lines.append(f"  {filters.describe(left_out)}")
     if pairs := report.get("duplicates"):

@@ -296,7 +296,9 @@ def test_resuming_after_several_kills_gives_the_same_bytes(mixed, tmp_path, monk
     monkeypatch.setattr(
         per_file,
         "ask",
-        lambda f, names, *rest: requested.extend(names) or original(f, names, *rest),
+        lambda f, found, *rest: (
+            requested.extend(s.name for s in found) or original(f, found, *rest)
+        ),
     )
     # Then a call that is interrupted between two buckets.
     packs = []
@@ -369,7 +371,9 @@ def test_video_shorter_than_its_index_is_skipped(tmp_path, monkeypatch):
     for name in "ab":
         add(tmp_path / "videos", f"{name}.mp4", grey_video(range(8)))
     wrong = {"a.mp4": Shape(32, 32, 20, False), "b.mp4": Shape(32, 32, 8, False)}
-    monkeypatch.setattr(per_file, "ask", lambda f, names, *_: ((n, wrong[n]) for n in names))
+    monkeypatch.setattr(
+        per_file, "ask", lambda f, found, *_: ((s.name, wrong[s.name]) for s in found)
+    )
     options = dict(buckets="20x32x32,8x32x32", validation_fraction=0)
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", **options)
     assert report["clips"]["train"] == 1

@@ -48,8 +48,9 @@ def find_one_by_one(items, distance):
     return found
 
 
-def test_search_equals_comparison_one_by_one_in_any_order(monkeypatch):
-    monkeypatch.setattr(duplicates, "_ROWS", 7)
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_search_equals_comparison_one_by_one_in_any_order(monkeypatch, rows):
+    monkeypatch.setattr(duplicates, "_ROWS", rows)
     monkeypatch.setattr(duplicates, "_COLUMNS", 5)
     rng = np.random.default_rng(0)
     centres = rng.integers(0, 2**63, (12, 3))
@@ -149,7 +150,7 @@ def test_buckets_and_parts_leave_out_the_same(videos, packed, tmp_path, monkeypa
     assert report["duplicates"] == packed[1]["duplicates"]
     asked, real = [], per_file.ask
     monkeypatch.setattr(
-        per_file, "ask", lambda folder, names, *rest: asked.extend(names) or real(folder, names, *rest)
+        per_file, "ask", lambda folder, found, *rest: asked.extend(found) or real(folder, found, *rest)
     )  # fmt: skip
     for part in (2, 0, 1):
         run(**OPTIONS, input=videos, output=tmp_path / "set", shard=f"{part}/3")

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,10 +71,11 @@ def test_killing_two_workers_in_the_middle_gives_the_same_bytes(shapes, tmp_path
 
 
 CALLS = """
-import os
+import os, pathlib
 from videogen_jax.data.workers import WorkerDied
 from videogen_jax.packing import per_file, ray_pool
 from videogen_jax.packing.bucket_assignment import Shape
+from videogen_jax.packing.sources import Source
 
 if __name__ == "__main__":
     with ray_pool.connect("local", 1, ["."]) as pool:
@@ -90,8 +92,9 @@ if __name__ == "__main__":
         question = per_file.Question("Probing", os._exit, (), Shape)
         tasks = [("fatal.mp4", pool.submit(os._exit, 1)), ("good.mp4", pool.submit(max, 3, 4))]
         pool.submit = lambda *call: dict(tasks)[os.path.basename(call[1])]
+        found = [Source(name, (((0, "a"),),), 0.0, 1) for name in dict(tasks)]
         try:
-            list(per_file.ask(".", ["fatal.mp4", "good.mp4"], question, 2, pool))
+            list(per_file.ask(".", found, question, 2, pool, pathlib.Path(".")))
         except WorkerDied as error:
             print(error)
 """
@@ -108,9 +111,22 @@ def test_errors_of_calls_come_back_and_a_deadly_file_is_named():
     assert lines[0] == "1 4"
     assert lines[1].startswith("ValueError invalid literal for int()")
     assert lines[2].startswith("FileNotFoundError [Errno 2]")
-    assert "of the Ray cluster has no folder" in lines[3] and "same path" in lines[3]
+    assert "of the Ray cluster has no folder /" in lines[3] and "same path" in lines[3]
     died = "a worker process died while probing fatal.mp4 (out of memory"
     assert any(line.startswith(died) for line in lines[4:])  # Ray says so too, at length
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told_at_once(shapes, tmp_path):
+    folder, options = shapes
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        address = "127.0.0.1:{1}".format(*unused.getsockname())
+        for form in (address, f"ray://{address}"):
+            with pytest.raises(
+                ValueError, match=f"no Ray cluster at --ray_address={form} .*refused"
+            ):
+                run(**options, output=tmp_path / "data", engine="ray", ray_address=form)
 
 
 def test_only_a_task_known_to_be_deadly_is_blamed_alone():

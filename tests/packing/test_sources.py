@@ -139,7 +139,7 @@ def test_names_are_utf8_whatever_the_locale_says(folder, monkeypatch):
     )
     monkeypatch.setattr(os, "fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
     ascii_name = "日本.mp4".encode().decode("ascii", "surrogateescape")
-    assert sources._shown(sources.pathlib.Path(ascii_name)) == "日本.mp4"
+    assert sources.shown(sources.pathlib.Path(ascii_name)) == "日本.mp4"
     assert sources.locate("clips", "日本.mp4") == f"clips/{ascii_name}"
     assert expected[1] == {}
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 
 def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
@@ -19,10 +20,16 @@ def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
 
 def write_text(path, text: str) -> None:
     """Writes a small UTF-8 file atomically; what is no character of Unicode is escaped, as JSON escapes it."""
+    write_parts(path, [text])
+
+
+def write_parts(path, parts: Iterable[str]) -> None:
+    """Writes a UTF-8 file of any size atomically, part by part, as `write_text`."""
     path = pathlib.Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with open(unfinished, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(parts)
         publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

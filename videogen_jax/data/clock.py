@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from videogen_jax.data.read_limits import Limits
 
+TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 RESTART = 0.5  # seconds; times that go back further start anew, smaller steps are disorder
 
 
@@ -23,9 +24,16 @@ class Clock:
       ended: why the video ended before that frame, as the rest of a sentence; None while it has not.
     """
 
-    def __init__(self, gap: float, limits: Limits):
-        """gap: seconds from one frame to the next, as far as the file says it."""
-        self._gap, self._limits = gap, limits
+    def __init__(self, gap: float, limits: Limits, start: float | None = None):
+        """Starts at the first frame.
+
+        Args:
+          gap: seconds from one frame to the next, as far as the file says it.
+          limits: bounds for its times.
+          start: timestamp of the first frame in seconds, where the frames that follow it are skipped; None: that of the
+            first frame given.
+        """
+        self._gap, self._limits, self._first = gap, limits, start
         self._offset = self._segment = 0.0  # of the timestamps since they last started anew
         self.count, self.seconds, self.largest_gap = 0, 0.0, 0.0
         self.start = self.last = self.jump = 0.0
@@ -42,8 +50,9 @@ class Clock:
         if timestamp is None:
             timestamp = self.last + self._gap if self.count else 0.0
         if not self.count:
-            self.start = self._segment = timestamp
-            self._offset = -timestamp
+            self.start = timestamp if self._first is None else self._first
+            self._segment, self._offset = timestamp, -self.start
+            self.seconds = timestamp - self.start
         elif self._starts_anew(timestamp):
             self._segment = timestamp
             self._offset = self.seconds + self._gap - timestamp

@@ -18,6 +18,7 @@ from videogen_jax.data.read_limits import Limits
 _PREDICTED = (av.video.frame.PictureType.P, av.video.frame.PictureType.B)
 # Decoders that conceal damage without marking the frame unless they are told to stop at it.
 _STRICT = ("mjpeg", "hevc", "png")
+_INDEXED = ("mov,mp4", "matroska")  # formats of libav whose index has the times of keyframes
 
 
 class VideoError(ValueError):
@@ -28,8 +29,16 @@ class DamagedError(VideoError):
     """A video breaks off or is damaged behind its first frames."""
 
 
+class SeekError(VideoError):
+    """A video has to be decoded from its first frame on, because its index does not lead to a later one."""
+
+
 def open_frames(
-    path: pathlib.Path, threads: int, limits: Limits, on_cut: Callable[[str], None]
+    path: pathlib.Path,
+    threads: int,
+    limits: Limits,
+    on_cut: Callable[[str], None],
+    start: float = 0.0,
 ) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
     """Decodes a video, up to its end or to where it is cut.
 
@@ -38,12 +47,14 @@ def open_frames(
       threads: decoder threads; 0 lets the decoder choose.
       limits: bounds for what the file may cost.
       on_cut: takes a sentence that begins with the file, where the rest is left out.
+      start: seconds since the first frame; above 0, decoding starts at the last keyframe at or before it.
     Yields:
       (seconds since the first frame, function that makes the RGB frame).
     Raises:
       VideoError: as `video_io.read_frames`.
+      SeekError: `start` is above 0, and the file cannot be decoded from a later keyframe.
     """
-    frames = _decode_gif(path, limits) if is_gif(path) else _decode(path, threads, limits)
+    frames = _decode_gif(path, limits) if is_gif(path) else _decode(path, threads, limits, start)
     watch = next(frames)
     try:
         yield from frames
@@ -107,7 +118,7 @@ def _nominal_gap(stream):
     return 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _decode(path, threads, limits) -> Iterator:
+def _decode(path, threads, limits, start=0.0) -> Iterator:
     """Yields the clock, then (seconds, function that makes the RGB frame) of a file that PyAV opens."""
     watch = None
     try:
@@ -117,9 +128,14 @@ def _decode(path, threads, limits) -> Iterator:
             crop = containers.read_crop(container, stream)
             convert = color.Converter(crop, stream.sample_aspect_ratio, limits)
             _limit_decoder(path, stream, threads, limits)
+            if start:
+                first = _seek(path, container, stream, watch, start)
+                watch = clock.Clock(_nominal_gap(stream), limits, first)
             yield watch
             duration = 0.0
             for frame in _whole_frames(path, container, stream, watch):
+                if start and frame.time is None:
+                    raise SeekError(f"{path} has frames without a time.")
                 if watch.advance(frame.time) is None:
                     return
                 duration = float((frame.duration or 0) * (frame.time_base or 0))
@@ -136,6 +152,24 @@ def _decode(path, threads, limits) -> Iterator:
         ) from error
     except (containers.ContainerError, color.ConversionError) as error:
         raise VideoError(f"{path} {error}") from error
+
+
+def _seek(path, container, stream, watch, start) -> float:
+    """Goes to the last keyframe at or before a time; returns the timestamp of the first frame in seconds.
+
+    An index whose times do not rise with the positions is that of files that were joined, whose times start anew.
+    """
+    if not container.format.name.startswith(_INDEXED):
+        raise SeekError(f"{path} has no index of times.")
+    first = next(_whole_frames(path, container, stream, watch), None)
+    if first is None or first.time is None:
+        raise SeekError(f"{path} has no first frame with a time.")
+    container.seek(int((first.time + start) / stream.time_base), stream=stream)
+    if container.format.name.startswith("matroska"):
+        positions = [entry.pos for entry in stream.index_entries]
+        if positions != sorted(positions):
+            raise SeekError(f"{path} has times that start anew.")
+    return first.time
 
 
 def _limit_decoder(path, stream, threads, limits):

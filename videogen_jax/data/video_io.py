@@ -26,12 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from videogen_jax.data import read_limits, video_decoding
+from videogen_jax.data import read_limits, video_decoding, video_spans
+from videogen_jax.data.clock import TIME_TOLERANCE
 from videogen_jax.data.read_limits import Limits
 from videogen_jax.data.video_decoding import VideoError
+from videogen_jax.data.video_spans import WHOLE, Span
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".mkv", ".m4v")
-TIME_TOLERANCE = 0.002  # seconds; containers round times to milliseconds
 SHORTEST_LAST = 0.1  # of an output frame; less is rounding (GIF counts in 1/100 s) and not shown
 
 
@@ -64,6 +65,7 @@ def read_numbered_frames(
     on_cut: Callable[[str], None] = warnings.warn,
     on_end: Callable[[int], None] = lambda count: None,
     on_frame: Callable[[np.ndarray], None] | None = None,
+    span: Span = WHOLE,
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Reads a video frame by frame, and tells which frame of the file each one is.
 
@@ -81,6 +83,8 @@ def read_numbered_frames(
       on_end: takes the number of frames of the file, or of what is kept of it, after the last one.
       on_frame: takes every frame of the file, (H, W, 3) uint8 RGB, before any frame that is chosen later; all frames
         are converted then.
+      span: part of the video that is read as if it were the file: indices, times and `first` count
+        from its first frame. What comes behind it is not decoded.
     Yields:
       (index, seconds, frame): which frame of the file it is, seconds since the first one, and (H, W, 3) uint8 RGB.
     Raises:
@@ -92,7 +96,7 @@ def read_numbered_frames(
     path = _check_file(path)
     # Frames that are not wanted are never converted to RGB, which costs as much as decoding.
     stop = float("inf") if count is None else first + count
-    with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
+    with contextlib.closing(video_spans.open_span(path, span, threads, limits, on_cut)) as decode:
         total = 0
 
         def number():
@@ -113,28 +117,32 @@ def read_numbered_frames(
     on_end(total)
 
 
-def probe_video(path, fps: float, limits: Limits = read_limits.DEFAULTS) -> tuple[int, int, int]:
+def probe_video(
+    path, fps: float, limits: Limits = read_limits.DEFAULTS, span: Span = WHOLE
+) -> tuple[int, int, int]:
     """Tells how large and how long a video is, decoding only its first frame.
 
     The times are those of the packets. Where a decoder would give fewer or more frames than there
-    are packets (a damaged file, say), so does `read_frames`.
+    are packets (a damaged file, say), so does `read_frames`. A span is decoded, but only its first
+    frame converted to RGB.
 
     Args:
       path: a video file.
       fps: frames per second of the result.
       limits: bounds for what the file may cost.
+      span: part of the video, as in `read_numbered_frames`.
     Returns:
       (height, width, count): of the frames, and how many `read_frames` gives at this rate.
     Raises:
       VideoError, OSError: as `read_frames`, as far as the packets tell.
     """
     path = _check_file(path)
-    decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
+    decode = video_spans.open_span(path, span, 1, limits, lambda sentence: None)
     with contextlib.closing(decode):
         first = next(decode)
         height, width = first[1]().shape[:2]
         times = decode  # a GIF has no index; its frames are decoded, but never converted
-        if not video_decoding.is_gif(path):
+        if span == WHOLE and not video_decoding.is_gif(path):
             decode.close()
             first, *times = video_decoding.packet_times(path, limits)
         times = _refuse_repeats(path, itertools.chain([first], times), fps, limits)
@@ -147,6 +155,7 @@ def sample_frames(
     threads=1,
     limits: Limits = read_limits.DEFAULTS,
     on_cut: Callable[[str], None] = warnings.warn,
+    span: Span = WHOLE,
 ) -> FrameSample:
     """Reads frames that are evenly spaced in time: those shown in the middle of `count` equal parts of the video.
 
@@ -159,15 +168,16 @@ def sample_frames(
       threads: as for `read_numbered_frames`.
       limits: bounds for what the file may cost.
       on_cut: as for `read_numbered_frames`.
+      span: part of the video, as in `read_numbered_frames`.
     Returns:
       The frames; those of another size than the first one are resized and cropped to it.
     Raises:
       VideoError, OSError: as `read_frames`.
     """
     path = _check_file(path)
-    with contextlib.closing(video_decoding.open_frames(path, threads, limits, on_cut)) as decode:
+    with contextlib.closing(video_spans.open_span(path, span, threads, limits, on_cut)) as decode:
         first = next(decode)
-        times = [seconds for seconds, _ in _read_times(path, limits)]
+        times = [seconds for seconds, _ in _read_times(path, limits, span)]
         duration = _measure(times[-1], len(times))
         wanted, total = min(count, len(times)), 0
 
@@ -191,12 +201,12 @@ def sample_frames(
     return FrameSample(np.stack(frames), tuple(indices), total, fps)
 
 
-def _read_times(path, limits) -> Iterator[tuple[float, object]]:
-    """Yields (seconds, _) of each frame; a GIF has no index, so its frames are decoded, but not converted."""
-    if not video_decoding.is_gif(path):
+def _read_times(path, limits, span) -> Iterator[tuple[float, object]]:
+    """Yields (seconds, _) of each frame; those of a span or a GIF, without an index, are decoded, but not converted."""
+    if span == WHOLE and not video_decoding.is_gif(path):
         yield from video_decoding.packet_times(path, limits)
         return
-    decode = video_decoding.open_frames(path, 1, limits, lambda sentence: None)
+    decode = video_spans.open_span(path, span, 1, limits, lambda sentence: None)
     with contextlib.closing(decode):
         yield from decode
 

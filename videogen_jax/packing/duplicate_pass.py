@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from videogen_jax.data import atomic_files, image_io, json_files, read_limits, video_io
+from videogen_jax.data.video_spans import WHOLE, Span
 from videogen_jax.packing import duplicates, extraction, per_file
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.duplicates import Duplicate, Signature
@@ -90,8 +91,7 @@ def _decide(folder, output, listed, settings, saved, options) -> list[Duplicate]
         signatures = _sign_shares(folder, output, listed, saved, question, options)
     else:
         cache = pack_settings.work_folder(output) / "signatures.jsonl"
-        names = [source.name for source in listed]
-        signatures = per_file.answer_all(cache, folder, names, question, **options)
+        signatures = per_file.answer_all(cache, folder, listed, question, **options)
     compared = {
         name: signature
         for name, signature in signatures.items()
@@ -119,25 +119,28 @@ def _sign_shares(folder, output, listed, saved, question, options):
     shared.mkdir(exist_ok=True)
     signatures = {}
     for share in ((number + k) % total for k in range(total)):
-        names = [source.name for source in listed[share::total]]
+        part = listed[share::total]
         finished = shared / f"{share:05d}.jsonl"
         cache = pack_settings.work_folder(output) / f"signatures-{share:05d}.jsonl"
         if not finished.exists():
             answers = per_file.answer_all(
-                cache, folder, names, question, stop=finished.exists, **options
+                cache, folder, part, question, stop=finished.exists, **options
             )
-            if len(answers) == len(set(names)):
+            if len(answers) == len(part):
                 atomic_files.write_text(finished, cache.read_text("utf-8"))
         signatures |= per_file.read_answers(finished, Signature)
     return signatures
 
 
-def sign_file(path: str, limits: read_limits.Limits = read_limits.DEFAULTS) -> Signature | str:
+def sign_file(
+    path: str, limits: read_limits.Limits = read_limits.DEFAULTS, span: Span = WHOLE
+) -> Signature | str:
     """Describes a video or an image; runs in a worker, and decodes all frames but converts only three.
 
     Args:
       path: video or image file.
       limits: bounds for what is read from one file.
+      span: part of the video.
     Returns:
       Its signature, or the reason why it cannot be read.
     """
@@ -145,7 +148,7 @@ def sign_file(path: str, limits: read_limits.Limits = read_limits.DEFAULTS) -> S
         if image_io.is_image(path):
             frames, seconds = image_io.read_image(path, limits)[None], 0.0
         else:
-            options = {"limits": limits, "on_cut": lambda sentence: None}
+            options = {"limits": limits, "on_cut": lambda sentence: None, "span": span}
             sample = video_io.sample_frames(path, duplicates.FRAMES, **options)
             frames, seconds = sample.frames, sample.num_frames / sample.fps
     except Exception as error:  # whatever a decoder raises is the fault of this file alone

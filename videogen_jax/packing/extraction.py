@@ -13,7 +13,8 @@ import numpy as np
 
 from videogen_jax.data import image_io, video_io
 from videogen_jax.data.annotations import Annotations, Timeline
-from videogen_jax.packing import clip_writer, filters, scenes, sidecars
+from videogen_jax.data.video_spans import WHOLE, Span
+from videogen_jax.packing import clip_writer, filters, scenes, sidecars, tar_shards
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.sidecars import SidecarError
 
@@ -34,35 +35,46 @@ def extract_clips(
     count: int | None = None,
     captions: Sequence[Timeline] = (),
     numbers: Mapping[str, str] = MappingProxyType({}),
-    spans: Sequence[tuple[int, int]] = (),
+    span: Span = WHOLE,
+    members: Sequence[tuple[str, int, int]] = (),
+    ranges: Sequence[tuple[int, int]] = (),
 ) -> Extracted:
     """Decodes a video or image and writes its clips to a file, as records of msgpack; runs in a worker.
 
     Args:
-      path: video or image file.
+      path: video or image file, or the archive that has it.
       spill: file to write, because the clips of an hour of video are too large to return.
       settings: settings of the data set.
       first: first frame, at the frame rate of the data set.
       count: number of frames; None: to the end.
       captions: over time, in frames of the file.
       numbers: name -> hash of the numbers per frame, as `sidecars.hash_numbers` makes them.
-      spans: (first frame, number of frames) of each of several ranges, instead of `first` and `count`.
+      span: part of the video, from whose first frame on frames are counted.
+      members: of the archive, as in `Source`; empty: the file is none.
+      ranges: (first frame, number of frames) of each of several parts, instead of `first` and `count`.
     Returns:
       Reason, frames cut off and counts.
     Raises:
       OSError: the disk is full or fails while clips are written.
     """
+    if members:
+        try:
+            with tar_shards.copy_members(path, members, spill + tar_shards.COPIES) as copy:
+                part = (first, count, captions, numbers, span, (), ranges)
+                return extract_clips(copy, spill, settings, *part)
+        except tar_shards.ArchiveError as error:
+            return Extracted(str(error), 0)
     failures: list[str] = []  # at most one
     left_out: list[str] = []  # at most one
     try:
         said = Annotations(tuple(captions), numbers=sidecars.read_numbers(path, numbers))
     except SidecarError as error:
         return Extracted(str(error), 0)
-    if spans:
-        first, count = spans[0][0], sum(spans[-1]) - spans[0][0]
-    frames = _read_frames(path, settings, first, count, said, left_out)
-    if spans:
-        frames = _choose_spans(frames, spans)
+    if ranges:
+        first, count = ranges[0][0], sum(ranges[-1]) - ranges[0][0]
+    frames = _read_frames(path, settings, first, count, said, left_out, span)
+    if ranges:
+        frames = _choose_ranges(frames, ranges)
     selection = settings.selection
     with open(spill, "wb") as file:
         writer = clip_writer.ClipWriter(file, settings, said, image=image_io.is_image(path))
@@ -122,7 +134,7 @@ def _until_failure(path, frames, failures) -> Iterator[tuple[int, np.ndarray, bo
         failures.append(describe_failure(path, error))
 
 
-def _read_frames(path, settings, first, count, said, left_out):
+def _read_frames(path, settings, first, count, said, left_out, span):
     """Yields (index in the file, frame, whether a cut lies before it).
 
     At the end, checks captions and numbers against the number of frames.
@@ -133,7 +145,7 @@ def _read_frames(path, settings, first, count, said, left_out):
         total.append(1)
     else:
         options = {"fps": settings.fps, "first": first, "count": count, "limits": settings.limits}
-        options |= {"on_cut": left_out.append, "on_end": total.append}
+        options |= {"on_cut": left_out.append, "on_end": total.append, "span": span}
         yield from read_scenes(path, settings.selection.scene_threshold, **options)
     sidecars.check_length(path, said, *total, cut=bool(left_out))
 
@@ -161,9 +173,9 @@ def read_scenes(path, threshold: float | None, **options) -> Iterator[tuple[int,
     return ((index, frame, False) for index, frame in frames)
 
 
-def _choose_spans(frames, spans):
+def _choose_ranges(frames, ranges):
     """Yields the frames of several ranges of a video, with a cut before each; `frames` begin with the first range."""
-    left = iter(spans)
+    left = iter(ranges)
     first, count = next(left)
     for position, (index, frame, _) in enumerate(frames, first):
         if position == first + count:

@@ -184,7 +184,8 @@ def _missing_message(output, missing, total, found, done):
     flags = {"output": output, "shard": f"{missing[0]}/{total}"}
     if done:
         report = pack_settings.read_report(found[min(done), total])
-        flags |= {"input": report["input"]} | report["settings"] | flags
+        inputs = {name: report[name] for name in ("input", "video_folder") if name in report}
+        flags |= inputs | report["settings"] | flags
         flags |= {"buckets": ",".join(flags["buckets"])} if "buckets" in flags else {}
     skipped = ("videos", "synthetic")
     words = [f"--{name}={value}" for name, value in flags.items() if name not in skipped]
@@ -223,22 +224,19 @@ def _merge_reports(reports, saved) -> dict[str, Any]:
     cut_off: dict[str, int] = {}
     for report in reports:
         cut_off |= report["frames_cut_off"]
-    return (
-        {
-            "settings": saved,
-            "input": reports[0]["input"],
-            "clips": {},
-            "skipped": pack_buckets.list_skipped({}, reports),
-            "frames_cut_off": dict(sorted(cut_off.items())),
-            "long_captions": _join_lists(reports, "long_captions"),
-            "captions_without_words": _join_lists(reports, "captions_without_words"),
-            "seconds": round(sum(report["seconds"] for report in reports), 1),
-            "parts": len(reports),
-        }
-        | metadata.join_annotations(reports)
-        | filters.join_reports(reports)
-        | _join_duplicates(reports)
-    )
+    merged = {
+        "settings": saved,
+        "input": reports[0]["input"],
+        "clips": {},
+        "skipped": pack_buckets.list_skipped({}, reports),
+        "frames_cut_off": dict(sorted(cut_off.items())),
+        "long_captions": _join_lists(reports, "long_captions"),
+        "captions_without_words": _join_lists(reports, "captions_without_words"),
+        "seconds": round(sum(report["seconds"] for report in reports), 1),
+        "parts": len(reports),
+    }
+    merged = metadata.bound_lists(merged, reports) | metadata.join_annotations(reports)
+    return merged | filters.join_reports(reports) | _join_duplicates(reports)
 
 
 def _join_duplicates(reports) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Writes the files that describe a finished plain data set; dataset_info.json comes last and marks it as finished."""
 
 import collections
+import itertools
 import json
 import pathlib
 import shutil
@@ -12,6 +13,9 @@ from videogen_jax.data import atomic_files, records
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.sources import Source
+
+MAX_LISTED = 10_000  # entries of a list in the report
+LISTS = ("skipped", "frames_cut_off", "long_captions", "captions_without_words")
 
 SOURCES_FILE = "packed_sources.json"  # in parts of a data set: source -> number of its clips
 
@@ -96,6 +100,29 @@ def count_annotations(found: Sequence[Source], part: bool) -> dict:
     counts = {"captions_per_file": dict(sorted(captions.items(), key=lambda item: int(item[0])))}
     counts |= {"numbers": dict(sorted(numbers.items()))}
     return {"annotations": counts | {"episodes": episodes if part else len(episodes)}}
+
+
+def bound_lists(report: dict, parts: Sequence[Mapping] = ()) -> dict:
+    """Shortens the lists of a report, which may be as long as the data set.
+
+    Args:
+      report: content of pack_report.json.
+      parts: reports of parts that its lists were joined from, some of which may have been shortened.
+    Returns:
+      The report with at most MAX_LISTED entries in each list, and the numbers of the others in "not_listed".
+    """
+    left_out = {}
+    for name in LISTS:
+        entries = report[name]
+        known = sum((part.get("not_listed") or {}).get(name, 0) for part in parts)
+        if len(entries) > MAX_LISTED:
+            first = itertools.islice(
+                entries.items() if isinstance(entries, dict) else entries, MAX_LISTED
+            )
+            report = report | {name: type(entries)(first)}
+        if number := known + len(entries) - len(report[name]):
+            left_out[name] = number
+    return report | ({"not_listed": left_out} if left_out else {})
 
 
 def join_annotations(reports: Sequence[Mapping]) -> dict:

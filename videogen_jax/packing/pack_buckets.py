@@ -21,12 +21,15 @@ from collections.abc import Sequence
 
 from videogen_jax.data import atomic_files, image_io, read_limits, video_io
 from videogen_jax.data.locking import lock_folder
+from videogen_jax.data.video_spans import WHOLE, Span
 from videogen_jax.data.workers import end_unguarded_child
 from videogen_jax.packing import (
     bucket_assignment,
     duplicate_pass,
     extraction,
     filters,
+    input_forms,
+    metadata,
     pack_folder,
     per_file,
     saved_sources,
@@ -37,6 +40,7 @@ from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.bucket_assignment import Bucket, Shape
 from videogen_jax.packing.ray_pool import RayPool
 from videogen_jax.packing.settings import Settings
+from videogen_jax.packing.tables import USUAL, Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +86,15 @@ def pack_buckets(
     share: tuple[int, int] | None = None,
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
+    columns: Columns = USUAL,
+    video_folder: str | None = None,
     progress: bool | None = None,
     pool: RayPool | None = None,
 ) -> dict:
     """Packs a folder into buckets, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos and images.
+      folder: folder of the videos and images, or another form of input as `input_forms` lists them.
       output: folder of the data set.
       settings: settings of the data set.
       workers: number of processes that read files.
@@ -96,6 +102,8 @@ def pack_buckets(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
+      columns: as for `list_input`.
+      video_folder: as for `list_input`.
       progress: whether a bar is drawn, as for `show_progress`.
       pool: workers to use; None: start processes.
     Returns:
@@ -108,8 +116,11 @@ def pack_buckets(
     end_unguarded_child()
     output = pathlib.Path(output)
     listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
-    listed, skipped = sources.list_sources(folder, **listing)
-    saved = settings_to_json(settings) | pack_folder.listing_to_json(**listing)
+    inputs = input_forms.list_input(
+        folder, columns=columns, video_folder=video_folder, images=True, **listing
+    )
+    listed, skipped = inputs.sources, inputs.skipped
+    saved = settings_to_json(settings) | pack_folder.listing_to_json(**listing, columns=columns)
     saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := pack_settings.finished_report(output, saved):
         return report
@@ -126,10 +137,10 @@ def pack_buckets(
         found, skipped, saved = saved_sources.resume(output, saved, found, listed, skipped)
         options |= {"pool": pool}
         everything = listed if share else found
-        return _pack_all(folder, output, found, everything, skipped, settings, saved, **options)
+        return _pack_all(inputs, output, found, everything, skipped, settings, saved, **options)
 
 
-def _pack_all(folder, output, found, listed, skipped, settings, saved, **options):
+def _pack_all(inputs, output, found, listed, skipped, settings, saved, **options):
     """Probes the sources, packs them bucket by bucket and finishes the set; returns the report."""
     started = time.monotonic()
     work = pack_settings.claim_output(output, saved)
@@ -137,13 +148,12 @@ def _pack_all(folder, output, found, listed, skipped, settings, saved, **options
         sources.refuse_skipped(*min(skipped.items()))
     others = {name: value for name, value in options.items() if name != "strict"}
     found, dropped = duplicate_pass.drop_duplicates(
-        folder, output, found, listed, settings, saved, **others
+        inputs.folder, output, found, listed, settings, saved, **others
     )
     arguments = (settings.fps, settings.limits, settings.selection.scene_threshold)
     question = per_file.Question("Probing", probe_source, arguments, Shape)
-    names = [source.name for source in found]
-    known = per_file.answer_all(work / "probes.jsonl", folder, names, question, **options)
-    probes = [known[name] for name in names]
+    known = per_file.answer_all(work / "probes.jsonl", inputs.folder, found, question, **options)
+    probes = [known[source.name] for source in found]
     pieces, unmatched, cut_off, counts = _plan(found, probes, settings)
     if options["strict"] and unmatched:
         sources.refuse_skipped(*min(unmatched.items()))
@@ -153,35 +163,39 @@ def _pack_all(folder, output, found, listed, skipped, settings, saved, **options
         shapes = [probe for probe in probes if not isinstance(probe, str)]
         if left_out := filters.report_counts(counts).get("filtered"):
             raise ValueError(
-                f"none of the {len(found)} sources in {folder} is packed ({filters.describe(left_out)}): widen the "
-                "filters, or add sources."
+                f"none of the {len(found)} sources in {inputs.given} is packed ({filters.describe(left_out)}): "
+                "widen the filters, or add sources."
             )
         text = bucket_assignment.describe_unmatched(shapes, list(unmatched.values()), settings.fps)
-        raise ValueError(f"none of the {len(found)} sources in {folder} fits --buckets: {text}.")
+        raise ValueError(
+            f"none of the {len(found)} sources in {inputs.given} fits --buckets: {text}."
+        )
     reports = {}
     for bucket in settings.buckets:
         if bucket_pieces := pieces[bucket]:
             reports[bucket] = _pack_bucket(
-                folder, output, settings, bucket, bucket_pieces, saved, **options
+                inputs, output, settings, bucket, bucket_pieces, saved, **options
             )
     reasons = list_skipped(skipped | unmatched, reports.values())
     all_skipped = {item["file"]: item["reason"] for item in reasons}
     if whole:
         everything = [*found, *(one.source for one in dropped)]
-        present = sources.without_vanished(folder, everything, all_skipped)
+        present = inputs.without_vanished(everything, all_skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = pack_folder.make_report(folder, found, saved, all_skipped, cut_off, started, counts)
+    report = pack_folder.make_report(inputs, found, saved, all_skipped, cut_off, started, counts)
     report |= filters.join_reports([report, *reports.values()])
     report |= duplicate_pass.report(settings, dropped)
     report |= {
         "buckets": {bucket.name: report["clips"] for bucket, report in reports.items()},
         "skipped": reasons,  # a file may be skipped for several
     }
+    hidden = [(report.get("not_listed") or {}).get("skipped", 0) for report in reports.values()]
+    report = metadata.bound_lists(report, [{"not_listed": {"skipped": sum(hidden)}}])
     finish(output, report, settings.buckets, whole=whole)
     return report | {"finished_before": False}
 
 
-def _pack_bucket(folder, output, settings, bucket, pieces, saved, **options):
+def _pack_bucket(inputs, output, settings, bucket, pieces, saved, **options):
     """Packs the pieces of a bucket into a plain data set OUTPUT/BUCKET; returns the report."""
     target = output / bucket.name
     bucket_settings = settings.for_bucket(bucket)
@@ -191,7 +205,7 @@ def _pack_bucket(folder, output, settings, bucket, pieces, saved, **options):
         bucket_saved |= {"shard": saved["shard"]}
     report = pack_settings.finished_report(target, bucket_saved)
     return report or pack_folder.pack_sources(
-        folder,
+        inputs,
         target,
         pieces,
         {},
@@ -273,8 +287,8 @@ def _plan(found, probes, settings):
         if unfit:
             unmatched[source.name] = unfit
             continue
-        for bucket, spans in segments.items():
-            pieces[bucket].append(_cut_piece(source, spans, split=bool(probe.scenes)))
+        for bucket, ranges in segments.items():
+            pieces[bucket].append(_cut_piece(source, ranges, split=bool(probe.scenes)))
         counts.update(left_out)
         if left:
             cut_off[source.name] = left
@@ -311,12 +325,12 @@ def _plan_scenes(probe, settings):
     return segments, counts, left, None
 
 
-def _cut_piece(source, spans, split):
+def _cut_piece(source, ranges, split):
     """Returns the ranges of frames of a source that one bucket gets."""
     if not split:
-        ((first, count),) = spans
+        ((first, count),) = ranges
         return dataclasses.replace(source, first=first, count=count)
-    return dataclasses.replace(source, spans=tuple(spans))
+    return dataclasses.replace(source, ranges=tuple(ranges))
 
 
 def probe_source(
@@ -324,6 +338,7 @@ def probe_source(
     fps: float,
     limits: read_limits.Limits = read_limits.DEFAULTS,
     scene_threshold: float | None = None,
+    span: Span = WHOLE,
 ) -> Shape | str:
     """Reads the shape of a video or an image; runs in a worker.
 
@@ -331,7 +346,8 @@ def probe_source(
       path: video or image file.
       fps: frame rate of the data set.
       limits: bounds for what is read from one file.
-      scene_threshold: of the scene cuts; None: only the first frame of a video is decoded.
+      scene_threshold: of the scene cuts; None: a video is not decoded but for its first frame, unless it is a span.
+      span: part of the video.
     Returns:
       Its shape, or the reason why it cannot be read.
     """
@@ -339,17 +355,17 @@ def probe_source(
         if image_io.is_image(path):
             return Shape(*image_io.probe_image(path, limits), frames=1, image=True)
         if scene_threshold is None:
-            return Shape(*video_io.probe_video(path, fps, limits), image=False)
-        return _probe_scenes(path, fps, limits, scene_threshold)
+            return Shape(*video_io.probe_video(path, fps, limits, span), image=False)
+        return _probe_scenes(path, fps, limits, scene_threshold, span)
     except Exception as error:  # whatever a decoder raises is the fault of this file alone
         return extraction.describe_failure(path, error)
 
 
-def _probe_scenes(path, fps, limits, threshold) -> Shape:
+def _probe_scenes(path, fps, limits, threshold, span) -> Shape:
     """Reads the shape of a video and the lengths of its scenes."""
     scenes: list[int] = []
     size = (0, 0)
-    options = {"fps": fps, "limits": limits, "on_cut": lambda sentence: None}
+    options = {"fps": fps, "limits": limits, "span": span, "on_cut": lambda sentence: None}
     for _, frame, cut in extraction.read_scenes(path, threshold, **options):
         size = size if scenes else frame.shape[:2]
         if cut or not scenes:

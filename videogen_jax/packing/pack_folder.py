@@ -33,16 +33,19 @@ from videogen_jax.data.workers import end_unguarded_child, explain_death, make_p
 from videogen_jax.packing import (
     duplicate_pass,
     filters,
+    input_forms,
     metadata,
     saved_sources,
     shards,
     sources,
+    tar_shards,
 )
 from videogen_jax.packing import settings as pack_settings
 from videogen_jax.packing.extraction import Extracted, extract_clips
 from videogen_jax.packing.ray_pool import RayPool
 from videogen_jax.packing.settings import Settings, finished_report, settings_to_json
-from videogen_jax.packing.sources import Source
+from videogen_jax.packing.sources import Listing, Source
+from videogen_jax.packing.tables import USUAL, Columns
 
 VIDEOS_AHEAD = 16  # decoded in advance per worker
 LONG_CAPTION = (
@@ -61,13 +64,15 @@ def pack(
     share: tuple[int, int] | None = None,
     follow_links: bool = False,
     max_caption_bytes: int = sources.MAX_CAPTION_BYTES,
+    columns: Columns = USUAL,
+    video_folder: str | None = None,
     progress: bool | None = None,
     pool: RayPool | None = None,
 ) -> dict:
     """Packs a folder into a data set, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos.
+      folder: folder of the videos, or another form of input as `input_forms` lists them.
       output: folder of the data set.
       settings: settings of the data set.
       workers: number of decoding processes.
@@ -76,6 +81,8 @@ def pack(
       share: (i, n): pack every n-th source, starting with the i-th, into OUTPUT/parts, for `merge_parts`.
       follow_links: as for `list_sources`.
       max_caption_bytes: as for `list_sources`.
+      columns: as for `list_input`.
+      video_folder: as for `list_input`.
       progress: whether a bar is drawn, as for `show_progress`.
       pool: workers to use; None: start processes.
     Returns:
@@ -89,14 +96,17 @@ def pack(
     end_unguarded_child()
     output = pathlib.Path(output)
     listing = {"follow_links": follow_links, "max_caption_bytes": max_caption_bytes}
-    listed, skipped = sources.list_sources(folder, images=settings.frames == 1, **listing)
-    saved = settings_to_json(settings, origin) | listing_to_json(**listing)
+    inputs = input_forms.list_input(
+        folder, columns=columns, video_folder=video_folder, images=settings.frames == 1, **listing
+    )
+    listed, skipped = inputs.sources, inputs.skipped
+    saved = settings_to_json(settings, origin) | listing_to_json(**listing, columns=columns)
     saved |= {"videos": sources.fingerprint(listed, skipped)}
     if report := finished_report(output, saved):
         return report
     check_sharding(output, share)
     found = listed
-    if share or any(source.episode for source in found):
+    if share or any(source.shares_split for source in found):
         found = sources.fix_splits(found, settings.validation_fraction)
     if share:
         found = found[share[0] :: share[1]]
@@ -110,10 +120,10 @@ def pack(
             options = {"workers": workers, "progress": progress, "pool": pool}
             everything = listed if share else found
             found, dropped = duplicate_pass.drop_duplicates(
-                folder, output, found, everything, settings, saved, **options
+                inputs.folder, output, found, everything, settings, saved, **options
             )
             options |= {"strict": strict, "whole": share is None, "dropped": dropped}
-            return pack_sources(folder, output, found, skipped, settings, saved, **options)
+            return pack_sources(inputs, output, found, skipped, settings, saved, **options)
 
 
 @contextlib.contextmanager
@@ -126,14 +136,17 @@ def open_pool(output, pool: RayPool | None, workers: int):
         for pattern in ("unfinished/*.clips", "*/unfinished/*.clips"):  # the latter of buckets
             for leftover in pathlib.Path(output).glob(pattern):
                 leftover.unlink(missing_ok=True)
+        for pattern in ("unfinished/*", "*/unfinished/*"):
+            for leftover in pathlib.Path(output).glob(pattern + tar_shards.COPIES):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-def listing_to_json(follow_links: bool, max_caption_bytes: int) -> dict:
-    """Returns the settings of `list_sources` that are not the defaults, as JSON values keyed by flag."""
+def listing_to_json(follow_links: bool, max_caption_bytes: int, columns: Columns) -> dict:
+    """Returns the settings of `list_input` that are not the defaults, as JSON values keyed by flag."""
     saved = {"follow_links": True} if follow_links else {}
     if max_caption_bytes != sources.MAX_CAPTION_BYTES:
         saved["max_caption_bytes"] = max_caption_bytes
-    return saved
+    return saved | columns.to_json()
 
 
 def part_folder(output, share: tuple[int, int]) -> pathlib.Path:
@@ -157,7 +170,7 @@ def check_sharding(output, share: tuple[int, int] | None) -> None:
 
 
 def pack_sources(
-    folder,
+    inputs: Listing,
     output,
     found: Sequence[Source],
     skipped: dict[str, str],
@@ -175,7 +188,7 @@ def pack_sources(
     """Packs sources into a plain data set, or resumes an interrupted call with the same settings.
 
     Args:
-      folder: folder of the videos.
+      inputs: where the sources are.
       output: folder of the data set.
       found: sources to pack, in this order.
       skipped: name -> reason for the files already skipped.
@@ -203,7 +216,7 @@ def pack_sources(
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
     with show_progress(label or "Packing", len(found), "video", progress) as advance:
-        videos = _extract_all(pool, workers, folder, work, found, settings, journal)
+        videos = _extract_all(pool, workers, inputs.folder, work, found, settings, journal)
         last = shards.write_shards(videos, work, found, settings, journal, strict, advance)
     for part in [*journal, last]:
         skipped |= part["skipped"]
@@ -218,21 +231,22 @@ def pack_sources(
         reasons = describe_left_out(skipped, counts)
         advice = "widen the filters, " if filters.report_counts(counts).get("filtered") else ""
         raise ValueError(
-            f"no training clip came out of the {len(found)} captioned videos in {folder} "
+            f"no training clip came out of the {len(found)} captioned videos in {inputs.given} "
             f"({reasons}): add videos, or {advice}lower --min_frames or --validation_fraction."
         )
     if whole:
         everything = [*found, *(one.source for one in dropped)]
-        present = sources.without_vanished(folder, everything, skipped)
+        present = inputs.without_vanished(everything, skipped)
         saved = saved | {"videos": sources.fingerprint(*present)}
-    report = make_report(folder, found, saved, skipped, cut_off, started, counts)
-    report |= {"clips": clips} | duplicate_pass.report(settings, dropped)
+    report = make_report(inputs, found, saved, skipped, cut_off, started, counts)
+    report = metadata.bound_lists(report | {"clips": clips})
+    report |= duplicate_pass.report(settings, dropped)
     _finish(output, work, journal, found, settings, report)
     return report | {"finished_before": False}
 
 
 def make_report(
-    folder,
+    inputs: Listing,
     found: Sequence[Source],
     saved: dict,
     skipped: Mapping[str, str],
@@ -243,7 +257,7 @@ def make_report(
     """Makes the content of pack_report.json, except for the numbers of clips.
 
     Args:
-      folder: folder of the videos.
+      inputs: where the sources are.
       found: sources that were packed or skipped.
       saved: the settings as JSON values.
       skipped: name -> reason.
@@ -251,20 +265,19 @@ def make_report(
       started: when packing began, by time.monotonic.
       counts: what the filters left out, by reason, and scene cuts.
     """
-    return (
-        {
-            "settings": saved,
-            "input": os.fsencode(folder).decode("utf-8", "backslashreplace"),
-            "clips": {},
-            "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
-            "frames_cut_off": dict(sorted(cut_off.items())),
-            "long_captions": long_captions(found),
-            "captions_without_words": captions_without_words(found),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        | metadata.count_annotations(found, part="shard" in saved)
-        | filters.report_counts(counts)
-    )
+    report = {
+        "settings": saved,
+        "input": os.fsencode(inputs.given).decode("utf-8", "backslashreplace"),
+        "clips": {},
+        "skipped": [{"file": name, "reason": skipped[name]} for name in sorted(skipped)],
+        "frames_cut_off": dict(sorted(cut_off.items())),
+        "long_captions": long_captions(found),
+        "captions_without_words": captions_without_words(found),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    report |= {"video_folder": inputs.video_folder} if inputs.video_folder else {}
+    report |= metadata.count_annotations(found, part="shard" in saved)
+    return report | filters.report_counts(counts)
 
 
 def describe_left_out(skipped: Mapping[str, str], counts: Mapping[str, int]) -> str:
@@ -304,11 +317,10 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
-                video = sources.locate(folder, source.name)
+                video = sources.locate(folder, source.file)
                 said = (source.first, source.count, source.captions, dict(source.numbers))
-                task = pool.submit(
-                    extract_clips, video, os.fspath(spill), settings, *said, source.spans
-                )
+                said += (source.span, source.members, source.ranges)
+                task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
                 waiting.append((index, spill, task))
             if not waiting:
                 return
@@ -317,10 +329,10 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
                 result = task.result()
             except FileNotFoundError as error:
                 result = Extracted(str(error), 0)
-                if not sources.find_vanished(folder, found[index].name):
+                if not sources.find_vanished(folder, found[index].file):
                     raise
             if result.reason:
-                reason = sources.find_vanished(folder, found[index].name) or result.reason
+                reason = sources.find_vanished(folder, found[index].file) or result.reason
                 result = result._replace(reason=reason)
             waiting.popleft()
             yield index, spill, result

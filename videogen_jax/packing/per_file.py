@@ -7,6 +7,7 @@ NamedTuple, or the reason why the file cannot be read.
 import collections
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 from videogen_jax.data import atomic_files, json_files
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import explain_death
-from videogen_jax.packing import sources
+from videogen_jax.packing import sources, tar_shards
+from videogen_jax.packing.sources import Source
 
 FILES_AHEAD = 64  # queued per worker
 
@@ -24,7 +26,7 @@ class Question(NamedTuple):
     """What is asked about each file."""
 
     label: str  # in front of lines of progress, such as "Probing"
-    ask: Callable[..., Any]  # takes the path and the arguments, and returns an answer
+    ask: Callable[..., Any]  # takes the path, the arguments and `span`, and returns an answer
     arguments: tuple
     answer: type  # a NamedTuple, of fields as `json_files` takes them
 
@@ -32,7 +34,7 @@ class Question(NamedTuple):
 def answer_all(
     cache: pathlib.Path,
     folder,
-    names: Sequence[str],
+    found: Sequence[Source],
     question: Question,
     *,
     workers: int,
@@ -41,12 +43,12 @@ def answer_all(
     progress: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Returns the answer for each name, and appends new ones to a file.
+    """Returns the answer for the name of each source, and appends new ones to a file.
 
     Args:
-      cache: file of the answers.
+      cache: file of the answers; files from archives are copied beside it while they are read.
       folder: folder of the files.
-      names: paths within the folder, with "/".
+      found: sources, of different names.
       question: what is asked.
       workers: number of workers of the pool.
       pool: worker pool.
@@ -59,13 +61,13 @@ def answer_all(
       FileNotFoundError: the folder has vanished.
     """
     known = read_answers(cache, question.answer)
-    left = [name for name in names if name not in known]
-    done = len(names) - len(left)
+    left = [source for source in found if source.name not in known]
+    done = len(found) - len(left)
     with (
-        show_progress(question.label, len(names), "file", progress, done) as advance,
+        show_progress(question.label, len(found), "file", progress, done) as advance,
         open(cache, "a", encoding="utf-8") as file,
     ):
-        for name, answer in ask(folder, left, question, workers, pool):
+        for name, answer in ask(folder, left, question, workers, pool, cache.parent):
             known[name] = answer
             file.write(json.dumps([name, answer]) + "\n")
             file.flush()
@@ -74,7 +76,7 @@ def answer_all(
                 sources.refuse_skipped(name, answer)
             if stop():
                 break
-    return {name: known[name] for name in names if name in known}
+    return {s.name: known[s.name] for s in found if s.name in known}
 
 
 def read_answers(cache: pathlib.Path, kind: type) -> dict[str, Any]:
@@ -104,31 +106,46 @@ def _parse(kind, name, answer) -> tuple[str, Any]:
     return name, kind(*map(json_files.check, answer, kinds))
 
 
-def ask(folder, names: Sequence[str], question: Question, workers, pool) -> Iterator[tuple]:
-    """Yields each name with the answer, or the reason why the file cannot be read."""
+def ask(
+    folder, found: Sequence[Source], question: Question, workers: int, pool, work: pathlib.Path
+) -> Iterator[tuple[str, Any]]:
+    """Yields the name of each source with the answer, or the reason why it cannot be read."""
     waiting = collections.deque()
-    upcoming = iter(names)
+    upcoming = enumerate(found)
     try:
         while True:
-            for name in itertools.islice(upcoming, FILES_AHEAD * workers - len(waiting)):
-                path = sources.locate(folder, name)
-                waiting.append((name, pool.submit(question.ask, path, *question.arguments)))
+            for index, source in itertools.islice(upcoming, FILES_AHEAD * workers - len(waiting)):
+                path = sources.locate(folder, source.file)
+                copies = os.fspath(work / f"{index}{tar_shards.COPIES}")
+                part = (path, source.span, source.members, copies)
+                waiting.append((source, pool.submit(_ask, *part, question)))
             if not waiting:
                 return
-            name, task = waiting[0]
+            source, task = waiting[0]
             try:
                 answer = task.result()
             except FileNotFoundError as error:
                 answer = str(error)
-                if not sources.find_vanished(folder, name):
+                if not sources.find_vanished(folder, source.file):
                     raise
             if isinstance(answer, str):
-                answer = sources.find_vanished(folder, name) or answer
+                answer = sources.find_vanished(folder, source.file) or answer
             waiting.popleft()
-            yield name, answer
+            yield source.name, answer
     except BrokenProcessPool as error:
-        near = [name for name, _ in itertools.islice(waiting, workers)]
+        near = [source.name for source, _ in itertools.islice(waiting, workers)]
         raise explain_death(error, question.label.lower(), near) from None
     finally:
         for _, task in waiting:
             task.cancel()
+
+
+def _ask(path, span, members, copies, question):
+    """Runs in a worker; copies a file out of its archive first."""
+    if members:
+        try:
+            with tar_shards.copy_members(path, members[:1], copies) as copy:
+                return question.ask(copy, *question.arguments, span=span)
+        except tar_shards.ArchiveError as error:
+            return str(error)
+    return question.ask(path, *question.arguments, span=span)

@@ -8,6 +8,7 @@ and this package installed. Ray runs a task whose worker or node died RETRIES mo
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -61,12 +62,12 @@ class RayPool:
         self._call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, function: Callable, *arguments) -> RayTask:
+    def submit(self, function: Callable, *arguments, **named) -> RayTask:
         """Calls a function on one of the workers."""
-        return RayTask(self._call.remote(self._folders, function, arguments))
+        return RayTask(self._call.remote(self._folders, function, arguments, named))
 
 
-def _call(folders, function, arguments):
+def _call(folders, function, arguments, named):
     """Runs on a node of the cluster."""
     for folder in folders:
         if not os.path.isdir(folder):
@@ -74,7 +75,13 @@ def _call(folders, function, arguments):
                 f"the node {socket.gethostname()} of the Ray cluster has no folder {folder}: put --input and --output "
                 "on a file system that all nodes mount at the same path."
             )
-    return function(*arguments)
+    return function(*arguments, **named)
+
+
+def _reach(address):
+    """Raises OSError if nothing listens at an address with a port, for which Ray itself would wait for minutes."""
+    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 @contextlib.contextmanager
@@ -103,8 +110,9 @@ def connect(address: str | None, workers: int, folders: Sequence[str]) -> Iterat
         options |= {"num_cpus": workers, "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
     try:
+        _reach(address)
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(
             f"there is no Ray cluster at --ray_address={address} ({text}): start it with ray start --head, or "

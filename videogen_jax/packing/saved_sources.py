@@ -4,6 +4,7 @@ OUTPUT/unfinished/sources.jsonl has the skipped files in its first line and one 
 journal and the split refer to this list, so a call that resumes uses it instead of a new listing that lacks files.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,12 @@ FIELDS = Source.__annotations__ | {
     "caption": json_files.Optional(str),  # instead, in sources of one text
     "episode": json_files.Optional(str),
     "numbers": json_files.Optional({str: str}),
-    "spans": json_files.Optional([[int]]),  # of pieces in buckets, which are not listed here
+    # absent in sources that are files of their own
+    "container": json_files.Optional(str),
+    "start": json_files.Optional(float),
+    "end": json_files.Optional(float),
+    "members": json_files.Optional([[object]]),
+    "ranges": json_files.Optional([[int]]),  # of pieces in buckets, which are not listed here
 }
 
 
@@ -52,8 +58,8 @@ def resume(
             share, skipped, saved = share_then, skipped_then, saved | {"videos": begun["videos"]}
     pack_settings.claim_output(output, saved)
     if not path.exists():
-        lines = [json.dumps(skipped), *(json.dumps(_to_json(one)) for one in share)]
-        atomic_files.write_text(path, "".join(f"{line}\n" for line in lines))
+        lines = itertools.chain([skipped], map(_to_json, share))
+        atomic_files.write_parts(path, (f"{json.dumps(line)}\n" for line in lines))
     return list(share), skipped, saved
 
 
@@ -73,7 +79,8 @@ def _only_vanished(
         known = then.get(source.name)
         if known != _content(source) and (known or whole):
             return False
-    return not whole or skipped_now.keys() <= then.keys() | skipped.keys()
+    files = {source.file for source in share}
+    return not whole or skipped_now.keys() <= then.keys() | files | skipped.keys()
 
 
 def _read(path: pathlib.Path) -> tuple[list[Source], dict[str, str]]:
@@ -94,4 +101,5 @@ def _from_json(fields: dict) -> Source:
     """Reads a source of one text too, which has "caption"."""
     captions = [[[0, fields.pop("caption")]]] if "caption" in fields else fields["captions"]
     captions = tuple(tuple((first, text) for first, text in entries) for entries in captions)
-    return Source(**fields | {"captions": captions})
+    members = tuple(map(tuple, fields.get("members") or ()))
+    return Source(**fields | {"captions": captions, "members": members})

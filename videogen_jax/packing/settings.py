@@ -100,6 +100,7 @@ REPORT_FIELDS = {
     "input": str,
     "buckets": json_files.Optional({str: {str: int}}),
     "left_out": json_files.Optional({str: str}),
+    "not_listed": json_files.Optional({str: int}),
     "captions_without_words": json_files.Optional([str]),
     "annotations": json_files.Optional(
         {"captions_per_file": {str: int}, "numbers": {str: int}, "episodes": object}

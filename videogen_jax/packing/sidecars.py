@@ -10,9 +10,10 @@ file at its own rate, from 0.
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,6 +136,33 @@ def parse(path: pathlib.Path, content: str, max_caption_bytes: int) -> Annotatio
         found = ", ".join(f"{len(values)} of {name!r}" for name, values in arrays.items())
         raise SidecarError(f"{_of(path, 'numbers')} has lists of several lengths ({found})")
     return Annotations(tuple(captions), fields.episode.strip(), arrays)
+
+
+def clean_texts(texts: Iterable[Any], max_caption_bytes: int) -> list[str]:
+    """Checks captions that hold for all frames, from a table or a file of another program.
+
+    Args:
+      texts: captions; None and blank ones are left out.
+      max_caption_bytes: of all of them together.
+    Returns:
+      The captions, stripped, each once.
+    Raises:
+      SidecarError: there is none, one is no text, or they are too long.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise SidecarError(f"its caption is no text: {json.dumps(text, default=str)[:40]}")
+        if text and (text := text.strip()):
+            found[text] = None
+    if not found:
+        raise SidecarError("its caption is empty")
+    size = sum(len(_encode(text, "its caption")) for text in found)
+    if size > max_caption_bytes:
+        raise SidecarError(
+            f"its captions have {size} bytes, more than --max_caption_bytes={max_caption_bytes}"
+        )
+    return list(found)
 
 
 def check_length(video: str, annotations: Annotations, frames: int, cut: bool) -> None:

@@ -1,16 +1,23 @@
-"""Lists the captioned videos and images of a folder in packing order."""
+"""The sources of a data set in packing order; those of a folder whose captions are in files beside the videos.
+
+`input_forms` chooses between this form and tables of clips (`tables`) and archives (`tar_shards`).
+"""
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from videogen_jax.data import image_io, video_io
 from videogen_jax.data.annotations import Timeline
+from videogen_jax.data.video_spans import WHOLE, Span
 from videogen_jax.packing import sidecars
 from videogen_jax.packing.sidecars import MAX_CAPTION_BYTES, OUTSIDE_LINK, SidecarError
 
@@ -27,11 +34,15 @@ NO_EPISODE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A captioned video or image file, or a range of frames of a video."""
+MEDIA = (*video_io.SUFFIXES, *image_io.SUFFIXES)
+NO_NUMBERS: Mapping[str, str] = MappingProxyType({})
 
-    name: str  # path within the folder, with "/"
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A captioned video or image, or a part of a video: of a file of its own, or of one that holds several."""
+
+    name: str  # of the file: its path within the folder, with "/"; unique
     captions: tuple[Timeline, ...]  # in frames of the file
     order_key: float  # hash of the name in [0, 1) that determines the order
     num_bytes: int
@@ -40,14 +51,38 @@ class Source:
     split: str | None = None  # "train" or "validation"; None: chosen while packing
     episode: str = ""  # all clips of an episode are in one split; empty: the video is its own
     # name -> hash of the numbers per frame, which are read again when the video is
-    numbers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # (first frame, number of frames) of each of several ranges, instead of `first` and `count`; no clip is in two
-    spans: tuple[tuple[int, int], ...] = ()
+    numbers: Mapping[str, str] = dataclasses.field(default_factory=lambda: NO_NUMBERS)
+    container: str = (
+        ""  # path within the folder of the file that holds it; empty: the file is its own
+    )
+    start: float = 0.0  # seconds of the video in which it lies
+    end: float | None = None
+    # (file name, first byte, bytes) of its files in the archive `container`, the video or image first
+    members: tuple[tuple[str, int, int], ...] = ()
+    # (first frame, number of frames) of each of several ranges, instead of `first` and `count`
+    ranges: tuple[tuple[int, int], ...] = ()
 
     @property
     def split_key(self) -> float:
-        """Hash in [0, 1) that determines the split."""
-        return _hash(self.episode) if self.episode else self.order_key
+        """Hash in [0, 1) that determines the split: of the episode, else of the name of the video."""
+        if self.episode:
+            return hash_name(self.episode)
+        return self.order_key if self.span == WHOLE else hash_name(stem(self.file))
+
+    @property
+    def shares_split(self) -> bool:
+        """Whether it may be in the split of other sources: of its episode, or of its video."""
+        return bool(self.episode) or self.span != WHOLE
+
+    @property
+    def file(self) -> str:
+        """Path within the folder of the file that is read."""
+        return self.container or self.name
+
+    @property
+    def span(self) -> Span:
+        """The part of the video in seconds, of which `first` and `count` are frames."""
+        return Span(self.start, self.end)
 
     @property
     def texts(self) -> list[str]:
@@ -63,8 +98,22 @@ class Source:
         if self.captions == (((0, self.texts[0]),),) and not (self.episode or self.numbers):
             said = {"caption": self.texts[0]}
         rest = {name: getattr(self, name) for name in ("num_bytes", "first", "count", "split")}
-        spans = {"spans": self.spans} if self.spans else {}
-        return {"name": self.name} | said | rest | spans
+        if self.container:
+            rest |= {name: getattr(self, name) for name in ("container", "start", "end", "members")}
+        ranges = {"ranges": self.ranges} if self.ranges else {}
+        return {"name": self.name} | said | rest | ranges
+
+
+class Listing(NamedTuple):
+    """What is to be packed."""
+
+    given: str  # value of --input
+    video_folder: str | None  # value of --video_folder
+    folder: pathlib.Path  # that the files of the sources are in
+    sources: list[Source]  # in packing order
+    skipped: dict[str, str]  # name -> reason
+    # (sources, skipped), each at the end of packing -> what a listing would give then, without new files
+    without_vanished: Callable[[Sequence[Source], Mapping[str, str]], tuple[list, dict]]
 
 
 def list_sources(
@@ -96,9 +145,9 @@ def list_sources(
     folder = _find_folder(folder)
     skipped: dict[str, str] = {}
     sources = []
-    for path in _walk(folder, follow_links, skipped):
-        name = _shown(path.relative_to(folder))
-        num_bytes, reason = _check_file(path, folder, follow_links)
+    for path in walk(folder, follow_links, skipped, MEDIA):
+        name = shown(path.relative_to(folder))
+        num_bytes, reason = check_file(path, folder, follow_links)
         if not images and image_io.is_image(path):
             reason = UNWANTED_IMAGE
         if not reason:
@@ -109,16 +158,28 @@ def list_sources(
         if reason:
             skipped[name] = reason
             continue
-        key = _hash(name.removesuffix(path.suffix))
+        key = hash_name(stem(name))
         hashes = sidecars.hash_numbers(found.numbers)
         source = Source(name, found.captions, key, num_bytes, episode=found.episode, numbers=hashes)
         sources.append(source)
+    sources = in_order(sources, skipped)
+    if not sources:
+        raise ValueError(_no_sources_message(folder, images, skipped))
+    return sources, skipped
+
+
+def in_order(sources: Iterable[Source], skipped: dict[str, str]) -> list[Source]:
+    """Sorts sources by order key; where some name their episode, moves those that do not to `skipped`."""
+    sources = list(sources)
     if any(source.episode for source in sources):
         skipped |= {source.name: NO_EPISODE for source in sources if not source.episode}
         sources = [source for source in sources if source.episode]
-    if not sources:
-        raise ValueError(_no_sources_message(folder, images, skipped))
-    return sorted(sources, key=_place), skipped
+    return sorted(sources, key=_place)
+
+
+def stem(name: str) -> str:
+    """A name without its last suffix."""
+    return name.removesuffix(pathlib.PurePosixPath(name).suffix)
 
 
 def list_files(folder, follow_links: bool = False) -> tuple[list[str], dict[str, str]]:
@@ -137,9 +198,9 @@ def list_files(folder, follow_links: bool = False) -> tuple[list[str], dict[str,
     folder = _find_folder(folder)
     skipped: dict[str, str] = {}
     names = []
-    for path in _walk(folder, follow_links, skipped):
-        name = _shown(path.relative_to(folder))
-        _, reason = _check_file(path, folder, follow_links)
+    for path in walk(folder, follow_links, skipped, MEDIA):
+        name = shown(path.relative_to(folder))
+        _, reason = check_file(path, folder, follow_links)
         if reason:
             skipped[name] = reason
         else:
@@ -161,23 +222,24 @@ def locate(folder, name: str) -> str:
     return os.path.join(folder, os.fsdecode(name.encode("utf-8")))
 
 
-def _shown(path) -> str:
+def shown(path: pathlib.PurePath) -> str:
     """A path within the folder with "/", as UTF-8 text whatever the locale says."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _walk(folder, follow_links, skipped) -> Iterator[pathlib.Path]:
-    """Yields the video and image files of a folder; adds the folders that cannot be listed to `skipped`.
+def walk(
+    folder: pathlib.Path, follow_links: bool, skipped: dict[str, str], suffixes: Sequence[str]
+) -> Iterator[pathlib.Path]:
+    """Yields the files with one of some suffixes; adds the folders that cannot be listed to `skipped`.
 
     Linked folders come last, and no folder comes twice, so that a circle ends and no clip has a copy.
     """
-    wanted = (*video_io.SUFFIXES, *image_io.SUFFIXES)
     seen = set()
     pending, links = collections.deque([folder]), collections.deque()
     while pending or links:
         link = not pending
         parent = links.popleft() if link else pending.popleft()
-        place = f"{_shown(parent.relative_to(folder))}/"
+        place = f"{shown(parent.relative_to(folder))}/"
         try:
             status = parent.stat()
             if (status.st_dev, status.st_ino) in seen:
@@ -202,14 +264,23 @@ def _walk(folder, follow_links, skipped) -> Iterator[pathlib.Path]:
                 pending.append(path)
             elif entry.is_symlink() and os.path.isdir(path):
                 links.append(path)
-            elif path.suffix.lower() in wanted:
+            elif path.suffix.lower() in suffixes:
                 yield path
 
 
-def _check_file(path, folder, follow_links) -> tuple[int, str | None]:
+def check_file(
+    path: pathlib.Path, folder: pathlib.Path, follow_links: bool
+) -> tuple[int, str | None]:
     """Returns (size, None) of a file that may be read, or (0, the reason why not)."""
     if not _is_utf8(path.relative_to(folder)):
         return 0, NOT_UTF8
+    return check_status(path, folder, follow_links)
+
+
+def check_status(
+    path: pathlib.Path, folder: pathlib.Path, follow_links: bool
+) -> tuple[int, str | None]:
+    """As `check_file`, of a file whose name is UTF-8."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -250,7 +321,7 @@ def _no_sources_message(folder, images, skipped):
             f"{folder} holds no video, only {len(skipped)} images: pack images with --frames=1, or "
             "with --buckets of one frame."
         )
-    suffixes = (*video_io.SUFFIXES, *(image_io.SUFFIXES if images else ()))
+    suffixes = MEDIA if images else video_io.SUFFIXES
     return (
         f"{folder} holds no video{' or image' if images else ''}: add files with one of the "
         f"suffixes {', '.join(suffixes)}."
@@ -261,7 +332,7 @@ def _place(source):
     return source.order_key, source.name
 
 
-def _hash(name):
+def hash_name(name: str) -> float:
     """Hashes a name to [0, 1)."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits, or 1 - 2**-60 rounds to 1
@@ -335,29 +406,23 @@ def without_vanished(
     """Leaves out the files that have vanished since they were listed, whether they were packed before or not.
 
     Args:
-      folder: folder of the sources.
+      folder: folder of the sources, as of `list_sources`.
       sources: as listed when packing began.
       skipped: name -> reason, now that it is finished.
     Returns:
       (sources, skipped) as `list_sources` would return them now, without new files.
     """
-    listed = {source.name for source in sources}
-    kept = [
-        source
-        for source in sources
-        if skipped.get(source.name) != VANISHED and os.path.lexists(locate(folder, source.name))
-    ]
+    kept, rest, exists = split_vanished(folder, sources, skipped)
     rest = {
         name: reason
-        for name, reason in skipped.items()
-        if name not in listed
-        and (reason == NOT_UTF8 or (reason != VANISHED and os.path.lexists(locate(folder, name))))
+        for name, reason in rest.items()
+        if reason == NOT_UTF8 or (reason != VANISHED and exists(name))
     }
     return kept, rest
 
 
 def find_vanished(folder, name: str) -> str | None:
-    """Returns the reason to skip a source that has vanished, or None if it is there.
+    """Returns the reason to skip a source whose file has vanished, or None if it is there.
 
     Raises:
       FileNotFoundError: the whole folder has vanished, such as a disk that is no longer mounted.
@@ -370,6 +435,22 @@ def find_vanished(folder, name: str) -> str | None:
             "after the finished shards."
         )
     return VANISHED
+
+
+def split_vanished(
+    folder, sources: Sequence[Source], skipped: Mapping[str, str]
+) -> tuple[list[Source], dict[str, str], Callable[[str], bool]]:
+    """Separates the sources whose files are there at the end of packing from what was skipped when they were listed.
+
+    Returns:
+      (sources whose files are there, name -> reason of what is no source, a function that tells whether a file of the
+      folder is there).
+    """
+    exists = functools.cache(lambda name: os.path.lexists(locate(folder, name)))
+    listed = {source.name for source in sources}
+    kept = [s for s in sources if skipped.get(s.name) != VANISHED and exists(s.file)]
+    rest = {name: reason for name, reason in skipped.items() if name not in listed}
+    return kept, rest, exists
 
 
 def refuse_skipped(name: str, reason: str) -> None:
