@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.packed import random_clips, write_records
-from tests.saved_runs import CAPTIONS
+from tests.saved_runs import CAPTIONS, write_run
 from tests.tiny import make_run, tiny_config
 from videogen_jax.data import pipeline
 from videogen_jax.parallel.sharding import path_name
@@ -59,12 +59,11 @@ def by_name(tree):
 
 
 def test_each_stage_begins_with_the_parameters_of_the_former(data, tmp_path):
-    """To the bit, though frames, size, batch and mesh change; only layers of longer patches are made of theirs."""
+    """To the bit, though frames, size, batch and mesh change."""
     stages = [
         stage_config(data, 1, 8),
         stage_config(data, 4, 8, tmp_path / "0"),
         stage_config(data, 8, 16, tmp_path / "1", **{"mesh.seq": 2}),
-        stage_config(data, 8, 16, tmp_path / "2", **{"model.patch_size": (4, 4, 4)}),
     ]
     for number, config in enumerate(stages):
         if number:
@@ -72,24 +71,22 @@ def test_each_stage_begins_with_the_parameters_of_the_former(data, tmp_path):
             former = by_name(read_average(tmp_path / str(number - 1))[1])
             found = by_name(params)
             assert set(found) == set(former)
-            inflated = {name for name, leaf in found.items() if leaf.shape != former[name].shape}
-            longer = {*init_params.FRAMES_IN, *init_params.FRAMES_OUT}
-            assert inflated == (longer if number == 3 else set())
-            for name in set(found) - inflated:
-                np.testing.assert_array_equal(found[name], former[name], err_msg=name)
-        loop.train(config, tmp_path / str(number))
-    before, after = (by_name(read_average(tmp_path / str(i))[1]) for i in (0, 1))
-    temporal = "blocks/temporal/mlp/up/kernel"
-    assert (before[temporal] != after[temporal]).any()  # clips train what pictures leave alone
-    fresh = by_name(make_run(stages[0]).model.init_params())
-    np.testing.assert_allclose(before[temporal], fresh[temporal], rtol=0.2)
+            for name, leaf in found.items():
+                np.testing.assert_array_equal(leaf, former[name], err_msg=name)
+        if number < 2:
+            loop.train(config, tmp_path / str(number))
 
 
 def test_longer_patches_start_with_the_output_of_pictures_on_frames_that_are_alike(data, tmp_path):
-    loop.train(stage_config(data, 1, 8), tmp_path / "pictures")
+    write_run(tmp_path / "pictures", stage_config(data, 1, 8))
     other, params = read_average(tmp_path / "pictures")
     config = stage_config(data, 4, 8, tmp_path / "pictures", **{"model.patch_size": (4, 4, 4)})
     run, longer = begin(config)
+    before, after = by_name(params), by_name(longer)
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed == {*init_params.FRAMES_IN, *init_params.FRAMES_OUT}
+    for name in set(before) - changed:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
     picture = np.random.default_rng(0).standard_normal((2, 1, 8, 8, 3)).astype(np.float32)
     clip = np.repeat(picture, 4, axis=1)
 
@@ -111,7 +108,7 @@ def test_longer_patches_start_with_the_output_of_pictures_on_frames_that_are_ali
 
 @pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 4)])
 def test_other_patches_are_refused(data, tmp_path, size):
-    loop.train(stage_config(data, 4, 8, **{"model.patch_size": (4, 4, 4)}), tmp_path / "run")
+    write_run(tmp_path / "run", stage_config(data, 4, 8, **{"model.patch_size": (4, 4, 4)}))
     config = stage_config(data, 4, 8, tmp_path / "run", **{"model.patch_size": size})
     with pytest.raises(ValueError, match=r"model\.patch_size is .*, but \(4, 4, 4\)"):
         begin(config)

@@ -348,10 +348,10 @@ class VideoDiT(nn.Module):
                 "model.cross_attention is 'none' and model.pooled_text is False, so the text would be ignored: "
                 "change one of them."
             )
-        if self.text_encoder != "words" and self.text_pooling != "mean":
+        if self.text_pooling != "mean" and not (self.text_encoder == "words" and self.pooled_text):
             raise ValueError(
-                f"model.text_pooling is {self.text_pooling!r}, but only the text encoder 'words' pools words: set it "
-                "to 'mean'."
+                f"model.text_pooling is {self.text_pooling!r}, but only the text encoder 'words' with "
+                "model.pooled_text pools words: set it to 'mean'."
             )
         if self.text_encoder != "words" and self.text_depth:
             raise ValueError(
