@@ -158,6 +158,10 @@ def _check_flags(values):
         raise ValueError("--output is missing: set --output=FOLDER.")
     if not values.input and not values.synthetic:
         raise ValueError("nothing to pack: set --input=FOLDER, or --synthetic=moving_shapes.")
+    if values.caption_words and not values.synthetic:
+        raise ValueError(
+            "--caption_words writes captions of --synthetic videos: remove it with --input."
+        )
     if not values.fps > 0:
         raise ValueError(f"invalid --fps={values.fps:g}: set it above 0.")
     for name in ("max_megapixels", "max_gap", "max_repeats"):
