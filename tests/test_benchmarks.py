@@ -1,6 +1,7 @@
 """Benchmarks at a tiny size: they finish, and their tables have the expected rows."""
 
 import importlib.util
+import math
 import subprocess
 import sys
 
@@ -70,3 +71,24 @@ class TestWithPublishedWeights:
         rows = run("decode_memory", *flags)
         assert [row[0] for row in rows] == ["2", "5"]
         assert rows[0][3] == rows[1][3]  # the compiled program is the same
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("xl", [False, True])
+def test_stages_keep_their_batch_on_every_machine(count, xl, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import stages
+
+    for name in stages.STAGES:
+        config = stages.stage_config(name, count, xl, roomy=count != 2)
+        given = stages.configs.load_config(name)
+        assert math.prod(config.mesh.values()) == count
+        assert config.batch_size == given.batch_size
+        assert config.memory.offload_activations == (
+            count == 2 and given.memory.offload_activations
+        )
+        assert (config.model.width, config.model.depth) == ((1152, 28) if xl else (512, 24))
+        micro = config.batch_size // config.train.accumulation
+        clips_at_once = micro // (config.mesh.data * config.mesh.fsdp)
+        planned = given.batch_size // given.train.accumulation // given.mesh.fsdp
+        assert clips_at_once == planned or config.train.accumulation == 1

@@ -373,6 +373,7 @@ CHOICES = {
     "model.cross_attention": dit.CHOICES["cross_attention"],
     "model.conditioning": dit.CONDITIONINGS,
     "model.residual_dtype": dit.RESIDUAL_TYPES,
+    "model.text_pooling": dit.POOLINGS,
     "model.micro_conditions": (*conditioning.BATCH_CONDITIONS, "augmentation"),
     "schedule.name": schedule.SCHEDULES,
     "objective.prediction": tuple(objective.PREDICTIONS),

@@ -85,3 +85,23 @@ def test_config_builds_abstractly(name, tmp_path, monkeypatch):
     count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
     if stated := re.search(r"([\d.]+) (M|million) parameters", module.__doc__):
         assert count / 1e6 == pytest.approx(float(stated[1]), rel=0.02)
+
+
+def test_each_stage_starts_from_the_one_before_it_with_the_same_model():
+    names = [name for name in NAMES if name.startswith("stages_")]
+    configs_of = [load(name).get_config() for name in names]
+    frames = [config.data.frames for config in configs_of]
+    assert frames == [1, 16, 120, 480]
+    former = ""
+    for name, config in zip(names, configs_of, strict=True):
+        assert config.init.path == former
+        former = re.search(
+            rf"launch\.py --config=configs/{name}\.py --workdir=(\S+)", load(name).__doc__
+        )[1]
+        assert config.model.to_dict() == configs_of[0].model.to_dict()
+        assert (config.vae.to_dict(), config.text.to_dict()) == (
+            configs_of[0].vae.to_dict(),
+            configs_of[0].text.to_dict(),
+        )
+    # A place has one position at all sizes: that of 512 x 512 in patches of 16 x 16 pixels.
+    assert configs_of[0].model.position_grid == (32, 32)

@@ -34,6 +34,8 @@ Synthetic videos ("a red circle moving left") are generated and packed by:
 and long ones, in which walls reflect the shapes and the caption names the first direction, by:
 
     python -m videogen_jax.pack --synthetic=bouncing_shapes --clips=1440 --size=24 --frames=48 --output=DIR
+
+With --caption_words=60 their captions say the same in 60 words, of which the shape comes last.
 """
 
 import contextlib
@@ -143,6 +145,8 @@ def define_flags(flag_values=flags.FLAGS):
         "synthetic", None, synthetic.KINDS, "Generate videos of this kind.", flag_values=flag_values
     )
     define("integer", "clips", 1440, "Number of videos for --synthetic.", lower_bound=1)
+    text = "Words of the captions of --synthetic; 0: as few as name the facts."
+    define("integer", "caption_words", 0, text, lower_bound=0)
     define(
         "integer", "seed", 0, "Seed for --synthetic.", lower_bound=0, upper_bound=command.MAX_SEED
     )
@@ -271,6 +275,10 @@ def _check_flags(values):
         raise ValueError(
             "--times_column has both ends of the clips: remove --start_column and --end_column."
         )
+    if values.caption_words and not values.synthetic:
+        raise ValueError(
+            "--caption_words writes captions of --synthetic videos: remove it with --input."
+        )
     if not values.fps > 0:
         raise ValueError(f"invalid --fps={values.fps:g}: set it above 0.")
     for name in ("max_megapixels", "max_gap", "max_repeats"):
@@ -311,6 +319,8 @@ def run(values) -> dict:
     if values.synthetic:
         folder = folder or output.resolve().with_name(f"{output.resolve().name}_videos")
         origin = {"kind": values.synthetic, "clips": values.clips, "seed": values.seed}
+        if values.caption_words:  # data sets with short captions do not name it
+            origin["caption_words"] = values.caption_words
         # Without reading the videos, which may have been deleted after packing.
         report = finished_report(output, settings_to_json(settings, origin))
         if report:
@@ -348,6 +358,7 @@ def _generate(folder, settings, origin, workers):
             size=settings.size[0],
             frames=settings.frames,
             fps=settings.fps,
+            caption_words=origin.get("caption_words", 0),
             workers=workers,
             on_progress=advance,
         )

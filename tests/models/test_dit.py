@@ -304,6 +304,14 @@ def test_half_precision_is_close_to_float32(dtype, tolerance, changes):
         ),
         ({"text_encoder": "embeddings"}, r"model\.text_depth is 1, but only .*'words'"),
         (
+            {"text_encoder": "embeddings", "text_depth": 0, "text_pooling": "weighted"},
+            r"model\.text_pooling is 'weighted', but only .*'words'",
+        ),
+        (
+            {"text_pooling": "weighted", "pooled_text": False},
+            r"model\.text_pooling is 'weighted', but only .* with model\.pooled_text",
+        ),
+        (
             {"positions": "rope", "num_heads": 6},
             r"2 axes need an even width of at least 4, not 2: .*model\.width / model\.num_heads",
         ),

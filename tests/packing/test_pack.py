@@ -382,6 +382,20 @@ def test_synthetic_videos_are_generated_and_packed(tmp_path):
         run(**options, output=tmp_path / "shapes", seed=1)
 
 
+def test_synthetic_videos_are_packed_with_long_captions(tmp_path):
+    options = dict(synthetic="moving_shapes", clips=3, frames=4, size=16, caption_words=30)
+    options |= dict(output=tmp_path / "packed", validation_fraction=0)
+    run(**options)
+    found = {
+        int(item["source"][:6]): caption_of(item) for item in read(tmp_path / "packed", "train")
+    }
+    assert found == {index: synthetic.caption_clip(index, 0, 30) for index in range(3)}
+    with pytest.raises(ValueError, match="'caption_words': 30.* is now .*'seed': 0}"):
+        run(**options | {"caption_words": 0})
+    with pytest.raises(ValueError, match="remove it with --input"):
+        run(input=tmp_path, output=tmp_path / "other", caption_words=30)
+
+
 def test_bouncing_shapes_are_packed(tmp_path):
     options = dict(synthetic="bouncing_shapes", clips=3, frames=20, size=24)
     options |= dict(output=tmp_path / "packed", validation_fraction=0)

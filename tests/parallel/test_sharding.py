@@ -241,6 +241,14 @@ def test_a_patch_detailer_is_replicated():
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found))
 
 
+def test_the_importance_of_words_is_replicated():
+    config = tiny_config()
+    config.model.text_pooling = "weighted"
+    found = make_run(config).model.param_shardings["caption_encoder"]
+    assert set(found) == {"words", "norm", "importance"}
+    assert found["importance"].is_fully_replicated
+
+
 def test_two_devices_hold_half_of_every_matrix_each():
     run = make_run(tiny_config())
     state = jax.jit(run.init, out_shardings=run.shardings)()

@@ -7,6 +7,8 @@ at constant speed and never touches the edge of the frame. There are two kinds:
 - bouncing_shapes: a path reflected by walls, for long videos; speed does not depend on the number of frames, and the
   caption names the direction in the first frame.
 
+Captions of more words say the same in many sentences (long_captions.py).
+
 A clip is a function of (kind, seed, index), so clips can be generated independently.
 """
 
@@ -21,7 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from videogen_jax.data import json_files, video_writer
+from videogen_jax.data import json_files, long_captions, video_writer
 from videogen_jax.data.workers import make_pool
 
 SHAPES = ("circle", "square", "triangle")
@@ -68,16 +70,17 @@ def make_caption(colour: str, shape: str, direction: str) -> str:
 
 
 def parse_caption(caption: str) -> tuple[str, str, str]:
-    """Parses a caption, ignoring case and spacing.
+    """Parses a caption, short or long, ignoring case and spacing.
 
     Returns:
       (colour, shape, direction), keys of COLOURS, SHAPES and DIRECTIONS.
     Raises:
-      ValueError: the caption is not one of the 144.
+      ValueError: the caption is not one of the 144, nor of `long_captions.make_long_caption`.
     """
     match = re.fullmatch(r"an? (\S+) (\S+) moving (.+)", " ".join(caption.lower().split()))
-    if match and match.groups() in COMBINATIONS:
-        return match.groups()
+    facts = match.groups() if match else long_captions.parse_long_caption(caption)
+    if facts in COMBINATIONS:
+        return facts
     shown = caption if len(caption) <= 80 else caption[:77] + "..."
     raise ValueError(
         f'the caption {shown!r} is not like "a red circle moving up left": use the colours '
@@ -280,6 +283,20 @@ def make_clip(
     return names, render_clip(*names, frames=frames, size=size, **motion)
 
 
+def caption_clip(index: int, seed: int, words: int = 0) -> str:
+    """The caption of a clip of `make_clip`.
+
+    Args:
+      index: index of the clip.
+      seed: seed of the data set.
+      words: of a long caption, which differs from clip to clip; 0: that of `make_caption`.
+    """
+    names = pick_combination(index, seed)
+    if not words:
+        return make_caption(*names)
+    return long_captions.make_long_caption(*names, words, np.random.default_rng([seed, index, 1]))
+
+
 def _check_kind(kind):
     if kind not in KINDS:
         raise ValueError(f"unknown kind of synthetic videos {kind!r}: choose {' or '.join(KINDS)}.")
@@ -294,6 +311,7 @@ def write_shapes(
     size: int = 64,
     frames: int = 16,
     fps: float = 8.0,
+    caption_words: int = 0,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -309,6 +327,7 @@ def write_shapes(
       size: height and width in pixels, even.
       frames: T >= 2.
       fps: frames per second.
+      caption_words: words of a caption; 0: short captions.
       workers: number of processes.
       on_progress: called with the number of clips just finished.
     Raises:
@@ -321,12 +340,19 @@ def write_shapes(
             f"moving shapes need clips >= 1, seed >= 0, an even size >= {MIN_SIZE}, frames >= 2 "
             f"and fps > 0, not clips={clips}, seed={seed}, size={size}, frames={frames}, fps={fps}."
         )
+    if caption_words and caption_words < long_captions.LEAST_WORDS:
+        raise ValueError(
+            f"long captions have {long_captions.LEAST_WORDS} words or more, not {caption_words}: give more, or 0 for "
+            "short ones."
+        )
     folder = pathlib.Path(folder)
     settings = {"kind": kind, "clips": clips, "seed": seed, "size": size}
     settings |= {"frames": frames, "fps": float(fps)}
+    if caption_words:  # manifests of short captions do not name it
+        settings["caption_words"] = caption_words
     _claim_folder(folder, settings)
     chunks = [range(first, min(first + 32, clips)) for first in range(0, clips, 32)]
-    arguments = (os.fspath(folder), kind, seed, size, frames, fps)
+    arguments = (os.fspath(folder), kind, seed, size, frames, fps, caption_words)
     with make_pool(min(workers, len(chunks))) as pool:
         futures = {pool.submit(_write_clips, chunk, *arguments): len(chunk) for chunk in chunks}
         for future in concurrent.futures.as_completed(futures):
@@ -343,9 +369,9 @@ def _claim_folder(folder, settings):
         found = json_files.read(manifest, {str: object}, "choose another folder.")
         found = {"kind": "moving_shapes"} | found
         if found != settings:
-            differing = [key for key in settings if found.get(key) != settings[key]]
+            differing = [key for key in found | settings if found.get(key) != settings.get(key)]
             differences = ", ".join(
-                f"{key} {found.get(key)} instead of {settings[key]}" for key in differing
+                f"{key} {found.get(key)} instead of {settings.get(key)}" for key in differing
             )
             raise ValueError(
                 f"{folder} holds moving shapes generated with other settings ({differences}): "
@@ -362,7 +388,7 @@ def _claim_folder(folder, settings):
     os.replace(unfinished, manifest)
 
 
-def _write_clips(indices, folder, kind, seed, size, frames, fps):
+def _write_clips(indices, folder, kind, seed, size, frames, fps, caption_words):
     """Writes the clips with these indices; runs in a worker."""
     folder = pathlib.Path(folder)
     for index in indices:
@@ -374,5 +400,6 @@ def _write_clips(indices, folder, kind, seed, size, frames, fps):
         _, video = make_clip(index, seed, size=size, frames=frames, kind=kind)
         video_writer.write_video(folder / f"{stem}.mp4", video, fps)
         unfinished = folder / f".{stem}.txt"
-        unfinished.write_text(make_caption(*names) + "\n", encoding="utf-8")
+        text = caption_clip(index, seed, caption_words)
+        unfinished.write_text(text + "\n", encoding="utf-8")
         os.replace(unfinished, caption)

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models import blocks, layers, patches, positions, remat
-from videogen_jax.models.caption_encoder import CaptionEncoder, CaptionProjection
+from videogen_jax.models.caption_encoder import POOLINGS, CaptionEncoder, CaptionProjection
 from videogen_jax.models.detailer import PatchDetailer
 from videogen_jax.models.kv_cache import KVCache
 from videogen_jax.parallel.sequence_parallel import TokenSharding
@@ -48,6 +48,7 @@ CHOICES = {
     "text_encoder": TEXT_ENCODERS,
     "conditioning": CONDITIONINGS,
     "residual_dtype": RESIDUAL_TYPES,
+    "text_pooling": POOLINGS,
 }
 
 
@@ -78,6 +79,7 @@ class VideoDiT(nn.Module):
     residual_dtype: str = "compute"  # of the residual stream: compute (that of `dtype`), float32
     detailer_width: int = 0  # channels of the patch detailer head, see detailer.py; 0: none
     detailer_blocks: int = 2  # its residual blocks
+    text_pooling: str = "mean"  # of the caption encoder's words, see caption_encoder.py
     out_channels: int | None = None  # None: as x_t
     position_grid: tuple[float, float] | None = None  # (rows, columns) in tokens; None: the video's
     token_sharding: TokenSharding | None = None  # None on one device
@@ -209,6 +211,7 @@ class VideoDiT(nn.Module):
                 self.token_sharding,
                 self.kernel,
                 dtype=self.dtype,
+                pooling=self.text_pooling,
                 name="caption_encoder",
             )(text)
         else:
@@ -223,11 +226,9 @@ class VideoDiT(nn.Module):
                 tokens = project(tokens)
         lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
         if self.pooled_text:
-            return (
-                tokens,
-                lengths,
-                layers.Embedder(self.width, self.dtype, name="text_embed")(pooled),
-            )
+            vector = layers.Embedder(self.width, self.dtype, name="text_embed")(pooled)
+            # A weighted sum of words is also added as it is: the path by which they are learned first.
+            return tokens, lengths, vector + pooled if self.text_pooling == "weighted" else vector
         return tokens, lengths, None
 
     def _embed_condition(
@@ -346,6 +347,11 @@ class VideoDiT(nn.Module):
             raise ValueError(
                 "model.cross_attention is 'none' and model.pooled_text is False, so the text would be ignored: "
                 "change one of them."
+            )
+        if self.text_pooling != "mean" and not (self.text_encoder == "words" and self.pooled_text):
+            raise ValueError(
+                f"model.text_pooling is {self.text_pooling!r}, but only the text encoder 'words' with "
+                "model.pooled_text pools words: set it to 'mean'."
             )
         if self.text_encoder != "words" and self.text_depth:
             raise ValueError(

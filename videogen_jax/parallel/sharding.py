@@ -33,6 +33,7 @@ PARAMETER_AXES = {
 
 # Further parameters, by the options that add them.
 WORDS_AXES = {r"words/embedding": ("vocabulary", "embed")}
+IMPORTANCE_AXES = {r"caption_encoder/importance": ("vocabulary",)}
 CLASS_AXES = {r"label_embed/embedding": ("vocabulary", "embed")}
 PROJECTION_AXES = {r"caption_encoder/(hidden|out)/kernel": ("features", "embed")}
 CROSS_ATTENTION_AXES = {
@@ -87,7 +88,13 @@ MESH_AXES: dict[str, MeshAxes] = {
 
 
 def parameter_rules(
-    *, modulation: str, qk_norm: bool, cross_attention: str, text_encoder: str, detailer: bool
+    *,
+    modulation: str,
+    qk_norm: bool,
+    cross_attention: str,
+    text_encoder: str,
+    detailer: bool,
+    text_pooling: str = "mean",
 ) -> dict[str, tuple[str, ...]]:
     """Sharding rules for a model; every rule matches at least one of its parameters.
 
@@ -97,12 +104,14 @@ def parameter_rules(
       cross_attention: see `VideoDiT`.
       text_encoder: see `VideoDiT`.
       detailer: whether there is a patch detailer head.
+      text_pooling: see `VideoDiT`.
     Returns:
       Regular expression for the end of a path -> logical axes.
     """
     reads, gated = cross_attention != "none", cross_attention == "gated"
     options = (
         (text_encoder == "words", WORDS_AXES),
+        (text_pooling == "weighted", IMPORTANCE_AXES),
         (text_encoder == "class", CLASS_AXES),
         (text_encoder == "embeddings" and reads, PROJECTION_AXES),
         (reads, CROSS_ATTENTION_AXES),

@@ -177,6 +177,7 @@ def make_model(
         cross_attention=config.model.cross_attention,
         text_encoder=text_encoder,
         detailer=bool(config.model.detailer_width),
+        text_pooling=config.model.text_pooling,
     )
     abstract_params, param_shardings = place_abstract(mesh, init_params, rules)
     if lora is not None:

@@ -2,7 +2,9 @@
 
 A run with more conditioning than the one it starts from has new inputs: the channels of known frames, and
 micro-conditions. They start at zero, so that its first output is the other one's. A run whose captions have other words
-keeps the embeddings of the words that both have. LoRA's updates start at zero.
+keeps the embeddings of the words that both have. A run of longer patches in time than the other's, which trained on
+pictures, reads the mean of a patch's frames and predicts each of them as the other would. LoRA's
+updates start at zero.
 """
 
 import functools
@@ -30,7 +32,15 @@ from videogen_jax.run.text_conditioning import Texts, find_difference
 # init.layout of another run, and of an export of one; the others are of models/weight_layouts.py
 RUN, EXPORT = "run", "export"
 FIRST_LAYER = "patch_embed/kernel"
-WORDS = "caption_encoder/words/embedding"
+WORDS = ("caption_encoder/words/embedding", "caption_encoder/importance")  # a row for each word
+# Axis of the layers' parameters that has the frames of a patch, outermost.
+FRAMES_IN = {FIRST_LAYER: 0, "detailer/enter/kernel": 0}
+FRAMES_OUT = {
+    "unembed/kernel": 1,
+    "unembed/bias": 0,
+    "detailer/leave/kernel": 1,
+    "detailer/leave/bias": 0,
+}
 SHOWN = 10  # words in a sentence
 # Options of config.model that leave the parameters what they are, or add inputs or the detailer.
 MAY_DIFFER = (
@@ -130,6 +140,7 @@ def start_from_run(
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs)}
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
     embedders = [f"{name}_embed" for name in model.conditioning.micro_conditions]
+    frames = model.patch_frames // other.patch_frames
     taken, new = set(), set()
 
     def start(path: Any, leaf: Any) -> Any:
@@ -145,13 +156,16 @@ def start_from_run(
             )
         taken.add(name)
         value = found[name]
-        if name == WORDS and words[0] != words[1]:
+        if name in WORDS and words[0] != words[1]:
             value = carry_words(value, leaf, *words)
             new.update([name] if set(words[0]) - set(words[1]) else [])
         if name == FIRST_LAYER and sizes[0] < sizes[1]:
             wider = functools.partial(widen, channels=sizes[0], wanted=sizes[1], video=channels)
             value = jax.jit(wider, out_shardings=leaf.sharding)(value)
             new.add(name)
+        if frames > 1 and name in FRAMES_IN | FRAMES_OUT:
+            longer = functools.partial(inflate, name=name, frames=frames)
+            value = jax.jit(longer, out_shardings=leaf.sharding)(value)
         if value.shape != leaf.shape:
             raise ValueError(
                 f"{name} is {value.shape} in init.path={workdir} and {leaf.shape} here: its model is another; set the "
@@ -179,22 +193,23 @@ def start_from_run(
 def carry_words(
     theirs: jax.Array, fresh: jax.Array, words: Sequence[str], before: Sequence[str]
 ) -> jax.Array:
-    """Word embeddings for another vocabulary: those of words that both have, and fresh ones.
+    """Rows of words for another vocabulary: those of words that both have, and fresh ones.
 
     Args:
-      theirs: (W, D), of the run that this one starts from.
-      fresh: (V, D), at random.
+      theirs: (W, ...), embeddings of the run that this one starts from.
+      fresh: (V, ...), at random.
       words: of this run, at most V - 3.
       before: of the other run.
     Returns:
-      (V, D), laid out as `fresh`.
+      (V, ...), laid out as `fresh`.
     """
     sources = Vocabulary.from_list(words).find_sources(Vocabulary.from_list(before))
     # Rows behind the last word are of no word, and stay fresh.
     sources = np.pad(sources, (0, len(fresh) - len(sources)), constant_values=-1)
 
     def carry(theirs: jax.Array, fresh: jax.Array) -> jax.Array:
-        return jnp.where((sources >= 0)[:, None], theirs[np.maximum(sources, 0)], fresh)
+        common = (sources >= 0).reshape(-1, *[1] * (fresh.ndim - 1))
+        return jnp.where(common, theirs[np.maximum(sources, 0)], fresh)
 
     return jax.jit(carry, out_shardings=fresh.sharding)(theirs, fresh)
 
@@ -229,6 +244,9 @@ def check_model(model: Model, other: Model, workdir: Path) -> None:
         return lines | {"vae.name": one.config.vae.name}
 
     ours, theirs = meaning(model), meaning(other)
+    size, before = ours["model.patch_size"], theirs["model.patch_size"]
+    if before[0] == 1 and size[1:] == before[1:]:  # see `inflate`
+        theirs["model.patch_size"] = size
     for name in ours:
         if ours[name] != theirs.get(name):
             raise ValueError(
@@ -265,3 +283,22 @@ def widen(kernel: jax.Array, channels: int, wanted: int, video: int) -> jax.Arra
     zeros = jnp.zeros((len(kernel), wanted - channels, kernel.shape[-1]), kernel.dtype)
     kernel = jnp.concatenate([kernel[:, :video], zeros, kernel[:, video:]], axis=1)
     return kernel.reshape(-1, kernel.shape[-1])
+
+
+def inflate(value: jax.Array, name: str, frames: int) -> jax.Array:
+    """A parameter of the first or last layers for patches of several frames, from that for patches of one.
+
+    What reads a patch gets the mean of its frames, what predicts one the same for each of them: on frames that are all
+    alike the model's output is the other's.
+
+    Args:
+      value: of a name in FRAMES_IN or FRAMES_OUT.
+      name: of the parameter.
+      frames: of a patch.
+    Returns:
+      `frames` times as long along the name's axis.
+    Source: inflation of filters, I3D, arXiv:1705.07750, section 2.4.1.
+    """
+    if name in FRAMES_IN:
+        return jnp.concatenate([value / frames] * frames, axis=FRAMES_IN[name])
+    return jnp.concatenate([value] * frames, axis=FRAMES_OUT[name])
