@@ -22,7 +22,7 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.run.merged_lora import without_lora
-from videogen_jax.train import diffusion_run, loop, resume_checks, training_run
+from videogen_jax.train import diffusion_run, init_params, loop, resume_checks, training_run
 
 pytestmark = pytest.mark.slow
 
@@ -170,6 +170,20 @@ def test_new_words_that_are_frozen_are_warned_of(base_run, tmp_path, caplog):
     run, _ = begin(config, words)
     assert sentence not in caplog.text
     assert WORDS in list_paths(run.abstract.params) and WORDS not in list_paths(run.abstract.frozen)
+
+
+def test_what_published_weights_lack_is_warned_of_if_frozen(data, monkeypatch, caplog):
+    """Here all but one leaf, which the layout has."""
+
+    def load(path, layout, params):
+        return params | {"patch_embed": jax.tree.map(np.asarray, params["patch_embed"])}
+
+    monkeypatch.setattr(init_params.weights, "load_weights", load)
+    config = starting(lora_config(), data, "weights.safetensors")
+    config.init.layout = "dit"
+    begin(config, data)
+    assert "blocks/spatial/attention/key_norm/scale, blocks/" in caplog.text
+    assert "more: new in this run, and frozen" in caplog.text and "patch_embed" not in caplog.text
 
 
 def run_steps(config, params, count):

@@ -41,7 +41,7 @@ FRAMES_OUT = {
     "detailer/leave/kernel": 1,
     "detailer/leave/bias": 0,
 }
-SHOWN = 10  # words in a sentence
+SHOWN = 10  # words or paths in a sentence
 # Options of config.model that leave the parameters what they are, or add inputs or the detailer.
 MAY_DIFFER = (
     "conditioning",
@@ -79,7 +79,10 @@ def read_params(model: Model, texts: Texts, frozen: Collection[str]) -> Any:
     if layout in (RUN, EXPORT):
         return start_from_run(model, path, texts, layout, frozen)
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
-    return weights.load_weights(path, layout, params)
+    loaded = weights.load_weights(path, layout, params)
+    pairs = zip(list_paths(params), jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True)
+    warn_of_frozen({name for name, before, after in pairs if before is after}, frozen)
+    return loaded
 
 
 def add_lora(model: Model, params: Any) -> Any:
@@ -181,13 +184,24 @@ def start_from_run(
     logging.info("Starting from step %d of %s.", step, workdir)
     if words[0] != words[1]:
         logging.info("%s", describe_words(*words))
-    if stuck := sorted(new.intersection(frozen)):
-        logging.warning(
-            "%s: new in this run, and frozen, so that what is new in them is never learned: name them in "
-            "--config.train.lora.full, or take them out of train.frozen.",
-            ", ".join(stuck),
-        )
+    warn_of_frozen(new, frozen)
     return started
+
+
+def warn_of_frozen(new: set[str], frozen: Collection[str]) -> None:
+    """Warns of parameters that start at random or at zero, wholly or in part, and are not trained.
+
+    Args:
+      new: paths of the former.
+      frozen: paths of the latter.
+    """
+    if stuck := sorted(new.intersection(frozen)):
+        more = f" and {len(stuck) - SHOWN} more" if len(stuck) > SHOWN else ""
+        logging.warning(
+            "%s%s: new in this run, and frozen, so that what is new in them is never learned: name them in "
+            "--config.train.lora.full, or take them out of train.frozen.",
+            *(", ".join(stuck[:SHOWN]), more),
+        )
 
 
 def carry_words(
