@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -144,7 +145,10 @@ def test_damaged_archives_are_packed_up_to_the_damage(tmp_path):
     spoilt[places["2.mp4"].offset + 20] ^= 1  # a header
     cut = places["2.mp4"].offset_data + 100
     negative = bytearray(whole)
-    negative[places["2.mp4"].offset + 124 : places["2.mp4"].offset + 136] = b"\xff" * 12
+    place = places["2.mp4"].offset
+    negative[place + 124 : place + 136] = b"\xff" * 12
+    checksum = tarfile.calc_chksums(bytes(negative[place : place + 512]))[0]
+    negative[place + 148 : place + 156] = b"%06o\0 " % checksum
     contents = {"header": spoilt, "cut": whole[:cut], "negative": negative}
     contents["within a header"] = whole[: places["2.mp4"].offset + 100]
     for name, content in contents.items():
@@ -167,7 +171,11 @@ def test_headers_that_claim_gigabytes_are_damage(tmp_path):
         file.seek(2048)
         file.write(name.tobuf(tarfile.GNU_FORMAT))
         file.truncate(2**25)
+    tracemalloc.start()
     found = listing(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
     assert list(texts(found)) == ["a.mp4"] and "breaks off after 2 files" in found.skipped["s.tar"]
 
 
