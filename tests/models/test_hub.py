@@ -1,14 +1,20 @@
 """Files of published models: local paths, downloads from the hub, and errors."""
 
 import builtins
+import json
 import re
 import sys
 import types
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from tests.models.text_encoders import save_parts, write_t5
 from videogen_jax.models import autoencoder as autoencoders
-from videogen_jax.models.hub import check_model, check_upload, find_file, is_name
+from videogen_jax.models import autoencoder_interface
+from videogen_jax.models.hub import check_model, check_upload, find_file, find_weights, is_name
+from videogen_jax.models.weights import WeightsError, read_tensors
 
 FILE = "model.safetensors"
 
@@ -54,6 +60,61 @@ def test_local_files_are_not_downloaded(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="owner/known has no config.json: give the fol"):
         find_file("owner/known", "config.json")
     assert not hub.requests
+
+
+@pytest.fixture
+def snapshot(hub, monkeypatch, tmp_path):
+    """The folder vae/ of a repository on the fake hub, whose files are downloaded from there; its weights in parts."""
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    write_t5(source)
+    tensors = load_file(source / FILE)
+    (source / FILE).unlink()
+    save_parts(tensors, source, 2, autoencoder_interface.FILE)
+
+    def download(repository, file):
+        hub.requests.append(file)
+        found = source / file.removeprefix("vae/")
+        if repository != "owner/known" or not found.is_file():
+            raise FileNotFoundError("404 Client Error")
+        target = cache / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(found.read_bytes())
+        return str(target)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    return source, tensors
+
+
+def test_weights_in_several_files_are_downloaded(hub, snapshot, tmp_path):
+    """And nothing else; the autoencoders read theirs from there too."""
+    _, tensors = snapshot
+    file = autoencoder_interface.FILE
+    found = find_weights("owner/known/vae", file)
+    assert found == tmp_path / "cache" / "vae"
+    stem = file.removesuffix(".safetensors")
+    parts = [f"vae/{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert hub.requests == [f"vae/{file}", f"vae/{file}.index.json", *parts]
+    read = read_tensors(found)
+    assert set(read) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(read[name], tensor)
+    # These tensors are those of a text encoder: the error names them, so that they were read.
+    with pytest.raises(WeightsError, match=r"cache/vae: .*unexpected \(encoder.block.0"):
+        autoencoder_interface.load_params("sd", "owner/known/vae", file, {})
+
+
+def test_what_lacks_of_weights_in_several_files_is_named(hub, snapshot):
+    source, _ = snapshot
+    file = autoencoder_interface.FILE
+    with pytest.raises(FileNotFoundError, match=f"no local owner/unknown/vae/{file} and the down"):
+        find_weights("owner/unknown/vae", file)
+    part = sorted(source.glob("*-00002.safetensors"))[1]
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=f"put vae/{part.name} of the hub's owner/known at"):
+        find_weights("owner/known/vae", file)
+    (source / f"{file}.index.json").write_text(json.dumps({"weight_map": {"a": "../../a"}}))
+    with pytest.raises(WeightsError, match="names '../../a', which is no file of its folder"):
+        find_weights("owner/known/vae", file)
 
 
 def test_the_error_for_an_unreachable_hub_says_where_to_put_the_file(hub, tmp_path):

@@ -80,15 +80,15 @@ def write_t5(folder, seed=0, kind="t5", vocabulary=40, parts=1):
     return str(folder)
 
 
-def save_parts(tensors, folder, parts):
+def save_parts(tensors, folder, parts, file="model.safetensors"):
     """Several files and their index."""
     index = {}
     for i in range(parts):
-        name = f"model-{i + 1:05d}-of-{parts:05d}.safetensors"
+        name = f"{file.removesuffix('.safetensors')}-{i + 1:05d}-of-{parts:05d}.safetensors"
         chosen = dict(list(tensors.items())[i::parts])
         save_file(chosen, folder / name)
         index |= dict.fromkeys(chosen, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / f"{file}.index.json").write_text(json.dumps({"weight_map": index}))
 
 
 def write_words(folder, words="a red ball ein grüner Würfel word one two three", end=True):
