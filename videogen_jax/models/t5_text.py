@@ -79,6 +79,7 @@ PUBLISHED = {  # configs of models on the hub, to know shapes offline
     "google/t5-v1_1-large": _of_width(1024, 2816, 24, 16),
     "google/t5-v1_1-xl": _of_width(2048, 5120, 24, 32),
     "google/t5-v1_1-xxl": XXL,
+    "Lightricks/LTX-Video/text_encoder": XXL,
     "google/umt5-xxl": UMT5_XXL,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers/text_encoder": UMT5_XXL,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers/text_encoder": UMT5_XXL,
