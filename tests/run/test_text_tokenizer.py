@@ -1,4 +1,4 @@
-"""Where the tokenizer of a text encoder lies, and tokenizers of other models, which are refused."""
+"""Where the tokenizer of a text encoder is found, and tokenizers of other models, which are refused."""
 
 import json
 

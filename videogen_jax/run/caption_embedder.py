@@ -57,7 +57,7 @@ def make_encoders(
 
 
 def load_embedder(text: ml_collections.ConfigDict, precision: str) -> Embedder:
-    """Reads the weights of a config's text encoders and lays them on this process's devices.
+    """Reads the weights of a config's text encoders and places them on this process's devices.
 
     Args:
       text: the section of the config.
@@ -136,14 +136,14 @@ def count_rows(length: int) -> int:
 def describe_embeddings(
     embedder: Embedder, text: ml_collections.ConfigDict, dtype: str
 ) -> TextInfo:
-    """What `encode` notes of the caption embeddings that it stores.
+    """The metadata that `encode` stores beside caption embeddings.
 
     Args:
       embedder: of `load_embedder`.
       text: the section of the config.
       dtype: vae.stored.
     Returns:
-      The note, with the embedding of no caption.
+      The metadata, with the embedding of the empty caption.
     """
     tokens, pooled, _ = embedder.run([""])
     null = [

@@ -1,6 +1,6 @@
 """The tokenizer of a text encoder: CLIP's, which this package has, or that of files beside the weights.
 
-T5's and Qwen3's tokenizer (data/pretrained_tokenizer.py) lies in the folder of the weights, or, as in pipelines of
+T5's and Qwen3's tokenizer (data/pretrained_tokenizer.py) is in the folder of the weights, or, as in pipelines of
 diffusers, in a folder beside it: `tokenizer` beside `text_encoder`, `tokenizer_2` beside `text_encoder_2`.
 """
 
