@@ -205,7 +205,7 @@ def test_decoding_in_parts_equals_the_whole(name):
         np.testing.assert_allclose(stream(autoencoder, params, z, cuts), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "ltx shallow"])
 @pytest.mark.parametrize("mesh", [{}, {"data": 2}], ids=["one", "two"])
 def test_chunks_on_a_mesh_equal_the_whole(name, mesh):
     """Sharded over rows with halo exchange; attention is over all rows."""

@@ -29,6 +29,20 @@ LTX = {
     "decoder_layers_per_block": (1, 1, 1, 1, 1),
     "patch_size": 1,
 }
+# Two levels: half the layers to compile, with the same branches.
+LTX_SHALLOW = LTX | {
+    "block_out_channels": (4, 8),
+    "down_block_types": ("LTXVideoDownBlock3D",) * 2,
+    "decoder_block_out_channels": (4, 8),
+    "layers_per_block": (1, 1, 1),
+    "decoder_layers_per_block": (1, 1, 1),
+    "spatio_temporal_scaling": (True, False),
+    "decoder_spatio_temporal_scaling": (True, False),
+    "decoder_inject_noise": (False,) * 3,
+    "downsample_type": ("conv",) * 2,
+    "upsample_residual": (False,) * 2,
+    "upsample_factor": (1,) * 2,
+}
 WAN = {
     "base_dim": 4,
     "z_dim": 3,
@@ -50,6 +64,7 @@ NETWORKS = {
     "wan": ("wan", WAN),
     "wan 2.2": ("wan", WAN | WAN_22),
     "ltx": ("ltx", LTX),
+    "ltx shallow": ("ltx", LTX_SHALLOW),
     "ltx 0.9.5": ("ltx", LTX | NEWER),
     "ltx timed": ("ltx", LTX | NEWER | TIMED),
     "ltx causal": ("ltx", LTX | {"decoder_causal": True}),
