@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.models.text_encoders import save_parts, write_t5
+from tests.models.text_encoders import WIDTH, save_parts, write_t5
 from videogen_jax.models import autoencoder as autoencoders
-from videogen_jax.models import autoencoder_interface
+from videogen_jax.models import autoencoder_interface, t5_text
 from videogen_jax.models.hub import check_model, check_upload, find_file, find_weights, is_name
 from videogen_jax.models.weights import WeightsError, read_tensors
 
@@ -101,6 +101,24 @@ def test_weights_in_several_files_are_downloaded(hub, snapshot, tmp_path):
     # These tensors are those of a text encoder: the error names them, so that they were read.
     with pytest.raises(WeightsError, match=r"cache/vae: .*unexpected \(encoder.block.0"):
         autoencoder_interface.load_params("sd", "owner/known/vae", file, {})
+
+
+def test_shapes_of_text_encoders_are_read_from_the_cache_of_the_hub(hub, monkeypatch, tmp_path):
+    write_t5(tmp_path / "cached" / "text_encoder")
+
+    def look_up(repository, file, local_files_only=False):
+        hub.requests.append((repository, file, local_files_only))
+        if repository == "owner/cached":
+            return str(tmp_path / "cached" / file)
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr(hub, "hf_hub_download", look_up)
+    encoder = t5_text.make_text_encoder("owner/cached/text_encoder", fetch=False)
+    assert encoder.width == WIDTH
+    assert hub.requests == [("owner/cached", "text_encoder/config.json", True)]
+    assert t5_text.make_text_encoder("owner/unknown", fetch=False).width == 4096
+    assert t5_text.make_text_encoder("google/t5-v1_1-base", fetch=False).width == 768
+    assert len(hub.requests) == 2  # published ones are not looked up
 
 
 def test_what_lacks_of_weights_in_several_files_is_named(hub, snapshot):

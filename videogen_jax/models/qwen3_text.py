@@ -86,8 +86,8 @@ def make_text_encoder(
         weights. If empty, the network is that of Qwen/Qwen3-0.6B and `load` raises.
       layer: which hidden states; see above.
       dtype: float32 or bfloat16, in which matrices are kept and multiplied.
-      fetch: if False, take the config of a model on the hub from PUBLISHED (by default Qwen3-0.6B's), so that shapes
-        are known offline.
+      fetch: if False, take the config of a model on the hub from PUBLISHED or the hub's cache (default:
+        Qwen3-0.6B's), so that shapes are known offline.
     Raises:
       ValueError: the dtype is unknown, or the network has no such layer.
       FileNotFoundError: the path exists neither here nor on the hub.

@@ -96,8 +96,8 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
       path: a folder, a safetensors file or a name on the Hugging Face hub (hub.py), with config.json beside the
         weights. If empty, the network is that of google/t5-v1_1-xxl and `load` raises.
       dtype: float32 or bfloat16, in which matrices are kept and multiplied.
-      fetch: if False, take the config of a model on the hub from PUBLISHED (by default T5 v1.1 XXL's), so that shapes
-        are known offline.
+      fetch: if False, take the config of a model on the hub from PUBLISHED or the hub's cache (default:
+        T5 v1.1 XXL's), so that shapes are known offline.
     Raises:
       ValueError: the dtype is unknown.
       FileNotFoundError: the path exists neither here nor on the hub.

@@ -58,7 +58,8 @@ def find_config(
 
     Args:
       path: see hub.py; empty: the default.
-      fetch: if False, nothing is fetched: models on the hub have their published config, unknown ones the default.
+      fetch: if False, nothing is fetched: a model on the hub has its published config, or that in the hub's cache here,
+        or else the default.
       read: reads a config.json.
       published: configs by path.
       default: the config where there is no other.
@@ -76,9 +77,15 @@ def find_config(
                 f"{path} has no {CONFIG_FILE} beside its weights: put that of the model there."
             )
         return read(file)
-    if not fetch:
-        return published.get(path, default)
-    return read(find_file(path, CONFIG_FILE))
+    if not fetch and path in published:
+        return published[path]
+    try:
+        file = find_file(path, CONFIG_FILE, fetch=fetch)
+    except FileNotFoundError:
+        if fetch:
+            raise
+        return default
+    return read(file)
 
 
 def name_sources(abstract_params: Any, rename: Callable[[str], str]) -> dict[str, Source]:
