@@ -25,8 +25,23 @@ def t5(tmp_path_factory):
     return write_t5(tmp_path_factory.mktemp("t5"), parts=2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """A few captions at a time: what is computed is the same, and padded batches cost less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_embedder, "CAPTIONS_AT_A_TIME", 4)
+        patch.setattr(caption_embedder, "TOKENS_AT_A_TIME", 512)
+        yield
+
+
 def load(precision="float32", **text):
     return caption_embedder.load_embedder(get_config(text=text).text, precision)
+
+
+@pytest.fixture(scope="module")
+def embedder(t5):
+    """Compiled once for all tests that compare with it."""
+    return load(encoder="t5", path=t5)
 
 
 def direct(path, captions):
@@ -46,7 +61,7 @@ def test_captions_embed_as_transformers_embeds_them(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    captions = ["a red ball rolls", *TEXTS[:20], "a red ball, 红色的球, " * 90]
+    captions = ["a red ball rolls", *TEXTS[:12], "a red ball, 红色的球, " * 90]
     if kind == "qwen3":
         write_qwen(tmp_path)
         network = test_qwen3_text.save_reference(tmp_path, vocab_size=640, eos_token_id=602)
@@ -79,9 +94,16 @@ def test_lengths_are_few():
     assert caption_embedder.padded_lengths(16) == [16]
 
 
-def test_embeddings_do_not_depend_on_the_batch(t5):
+def test_long_captions_run_in_smaller_batches(monkeypatch):
+    monkeypatch.setattr(caption_embedder, "CAPTIONS_AT_A_TIME", 32)
+    monkeypatch.setattr(caption_embedder, "TOKENS_AT_A_TIME", 4096)
+    counts = {32: 32, 128: 32, 256: 16, 512: 8, 8192: 1}
+    assert {length: caption_embedder.count_rows(length) for length in counts} == counts
+
+
+def test_embeddings_do_not_depend_on_the_batch(t5, embedder):
     """Each caption alone, all together in both orders, and all in one batch of 512 tokens."""
-    run = load(encoder="t5", path=t5).run
+    run = embedder.run
     tokens, pooled = direct(t5, CAPTIONS)
     orders = [[i] for i in range(len(CAPTIONS))] + [list(range(len(CAPTIONS)))]
     for order in (*orders, orders[-1][::-1]):
@@ -104,10 +126,10 @@ def test_short_captions_run_in_short_batches(t5):
         return encoder.encode(params, ids)
 
     _, run = caption_embedder._load("t5", encoder._replace(encode=record))
-    captions = [*CAPTIONS, *(f"{'one ' * n}" for n in range(400))]
+    captions = [*CAPTIONS, *("one " * n for n in range(0, 400, 7))]
     found = run(captions)
     devices = len(jax.local_devices())
-    per_device = {32: 32, 64: 32, 128: 32, 256: 16, 512: 8}
+    per_device = {32: 4, 64: 4, 128: 4, 256: 2, 512: 1}
     assert set(shapes) == {(rows * devices, length) for length, rows in per_device.items()}
     assert len(shapes) == len(per_device)
     assert [len(row) for row in found.tokens] == np.minimum(found.counts, 512).tolist()
@@ -115,15 +137,17 @@ def test_short_captions_run_in_short_batches(t5):
     np.testing.assert_allclose(found.tokens[-1], tokens[-1], atol=2e-5)
 
 
-def test_the_pooled_vector_may_be_anothers(t5, tmp_path):
+def test_the_pooled_vector_may_be_of_another_encoder(t5, embedder, tmp_path):
     clip = write_clip(tmp_path / "clip")
     both = load(encoder="t5", path=t5, pooled_encoder="clip", pooled_path=clip)
-    one, other = load(encoder="t5", path=t5), load(encoder="clip", path=clip)
-    found = both.run(CAPTIONS)
-    for row, expected in zip(found.tokens, one.run(CAPTIONS).tokens, strict=True):
+    one, other = embedder, load(encoder="clip", path=clip)
+    captions = [CAPTIONS[0], CAPTIONS[-1]]  # the second is longer than either encoder reads
+    found = both.run(captions)
+    for row, expected in zip(found.tokens, one.run(captions).tokens, strict=True):
         np.testing.assert_array_equal(row, expected)
-    np.testing.assert_array_equal(found.pooled, other.run(CAPTIONS).pooled)
-    assert found.counts.tolist() == COUNTS and found.pooled.shape == (len(CAPTIONS), POOLED)
+    np.testing.assert_array_equal(found.pooled, other.run(captions).pooled)
+    assert found.counts.tolist() == [COUNTS[0], COUNTS[-1]]
+    assert found.pooled.shape == (2, POOLED)
     assert (both.weights, both.pooled_weights) == (one.weights, other.weights)
     assert both.pooled_width == POOLED and one.pooled_width == WIDTH
     config = get_config(
@@ -135,30 +159,31 @@ def test_the_pooled_vector_may_be_anothers(t5, tmp_path):
     assert info.length == 512 and info.pooled_weights == other.weights
 
 
-def test_devices_that_share_the_parameters_give_the_same(t5, monkeypatch):
-    whole = load(encoder="t5", path=t5).run(CAPTIONS)
+def test_devices_that_share_the_parameters_give_the_same(t5, embedder, monkeypatch):
+    captions = CAPTIONS[:5]
+    whole = embedder.run(captions)
     monkeypatch.setattr(caption_embedder, "LARGEST_REPLICATED", 0)
-    split = load(encoder="t5", path=t5).run(CAPTIONS)
+    split = load(encoder="t5", path=t5).run(captions)
     for one, other in zip(
         (*whole.tokens, whole.pooled), (*split.tokens, split.pooled), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-def test_bfloat16_has_its_own_hash(t5):
+def test_bfloat16_has_its_own_hash(t5, embedder):
     half = load("bfloat16", encoder="t5", path=t5)
-    exact = load(encoder="t5", path=t5)
+    exact = embedder
     assert half.weights != exact.weights and half.precision == "bfloat16"
     one, other = half.run(CAPTIONS[:2]), exact.run(CAPTIONS[:2])
     assert 0 < np.abs(one.tokens[0] - other.tokens[0]).max() < 0.3
 
 
-def test_without_weights_of_the_pooled_vector_it_is_told(t5):
+def test_a_pooled_encoder_without_weights_is_refused(t5):
     with pytest.raises(ValueError, match="text.pooled_path is empty: set it to the weights of"):
         load(encoder="t5", path=t5, pooled_encoder="clip")
 
 
-def test_damaged_weights_are_told(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     path = write_t5(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["encoder.final_layer_norm.weight"][3] = np.nan
