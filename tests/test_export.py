@@ -22,7 +22,7 @@ from tests.data.packed import random_clips, write_records
 from tests.generate.test_from_checkpoint import run_verb
 from tests.models.autoencoders import random_sd
 from tests.models.randomise import randomise
-from tests.models.text_encoders import write_clip
+from tests.models.text_encoders import write_clip, write_t5
 from tests.run.test_text_conditioning import write_sd
 from tests.saved_runs import CAPTIONS, image_config, long_config, write_run
 from tests.test_launch import ENVIRONMENT
@@ -32,7 +32,8 @@ from videogen_jax.data import pipeline
 from videogen_jax.data.latent_records import LatentInfo
 from videogen_jax.models import weights
 from videogen_jax.models.weights import hash_params
-from videogen_jax.run import ema_snapshots, export_folder, text_conditioning
+from videogen_jax.run import caption_embedder, ema_snapshots, export_folder
+from videogen_jax.run.text_conditioning import restore_texts
 from videogen_jax.run.trained_autoencoder import read_autoencoder
 from videogen_jax.train import init_params
 from videogen_jax.train.run_kinds import DIFFUSION
@@ -95,6 +96,11 @@ def describe_latents(name, params, shape, stride=1):
     )
 
 
+def describe_texts(config):
+    embedder = caption_embedder.load_embedder(config.text, "float32")
+    return caption_embedder.describe_embeddings(embedder, config.text, "float16")
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A run with two averages, and an export of it."""
@@ -118,8 +124,7 @@ def places(tmp_path_factory):
 def latte(places, tmp_path_factory):
     """A run of Latte's architecture: latents, and captions embedded by CLIP."""
     config = latte_config(places)
-    embedder = text_conditioning.load_embedder(config.text.path, "float32")
-    text = text_conditioning.describe_embeddings(embedder, config.text.path, "float16")
+    text = describe_texts(config)
     _, params = random_sd(places / "sd")
     latents = describe_latents("sd", params, [2, 2, 4])
     return write_run(tmp_path_factory.mktemp("latte") / "run", config, latents, text=text)
@@ -188,6 +193,59 @@ def test_latents_embedded_captions_and_diffusers_layout(latte, tmp_path):
         tokens = torch.from_numpy(text["tokens"].astype(np.float32))
         expected = module(video, torch.from_numpy(t), tokens, return_dict=False)[0]
     np.testing.assert_allclose(got, expected.movedim(1, -1).numpy(), atol=1e-4)
+
+
+def test_two_text_encoders_are_kept_and_their_places_told(places, tmp_path, caplog):
+    """T5's tokens and CLIP's pooled vector: both embed prompts where the export is opened."""
+    t5 = write_t5(tmp_path / "t5")
+    config = latent_config(places, encoder="t5", path=t5, length=16)
+    config.text.update({"pooled_encoder": "clip", "pooled_path": str(places / "clip")})
+    config.model.update({"cross_attention": "gated", "pooled_text": True})
+    _, params = random_sd(places / "sd")
+    latents = describe_latents("sd", params, [2, 2, 4])
+    run = write_run(tmp_path / "run", config, latents, text=describe_texts(config))
+    with caplog.at_level("WARNING", logger="absl"):
+        folder = run_export(run, tmp_path / "export")
+    for flag in ("vae_path", "text_path", "pooled_path"):
+        assert f"--{flag}=owner/name" in caplog.text
+    expected = videogen_jax.load(run)(CAPTIONS)
+    np.testing.assert_array_equal(videogen_jax.load(folder)(CAPTIONS), expected)
+    assert expected.std() > 5
+    text = (folder / "README.md").read_text()
+    assert "embeddings of t5, t5; pooled vector of clip, clip" in text and str(tmp_path) not in text
+    saved = json.loads((folder / "config.json").read_text())["metadata"]["text"]
+    assert (saved["encoder"], saved["pooled_encoder"]) == ("t5", "clip")
+    # A run starts from it where the encoders are the same, and from no other.
+    model = make_run(config).model
+    texts = restore_texts(config.text, {"text": describe_texts(config)._asdict()})
+    started = init_params.start_from_run(model, str(folder), texts, "export")
+    jax.tree.map(np.testing.assert_array_equal, started, randomise(model.abstract_params, 0.3))
+    config.text.path = write_t5(tmp_path / "other", seed=1)
+    texts = restore_texts(config.text, {"text": describe_texts(config)._asdict()})
+    with pytest.raises(ValueError, match="embedded by another text encoder"):
+        init_params.start_from_run(model, str(folder), texts, "export")
+
+    there = {"vae_path": "owner/vae", "text_path": "owner/t5", "pooled_path": "owner/clip"}
+    caplog.clear()
+    folder = run_export(run, tmp_path / "named", **there)
+    assert "path of this machine" not in caplog.text
+    for path in ("README.md", "config.json"):
+        text = (folder / path).read_text()
+        assert str(tmp_path) not in text and str(places) not in text
+    opened = export_folder.open_export(folder)
+    assert (opened.config.text.path, opened.config.text.pooled_path) == ("owner/t5", "owner/clip")
+    with pytest.raises(ValueError, match=r"model\.pooled_text is True and not False"):
+        run_export(run, tmp_path / "latte", layout="diffusers")
+    # Neither of these verbs needs the encoders' files where the run had them.
+    config.text.path = t5
+    texts = restore_texts(config.text, {"text": describe_texts(config)._asdict()})
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        init_params.start_from_run(make_run(config).model, str(folder), texts, "export"),
+        started,
+    )
+    shutil.rmtree(t5)
+    run_export(run, tmp_path / "again")
 
 
 def test_an_autoencoder_trained_here_goes_along(tmp_path):
@@ -260,8 +318,12 @@ def test_what_lora_added_is_in_the_weights(tmp_path):
     a, b, kernel = (np.float64(given[name]) for name in ("lora_a", "lora_b", "kernel"))
     np.testing.assert_allclose(got["kernel"], kernel + 3 / 2 * a @ b, atol=1e-5)
     assert np.abs(a @ b).max() > 0.1
-    expected = videogen_jax.load(run)(CAPTIONS)
-    np.testing.assert_array_equal(videogen_jax.load(folder)(CAPTIONS), expected)
+    # The verb samples the run, whose updates are beside the kernels, as it does the export.
+    listings = [
+        run_verb(one, tmp_path / f"of_{one.name}", prompts=CAPTIONS) for one in (run, folder)
+    ]
+    hashes = [[video["sha256"] for video in listing["videos"]] for listing in listings]
+    assert hashes[0] == hashes[1]
 
 
 def test_bfloat16_is_rounded_and_says_so(plain, tmp_path):
@@ -345,8 +407,11 @@ def test_paths_of_this_machine_stay_here(latte, places, tmp_path, caplog):
         run_export(latte, tmp_path / "one")
     assert "vae.path" in caplog.text and "--text_path=owner/name" in caplog.text
     folder = run_export(latte, tmp_path / "two", vae_path="owner/vae", text_path="owner/clip")
-    options = json.loads((folder / "config.json").read_text())["config"]
-    assert (options["vae"]["path"], options["text"]["path"]) == ("owner/vae", "owner/clip")
+    opened = export_folder.open_export(folder)
+    assert (opened.config.vae.path, opened.config.text.path) == ("owner/vae", "owner/clip")
+    assert opened.metadata["text"]["path"] == "owner/clip"
+    sentence = "--pooled_path is given, but this run reads no weights by text.pooled_path"
+    refuse(sentence, latte, tmp_path / "three", pooled_path="owner/clip")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -15,7 +15,7 @@ Without --workdir, --push_to_hub uploads what is in --output.
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,18 @@ from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run import autoencoder_model, checkpoint, export_folder, saved_config
 from videogen_jax.run import model as run_model
 from videogen_jax.run.merged_lora import merge_lora
-from videogen_jax.run.text_conditioning import MODEL_ENCODERS
+from videogen_jax.run.text_conditioning import MODEL_ENCODERS, restore_null
 
 LAYOUTS = ("native", "diffusers")
 SAMPLES = "samples"  # folder of the videos that the card shows
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm")
 MOST_SAMPLES = 8  # of a folder
+# Options with paths of published weights, and the flags that say where others find these.
+WEIGHTS_FLAGS = {
+    "vae.path": "vae_path",
+    "text.path": "text_path",
+    "text.pooled_path": "pooled_path",
+}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -63,6 +69,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     define("string", "hardware", "", "For the card: what the model was trained on.")
     define("string", "vae_path", None, "Where others find the autoencoder, in place of vae.path.")
     define("string", "text_path", None, "Where others find the text encoder, likewise.")
+    define("string", "pooled_path", None, "Likewise, in place of text.pooled_path.")
     define("string", "push_to_hub", None, "Upload to this repository, owner/name.")
     define("boolean", "private", False, "Make a new repository on the hub private.")
     command.want_finite("ema_width", flag_values=flag_values)
@@ -76,7 +83,8 @@ class Trained(NamedTuple):
     step: int
     average: str
     metadata: dict[str, Any]
-    run_config: ml_collections.ConfigDict  # as it was trained; that of `model` is as it samples
+    run_config: ml_collections.ConfigDict  # as it was trained
+    config: ml_collections.ConfigDict  # as it samples: without LoRA, which is in `params`
 
 
 def main(arguments: list[str]) -> None:
@@ -117,20 +125,21 @@ def write_export(values: Any, output: Path) -> None:
     trained = read_trained(Path(values.workdir), values.step, values.ema, values.ema_width)
     autoencoder = configs.is_autoencoder(trained.model.config)
     transformer = describe_transformer(trained) if values.layout == "diffusers" else None
-    config = portable_config(trained.model.config, values.vae_path, values.text_path)
     inside = None if autoencoder else read_autoencoder(trained)
+    weights_at = {name: getattr(values, flag) for name, flag in WEIGHTS_FLAGS.items()}
+    trained = make_portable(trained, weights_at)
     place = output.resolve()
     output_folder.make_output_folder(place.parent, "--output")
     unfinished = place.with_name(f".{place.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
     try:
         unfinished.mkdir()
-        write_weights(unfinished, trained, config, values.dtype, transformer)
+        write_weights(unfinished, trained, values.dtype, transformer)
         if inside is not None:
             folder = unfinished / export_folder.VAE
             folder.mkdir()
             # In float32: the latents were encoded by these very weights.
-            write_weights(folder, inside, portable_config(inside.model.config), "float32")
+            write_weights(folder, make_portable(inside), "float32")
         card = Card(
             title=(values.push_to_hub or place.name).rpartition("/")[2],
             name=values.push_to_hub or place.name,
@@ -193,15 +202,18 @@ def read_trained(
       FileNotFoundError: there is no run.
     """
     config = saved_config.read_config(workdir)
-    kind = autoencoder_model if configs.is_autoencoder(config) else run_model
-    model = kind.make_model(config, meshes.make_mesh(devices=jax.devices()[:1]))
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
 
     def read(step: int, metadata: dict[str, Any]) -> Trained:
-        sampling, params = model, restore_average(model, workdir, step, ema, ema_width)
-        if kind is run_model:
-            sampling, params = merge_lora(model, params)
+        if configs.is_autoencoder(config):
+            model = autoencoder_model.make_model(config, mesh)
+            params = restore_average(model, workdir, step, ema, ema_width)
+        else:
+            model = run_model.make_model(config, mesh, restore_null(config.text, metadata))
+            params = restore_average(model, workdir, step, ema, ema_width)
+            model, params = merge_lora(model, params)
         average = (ema or model.ema_names[0]) if ema_width is None else f"width_{ema_width:g}"
-        return Trained(sampling, params, step, average, metadata, config)
+        return Trained(model, params, step, average, metadata, config, model.config)
 
     return checkpoint.read_newest(workdir, step, read)
 
@@ -221,7 +233,7 @@ def read_autoencoder(trained: Trained) -> Trained | None:
         return read_trained(Path(space.path))
     export = export_folder.open_export(space.path)
     model = autoencoder_model.make_model(export.config, trained.model.mesh)
-    return Trained(model, params, export.step, export.weights, {}, export.config)
+    return Trained(model, params, export.step, export.weights, {}, export.config, export.config)
 
 
 def describe_transformer(trained: Trained) -> dict[str, Any]:
@@ -242,50 +254,78 @@ def describe_transformer(trained: Trained) -> dict[str, Any]:
     return latte_export.describe(fields, model.token_grid, model.video_shape[-1], width)
 
 
+def make_portable(trained: Trained, weights_at: Mapping[str, str | None] | None = None) -> Trained:
+    """Takes the paths of this machine out of configs and metadata; warns of weights that others will not have.
+
+    Args:
+      trained: the model.
+      weights_at: option of WEIGHTS_FLAGS -> where others find these weights; None to keep the option.
+    Returns:
+      The model, its configs locked.
+    Raises:
+      ValueError: a place is given for weights that the run does not read.
+    """
+    given = {name: place for name, place in (weights_at or {}).items() if place is not None}
+    options = dict(configs.flatten(trained.config.to_dict()))
+    read = {name: options[name] for name in WEIGHTS_FLAGS if options.get(name)}
+    if options.get("vae.name") == "workdir":  # which is exported too
+        del read["vae.path"]
+    for name in given:
+        if name not in read:
+            raise ValueError(
+                f"--{WEIGHTS_FLAGS[name]} is given, but this run reads no weights by {name} that others have to find: "
+                "leave it out."
+            )
+    for name, path in read.items():
+        if name not in given and not hub.is_name(path):
+            logging.warning(
+                "%s=%s is a path of this machine: tell others by --%s=owner/name where they find these weights.",
+                *(name, path, WEIGHTS_FLAGS[name]),
+            )
+    config, run_config = (
+        portable_config(one, given) for one in (trained.config, trained.run_config)
+    )
+    metadata = trained.metadata
+    if text := metadata.get("text"):
+        places = {"path": config.text.path, "pooled_path": config.text.pooled_path}
+        metadata = metadata | {"text": text | places}
+    return trained._replace(config=config, run_config=run_config, metadata=metadata)
+
+
 def portable_config(
-    config: ml_collections.ConfigDict, vae_path: str | None = None, text_path: str | None = None
+    config: ml_collections.ConfigDict, weights_at: Mapping[str, str]
 ) -> ml_collections.ConfigDict:
-    """A copy of a run's config whose paths say nothing of this machine; warns of those that others will not have.
+    """A copy of a config, locked: of data and the like, which sampling does not read, the last part of the path.
 
     Args:
       config: of the run.
-      vae_path: where others find the autoencoder's weights; by default vae.path.
-      text_path: where they find the text encoder's, likewise.
-    Returns:
-      The config, locked.
+      weights_at: option of WEIGHTS_FLAGS -> path of these weights; by default as it is.
     """
     config = config.copy_and_resolve_references().unlock()
-    sections = {"vae": vae_path, "text": text_path}
     for name in paths.OPTIONS:
         section, key = name.split(".")
         if section not in config:
             continue
         path = config[section][key]
-        if section not in sections:  # data and the like, which sampling does not read
-            config[section][key] = Path(path).name if Path(path).is_absolute() else path
-        elif section == "vae" and config.vae.name == "workdir":
-            config.vae.path = export_folder.VAE
-        elif sections[section] is not None:
-            config[section][key] = sections[section]
-        elif path and not hub.is_name(path):
-            logging.warning(
-                "%s=%s is a path of this machine: tell others by --%s_path=owner/name where they find these weights.",
-                *(name, path, section),
-            )
+        if name in WEIGHTS_FLAGS:
+            config[section][key] = weights_at.get(name, path)
+        elif Path(path).is_absolute():
+            config[section][key] = Path(path).name
+    if "vae" in config and config.vae.name == "workdir":
+        config.vae.path = export_folder.VAE
     return config.lock()
 
 
 def write_weights(
     folder: Path,
     trained: Trained,
-    config: ml_collections.ConfigDict,
     dtype: str,
     transformer: dict[str, Any] | None = None,
 ) -> None:
     """Writes config.json and the weights into an empty folder; see `export_folder.write_export`."""
     export_folder.write_export(
         folder,
-        config=config,
+        config=trained.config,
         params=trained.params,
         step=trained.step,
         average=trained.average,

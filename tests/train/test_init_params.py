@@ -83,7 +83,7 @@ def some_frames(run):
 def read_average(workdir):
     run = make_run(saved_config.read_config(workdir))
     with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
-        return run, checkpoint.restore_ema(manager, run.abstract.params, run.ema_name)[0]
+        return run, checkpoint.restore_ema(manager, run.model.abstract_params, run.ema_name)[0]
 
 
 def test_a_new_detailer_starts_by_adding_nothing(text_run, data):
@@ -162,7 +162,7 @@ def test_the_loop_starts_from_the_run_and_goes_on_from_its_own_checkpoint(text_r
     [
         ({"model.width": 24}, r"model\.width is 24, but 12 in init\.path"),
         ({"model.num_heads": 3}, r"model\.num_heads is 3, but 2 in init\.path"),
-        ({"model.patch_size": (2, 4, 4)}, r"model\.patch_size is \(2, 4, 4\), but \(1, 4, 4\)"),
+        ({"model.patch_size": (1, 2, 4)}, r"model\.patch_size is \(1, 2, 4\), but \(1, 4, 4\)"),
     ],
 )
 def test_another_model_is_refused(text_run, data, changes, sentence):

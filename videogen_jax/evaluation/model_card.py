@@ -122,7 +122,8 @@ def _recipe(card: Card) -> str:
         words, text = card.metadata.get("vocabulary"), card.metadata.get("text")
         rows["captions"] = f"{len(words)} words, learned here" if words else _name_encoder(text)
         latents = {"identity": "none: pixels", "workdir": "an autoencoder trained here, in vae/"}
-        rows["latents"] = latents.get(config.vae.name, f"{config.vae.name}, {config.vae.path}")
+        default = f"{config.vae.name}, {_place(config.vae.path)}"
+        rows["latents"] = latents.get(config.vae.name, default)
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     changes = [
         f"{name} = {value!r}"
@@ -135,7 +136,17 @@ def _recipe(card: Card) -> str:
 
 
 def _name_encoder(text: Mapping[str, Any] | None) -> str:
-    return f"embeddings of {text['encoder']}, {text['path']}" if text else ""
+    if not text:
+        return ""
+    name = f"embeddings of {text['encoder']}, {_place(text['path'])}"
+    if pooled := text.get("pooled_encoder"):
+        name += f"; pooled vector of {pooled}, {_place(text['pooled_path'])}"
+    return name
+
+
+def _place(path: str) -> str:
+    """A name on the hub or a path, without the folders of this machine."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _count(clips: int | None) -> str:

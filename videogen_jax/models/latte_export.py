@@ -1,7 +1,7 @@
 """Models whose architecture is Latte's, in the layout of diffusers' `LatteTransformer3DModel`.
 
 A model is Latte's where its fields are those of `weight_layouts.latte_fields`; the same tables convert its weights both
-ways. No run can be a DiT, which reads class labels: here captions condition every model.
+ways. No run fits diffusers' `DiTTransformer2DModel`, which reads class labels: here captions condition every model.
 """
 
 from collections.abc import Mapping
@@ -65,8 +65,8 @@ def describe(
         differences.append("text.encoder is 'words' and not one of pretrained embeddings")
     if differences:
         raise ValueError(
-            f"This model is not Latte's, the one architecture with a layout of diffusers: {'; '.join(differences)}. "
-            "Export it with --layout=native, or train one with these options."
+            f"This model's architecture is not Latte's, the only one that --layout=diffusers exports: "
+            f"{'; '.join(differences)}; export it with --layout=native, or train one with these options."
         )
     return config
 

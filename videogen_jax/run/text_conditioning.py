@@ -141,6 +141,20 @@ def restore_texts(text: ml_collections.ConfigDict, metadata: dict[str, Any]) -> 
     return _make_pretrained(text, TextInfo(**metadata["text"]))
 
 
+def restore_null(text: ml_collections.ConfigDict, metadata: dict[str, Any]) -> Any:
+    """The embedding of no caption of a trained run, of the sizes that its model has; reads nothing at `text.path`.
+
+    Args:
+      text: the section of the config.
+      metadata: saved with its checkpoint.
+    Returns:
+      Tree of rows without the batch axis.
+    """
+    if text.encoder == "words":
+        return blank_text(text)
+    return _make_pretrained(text, TextInfo(**metadata["text"])).null
+
+
 def find_difference(texts: Texts, metadata: dict[str, Any]) -> str | None:
     """What gives the same parameters another meaning: words of a sentence, or None.
 

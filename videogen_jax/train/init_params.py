@@ -10,7 +10,7 @@ updates start at zero.
 import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,15 @@ def add_lora(model: Model, params: Any) -> Any:
     return combine(params, fresh)
 
 
+class OtherRun(NamedTuple):
+    """What a run starts from: the newest moving average of another run, LoRA's updates added into it."""
+
+    model: Model
+    params: Any  # laid out on the mesh
+    words: list[str]  # of its captions; none with a pretrained text encoder
+    step: int
+
+
 def start_from_run(
     model: Model, path: str, texts: Texts, layout: str, frozen: Collection[str] = ()
 ) -> Any:
@@ -110,44 +119,76 @@ def start_from_run(
       ValueError: the other run has another model, or another text encoder.
       FileNotFoundError: there is no run.
     """
+    other = read_other_run(model, path, texts, layout)
+    words = texts.metadata["vocabulary"]
+    started, new = carry_params(model, other, words, path)
+    logging.info("Starting from step %d of %s.", other.step, path)
+    if words != other.words:
+        logging.info("%s", describe_words(words, other.words))
+    warn_of_frozen(new, frozen)
+    return started
+
+
+def read_other_run(model: Model, path: str, texts: Texts, layout: str) -> OtherRun:
+    """Reads the run that another starts from; arguments and errors are those of `start_from_run`."""
     workdir = Path(path)
     export = export_folder.open_export(path) if layout == EXPORT else None
     config = saved_config.read_config(workdir) if export is None else export.config
     if configs.is_autoencoder(config):
         raise ValueError(
-            f"init.path={workdir} is the {layout} of an autoencoder: name that of a diffusion model."
+            f"init.path={path} is the {layout} of an autoencoder: name that of a diffusion model."
         )
-    other = make_model(config, model.mesh, grid=model.token_grid)
+    # Captions are embedded by the same encoder, see `check_texts`; its files may not be where the other run had them.
+    same = config.text.encoder == model.config.text.encoder
+    other = make_model(config, model.mesh, model.null_text if same else None, model.token_grid)
     check_model(model, other, workdir)
 
-    def check_texts(metadata: dict[str, Any]) -> tuple[list[str], list[str]]:
-        words = texts.metadata["vocabulary"], metadata["vocabulary"]
-        if not all(words) and (difference := find_difference(texts, metadata)):
-            raise ValueError(f"init.path={workdir} cannot be started from: {difference}.")
-        return words
+    def check_texts(metadata: dict[str, Any]) -> list[str]:
+        ours, theirs = texts.metadata["vocabulary"], metadata["vocabulary"]
+        if not (ours and theirs) and (difference := find_difference(texts, metadata)):
+            raise ValueError(f"init.path={path} cannot be started from: {difference}.")
+        return theirs
 
-    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int, tuple]:
+    def read(step: int, metadata: dict[str, Any]) -> tuple[Any, int, list[str]]:
         words = check_texts(metadata)
         with checkpoint.open_checkpoints(workdir, read_only=True) as manager:
             name = other.ema_names[0]
             return *checkpoint.restore_ema(manager, other.abstract_params, name, step), words
 
     if export is None:
-        theirs, step, words = checkpoint.read_newest(workdir, None, read)
+        params, step, words = checkpoint.read_newest(workdir, None, read)
     else:
         words, step = check_texts(export.metadata), export.step
-        theirs = export.put_params(other)
-    other, theirs = merge_lora(other, theirs, model.token_grid)
+        params = export.put_params(other)
+    return OtherRun(*merge_lora(other, params, model.token_grid), words, step)
+
+
+def carry_params(
+    model: Model, other: OtherRun, words: list[str], path: str
+) -> tuple[Any, set[str]]:
+    """The other run's parameters in the shapes of this one's.
+
+    Args:
+      model: of the run that starts.
+      other: that it starts from.
+      words: of its captions.
+      path: of the other run, for errors.
+    Returns:
+      (the parameters, laid out on the mesh; paths of those that are new in this run, wholly or in part).
+    Raises:
+      ValueError: the models have other parameters.
+    """
     channels = model.video_shape[-1]
-    sizes = [one.conditioning.input_channels(channels) for one in (other, model)]
-    found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs)}
+    sizes = [one.conditioning.input_channels(channels) for one in (other.model, model)]
+    leaves = jax.tree_util.tree_leaves_with_path(other.params)
+    found = {path_name(place): leaf for place, leaf in leaves}
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()
     embedders = [f"{name}_embed" for name in model.conditioning.micro_conditions]
-    frames = model.patch_frames // other.patch_frames
+    frames = model.patch_frames // other.model.patch_frames
     taken, new = set(), set()
 
-    def start(path: Any, leaf: Any) -> Any:
-        name = path_name(path)
+    def start(place: Any, leaf: Any) -> Any:
+        name = path_name(place)
         if name not in found:
             new.add(name)
             if name.split("/")[0] in embedders:
@@ -155,13 +196,13 @@ def start_from_run(
             if name.startswith("detailer/"):
                 return leaf  # its output is zero at first
             raise ValueError(
-                f"init.path={workdir} has no {name}: its model is another; set the same config.model."
+                f"init.path={path} has no {name}: its model is another; set the same config.model."
             )
         taken.add(name)
         value = found[name]
-        if name in WORDS and words[0] != words[1]:
-            value = carry_words(value, leaf, *words)
-            new.update([name] if set(words[0]) - set(words[1]) else [])
+        if name in WORDS and (words != other.words or value.shape != leaf.shape):
+            value = carry_words(value, leaf, words, other.words)
+            new.update([name] if set(words) - set(other.words) else [])
         if name == FIRST_LAYER and sizes[0] < sizes[1]:
             wider = functools.partial(widen, channels=sizes[0], wanted=sizes[1], video=channels)
             value = jax.jit(wider, out_shardings=leaf.sharding)(value)
@@ -169,9 +210,10 @@ def start_from_run(
         if frames > 1 and name in FRAMES_IN | FRAMES_OUT:
             longer = functools.partial(inflate, name=name, frames=frames)
             value = jax.jit(longer, out_shardings=leaf.sharding)(value)
+            new.add(name)  # the frames of a patch have yet to differ
         if value.shape != leaf.shape:
             raise ValueError(
-                f"{name} is {value.shape} in init.path={workdir} and {leaf.shape} here: its model is another; set the "
+                f"{name} is {value.shape} in init.path={path} and {leaf.shape} here: its model is another; set the "
                 "same config.model."
             )
         return value
@@ -179,13 +221,9 @@ def start_from_run(
     started = jax.tree_util.tree_map_with_path(start, params)
     if unread := sorted(set(found) - taken):
         raise ValueError(
-            f"init.path={workdir} has {unread[0]}, which this model lacks: set the same config.model."
+            f"init.path={path} has {unread[0]}, which this model lacks: set the same config.model."
         )
-    logging.info("Starting from step %d of %s.", step, workdir)
-    if words[0] != words[1]:
-        logging.info("%s", describe_words(*words))
-    warn_of_frozen(new, frozen)
-    return started
+    return started, new
 
 
 def warn_of_frozen(new: set[str], frozen: Collection[str]) -> None:
