@@ -313,7 +313,7 @@ def test_weights_of_another_network_are_listed(tmp_path):
     assert (
         "1 misshapen (encoder.conv_out.weight (8, 24, 1, 1) for encoder/conv_out/kernel" in message
     )
-    assert message.endswith("choose another vae.name of identity, taef2, sd, workdir.")
+    assert message.endswith("choose another vae.name of identity, taef2, sd, wan, ltx, workdir.")
     with pytest.raises(WeightsError, match=r"'taef2': \d+ missing .*and \d+ more.* unexpected"):
         autoencoders.make_autoencoder("taef2", str(tmp_path / sd_vae.FILE)).load()
 
