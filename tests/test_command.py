@@ -101,7 +101,7 @@ def test_every_option_of_a_path_is_known():
         name
         for autoencoder in (False, True)
         for name in configs.options_of(autoencoder)
-        if name.endswith((".path", ".reference"))
+        if name.endswith((".path", "_path", ".reference"))
     }
     assert named == set(paths.OPTIONS)
 
