@@ -156,6 +156,10 @@ def test_lists_that_do_not_match_are_reasons(folder):
     for why, expected in zip(found.skipped.values(), cells.values(), strict=True):
         assert why.startswith(expected)
     assert (folder / "a.mp4").exists()
+    rows = [{"path": "b", "times": [[0, 1]], "text": ["x"]}, {"path": "a", "text": ["x", "y"]}]
+    found = listing(write_jsonl(folder / "p.jsonl", rows), Columns(times="times"))
+    assert texts(found) == {"b.mp4[0-1]": ["x"]}
+    assert found.skipped == {"p.jsonl line 2": "its list of times is empty"}
 
 
 def test_files_that_cannot_be_used_are_listed_once_with_their_rows(folder, tmp_path, monkeypatch):
@@ -179,7 +183,7 @@ def test_files_that_cannot_be_used_are_listed_once_with_their_rows(folder, tmp_p
         "link.mp4": f"it {sources.OUTSIDE_LINK}",
         "linked/out.mp4": tables.LEADS_OUT,
         "fifo.mp4": "it is not a regular file",
-        "notes.md": f"{tables.MISSING}, nor one with a suffix of videos",
+        "notes.md": tables.NO_VIDEO,
         "sub": f"{tables.MISSING}, nor one with a suffix of videos",
         "poster.jpg": sources.UNWANTED_IMAGE,
         "x" * 40: "its path is none",

@@ -25,6 +25,7 @@ PATH_COLUMNS = ("file_name", "video_file_name", "video", "path")
 CAPTION_COLUMNS = ("text", "caption")
 
 MISSING = "there is no such file"
+NO_VIDEO = f"its suffix is none of {', '.join(sources.MEDIA)}"
 LEADS_OUT = "its path leads out of the folder of the videos: pack with --follow_links to read it"
 UNNAMED = "no usable row of metadata names it"
 MAX_PATH_BYTES = 4096
@@ -163,6 +164,9 @@ def _read_rows(table, columns) -> Iterator[tuple[str, _Row | str]]:
         start, end, times = (
             next(cells) if name else None for name in (chosen.start, chosen.end, chosen.times)
         )
+        if chosen.times and times is None:
+            yield place, "its list of times is empty"
+            continue
         yield place, _Row(file, captions, start, end, times)
 
 
@@ -257,8 +261,10 @@ class _Files:
         if pathlib.PurePosixPath(name).suffix.lower() not in sources.MEDIA:  # an identifier
             found = (name + suffix for suffix in video_io.SUFFIXES)
             found = (one for one in found if os.path.lexists(sources.locate(self._folder, one)))
-            if not (name := next(found, "")):
-                return text, 0, f"{MISSING}, nor one with a suffix of videos"
+            if not (video := next(found, "")):
+                other = os.path.isfile(sources.locate(self._folder, name))
+                return text, 0, NO_VIDEO if other else f"{MISSING}, nor one with a suffix of videos"
+            name = video
         if not self._images and image_io.is_image(name):
             return name, 0, sources.UNWANTED_IMAGE
         path = pathlib.Path(sources.locate(self._folder, name))
