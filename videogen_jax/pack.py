@@ -332,10 +332,10 @@ def run(values) -> dict:
     with contextlib.ExitStack() as stack:
         if values.engine == "ray":
             folder, output = os.path.abspath(folder), os.path.abspath(output)
-            videos = os.path.abspath(values.video_folder or folder)
-            while not os.path.isdir(
-                videos
-            ):  # of a table, an archive or a pattern: the folder above
+            if values.video_folder:  # workers have another working directory
+                options["video_folder"] = os.path.abspath(values.video_folder)
+            videos = options["video_folder"] or folder
+            while not os.path.isdir(videos):  # a table, an archive or a pattern: the folder above
                 videos = os.path.dirname(videos)
             address = values.ray_address
             pool = stack.enter_context(ray_pool.connect(address, workers, [videos, output]))

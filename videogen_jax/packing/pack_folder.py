@@ -133,12 +133,16 @@ def open_pool(output, pool: RayPool | None, workers: int):
         with contextlib.nullcontext(pool) if pool else make_pool(workers) as pool:
             yield pool
     finally:
-        for pattern in ("unfinished/*.clips", "*/unfinished/*.clips"):  # the latter of buckets
-            for leftover in pathlib.Path(output).glob(pattern):
-                leftover.unlink(missing_ok=True)
-        for pattern in ("unfinished/*", "*/unfinished/*"):
-            for leftover in pathlib.Path(output).glob(pattern + tar_shards.COPIES):
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(output)
+
+
+def remove_leftovers(output) -> None:
+    """Removes the clips and the copies from archives that workers left in OUTPUT/unfinished and in those of buckets."""
+    for folder in ("unfinished", "*/unfinished"):
+        for leftover in pathlib.Path(output).glob(f"{folder}/*.clips"):
+            leftover.unlink(missing_ok=True)
+        for leftover in pathlib.Path(output).glob(f"{folder}/*{tar_shards.COPIES}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def listing_to_json(follow_links: bool, max_caption_bytes: int, columns: Columns) -> dict:

@@ -23,7 +23,7 @@ from videogen_jax.packing.sources import Source
 from videogen_jax.packing.tables import CAPTION_COLUMNS
 
 SUFFIX = ".tar"
-COPIES = ".members"  # suffix of the folder that a worker copies the files of a source to
+COPIES = ".members"  # suffix of the folders that workers copy files of archives to
 CAPTION_SUFFIXES = (".txt", ".json")
 MAX_NAME_BYTES = 255  # of a file
 MAX_HEADER_BYTES = 2**24  # of a long name or of attributes
@@ -293,6 +293,18 @@ def without_vanished(
         return next((str(one) for one in places if one.suffix.lower() == SUFFIX), name)
 
     return kept, {name: reason for name, reason in rest.items() if exists(archive_of(name))}
+
+
+def copies_folder(work: str | os.PathLike, name: str) -> str:
+    """Returns the folder that a worker copies the files of a source to.
+
+    It is hidden, so that a listing ignores it where the folder of the data set is in the input folder.
+
+    Args:
+      work: folder of temporary files.
+      name: of the source, different for all that are read at the same time.
+    """
+    return os.path.join(work, f".{name}{COPIES}")
 
 
 @contextlib.contextmanager
