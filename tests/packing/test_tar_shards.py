@@ -12,7 +12,7 @@ import pytest
 from tests.packing.test_pack import grey_video, run, shard_bytes
 from tests.packing.test_tables import listing, texts
 from videogen_jax.data.video_writer import write_video
-from videogen_jax.packing import extraction, pack_folder, sources, tar_shards
+from videogen_jax.packing import extraction, media_files, pack_folder, tar_shards
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.tables import Columns
 
@@ -129,7 +129,7 @@ def test_members_that_are_not_packed_are_listed_with_the_reason(tmp_path):
         "odd.mp4": "the caption odd.json has no field captions or caption",
         "broken.mp4": "the caption broken.json is damaged (Expecting",
         "n" * 255: "its name is longer than 255 bytes",
-        "a.png": sources.UNWANTED_IMAGE,
+        "a.png": media_files.UNWANTED_IMAGE,
         "\\xe9.mp4": "no caption: \\xe9.txt is missing",
     }
     assert found.skipped.keys() == {f"s.tar/{name}" for name in expected}

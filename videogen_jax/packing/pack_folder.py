@@ -34,6 +34,7 @@ from videogen_jax.packing import (
     duplicate_pass,
     filters,
     input_forms,
+    media_files,
     metadata,
     saved_sources,
     shards,
@@ -216,7 +217,7 @@ def pack_sources(
     journal = shards.read_journal(output, work)
     skipped, cut_off, counts = dict(skipped), {}, {}
     known = skipped | {name: why for shard in journal for name, why in shard["skipped"].items()}
-    known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
+    known = {name: why for name, why in known.items() if why != media_files.UNWANTED_IMAGE}
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
     with show_progress(label or "Packing", len(found), "video", progress) as advance:
@@ -321,7 +322,7 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
-                video = sources.locate(folder, source.file)
+                video = media_files.locate(folder, source.file)
                 said = (source.first, source.count, source.captions, dict(source.numbers))
                 said += (source.span, source.members, source.ranges)
                 task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
@@ -333,10 +334,10 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
                 result = task.result()
             except FileNotFoundError as error:
                 result = Extracted(str(error), 0)
-                if not sources.find_vanished(folder, found[index].file):
+                if not media_files.find_vanished(folder, found[index].file):
                     raise
             if result.reason:
-                reason = sources.find_vanished(folder, found[index].file) or result.reason
+                reason = media_files.find_vanished(folder, found[index].file) or result.reason
                 result = result._replace(reason=reason)
             waiting.popleft()
             yield index, spill, result

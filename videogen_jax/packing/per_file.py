@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from videogen_jax.data import atomic_files, json_files
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.workers import explain_death
-from videogen_jax.packing import sources, tar_shards
+from videogen_jax.packing import media_files, sources, tar_shards
 from videogen_jax.packing.sources import Source
 
 FILES_AHEAD = 64  # queued per worker
@@ -114,7 +114,7 @@ def run(
     try:
         while True:
             for index, source in itertools.islice(upcoming, FILES_AHEAD * workers - len(waiting)):
-                path = sources.locate(folder, source.file)
+                path = media_files.locate(folder, source.file)
                 # Calls of an earlier cache may still be running.
                 copies = tar_shards.copies_folder(cache.parent, f"{cache.stem}-{index}")
                 part = (path, source.span, source.members, copies)
@@ -126,10 +126,10 @@ def run(
                 result = call.result()
             except FileNotFoundError as error:
                 result = str(error)
-                if not sources.find_vanished(folder, source.file):
+                if not media_files.find_vanished(folder, source.file):
                     raise
             if isinstance(result, str):
-                result = sources.find_vanished(folder, source.file) or result
+                result = media_files.find_vanished(folder, source.file) or result
             waiting.popleft()
             yield source.name, result
     except BrokenProcessPool as error:
