@@ -292,10 +292,10 @@ def test_resuming_after_several_kills_gives_the_same_bytes(mixed, tmp_path, monk
         file.write('["wide.mp4", [7')
     probed = [json.loads(line)[0] for line in probes.read_text().splitlines()[:5]]
     requested = []
-    original = per_file.ask
+    original = per_file.run
     monkeypatch.setattr(
         per_file,
-        "ask",
+        "run",
         lambda f, found, *rest: (
             requested.extend(s.name for s in found) or original(f, found, *rest)
         ),
@@ -372,7 +372,7 @@ def test_video_shorter_than_its_index_is_skipped(tmp_path, monkeypatch):
         add(tmp_path / "videos", f"{name}.mp4", grey_video(range(8)))
     wrong = {"a.mp4": Shape(32, 32, 20, False), "b.mp4": Shape(32, 32, 8, False)}
     monkeypatch.setattr(
-        per_file, "ask", lambda f, found, *_: ((s.name, wrong[s.name]) for s in found)
+        per_file, "run", lambda f, found, *_: ((s.name, wrong[s.name]) for s in found)
     )
     options = dict(buckets="20x32x32,8x32x32", validation_fraction=0)
     report = run(input=tmp_path / "videos", output=tmp_path / "packed", **options)

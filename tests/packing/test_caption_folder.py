@@ -267,6 +267,13 @@ def test_a_folder_without_videos_or_images_is_an_error(tmp_path):
         caption_folder.caption_folder(tmp_path, Captioner, SETTINGS, batch_size=1)
 
 
+def test_a_folder_with_metadata_is_refused_because_pack_would_refuse_the_result(folder):
+    (folder / "deep" / "metadata.csv").write_text("file_name,text\nb.webm,b\n")
+    with pytest.raises(ValueError, match="has deep/metadata.csv, beside which pack takes no"):
+        caption(folder)
+    assert texts(folder) == {} and not (folder / "caption_log.jsonl").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_an_error(folder):
     folder.chmod(0o500)

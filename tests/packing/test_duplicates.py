@@ -148,9 +148,9 @@ def test_buckets_and_parts_leave_out_the_same(videos, packed, tmp_path, monkeypa
     }
     report = run(**buckets, buckets="8x32x48", input=videos, output=tmp_path / "buckets")
     assert report["duplicates"] == packed[1]["duplicates"]
-    asked, real = [], per_file.ask
+    asked, real = [], per_file.run
     monkeypatch.setattr(
-        per_file, "ask", lambda folder, found, *rest: asked.extend(found) or real(folder, found, *rest)
+        per_file, "run", lambda folder, found, *rest: asked.extend(found) or real(folder, found, *rest)
     )  # fmt: skip
     for part in (2, 0, 1):
         run(**OPTIONS, input=videos, output=tmp_path / "set", shard=f"{part}/3")
@@ -166,7 +166,7 @@ def test_a_call_that_resumes_reads_no_file_twice_and_keeps_its_decision(
 ):
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
-    output, real = tmp_path / "data", per_file.ask
+    output, real = tmp_path / "data", per_file.run
 
     def stop_after_four(*arguments):
         yield from itertools.islice(real(*arguments), 4)
@@ -174,10 +174,10 @@ def test_a_call_that_resumes_reads_no_file_twice_and_keeps_its_decision(
 
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(per_file, "ask", stop_after_four)
+        patch.setattr(per_file, "run", stop_after_four)
         with pytest.raises(KeyboardInterrupt):
             run(**OPTIONS, input=folder, output=output)
-        patch.setattr(per_file, "ask", lambda f, n, *rest: asked.extend(n) or real(f, n, *rest))
+        patch.setattr(per_file, "run", lambda f, n, *rest: asked.extend(n) or real(f, n, *rest))
         (output / "unfinished" / "train-00000.unfinished").symlink_to("/dev/full")
         with pytest.raises(OSError):
             run(**OPTIONS, input=folder, output=output)

@@ -19,7 +19,7 @@ from videogen_jax.data import synthetic
 from videogen_jax.data.video_writer import write_video
 from videogen_jax.data.vocabulary import split_words
 from videogen_jax.data.workers import WorkerDied, make_pool
-from videogen_jax.packing import pack_folder, shards, sources
+from videogen_jax.packing import media_files, pack_folder, shards, sources
 
 NUM_CLIPS = 160
 
@@ -491,7 +491,7 @@ def test_files_that_vanish_while_packing_are_skipped_and_listed(tmp_path, monkey
     with monkeypatch.context() as patch:
         remove_after_listing(patch, "b.mp4")
         report = run(**options)
-    assert report["skipped"] == [{"file": "b.mp4", "reason": sources.VANISHED}]
+    assert report["skipped"] == [{"file": "b.mp4", "reason": media_files.VANISHED}]
     assert sum(report["clips"].values()) == 3
     assert run(**options)["finished_before"]  # the folder as it is now is packed
 
@@ -521,7 +521,7 @@ def test_a_call_continues_after_files_have_vanished(shapes, tmp_path, monkeypatc
     for name in (order[0], order[-1]):  # packed before, not packed yet
         (videos / name).unlink()
     report = run(**options)
-    assert report["skipped"] == [{"file": order[-1], "reason": sources.VANISHED}]
+    assert report["skipped"] == [{"file": order[-1], "reason": media_files.VANISHED}]
     assert sum(report["clips"].values()) == NUM_CLIPS - 1
     assert run(**options)["finished_before"]
 

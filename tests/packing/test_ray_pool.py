@@ -1,11 +1,14 @@
 """Packing on Ray: the bytes of the process pool, also when workers are killed; and one sentence for what goes wrong."""
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
+from unittest.mock import ANY
 
 import psutil
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from tests.packing.test_pack import command, run, shard_bytes
 from videogen_jax.data import synthetic
 from videogen_jax.data.workers import TaskDied, explain_death
-from videogen_jax.packing import ray_pool
+from videogen_jax.packing import pack_folder, ray_pool
 
 
 @pytest.fixture
@@ -89,12 +92,12 @@ if __name__ == "__main__":
             ray_pool.RayPool(["elsewhere"]).submit(max, 3, 4).result()
         except ValueError as error:
             print(error)
-        question = per_file.Question("Probing", os._exit, (), Shape)
+        task = per_file.FileTask("Probing", os._exit, (), Shape)
         tasks = [("fatal.mp4", pool.submit(os._exit, 1)), ("good.mp4", pool.submit(max, 3, 4))]
         pool.submit = lambda *call: dict(tasks)[os.path.basename(call[1])]
         found = [Source(name, (((0, "a"),),), 0.0, 1) for name in dict(tasks)]
         try:
-            list(per_file.ask(".", found, question, 2, pool, pathlib.Path(".")))
+            list(per_file.run(".", found, task, 2, pool, pathlib.Path(".")))
         except WorkerDied as error:
             print(error)
 """
@@ -134,6 +137,25 @@ def test_only_a_task_known_to_be_deadly_is_blamed_alone():
     assert "reading a.mp4 (" in str(explain_death(TaskDied(), "reading", names))
     error = explain_death(ray_pool.BrokenProcessPool(), "reading", names)
     assert "reading a.mp4 or b.mp4 (" in str(error)
+
+
+def test_workers_get_absolute_paths(shapes, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    pool = types.SimpleNamespace(workers=3)
+    monkeypatch.setattr(
+        ray_pool, "connect", lambda *given: contextlib.nullcontext(calls.append(given) or pool)
+    )
+    monkeypatch.setattr(
+        pack_folder, "pack", lambda *given, **options: calls.append(given) or options
+    )
+    options = run(
+        input="clips.csv", output="data", video_folder="films", engine="ray", workers=2, size=16
+    )
+    films, output = str(tmp_path / "films"), str(tmp_path / "data")
+    assert calls == [(None, 2, [films, output]), (str(tmp_path / "clips.csv"), output, ANY)]
+    assert options["video_folder"] == films and options["pool"] is pool
 
 
 def test_options_of_ray_are_refused_where_they_have_no_effect(shapes, tmp_path, monkeypatch):

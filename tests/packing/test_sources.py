@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from videogen_jax.packing import saved_sources, sources
+from videogen_jax.packing import media_files, saved_sources, sidecars, sources
 from videogen_jax.packing import settings as pack_settings
 
 
@@ -77,7 +77,7 @@ def test_linked_folders_are_reported_or_followed_without_going_in_circles(folder
     add(folder, "real/near.mp4")
     names, skipped = listing(folder)
     assert names == ["good.mp4", "real/near.mp4"]
-    assert skipped == {"again/": sources.LINKED_FOLDER, "linked/": sources.LINKED_FOLDER}
+    assert skipped == {"again/": media_files.LINKED_FOLDER, "linked/": media_files.LINKED_FOLDER}
     # Each file once: a copy could come to be in the other split.
     names, skipped = listing(folder, follow_links=True)
     assert names == ["again/far.mp4", "good.mp4", "real/near.mp4"]
@@ -111,7 +111,7 @@ def test_special_files_are_skipped(folder, follow, monkeypatch):
         "caption.mp4": irregular.format("caption.txt"),
         "zero.mp4": irregular.format("zero.txt")
         if follow
-        else f"the caption zero.txt {sources.OUTSIDE_LINK}",
+        else f"the caption zero.txt {sidecars.OUTSIDE_LINK}",
     }
 
 
@@ -139,8 +139,8 @@ def test_names_are_utf8_whatever_the_locale_says(folder, monkeypatch):
     )
     monkeypatch.setattr(os, "fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
     ascii_name = "日本.mp4".encode().decode("ascii", "surrogateescape")
-    assert sources.shown(sources.pathlib.Path(ascii_name)) == "日本.mp4"
-    assert sources.locate("clips", "日本.mp4") == f"clips/{ascii_name}"
+    assert media_files.shown(sources.pathlib.Path(ascii_name)) == "日本.mp4"
+    assert media_files.locate("clips", "日本.mp4") == f"clips/{ascii_name}"
     assert expected[1] == {}
 
 
@@ -207,7 +207,7 @@ def test_files_are_listed_whether_or_not_they_have_captions(folder, tmp_path):
     add(tmp_path, "out.mp4", None)
     (folder / "out.mp4").symlink_to(tmp_path / "out.mp4")
     (folder / "gone.mp4").symlink_to("nowhere.mp4")
-    names, skipped = sources.list_files(folder)
+    names, skipped = media_files.list_files(folder)
     assert names == ["good.mp4", "picture.png", "sub/new.webm"]
     assert sorted(skipped) == ["gone.mp4", "out.mp4"]
-    assert "out.mp4" in sources.list_files(folder, follow_links=True)[0]
+    assert "out.mp4" in media_files.list_files(folder, follow_links=True)[0]

@@ -14,9 +14,11 @@ from tests.data.test_table_files import write_csv, write_jsonl, write_parquet
 from tests.packing.test_pack import caption_of, read, run
 from videogen_jax.packing import (
     input_forms,
+    media_files,
     merge_parts,
     metadata,
     saved_sources,
+    sidecars,
     sources,
     tables,
 )
@@ -156,6 +158,10 @@ def test_lists_that_do_not_match_are_reasons(folder):
     for why, expected in zip(found.skipped.values(), cells.values(), strict=True):
         assert why.startswith(expected)
     assert (folder / "a.mp4").exists()
+    rows = [{"path": "b", "times": [[0, 1]], "text": ["x"]}, {"path": "a", "text": ["x", "y"]}]
+    found = listing(write_jsonl(folder / "p.jsonl", rows), Columns(times="times"))
+    assert texts(found) == {"b.mp4[0-1]": ["x"]}
+    assert found.skipped == {"p.jsonl line 2": "its list of times is empty"}
 
 
 def test_files_that_cannot_be_used_are_listed_once_with_their_rows(folder, tmp_path, monkeypatch):
@@ -176,19 +182,19 @@ def test_files_that_cannot_be_used_are_listed_once_with_their_rows(folder, tmp_p
         "gone.mp4": f"{tables.MISSING} (2 rows)",
         "../other/out.mp4": f"{tables.LEADS_OUT} (2 rows)",
         str(tmp_path / "other" / "out.mp4")[:40]: tables.LEADS_OUT,
-        "link.mp4": f"it {sources.OUTSIDE_LINK}",
+        "link.mp4": f"it {sidecars.OUTSIDE_LINK}",
         "linked/out.mp4": tables.LEADS_OUT,
         "fifo.mp4": "it is not a regular file",
-        "notes.md": f"{tables.MISSING}, nor one with a suffix of videos",
+        "notes.md": tables.NO_VIDEO,
         "sub": f"{tables.MISSING}, nor one with a suffix of videos",
-        "poster.jpg": sources.UNWANTED_IMAGE,
+        "poster.jpg": media_files.UNWANTED_IMAGE,
         "x" * 40: "its path is none",
     }
     followed = listing(path, follow_links=True)
     assert len(followed.sources) == 3 + 4
     calls = []
-    check = sources.check_status
-    monkeypatch.setattr(sources, "check_status", lambda *a: calls.append(a) or check(*a))
+    check = media_files.check_status
+    monkeypatch.setattr(media_files, "check_status", lambda *a: calls.append(a) or check(*a))
     rows = [["a.mp4", "x", str(i), str(i + 1)] for i in range(500)]
     assert (
         len(listing(table(folder, rows, [*"pqrs"]), Columns("p", ("q",), "r", "s")).sources) == 500

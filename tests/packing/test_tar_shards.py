@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import tarfile
 import tracemalloc
 
@@ -11,7 +12,7 @@ import pytest
 from tests.packing.test_pack import grey_video, run, shard_bytes
 from tests.packing.test_tables import listing, texts
 from videogen_jax.data.video_writer import write_video
-from videogen_jax.packing import extraction, sources, tar_shards
+from videogen_jax.packing import extraction, media_files, pack_folder, tar_shards
 from videogen_jax.packing.settings import Settings
 from videogen_jax.packing.tables import Columns
 
@@ -128,7 +129,7 @@ def test_members_that_are_not_packed_are_listed_with_the_reason(tmp_path):
         "odd.mp4": "the caption odd.json has no field captions or caption",
         "broken.mp4": "the caption broken.json is damaged (Expecting",
         "n" * 255: "its name is longer than 255 bytes",
-        "a.png": sources.UNWANTED_IMAGE,
+        "a.png": media_files.UNWANTED_IMAGE,
         "\\xe9.mp4": "no caption: \\xe9.txt is missing",
     }
     assert found.skipped.keys() == {f"s.tar/{name}" for name in expected}
@@ -229,6 +230,20 @@ def test_an_archive_that_became_shorter_is_a_reason(tmp_path):
         str(path), spill, settings, captions=source.captions, members=source.members
     ) == (shorter, 0, {})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_copies_of_members_are_not_listed(tmp_path):
+    path = write_tar(tmp_path / "s.tar", {"a.mp4": b"123456789", "a.txt": "a"})
+    listed = listing(tmp_path)
+    (source,) = listed.sources
+    work = tmp_path / "data" / "unfinished"
+    work.mkdir(parents=True)
+    copies = tar_shards.copies_folder(work, "0.clips")
+    with tar_shards.copy_members(str(path), source.members, copies) as copy:
+        assert pathlib.Path(copy).read_bytes() == b"123456789"
+        assert listing(tmp_path).sources == listed.sources
+        pack_folder.remove_leftovers(tmp_path / "data")
+        assert list(work.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

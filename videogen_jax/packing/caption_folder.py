@@ -17,13 +17,13 @@ from videogen_jax.data.locking import lock_folder
 from videogen_jax.data.prefetch import prefetch_to_mesh
 from videogen_jax.data.progress import show_progress
 from videogen_jax.data.video_io import FrameSample
-from videogen_jax.packing import sidecars, sources
+from videogen_jax.packing import input_forms, media_files, sidecars, sources
 from videogen_jax.packing.caption_log import CaptionLog
 from videogen_jax.packing.captioner import Caption, Captioner, CaptionError
 from videogen_jax.packing.extraction import describe_failure
 from videogen_jax.packing.sidecars import MAX_CAPTION_BYTES, SidecarError
 
-HOPELESS = 16  # files of which a model made no caption, before it made any: it will make none
+MAX_FAILURES = 16  # files of which a model made no caption, before it made any
 
 
 def caption_folder(
@@ -46,18 +46,23 @@ def caption_folder(
       batch_size: files at once.
       overwrite: write captions again that were written with other settings and have not been changed since.
       strict: stop at the first file that would be skipped.
-      follow_links: as for `sources.list_files`.
+      follow_links: as for `media_files.list_files`.
       progress: whether a bar is drawn, as for `show_progress`.
     Returns:
       {"written", "present", "cut", "skipped", "seconds"}: captions written; files that had one; captions that reached
       the greatest length; {"file", "reason"} of each file that was skipped; and seconds.
     Raises:
-      ValueError: there is nothing to caption, the model makes no captions, `strict` found a file to skip, or another
-        process is writing to the folder.
+      ValueError: there is nothing to caption, the folder has metadata, the model makes no captions, `strict` found a
+        file to skip, or another process is writing to the folder.
       OSError: the folder cannot be written to.
     """
     started = time.monotonic()
-    names, unreadable = sources.list_files(folder, follow_links)
+    names, unreadable = media_files.list_files(folder, follow_links)
+    if found := input_forms.find_metadata(pathlib.Path(folder), follow_links):
+        raise ValueError(
+            f"{folder} has {found}, beside which pack takes no caption files: move it elsewhere to caption the videos, "
+            "or write their captions into it."
+        )
     with lock_folder(folder), CaptionLog(folder, settings) as log:
         job = _Job(pathlib.Path(folder), log, overwrite, strict, follow_links)
         for name, reason in sorted(unreadable.items()):
@@ -122,7 +127,7 @@ class _Job:
             if reason := _find_fault(result):
                 self.refused += 1
                 self.skip(name, reason)
-                if self.refused >= HOPELESS and not self.written:
+                if self.refused >= MAX_FAILURES and not self.written:
                     raise ValueError(
                         f"the model made no caption of the first {self.refused} files ({name}: {reason}): choose "
                         "another --model, or another --prompt."
@@ -150,13 +155,13 @@ class _Job:
         self.cut += caption.cut
 
     def _needs_caption(self, name: str) -> bool:
-        path = pathlib.Path(sources.locate(self.folder, name))
+        path = pathlib.Path(media_files.locate(self.folder, name))
         if not sidecars.has_captions(path, self.folder, self.follow_links):
             return True
         return self.overwrite and self.log.is_outdated(name, self._caption_path(name))
 
     def _caption_path(self, name: str) -> pathlib.Path:
-        return pathlib.Path(sources.locate(self.folder, name)).with_suffix(".txt")
+        return pathlib.Path(media_files.locate(self.folder, name)).with_suffix(".txt")
 
 
 def _one_for_each_caption(names: Sequence[str]) -> list[str]:
@@ -174,7 +179,7 @@ def _read_batches(
     waiting: dict[bool, dict[str, FrameSample]] = {False: {}, True: {}}
     unreadable: dict[str, str] = {}
     for name in names:
-        path, image = sources.locate(folder, name), image_io.is_image(name)
+        path, image = media_files.locate(folder, name), image_io.is_image(name)
         try:
             waiting[image][name] = _read_image(path) if image else _read_video(path, frames)
         except Exception as error:  # whatever a decoder raises is the fault of this file alone

@@ -50,7 +50,7 @@ def drop_duplicates(
       listed: all sources of the folder, which are `found` or of which these are a share.
       settings: settings of the data set, plain or bucketed.
       saved: the settings as JSON values.
-      options: workers, pool and progress, as for `per_file.answer_all`.
+      options: workers, pool and progress, as for `per_file.run_all`.
     Returns:
       (sources to pack, with the splits that all the others without near-duplicates give them; those left out).
     Raises:
@@ -86,12 +86,12 @@ def report(settings, dropped: Sequence[Dropped]) -> dict:
 
 def _decide(folder, output, listed, settings, saved, options) -> list[Duplicate]:
     """Returns the near-duplicates among all files that can be read and that the filters let pass."""
-    question = per_file.Question("Comparing", sign_file, (settings.limits,), Signature)
+    task = per_file.FileTask("Comparing", sign_file, (settings.limits,), Signature)
     if "shard" in saved:
-        signatures = _sign_shares(folder, output, listed, saved, question, options)
+        signatures = _sign_shares(folder, output, listed, saved, task, options)
     else:
         cache = pack_settings.work_folder(output) / "signatures.jsonl"
-        signatures = per_file.answer_all(cache, folder, listed, question, **options)
+        signatures = per_file.run_all(cache, folder, listed, task, **options)
     compared = {
         name: signature
         for name, signature in signatures.items()
@@ -111,7 +111,7 @@ def _is_rejected(signature, selection) -> bool:
     )
 
 
-def _sign_shares(folder, output, listed, saved, question, options):
+def _sign_shares(folder, output, listed, saved, task, options):
     """Returns the signatures of all files, beginning with the share of this part."""
     number, total = map(int, saved["shard"].split("/"))
     digest = saved["videos"]["digest"]
@@ -123,12 +123,10 @@ def _sign_shares(folder, output, listed, saved, question, options):
         finished = shared / f"{share:05d}.jsonl"
         cache = pack_settings.work_folder(output) / f"signatures-{share:05d}.jsonl"
         if not finished.exists():
-            answers = per_file.answer_all(
-                cache, folder, part, question, stop=finished.exists, **options
-            )
-            if len(answers) == len(part):
+            results = per_file.run_all(cache, folder, part, task, stop=finished.exists, **options)
+            if len(results) == len(part):
                 atomic_files.write_text(finished, cache.read_text("utf-8"))
-        signatures |= per_file.read_answers(finished, Signature)
+        signatures |= per_file.read_results(finished, Signature)
     return signatures
 
 

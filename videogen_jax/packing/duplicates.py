@@ -1,10 +1,9 @@
 """Near-duplicates among videos and images, by perceptual hashes of three frames.
 
 A video is described by its frames at 1/6, 1/2 and 5/6 of its length, the middles of three equal parts, and an image by
-itself three times. Each frame gives
-64 bits, the usual pHash (luma at 32x32 pixels, its two-dimensional DCT, the 8x8 lowest frequencies, each compared with
-their median), and its mean colour. The distance of two videos is the largest of the three Hamming distances. They are
-near-duplicates if
+itself three times. Each frame gives 64 bits, the usual pHash (luma at 32x32 pixels, its two-dimensional DCT, the 8x8
+lowest frequencies, each compared with their median), and its mean colour. The distance of two videos is the largest of
+the three Hamming distances. They are near-duplicates if
 
 - their distance is at most --duplicate_distance,
 - each mean colour channel differs by at most COLOUR_TOLERANCE, because the hash sees luma alone, and
@@ -87,7 +86,8 @@ def find_duplicates(
 ) -> list[Duplicate]:
     """Finds the files to leave out, by the rule in this module's docstring.
 
-    All pairs are compared in NumPy, which takes about 15 s for 100,000 videos and four times as long for twice as many.
+    All pairs are compared in NumPy, which takes about 15 s of processor time for 100,000 videos and four times as long
+    for twice as many.
 
     Args:
       names: of the files, in any order.
@@ -102,9 +102,7 @@ def find_duplicates(
     found = []
     for begin in range(0, len(order), _ROWS):
         block = np.arange(begin, min(begin + _ROWS, len(order)))
-        match = dict[
-            int, tuple[int, int]
-        ]()  # row -> (row of the first that it resembles, distance)
+        match: dict[int, tuple[int, int]] = {}  # row -> (first row that it resembles, distance)
         for start in range(0, len(kept), _COLUMNS):
             rows = block[[row not in match for row in block.tolist()]]
             for row, other, bits in table.compare(rows, kept[start : start + _COLUMNS]):

@@ -4,6 +4,7 @@ Imports no TensorFlow, which would take ten seconds in each worker.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -59,7 +60,8 @@ def extract_clips(
     """
     if members:
         try:
-            with tar_shards.copy_members(path, members, spill + tar_shards.COPIES) as copy:
+            copies = tar_shards.copies_folder(*os.path.split(spill))
+            with tar_shards.copy_members(path, members, copies) as copy:
                 part = (first, count, captions, numbers, span, (), ranges)
                 return extract_clips(copy, spill, settings, *part)
         except tar_shards.ArchiveError as error:

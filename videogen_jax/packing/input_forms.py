@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from videogen_jax.data import table_files
-from videogen_jax.packing import sources, tables, tar_shards
+from videogen_jax.packing import media_files, sources, tables, tar_shards
 from videogen_jax.packing.sources import Listing, Source
 from videogen_jax.packing.tables import Columns, Table
 
@@ -91,7 +91,7 @@ def _list_folder(folder, columns, video_folder, options) -> Listing:
     if found.metadata or found.archives:
         media, captioned, skipped = _list_media(folder, options["follow_links"])
         if found.archives and not media:
-            names = [sources.shown(path) for path in found.archives]
+            names = [media_files.shown(path) for path in found.archives]
             return _list_archives(folder, folder, names, columns, video_folder, options)
         if found.metadata:
             return _list_metadata(
@@ -106,24 +106,29 @@ def _list_folder(folder, columns, video_folder, options) -> Listing:
 def _survey(folder, follow_links) -> _Found:
     """Finds the metadata and the archives of a folder and those within it."""
     suffixes = (*table_files.SUFFIXES, tar_shards.SUFFIX)
-    found = [p.relative_to(folder) for p in sources.walk(folder, follow_links, {}, suffixes)]
+    found = [p.relative_to(folder) for p in media_files.walk(folder, follow_links, {}, suffixes)]
     return _Found(
         [path for path in found if path.name in METADATA],
         sorted(path for path in found if path.suffix.lower() == tar_shards.SUFFIX),
     )
 
 
+def find_metadata(folder: pathlib.Path, follow_links: bool) -> pathlib.Path | None:
+    """Returns the path of metadata within a folder, or None; arguments as for `list_input`."""
+    return next(iter(_survey(folder, follow_links).metadata), None)
+
+
 def _list_media(folder, follow_links) -> tuple[set[str], set[str], dict[str, str]]:
     """Returns (names of the videos and images, names without suffix of caption files, skipped folders)."""
     skipped: dict[str, str] = {}
-    suffixes = (*sources.MEDIA, *tar_shards.CAPTION_SUFFIXES)
+    suffixes = (*media_files.MEDIA, *tar_shards.CAPTION_SUFFIXES)
     media, captioned = set(), set()
-    for path in sources.walk(folder, follow_links, skipped, suffixes):
-        name = sources.shown(path.relative_to(folder))
-        if path.suffix.lower() in sources.MEDIA:
+    for path in media_files.walk(folder, follow_links, skipped, suffixes):
+        name = media_files.shown(path.relative_to(folder))
+        if path.suffix.lower() in media_files.MEDIA:
             media.add(name)
         else:
-            captioned.add(sources.stem(name))
+            captioned.add(media_files.stem(name))
     return media, captioned, skipped
 
 
@@ -140,13 +145,13 @@ def _list_metadata(
             raise ValueError(
                 f"{folder / path.parent} has {path.name} and {others[0]}: keep one of them."
             )
-    if both := min((name for name in media if sources.stem(name) in captioned), default=None):
+    if both := min((name for name in media if media_files.stem(name) in captioned), default=None):
         raise ValueError(
             f"{folder} has {metadata[0]} and a caption file beside {both}: move the metadata away to pack the caption "
             f"files, or set --input to {folder / metadata[0]} to pack what it lists."
         )
     listed = [
-        Table(folder / path, sources.shown(path), os.path.dirname(sources.shown(path)))
+        Table(folder / path, media_files.shown(path), os.path.dirname(media_files.shown(path)))
         for path in metadata
     ]
     found, reasons = tables.list_tables(listed, folder, columns, **options)

@@ -151,8 +151,8 @@ def _pack_all(inputs, output, found, listed, skipped, settings, saved, **options
         inputs.folder, output, found, listed, settings, saved, **others
     )
     arguments = (settings.fps, settings.limits, settings.selection.scene_threshold)
-    question = per_file.Question("Probing", probe_source, arguments, Shape)
-    known = per_file.answer_all(work / "probes.jsonl", inputs.folder, found, question, **options)
+    task = per_file.FileTask("Probing", probe_source, arguments, Shape)
+    known = per_file.run_all(work / "probes.jsonl", inputs.folder, found, task, **options)
     probes = [known[source.name] for source in found]
     pieces, unmatched, cut_off, counts = _plan(found, probes, settings)
     if options["strict"] and unmatched:

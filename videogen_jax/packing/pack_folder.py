@@ -34,6 +34,7 @@ from videogen_jax.packing import (
     duplicate_pass,
     filters,
     input_forms,
+    media_files,
     metadata,
     saved_sources,
     shards,
@@ -133,12 +134,16 @@ def open_pool(output, pool: RayPool | None, workers: int):
         with contextlib.nullcontext(pool) if pool else make_pool(workers) as pool:
             yield pool
     finally:
-        for pattern in ("unfinished/*.clips", "*/unfinished/*.clips"):  # the latter of buckets
-            for leftover in pathlib.Path(output).glob(pattern):
-                leftover.unlink(missing_ok=True)
-        for pattern in ("unfinished/*", "*/unfinished/*"):
-            for leftover in pathlib.Path(output).glob(pattern + tar_shards.COPIES):
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(output)
+
+
+def remove_leftovers(output) -> None:
+    """Removes the clips and the copies from archives that workers left in OUTPUT/unfinished and in those of buckets."""
+    for folder in ("unfinished", "*/unfinished"):
+        for leftover in pathlib.Path(output).glob(f"{folder}/*.clips"):
+            leftover.unlink(missing_ok=True)
+        for leftover in pathlib.Path(output).glob(f"{folder}/*{tar_shards.COPIES}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def listing_to_json(follow_links: bool, max_caption_bytes: int, columns: Columns) -> dict:
@@ -212,7 +217,7 @@ def pack_sources(
     journal = shards.read_journal(output, work)
     skipped, cut_off, counts = dict(skipped), {}, {}
     known = skipped | {name: why for shard in journal for name, why in shard["skipped"].items()}
-    known = {name: why for name, why in known.items() if why != sources.UNWANTED_IMAGE}
+    known = {name: why for name, why in known.items() if why != media_files.UNWANTED_IMAGE}
     if strict and known:
         sources.refuse_skipped(*min(known.items()))
     with show_progress(label or "Packing", len(found), "video", progress) as advance:
@@ -317,7 +322,7 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
             ahead = VIDEOS_AHEAD * workers - len(waiting)
             for index in itertools.islice(upcoming, ahead):
                 source, spill = found[index], work / f"{index}.clips"
-                video = sources.locate(folder, source.file)
+                video = media_files.locate(folder, source.file)
                 said = (source.first, source.count, source.captions, dict(source.numbers))
                 said += (source.span, source.members, source.ranges)
                 task = pool.submit(extract_clips, video, os.fspath(spill), settings, *said)
@@ -329,10 +334,10 @@ def _extract_all(pool, workers, folder, work, found, settings, journal):
                 result = task.result()
             except FileNotFoundError as error:
                 result = Extracted(str(error), 0)
-                if not sources.find_vanished(folder, found[index].file):
+                if not media_files.find_vanished(folder, found[index].file):
                     raise
             if result.reason:
-                reason = sources.find_vanished(folder, found[index].file) or result.reason
+                reason = media_files.find_vanished(folder, found[index].file) or result.reason
                 result = result._replace(reason=reason)
             waiting.popleft()
             yield index, spill, result

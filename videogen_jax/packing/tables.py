@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from videogen_jax.data import image_io, table_files, video_io
 from videogen_jax.data.video_spans import WHOLE, Span
-from videogen_jax.packing import sidecars, sources, table_cells
+from videogen_jax.packing import media_files, sidecars, sources, table_cells
 from videogen_jax.packing.sidecars import SidecarError
 from videogen_jax.packing.sources import Source
 from videogen_jax.paths import local_path
@@ -25,6 +25,7 @@ PATH_COLUMNS = ("file_name", "video_file_name", "video", "path")
 CAPTION_COLUMNS = ("text", "caption")
 
 MISSING = "there is no such file"
+NO_VIDEO = f"its suffix is none of {', '.join(media_files.MEDIA)}"
 LEADS_OUT = "its path leads out of the folder of the videos: pack with --follow_links to read it"
 UNNAMED = "no usable row of metadata names it"
 MAX_PATH_BYTES = 4096
@@ -163,6 +164,9 @@ def _read_rows(table, columns) -> Iterator[tuple[str, _Row | str]]:
         start, end, times = (
             next(cells) if name else None for name in (chosen.start, chosen.end, chosen.times)
         )
+        if chosen.times and times is None:
+            yield place, "its list of times is empty"
+            continue
         yield place, _Row(file, captions, start, end, times)
 
 
@@ -179,7 +183,7 @@ def _make_source(file, span, texts, max_caption_bytes) -> Source:
     texts = sidecars.clean_texts(texts, max_caption_bytes)
     captions = tuple(((0, text),) for text in texts)
     if span == WHOLE:
-        key = sources.hash_name(sources.stem(name))  # as of the same file in a folder
+        key = sources.hash_name(media_files.stem(name))  # as of the same file in a folder
         return Source(name, captions, key, num_bytes)
     if image_io.is_image(name):
         raise SidecarError("it names seconds of an image")
@@ -237,7 +241,7 @@ class _Files:
         """Name -> reason, with the number of rows, of the files that rows name in vain."""
         return {
             name: reason
-            if rows == 1 or reason == sources.UNWANTED_IMAGE
+            if rows == 1 or reason == media_files.UNWANTED_IMAGE
             else f"{reason} ({rows} rows)"
             for (name, reason), rows in self._rows.items()
         }
@@ -254,18 +258,20 @@ class _Files:
             return name[:100], 0, "its path is none"
         if not self._follow_links and (os.path.isabs(name) or name.split("/")[0] == ".."):
             return name, 0, LEADS_OUT
-        if pathlib.PurePosixPath(name).suffix.lower() not in sources.MEDIA:  # an identifier
+        if pathlib.PurePosixPath(name).suffix.lower() not in media_files.MEDIA:  # an identifier
             found = (name + suffix for suffix in video_io.SUFFIXES)
-            found = (one for one in found if os.path.lexists(sources.locate(self._folder, one)))
-            if not (name := next(found, "")):
-                return text, 0, f"{MISSING}, nor one with a suffix of videos"
+            found = (one for one in found if os.path.lexists(media_files.locate(self._folder, one)))
+            if not (video := next(found, "")):
+                other = os.path.isfile(media_files.locate(self._folder, name))
+                return text, 0, NO_VIDEO if other else f"{MISSING}, nor one with a suffix of videos"
+            name = video
         if not self._images and image_io.is_image(name):
-            return name, 0, sources.UNWANTED_IMAGE
-        path = pathlib.Path(sources.locate(self._folder, name))
+            return name, 0, media_files.UNWANTED_IMAGE
+        path = pathlib.Path(media_files.locate(self._folder, name))
         if not self._follow_links and self._is_outside(path.parent):
             return name, 0, LEADS_OUT
-        num_bytes, reason = sources.check_status(path, self._folder, self._follow_links)
-        return name, num_bytes, MISSING if reason == sources.VANISHED else reason
+        num_bytes, reason = media_files.check_status(path, self._folder, self._follow_links)
+        return name, num_bytes, MISSING if reason == media_files.VANISHED else reason
 
     def _leads_out(self, parent) -> bool:
         """Whether links lead from a folder within the folder of the videos to one outside."""

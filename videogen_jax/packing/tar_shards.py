@@ -17,13 +17,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from videogen_jax.data import image_io, json_files, text_files
 from videogen_jax.data.annotations import Annotations
-from videogen_jax.packing import sidecars, sources
+from videogen_jax.packing import media_files, sidecars, sources
 from videogen_jax.packing.sidecars import SidecarError
 from videogen_jax.packing.sources import Source
 from videogen_jax.packing.tables import CAPTION_COLUMNS
 
 SUFFIX = ".tar"
-COPIES = ".members"  # suffix of the folder that a worker copies the files of a source to
+COPIES = ".members"  # suffix of the folders that workers copy files of archives to
 CAPTION_SUFFIXES = (".txt", ".json")
 MAX_NAME_BYTES = 255  # of a file
 MAX_HEADER_BYTES = 2**24  # of a long name or of attributes
@@ -81,8 +81,8 @@ def list_archives(
     skipped: dict[str, str] = {}
     found: list[tuple[str, Source]] = []
     for archive in archives:
-        path = pathlib.Path(sources.locate(folder, archive))
-        size, reason = sources.check_file(path, folder, follow_links)
+        path = pathlib.Path(media_files.locate(folder, archive))
+        size, reason = media_files.check_file(path, folder, follow_links)
         if reason:
             skipped[archive] = reason
             continue
@@ -94,7 +94,7 @@ def list_archives(
                 for member in sample.media:
                     place = f"{archive}/{member.path}"
                     if not images and image_io.is_image(member.path):
-                        skipped[place] = sources.UNWANTED_IMAGE
+                        skipped[place] = media_files.UNWANTED_IMAGE
                         continue
                     try:
                         said = _read_captions(file, member, sample, keys, max_caption_bytes)
@@ -181,12 +181,12 @@ def _add_member(info, samples) -> str | None:
     suffix = pathlib.PurePosixPath(path).suffix.lower()
     if any(part.startswith(".") for part in parts):
         return None
-    if suffix not in (*sources.MEDIA, *CAPTION_SUFFIXES):
+    if suffix not in (*media_files.MEDIA, *CAPTION_SUFFIXES):
         return None
     if len(parts[-1].encode()) > MAX_NAME_BYTES:
         return f"its name is longer than {MAX_NAME_BYTES} bytes"
     member = _Member(path, info.offset_data, info.size)
-    sample = samples[sources.stem(path)]
+    sample = samples[media_files.stem(path)]
     known = [*sample.media, *sample.captions.values()]
     if any(other.path == path for other in known) or suffix in sample.captions:
         return "the archive has it twice: the first is packed"
@@ -218,7 +218,7 @@ def _read_captions(file, video, sample, keys, max_caption_bytes) -> Annotations:
                 f"both {text.name} and {listing.name} hold its captions: remove one of them"
             )
         if not text:
-            name = sources.stem(video.name)
+            name = media_files.stem(video.name)
             raise SidecarError(f"no caption: {name}.txt is missing in the archive")
         content = _read_text(file, text, max_caption_bytes)
     except (text_files.TextError, json_files.FieldError) as error:
@@ -253,12 +253,12 @@ def _make_source(archive, video, sample, said) -> Source:
     members = [(video.name, video.offset, video.num_bytes)]
     if said.numbers:  # read again by the worker
         listing = sample.captions[".json"]
-        name = f"{sources.stem(video.name)}.json"
+        name = f"{media_files.stem(video.name)}.json"
         members.append((name, listing.offset, listing.num_bytes))
     return Source(
         video.path,
         said.captions,
-        sources.hash_name(sources.stem(video.path)),
+        sources.hash_name(media_files.stem(video.path)),
         video.num_bytes,
         episode=said.episode,
         numbers=sidecars.hash_numbers(said.numbers),
@@ -272,7 +272,7 @@ def _with_unique_names(found: Sequence[tuple[str, Source]]) -> Iterator[Source]:
     names = collections.Counter(source.name for _, source in found)
     for place, source in found:
         if names[source.name] > 1:
-            key = sources.hash_name(sources.stem(place))
+            key = sources.hash_name(media_files.stem(place))
             source = dataclasses.replace(source, name=place, order_key=key)
         yield source
 
@@ -293,6 +293,18 @@ def without_vanished(
         return next((str(one) for one in places if one.suffix.lower() == SUFFIX), name)
 
     return kept, {name: reason for name, reason in rest.items() if exists(archive_of(name))}
+
+
+def copies_folder(work: str | os.PathLike, name: str) -> str:
+    """Returns the folder that a worker copies the files of a source to.
+
+    It is hidden, so that a listing ignores it where the folder of the data set is in the input folder.
+
+    Args:
+      work: folder of temporary files.
+      name: of the source, different for all that are read at the same time.
+    """
+    return os.path.join(work, f".{name}{COPIES}")
 
 
 @contextlib.contextmanager
