@@ -30,6 +30,7 @@ from tests.tiny import make_run, tiny_config, tiny_vae_config
 from videogen_jax import export
 from videogen_jax.data import pipeline
 from videogen_jax.data.latent_records import LatentInfo
+from videogen_jax.generate import sample_folder
 from videogen_jax.models import weights
 from videogen_jax.models.weights import hash_params
 from videogen_jax.run import caption_embedder, ema_snapshots, export_folder
@@ -373,6 +374,26 @@ def test_samples_and_scores_are_on_the_card(plain, tmp_path):
     text = (folder / "README.md").read_text()
     assert f"- [{CAPTIONS[1]}](samples/01.gif)" in text and "- [extra clip](samples/02.mp4)" in text
     assert 'license: "mit"' in text and "| FVD | 123.4 |" in text
+
+
+def test_a_folder_shows_one_video_of_each_prompt(tmp_path):
+    prompts = ["a", "a", "b", "b", *"cdefghij"]
+    videos = [
+        {"file": f"{i:02d}.mp4", "prompt": prompt, "seed": i} for i, prompt in enumerate(prompts)
+    ]
+    for video in videos:
+        (tmp_path / video["file"]).touch()
+    assert [prompt for _, prompt in export.find_samples([str(tmp_path)])] == [
+        path.stem for path in sorted(tmp_path.glob("*.mp4"))[: export.MOST_SAMPLES]
+    ]
+    (tmp_path / sample_folder.LISTING).write_text(json.dumps({"videos": videos}))
+    found = export.find_samples([str(tmp_path)])
+    assert [(path.name, prompt) for path, prompt in found[:3]] == [
+        ("00.mp4", "a"),
+        ("02.mp4", "b"),
+        ("04.mp4", "c"),
+    ]
+    assert len(found) == export.MOST_SAMPLES
 
 
 def test_flags_that_do_not_fit_are_refused_and_leave_nothing(plain, latte, tmp_path):

@@ -339,8 +339,8 @@ def find_samples(given: Sequence[str]) -> list[tuple[Path, str]]:
     """The videos that the card shows, with their prompts.
 
     Args:
-      given: folders, of which the first videos are taken, and files. A folder that `sample` wrote has their prompts in
-        samples.json; the prompt of any other is its name.
+      given: folders, of which the first videos are taken, one of each prompt, and files. A folder that `sample` wrote
+        has their prompts in samples.json; the prompt of any other is its name.
     Returns:
       (path, prompt) of each.
     Raises:
@@ -354,7 +354,9 @@ def find_samples(given: Sequence[str]) -> list[tuple[Path, str]]:
             files = sorted(file for file in path.iterdir() if file.suffix in VIDEO_SUFFIXES)
             if not files:
                 raise ValueError(f"--samples={path} has no {', '.join(VIDEO_SUFFIXES)} file.")
-            files = files[:MOST_SAMPLES]
+            prompts = read_prompts(path)
+            by_prompt = {prompts.get(file.name, file.name): file for file in reversed(files)}
+            files = sorted(by_prompt.values())[:MOST_SAMPLES]
         elif not path.is_file():
             raise FileNotFoundError(f"There is no {path}: name videos or a folder in --samples.")
         for file in files:

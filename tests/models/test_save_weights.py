@@ -68,6 +68,9 @@ def test_a_table_is_inverted():
 def test_files_and_their_index_are_those_of_hugging_face(tmp_path, limit, files):
     tensors = {f"layer.{i}": np.full((5, 5), i, np.float32) for i in range(8)}  # 100 bytes each
     names = save_weights.write_tensors(tmp_path, "model", tensors, shard_bytes=limit)
+    (tmp_path / "plain").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", *names)}
+    assert len(modes) == 1  # by the umask, and not for the owner alone
     assert len(names) == files
     index = tmp_path / "model.safetensors.index.json"
     if files == 1:

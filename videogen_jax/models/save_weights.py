@@ -87,7 +87,11 @@ def write_tensors(
     )
     for file, names in split.filename_to_tensors.items():
         part = {name: tensors[name] for name in names}
-        save_file(part, folder / file, metadata={"format": "pt"})  # which their readers ask for
+        path = folder / file
+        path.touch()
+        mode = path.stat().st_mode  # safetensors lets the owner alone read what it writes
+        save_file(part, path, metadata={"format": "pt"})  # which their readers ask for
+        path.chmod(mode)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
