@@ -14,7 +14,7 @@ from videogen_jax.models.text_encoder import make_text_encoder
 from videogen_jax.run import caption_embedder
 from videogen_jax.run.text_tokenizer import open_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_batches")]
 
 CAPTIONS = ["a red ball", "", "word " * 30, "two " * 31, "word two " * 40, "three " * 600]
 COUNTS = [4, 1, 31, 32, 81, 601]  # with the end of text
@@ -23,15 +23,6 @@ COUNTS = [4, 1, 31, 32, 81, 601]  # with the end of text
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
     return write_t5(tmp_path_factory.mktemp("t5"), parts=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """A few captions at a time: what is computed is the same, and padded batches cost less."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_embedder, "CAPTIONS_AT_A_TIME", 4)
-        patch.setattr(caption_embedder, "TOKENS_AT_A_TIME", 512)
-        yield
 
 
 def load(precision="float32", **text):

@@ -17,7 +17,7 @@ from videogen_jax.run import caption_embedder, text_conditioning
 from videogen_jax.train import caption_lengths, loop
 from videogen_jax.train.run_kinds import DIFFUSION
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_batches")]
 
 LONG = "a red ball one two three " * 100
 CAPTIONS = ["a red ball", LONG, "ein grüner Würfel", "word " * 90, "a ball", "red " * 100] * 2
@@ -56,15 +56,6 @@ def config(tmp_path_factory):
     assert not result.returncode, result.stderr[-2000:]
     assert "2 captions have more tokens than the text encoder reads, and were cut" in result.stdout
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """A few captions at a time: padded batches cost less."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_embedder, "CAPTIONS_AT_A_TIME", 4)
-        patch.setattr(caption_embedder, "TOKENS_AT_A_TIME", 512)
-        yield
 
 
 def test_embeddings_are_stored_at_their_lengths_and_read_back(config, monkeypatch):

@@ -16,6 +16,7 @@ first frame alone, and no latent depends on later frames: with a stride of 4, 1 
 
 import functools
 import math
+from types import ModuleType
 from typing import Any
 
 import einops
@@ -193,18 +194,12 @@ def make_sd(config: sd_vae.Config, path: str, dtype: Any) -> Autoencoder:
 
 def make_wan(config: wan_vae.Config, path: str, dtype: Any) -> Autoencoder:
     """Makes Wan's video autoencoder of a config; see `make_autoencoder`."""
-    encoder, head, tail = (
-        module(config, dtype)
-        for module in (wan_vae.Encoder, wan_vae.DecoderHead, wan_vae.DecoderTail)
-    )
-    abstract_params = (
-        infer_shapes(encoder, 1, *config.downsample, 3)
-        | infer_shapes(head, 1, 1, 1, 1, config.z_dim)
-        | infer_shapes(tail, 1, 1, 1, 1, config.decoder_dims[0])
+    parts, abstract_params = _make_parts(
+        wan_vae, config, dtype, config.z_dim, config.decoder_dims[0]
     )
     return make_streamed(
         "wan",
-        *(Part(module) for module in (encoder, head, tail)),
+        *parts,
         channels=config.z_dim,
         downsample=config.downsample,
         shift=config.latents_mean,
@@ -219,18 +214,12 @@ def make_wan(config: wan_vae.Config, path: str, dtype: Any) -> Autoencoder:
 
 def make_ltx(config: ltx_vae.Config, path: str, dtype: Any) -> Autoencoder:
     """Makes LTX's video autoencoder of a config; see `make_autoencoder`."""
-    encoder, head, tail = (
-        module(config, dtype)
-        for module in (ltx_vae.Encoder, ltx_vae.DecoderHead, ltx_vae.DecoderTail)
-    )
-    abstract_params = (
-        infer_shapes(encoder, 1, *config.downsample, 3)
-        | infer_shapes(head, 1, 1, 1, 1, config.latent_channels)
-        | infer_shapes(tail, 1, 1, 1, 1, config.decoder_block_out_channels[-1])
+    parts, abstract_params = _make_parts(
+        ltx_vae, config, dtype, config.latent_channels, config.decoder_block_out_channels[-1]
     )
     return make_streamed(
         "ltx",
-        *(Part(module) for module in (encoder, head, tail)),
+        *parts,
         channels=config.latent_channels,
         downsample=config.downsample,
         scale=config.scaling_factor,
@@ -247,3 +236,25 @@ def _per_frame(module: nn.Module, params: Any, video: jax.Array) -> jax.Array:
     frames = einops.rearrange(video, "b t h w c -> (b t) h w c")
     out = module.apply({"params": params}, frames)
     return einops.rearrange(out, "(b t) h w c -> b t h w c", b=video.shape[0])
+
+
+def _make_parts(
+    network: ModuleType, config: Any, dtype: Any, channels: int, width: int
+) -> tuple[list[Part], Any]:
+    """Encoder, head and tail of wan_vae.py or ltx_vae.py, and the shapes of their parameters.
+
+    Args:
+      network: the module.
+      config: its `Config`.
+      dtype: compute type.
+      channels: of latents.
+      width: of the features between head and tail.
+    """
+    classes = (network.Encoder, network.DecoderHead, network.DecoderTail)
+    encoder, head, tail = modules = [part(config, dtype) for part in classes]
+    abstract_params = (
+        infer_shapes(encoder, 1, *config.downsample, 3)
+        | infer_shapes(head, 1, 1, 1, 1, channels)
+        | infer_shapes(tail, 1, 1, 1, 1, width)
+    )
+    return [Part(module) for module in modules], abstract_params

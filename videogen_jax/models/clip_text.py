@@ -35,7 +35,7 @@ from videogen_jax.models.clip_common import (
 )
 from videogen_jax.models.hub import find_file
 from videogen_jax.models.model_config import make_config
-from videogen_jax.models.text_common import TextEncoder
+from videogen_jax.models.text_common import TextEncoder, wrap_network
 from videogen_jax.models.weights import PICKLES, WeightsError, read_shapes, read_tensors
 
 HEAD_DIM = 64  # head dimension of every published model
@@ -110,14 +110,10 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
     check_dtype(dtype, "a text encoder")
     config = _find_config(path, fetch)
     network = Transformer(config, jnp.dtype(dtype))
-    ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
-    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
-
-    def encode(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return network.apply({"params": params}, ids)
-
-    return TextEncoder(
-        name=path,
+    return wrap_network(
+        network,
+        path,
+        _load,
         width=config.hidden_size,
         pooled_width=config.projection_dim or config.hidden_size,
         length=config.max_position_embeddings,
@@ -125,9 +121,6 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
         eos_id=config.eos_token_id,
         # OpenAI's tokenizer pads with the end-of-text token, OpenCLIP's with 0; the activation distinguishes them.
         pad_id=0 if config.hidden_act == "gelu" else config.vocab_size - 1,
-        abstract_params=abstract_params,
-        load=functools.partial(_load, path, abstract_params),
-        encode=encode,
     )
 
 

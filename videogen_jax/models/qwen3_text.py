@@ -33,6 +33,7 @@ from videogen_jax.models.text_common import (
     load_params,
     mask_and_mean,
     name_sources,
+    wrap_network,
 )
 from videogen_jax.models.weight_layouts import Source
 from videogen_jax.models.weights import WeightsError
@@ -102,23 +103,16 @@ def make_text_encoder(
             f"{last}."
         )
     network = Decoder(config, layer % (last + 1), jnp.dtype(dtype))
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
-
-    def encode(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return network.apply({"params": params}, ids)
-
-    return TextEncoder(
-        name=path,
+    return wrap_network(
+        network,
+        path,
+        _load,
         width=config.hidden_size,
         pooled_width=config.hidden_size,
         length=LONGEST,
         vocabulary_size=config.vocab_size,
         eos_id=config.eos_token_id,
         pad_id=PADDING,
-        abstract_params=abstract_params,
-        load=functools.partial(_load, path, abstract_params),
-        encode=encode,
     )
 
 

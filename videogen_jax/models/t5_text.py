@@ -38,6 +38,7 @@ from videogen_jax.models.text_common import (
     load_params,
     mask_and_mean,
     name_sources,
+    wrap_network,
 )
 from videogen_jax.models.weight_layouts import Source
 from videogen_jax.models.weights import WeightsError
@@ -106,23 +107,16 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
     check_dtype(dtype, "a text encoder")
     config = find_config(path, fetch, read_config, PUBLISHED, XXL)
     network = Encoder(config, jnp.dtype(dtype))
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
-
-    def encode(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return network.apply({"params": params}, ids)
-
-    return TextEncoder(
-        name=path,
+    return wrap_network(
+        network,
+        path,
+        _load,
         width=config.d_model,
         pooled_width=config.d_model,
         length=LONGEST,
         vocabulary_size=config.vocab_size,
         eos_id=config.eos_token_id,
         pad_id=PADDING,
-        abstract_params=abstract_params,
-        load=functools.partial(_load, path, abstract_params),
-        encode=encode,
     )
 
 

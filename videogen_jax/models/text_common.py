@@ -1,10 +1,12 @@
 """Shared by the text encoders: their interface, the pooled vector of those that have none, and how files are read."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,28 @@ class TextEncoder(NamedTuple):
     load: Callable[[], Any]  # () to parameters, NumPy
     # (params, ids (B, L) int32) to tokens (B, L, E) float32, mask (B, L) bool, pooled (B, P) float32
     encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def wrap_network(
+    network: nn.Module, path: str, load: Callable[[str, Any], Any], **fields: Any
+) -> TextEncoder:
+    """A text encoder of a network.
+
+    Args:
+      network: from ids (B, L) int32 to what `TextEncoder.encode` returns.
+      path: see hub.py.
+      load: (path, abstract parameters) to parameters, NumPy.
+      **fields: width, pooled_width, length, vocabulary_size, eos_id and pad_id of `TextEncoder`.
+    """
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    abstract_params = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
+    return TextEncoder(
+        name=path,
+        abstract_params=abstract_params,
+        load=functools.partial(load, path, abstract_params),
+        encode=lambda params, ids: network.apply({"params": params}, ids),
+        **fields,
+    )
 
 
 def mask_and_mean(ids: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -28,6 +28,7 @@ from videogen_jax.data.atomic_files import write_json
 from videogen_jax.data.latent_records import LatentInfo, TextInfo
 from videogen_jax.models import hub, latte_export, save_weights, weights
 from videogen_jax.parallel.sharding import path_name
+from videogen_jax.run import saved_config
 
 LIBRARY = "videogen_jax"
 VERSION = 1  # of the format; a reader refuses later ones
@@ -249,7 +250,11 @@ def _read_config(path: Path) -> Export:
         raise ValueError(
             f"{path} names {wrong[0]['name']!r}, which is no safetensors file of its folder: {way_out}"
         )
-    config = _read_options(path, content["config"])
+    unknown = (
+        f"which this version of videogen_jax ({__version__}) does not have: install the version that wrote it, or a "
+        "later one"
+    )
+    config = saved_config.convert_options(path, content["config"], configs.validate_values, unknown)
     metadata = content["metadata"]
     if not configs.is_autoencoder(config):
         metadata = _read_metadata(path, metadata, way_out)
@@ -263,19 +268,6 @@ def _read_config(path: Path) -> Export:
         metadata=metadata,
         files=content["files"],
     )
-
-
-def _read_options(path: Path, lines: dict[str, Any]) -> ml_collections.ConfigDict:
-    known = configs.options_of(configs.is_autoencoder(lines))
-    if unknown := [name for name, _ in configs.flatten(lines) if name not in known]:
-        raise ValueError(
-            f"{path} has the option {unknown[0]!r}, which this version of videogen_jax ({__version__}) does not have: "
-            "install the version that wrote it, or a later one."
-        )
-    try:
-        return configs.validate_values(lines)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid: {error}") from error
 
 
 def _read_metadata(path: Path, metadata: dict[str, Any], way_out: str) -> dict[str, Any]:

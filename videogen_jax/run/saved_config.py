@@ -1,6 +1,7 @@
 """The config of a run as its folder keeps it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,35 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             f"There is no {path}: name the --workdir of a run that launch.py has started."
         )
     check_no_export(workdir)
+    unknown = (
+        "which this version of videogen_jax does not have: use the version that wrote it, or remove the line if the "
+        "run does not depend on it"
+    )
     lines = json.loads(path.read_text(encoding="utf-8"))
+    return convert_options(path, lines, configs.complete, unknown)
+
+
+def convert_options(
+    path: Path,
+    lines: dict[str, Any],
+    convert: Callable[[dict[str, Any]], ml_collections.ConfigDict],
+    unknown: str,
+) -> ml_collections.ConfigDict:
+    """The options of a file as a config.
+
+    Args:
+      path: of the file, for errors.
+      lines: its options, by section.
+      convert: `config.complete` or `config.validate_values`.
+      unknown: what to say of an option that this version does not have.
+    Raises:
+      ValueError: an option is unknown, or `convert` refuses its value.
+    """
     known = configs.options_of(configs.is_autoencoder(lines))
-    if unknown := [name for name, _ in configs.flatten(lines) if name not in known]:
-        raise ValueError(
-            f"{path} has the option {unknown[0]!r}, which this version of videogen_jax does not have: use the version "
-            "that wrote it, or remove the line if the run does not depend on it."
-        )
+    if foreign := [name for name, _ in configs.flatten(lines) if name not in known]:
+        raise ValueError(f"{path} has the option {foreign[0]!r}, {unknown}.")
     try:
-        return configs.complete(lines)
+        return convert(lines)
     except ValueError as error:
         raise ValueError(f"{path} is not valid: {error}") from error
 
