@@ -12,6 +12,7 @@ from PIL import Image
 from tests.data.made_videos import write
 from tests.packing.made_scenes import make_scene, make_texture
 from tests.packing.test_pack import read, run, shard_bytes
+from videogen_jax.data import video_io
 from videogen_jax.packing import duplicate_pass, duplicates, merge_parts, per_file
 from videogen_jax.packing.duplicates import Duplicate, Signature
 
@@ -221,3 +222,28 @@ def test_signature_of_a_file_that_cannot_be_read_is_the_reason(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     assert "copy or re-encode it" in duplicate_pass.sign_file(str(tmp_path / "a.mp4"))
     assert duplicate_pass.sign_file(str(tmp_path / "b.mp4")) == "is no longer there"
+
+
+def test_a_signature_is_of_the_frames_at_a_sixth_a_half_and_five_sixths(tmp_path):
+    frames = make_scene(3, 31, 3)
+    times = np.cumsum(np.random.default_rng(0).integers(20, 200, 31)) / 1000
+    path = write(tmp_path / "a.mkv", frames, times=times - times[0])
+    every = list(video_io.read_numbered_frames(path))
+    length = every[-1][1] * 31 / 30  # the last frame lasts as long as the average one
+    shown = [
+        [frame for _, start, frame in every if start <= fraction * length][-1]
+        for fraction in (1 / 6, 1 / 2, 5 / 6)
+    ]
+    signature = duplicate_pass.sign_file(str(path))
+    assert signature.seconds == pytest.approx(length)
+    assert signature.hashes == [f"{duplicates.hash_picture(frame):016x}" for frame in shown]
+    assert len(set(signature.hashes)) == 3
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, (0, 0, 0)), (2, (0, 1, 1))])
+def test_frames_of_a_short_video_count_more_than_once(tmp_path, count, chosen):
+    path = write(tmp_path / "a.mkv", make_scene(3, 31, 3)[::20][:count])
+    every = [frame for _, _, frame in video_io.read_numbered_frames(path)]
+    assert len(every) == count
+    hashes = [f"{duplicates.hash_picture(every[index]):016x}" for index in chosen]
+    assert duplicate_pass.sign_file(str(path)).hashes == hashes
