@@ -92,3 +92,9 @@ def test_stages_keep_their_batch_on_every_machine(count, xl, monkeypatch):
         clips_at_once = micro // (config.mesh.data * config.mesh.fsdp)
         planned = given.batch_size // given.train.accumulation // given.mesh.fsdp
         assert clips_at_once == planned or config.train.accumulation == 1
+
+
+def test_listing_and_comparing_are_timed():
+    rows = run("packing", "--rows=300", "--videos=3", "--hashed=20")
+    assert [row[1] for row in rows] == ["300", "300", "20"]
+    assert all(float(row[2]) >= 0 for row in rows)
