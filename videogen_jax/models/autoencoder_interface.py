@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videogen_jax.models.hub import find_file, find_weights
+from videogen_jax.models import hub
+from videogen_jax.models.hub import CONFIG_FILE, find_weights
 from videogen_jax.models.weights import WeightsError, name_sources, place_tensors, read_tensors
 
 NAMES = ("identity", "taef2", "sd", "wan", "ltx", "workdir")
 # Of diffusers' folders.
 FILE = "diffusion_pytorch_model.safetensors"
-CONFIG_FILE = "config.json"
 FOLDER = "vae"  # of the autoencoder, in the folder of a pipeline
 
 Frames = Callable[[Any, jax.Array], jax.Array]  # (params, (N, ...)) to (N, ...)
@@ -168,18 +168,8 @@ def find_config(path: str, fetch: bool, read: Callable[[Path], Any], default: An
       FileNotFoundError: the path exists neither here nor on the hub.
       WeightsError: the file describes another network.
     """
-    if not path:
-        return default
-    here = _own_folder(Path(path))
-    if here.exists():
-        file = (here if here.is_dir() else here.parent) / CONFIG_FILE
-        return read(file) if file.is_file() else default
-    try:
-        return read(find_file(path, CONFIG_FILE, fetch=fetch))
-    except FileNotFoundError:
-        if fetch:
-            raise
-        return default
+    path = path and str(_own_folder(Path(path)))
+    return hub.find_config(path, read, default, lambda path: default, fetch=fetch)
 
 
 def load_params(

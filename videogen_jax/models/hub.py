@@ -2,7 +2,10 @@
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from videogen_jax.models.weights import INDEX, PICKLES, read_index
 
@@ -37,6 +40,45 @@ def find_file(path: str, file: str, fetch: bool = True) -> Path:
             "Hugging Face hub as owner/repository."
         )
     return _fetch(path, file, fetch)
+
+
+def find_config(
+    path: str,
+    read: Callable[[Path], Any],
+    default: Any,
+    absent: Callable[[Path], Any],
+    *,
+    published: Mapping[str, Any] = MappingProxyType({}),
+    fetch: bool = True,
+) -> Any:
+    """Reads the config of a model.
+
+    Args:
+      path: see `find_file`; empty: the default.
+      read: reads a config.json.
+      default: the config where there is no other.
+      absent: called with the path of local weights that have no config.json beside them.
+      published: configs by path, to know shapes offline.
+      fetch: if False, nothing is fetched: a model on the hub has its published config, or that in the hub's cache here,
+        or else the default.
+    Raises:
+      FileNotFoundError: the path exists neither here nor on the hub.
+    """
+    if not path:
+        return default
+    here = Path(path)
+    if here.exists():
+        file = (here if here.is_dir() else here.parent) / CONFIG_FILE
+        return read(file) if file.is_file() else absent(here)
+    if not fetch and path in published:
+        return published[path]
+    try:
+        file = find_file(path, CONFIG_FILE, fetch=fetch)
+    except FileNotFoundError:
+        if fetch:
+            raise
+        return default
+    return read(file)
 
 
 def find_weights(path: str, file: str = FILE) -> Path:

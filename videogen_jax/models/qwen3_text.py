@@ -23,16 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from videogen_jax.models.clip_common import check_dtype
+from videogen_jax.models.hub import find_config
 from videogen_jax.models.layers import RMSNorm
 from videogen_jax.models.model_config import make_config, read_json
 from videogen_jax.models.text_common import (
     LONGEST,
     PADDING,
     TextEncoder,
-    find_config,
     load_params,
     mask_and_mean,
     name_sources,
+    refuse_without_config,
     wrap_network,
 )
 from videogen_jax.models.weight_layouts import Source
@@ -95,7 +96,9 @@ def make_text_encoder(
       WeightsError: config.json is missing or describes another network.
     """
     check_dtype(dtype, "a text encoder")
-    config = find_config(path, fetch, read_config, PUBLISHED, SMALL)
+    config = find_config(
+        path, read_config, SMALL, refuse_without_config, published=PUBLISHED, fetch=fetch
+    )
     last = config.num_hidden_layers
     if not -last - 1 <= layer <= last:
         raise ValueError(

@@ -28,16 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from videogen_jax.models.clip_common import check_dtype
+from videogen_jax.models.hub import find_config
 from videogen_jax.models.layers import RMSNorm
 from videogen_jax.models.model_config import make_config, read_json
 from videogen_jax.models.text_common import (
     LONGEST,
     PADDING,
     TextEncoder,
-    find_config,
     load_params,
     mask_and_mean,
     name_sources,
+    refuse_without_config,
     wrap_network,
 )
 from videogen_jax.models.weight_layouts import Source
@@ -105,7 +106,9 @@ def make_text_encoder(path: str, *, dtype: str = "float32", fetch: bool = True) 
       WeightsError: config.json is missing or describes another network.
     """
     check_dtype(dtype, "a text encoder")
-    config = find_config(path, fetch, read_config, PUBLISHED, XXL)
+    config = find_config(
+        path, read_config, XXL, refuse_without_config, published=PUBLISHED, fetch=fetch
+    )
     network = Encoder(config, jnp.dtype(dtype))
     return wrap_network(
         network,

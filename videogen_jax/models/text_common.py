@@ -4,13 +4,13 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.models.hub import CONFIG_FILE, find_file, find_weights
+from videogen_jax.models.hub import CONFIG_FILE, find_weights
 from videogen_jax.models.weight_layouts import Source
 from videogen_jax.models.weights import WeightsError, open_tensors, place_tensors
 from videogen_jax.parallel.sharding import path_name
@@ -71,45 +71,11 @@ def mask_and_mean(ids: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Arr
     return mask, (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
 
 
-def find_config(
-    path: str,
-    fetch: bool,
-    read: Callable[[Path], Any],
-    published: Mapping[str, Any],
-    default: Any,
-) -> Any:
-    """Finds the config of a text encoder.
-
-    Args:
-      path: see hub.py; empty: the default.
-      fetch: if False, nothing is fetched: a model on the hub has its published config, or that in the hub's cache here,
-        or else the default.
-      read: reads a config.json.
-      published: configs by path.
-      default: the config where there is no other.
-    Raises:
-      FileNotFoundError: the path exists neither here nor on the hub.
-      WeightsError: there is no config.json beside local weights, or it describes another network.
-    """
-    if not path:
-        return default
-    here = Path(path)
-    if here.exists():
-        file = (here if here.is_dir() else here.parent) / CONFIG_FILE
-        if not file.is_file():
-            raise WeightsError(
-                f"{path} has no {CONFIG_FILE} beside its weights: put that of the model there."
-            )
-        return read(file)
-    if not fetch and path in published:
-        return published[path]
-    try:
-        file = find_file(path, CONFIG_FILE, fetch=fetch)
-    except FileNotFoundError:
-        if fetch:
-            raise
-        return default
-    return read(file)
+def refuse_without_config(path: Path) -> NoReturn:
+    """Raises WeightsError for local weights without config.json; for `hub.find_config`."""
+    raise WeightsError(
+        f"{path} has no {CONFIG_FILE} beside its weights: put that of the model there."
+    )
 
 
 def name_sources(abstract_params: Any, rename: Callable[[str], str]) -> dict[str, Source]:

@@ -86,7 +86,7 @@ def find_duplicates(
 ) -> list[Duplicate]:
     """Finds the files to leave out, by the rule in this module's docstring.
 
-    All pairs are compared in NumPy, which takes about 15 s of processor time for 100,000 videos and four times as long
+    All pairs are compared in NumPy, which takes about 20 s of processor time for 100,000 videos and four times as long
     for twice as many.
 
     Args:
