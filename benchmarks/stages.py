@@ -1,4 +1,4 @@
-"""Days that the stages of docs/recipe.md take on a machine, by plan, beside 400,000 steps straight at 480 frames.
+"""Days that the stages of docs/recipe.md take on a machine, by plan, beside 400,000 clips straight at 480 frames.
 
     python benchmarks/stages.py --target=rtx3090x2
     python benchmarks/stages.py --target=h100x8 --xl --arithmetic
@@ -21,7 +21,7 @@ from videogen_jax.train import diffusion_run
 from videogen_jax.train.run_kinds import find_kind
 
 STAGES = ("stages_1_pictures", "stages_2_short", "stages_3_120", "stages_4_480")
-STRAIGHT = 400_000  # clips of 480 frames, one a step: configs/dit_512.py
+STRAIGHT = 400_000  # clips of 480 frames: configs/dit_512.py
 DAY = 86_400  # seconds
 # What dit_xl_512 changes of dit_512.
 XL = {

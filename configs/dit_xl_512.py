@@ -28,5 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
             residual_dtype="compute",  # float32 takes twice the pinned host memory: 30 GiB a GPU
         ),
         learning_rate=dict(peak=1e-4),
+        train=dict(log_every=5),
+        checkpoint=dict(every=50),
         memory=dict(pieces=8),
+        sample=dict(every=500),
     )

@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
             time_mean=0.7,
             time_std=1.6,
         ),
-        train=dict(steps=100_000),
+        train=dict(steps=12_500),
         sample=dict(
             guidance_scale=3.0,
             first_frame_guidance_scale=1.0,

@@ -21,7 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     """The locked config."""
     return config.get_config(
         base="dit_512",
-        batch_size=8,
         data=dict(path="runs/long_512/latents", frames=33),
         model=dict(
             causal=True, conditioning="frames", micro_conditions=("augmentation",), time_cycle=33
@@ -29,5 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
         tasks=dict(text=0.3, image=0.2, prefix=0.5),
         # 1 + 8k continue a video that begins with a picture, 8k one that begins with the caption.
         prefix=dict(lengths=(1, 8, 9, 16, 17, 24, 25)),
+        train=dict(steps=400_000, accumulation=1, log_every=50),
+        checkpoint=dict(every=2000),
         mesh=dict(fsdp=2, seq=1),
+        sample=dict(every=5000),
     )

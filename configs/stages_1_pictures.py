@@ -30,8 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         # A place has the position that it has at 512x512, in 32x32 patches.
         model=dict(position_grid=(32, 32)),
-        train=dict(steps=200_000),
+        train=dict(steps=200_000, accumulation=1, log_every=50),
+        checkpoint=dict(every=5000),
         memory=dict(offload_activations=False),
         mesh=dict(fsdp=2, seq=1),
-        sample=dict(batch_size=8),
+        sample=dict(batch_size=8, every=10_000),
     )

@@ -22,4 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
         data=dict(path="runs/stages/short_latents", frames=16, fps=24.0, shuffle_window=4096),
         init=dict(path="runs/stages/1", layout="run"),
         train=dict(steps=60_000),
+        checkpoint=dict(every=2000),
     )

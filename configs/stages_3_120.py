@@ -18,11 +18,11 @@ def get_config() -> ml_collections.ConfigDict:
     """The locked config."""
     return config.get_config(
         base="dit_512",
-        batch_size=8,
         data=dict(path="runs/stages/long_latents", frames=120),
         model=dict(position_grid=(32, 32)),
         init=dict(path="runs/stages/2", layout="run"),
         learning_rate=dict(peak=1e-4),
         train=dict(steps=20_000, accumulation=4),
+        checkpoint=dict(every=500),
         mesh=dict(fsdp=2, seq=1),
     )
