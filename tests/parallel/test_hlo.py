@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.parallel import hlo
+from videogen_jax.parallel import collectives, hlo
 
 SIZE = 64  # float32 elements on each device
 
@@ -43,7 +43,7 @@ def exchange(x):
     return jax.lax.all_to_all(x.reshape(4, -1), "a", 0, 0, tiled=True).reshape(-1)
 
 
-COLLECTIVES = {  # bytes that each of four devices sends for 64 elements per device
+PER_DEVICE = {  # bytes that each of four devices sends for 64 elements per device
     "all-gather": (lambda x: jnp.sum(jax.lax.all_gather(x, "a"), 0) * x, 3 * 256),
     "all-reduce": (lambda x: jax.lax.psum(x, "a"), 2 * 3 / 4 * 256),
     "reduce-scatter": (
@@ -58,23 +58,23 @@ COLLECTIVES = {  # bytes that each of four devices sends for 64 elements per dev
 }
 
 
-@pytest.mark.parametrize("kind", COLLECTIVES)
+@pytest.mark.parametrize("kind", PER_DEVICE)
 def test_collectives_send_the_bytes_of_ring_algorithms(kind):
-    function, sent = COLLECTIVES[kind]
-    assert hlo.count_sent_bytes(compiled_text(function), 4) == {kind: sent}
+    function, sent = PER_DEVICE[kind]
+    assert collectives.count_sent_bytes(hlo.parse(compiled_text(function)), 4) == {kind: sent}
 
 
 def test_replica_groups_are_those_of_one_axis():
     """Over an axis of size 2 in a mesh of 2 x 4: half of twice 256 bytes."""
     text = compiled_text(lambda x: jax.lax.psum(x, "a"), (2, 4), ("a", "b"))
-    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 256}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-reduce": 256}
     text = compiled_text(lambda x: jax.lax.psum(x, "b"), (2, 4), ("a", "b"))
-    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-reduce": 2 * 3 / 4 * 256}
 
 
 def test_loops_count_by_their_trip_counts():
     text = compiled_text(lambda x: jnp.sin(jax.lax.psum(x, "a")), loops=(7,))
-    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 7 * 384}
+    assert collectives.count_sent_bytes(hlo.parse(text), 4) == {"all-reduce": 7 * 384}
 
     def inner(x):
         return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, "a")), None), x, None, length=3)[
@@ -82,7 +82,7 @@ def test_loops_count_by_their_trip_counts():
         ]
 
     text = compiled_text(lambda x: inner(x) + 1, loops=(5,))
-    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 15 * 384}
+    assert collectives.count_sent_bytes(hlo.parse(text), 4) == {"all-reduce": 15 * 384}
 
 
 def test_a_loop_of_unknown_length_is_rejected():
@@ -91,12 +91,12 @@ def test_a_loop_of_unknown_length_is_rejected():
         return total
 
     with pytest.raises(ValueError, match="runs an unknown number of times"):
-        hlo.count_sent_bytes(compiled_text(function), 4)
+        collectives.count_sent_bytes(hlo.parse(compiled_text(function)), 4)
 
 
 def test_the_largest_collective_counts_reads_and_writes():
-    text = compiled_text(COLLECTIVES["all-gather"][0])
-    assert hlo.largest_collective(text, 4) == 256 + 4 * 256
+    text = compiled_text(PER_DEVICE["all-gather"][0])
+    assert collectives.largest_collective(hlo.parse(text), 4) == 256 + 4 * 256
 
 
 GPU_TEXT = """HloModule step, is_scheduled=true
@@ -137,7 +137,7 @@ ENTRY %main (x: bf16[12,64], y: bf16[64]) -> bf16[64] {
 
 
 def test_asynchronous_collectives_of_gpus_count_once():
-    assert hlo.count_sent_bytes(GPU_TEXT, 8) == {"all-gather": 12 * 128}
+    assert collectives.count_sent_bytes(hlo.parse(GPU_TEXT), 8) == {"all-gather": 12 * 128}
 
 
 def test_a_slice_of_a_large_array_reads_only_the_slice():
@@ -173,10 +173,10 @@ def test_types_have_their_size_in_bytes(kind, size):
 )
 def test_replica_groups_are_parsed_in_every_form(groups, size):
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", groups)
-    assert hlo.count_sent_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-gather": 12 * 128 * (size - 1)}
 
 
 def test_replica_groups_in_another_form_are_rejected():
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", "all of them")
     with pytest.raises(ValueError, match="replica groups of a collective cannot be parsed"):
-        hlo.count_sent_bytes(text, 8)
+        collectives.count_sent_bytes(hlo.parse(text), 8)

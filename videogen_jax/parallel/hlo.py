@@ -1,6 +1,6 @@
-"""Communication and memory traffic of a compiled program, from its HLO text.
+"""Compiled programs: the text that XLA prints of optimized HLO, parsed.
 
-XLA reports neither for GPUs that are not present. A loop's body counts as many times as the loop's known trip count.
+A text of 16,000 lines takes about a second, so that a program is parsed once for all that is asked about it.
 """
 
 import functools
@@ -15,7 +15,6 @@ ITEM_BYTES = {
     "token": 0,
     "opaque": 0,
 }  # other types end in their number of bits
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 # Opcodes without memory traffic, or whose traffic is counted in the computation that they call.
 MOVE_NOTHING = {
@@ -39,28 +38,31 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
-Computations = dict[str, dict[str, Instruction]]  # instructions by name, in program order
+Computation = dict[str, Instruction]  # by name, in program order
+
+
+class Module(NamedTuple):
+    """A compiled program."""
+
+    computations: dict[str, Computation]
+    entry: str  # the computation that runs first
+
 
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
-_GROUPS = re.compile(
-    r"replica_groups=(mesh\[[^\]]*\](?:, device_ids=\(.*?\)\)?)?\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)"
-)
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
-def parse(text: str) -> tuple[Computations, str]:
+def parse(text: str) -> Module:
     """Parses a program.
 
     Args:
       text: `compiled.as_text()`.
-    Returns:
-      (computations, name of the entry computation).
     """
-    computations: Computations = {}
+    computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
@@ -68,7 +70,7 @@ def parse(text: str) -> tuple[Computations, str]:
             entry = header[2] if header[1] else entry
         elif found := _LINE.match(line):
             current[found[2]] = _parse_line(found[2], found[3])
-    return computations, entry
+    return Module(computations, entry)
 
 
 def _parse_line(name: str, rest: str) -> Instruction:
@@ -109,8 +111,13 @@ def _item_bytes(name: str) -> float:
     return int(bits[1]) // 8 or 1
 
 
-def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int]]:
-    """(computation, number of times that it runs), without fused computations."""
+def runs(module: Module) -> Iterator[tuple[str, int]]:
+    """(computation, number of times that it runs), without fused computations.
+
+    Raises:
+      ValueError: a loop runs an unknown number of times.
+    """
+    computations = module.computations
 
     def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
         yield name, times
@@ -127,7 +134,7 @@ def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int]]:
                 if one in computations:
                     yield from walk(one, trips)
 
-    return walk(entry, 1)
+    return walk(module.entry, 1)
 
 
 def _trip_count(line: Instruction) -> int:
@@ -139,68 +146,6 @@ def _trip_count(line: Instruction) -> int:
     return int(found[1])
 
 
-def count_sent_bytes(text: str, devices: int) -> dict[str, int]:
-    """Bytes that each device sends per run of the program, by kind of collective.
-
-    In a group of n with an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,
-    all-reduce twice that, collective-permute b, as ring and pairwise algorithms send.
-
-    Args:
-      text: `compiled.as_text()`.
-      devices: number of devices that run the program.
-    Returns:
-      Bytes by kind, for the kinds that occur.
-    Raises:
-      ValueError: a loop around a collective runs an unknown number of times.
-    Source: Thakur et al., Optimization of collective communication operations in MPICH, 2005, section 4.
-    """
-    total: dict[str, float] = {}
-    for kind, sent, _, times in _collectives(text, devices):
-        total[kind] = total.get(kind, 0) + sent * times
-    return {kind: round(count) for kind, count in total.items()}
-
-
-def largest_collective(text: str, devices: int) -> int:
-    """Bytes that the largest collective reads and writes: the size of its buffers."""
-    return max((round(held) for _, _, held, _ in _collectives(text, devices)), default=0)
-
-
-def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, int]]:
-    """(kind, bytes sent per device, bytes read and written per device, number of runs)."""
-    computations, entry = parse(text)
-    for name, times in _runs(computations, entry):
-        for line in computations[name].values():
-            kind = line.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            group = _group_size(line.attributes, devices)
-            operand = sum(count_bytes(computations[name][one].type) for one in line.operands)
-            result = operand * {"all-gather": group, "reduce-scatter": 1 / group}.get(kind, 1)
-            share = (group - 1) / group
-            sent = {"all-gather": operand * (group - 1), "all-reduce": 2 * operand * share}
-            sent["collective-permute"] = operand
-            yield kind, sent.get(kind, operand * share), operand + result, times
-
-
-def _group_size(attributes: str, devices: int) -> int:
-    """Size of a replica group: from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
-    if "replica_groups=" not in attributes or "replica_groups={}" in attributes:
-        return devices
-    found = _GROUPS.search(attributes)
-    if not found:
-        raise ValueError(
-            f"The replica groups of a collective cannot be parsed: {attributes[:120]!r}."
-        )
-    groups = found[1]
-    if groups.startswith("mesh"):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
-        chosen = re.findall(r"'(\w+)'", groups[groups.rindex("{") :])
-        return math.prod(int(sizes[axis]) for axis in chosen)
-    if groups.startswith("["):
-        return int(groups.strip("[]").split(",")[1])
-    return len(groups.strip("{").split(","))
-
-
 def count_memory_bytes(text: str) -> int:
     """Bytes that kernels read from and write to device memory per run of the program.
 
@@ -209,12 +154,13 @@ def count_memory_bytes(text: str) -> int:
     Args:
       text: `compiled.as_text()`.
     """
-    computations, entry = parse(text)
+    module = parse(text)
+    computations = module.computations
     count = functools.cache(lambda name: sum(_traffic(computations, name)))
-    return round(sum(count(name) * times for name, times in _runs(computations, entry)))
+    return round(sum(count(name) * times for name, times in runs(module)))
 
 
-def _traffic(computations: Computations, name: str) -> Iterator[float]:
+def _traffic(computations: dict[str, Computation], name: str) -> Iterator[float]:
     """Bytes read and written by each instruction of a computation."""
     lines = computations[name]
     for line in lines.values():

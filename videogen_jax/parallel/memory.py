@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxlib.mlir import ir
 
-from videogen_jax.parallel import hlo
+from videogen_jax.parallel import collectives, hlo
 
 RESERVE = 0.8 * 2**30  # bytes of a GPU: context, cuDNN, cuBLAS and NCCL
 
@@ -50,6 +50,7 @@ def measure(
         _mark_host(lowered, on_host)
     compiled = lowered.compile(compiler_options=CUDA_OPTIONS if cuda else None)
     sizes, text = compiled.memory_analysis(), compiled.as_text()
+    module = hlo.parse(text)
     return Footprint(
         arguments=sizes.argument_size_in_bytes,
         peak=sizes.argument_size_in_bytes
@@ -60,8 +61,8 @@ def measure(
         + sizes.host_output_size_in_bytes
         - sizes.host_alias_size_in_bytes
         + sizes.host_temp_size_in_bytes,
-        collectives=hlo.largest_collective(text, devices),
-        sent=hlo.count_sent_bytes(text, devices),
+        collectives=collectives.largest_collective(module, devices),
+        sent=collectives.count_sent_bytes(module, devices),
         traffic=hlo.count_memory_bytes(text),
     )
 
