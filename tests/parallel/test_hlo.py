@@ -1,4 +1,4 @@
-"""Communication and memory traffic, against programs whose bytes are known."""
+"""Parsed programs and their collectives, against programs whose bytes are known."""
 
 import jax
 import jax.numpy as jnp
@@ -140,12 +140,6 @@ def test_asynchronous_collectives_of_gpus_count_once():
     assert collectives.count_sent_bytes(hlo.parse(GPU_TEXT), 8) == {"all-gather": 12 * 128}
 
 
-def test_a_slice_of_a_large_array_reads_only_the_slice():
-    # Per iteration: the slice of 64 elements and the index in, 64 out; all-gather-start; the slice of its result.
-    fusion, start, half = 128 + 4 + 128, 128 + 128 + 256, 256 + 128
-    assert hlo.count_memory_bytes(GPU_TEXT) == 12 * (fusion + start + half)
-
-
 @pytest.mark.parametrize(
     ("kind", "size"),
     [
@@ -157,6 +151,36 @@ def test_a_slice_of_a_large_array_reads_only_the_slice():
 )
 def test_types_have_their_size_in_bytes(kind, size):
     assert hlo.count_bytes(kind) == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("%p0, %p1.2", ("p0", "p1.2")),
+        ("/*index=0*/%p0, /*index=1*/%p1", ("p0", "p1")),
+        ("f32[2,3]{1,0} %p0, (s32[], f32[4]{0}) %p1", ("p0", "p1")),
+        ("p0, p1", ("p0", "p1")),
+        ("f32[2,3]{1,0:T(8,128)} p0", ("p0",)),
+        ("", ()),
+    ],
+)
+def test_operands_are_found_with_and_without_types_and_percent_signs(arguments, names):
+    text = f"ENTRY %main () -> f32[] {{\n  ROOT %out = f32[] add({arguments}), metadata={{}}\n}}\n"
+    out = hlo.parse(text).computations["main"]["out"]
+    assert out.operands == names and out.root
+
+
+def test_the_number_of_a_parameter_and_the_value_of_a_constant_are_no_operands():
+    text = (
+        "ENTRY %main () -> f32[] {\n  %p = f32[] parameter(0)\n  ROOT %c = f32[] constant(3)\n}\n"
+    )
+    lines = hlo.parse(text).computations["main"]
+    assert lines["p"].operands == lines["c"].operands == () and lines["p"].arguments == "0"
+
+
+def test_the_memory_of_the_host_is_told_from_that_of_the_device():
+    host, device = hlo.parse_type("(f32[2,3]{1,0:S(5)}, bf16[4]{0:T(128)})")
+    assert host == ("f32", (2, 3), True) and device == ("bf16", (4,), False)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ XLA reports them for no program. A loop's body counts as many times as the loop'
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from videogen_jax.parallel import hlo
 
@@ -13,6 +14,14 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _GROUPS = re.compile(
     r"replica_groups=(mesh\[[^\]]*\](?:, device_ids=\(.*?\)\)?)?\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)"
 )
+
+
+class Collective(NamedTuple):
+    """A collective, on one device and for one run."""
+
+    kind: str
+    sent: float  # bytes sent to other devices
+    buffers: float  # bytes read and written
 
 
 def count_sent_bytes(module: hlo.Module, devices: int) -> dict[str, int]:
@@ -31,31 +40,39 @@ def count_sent_bytes(module: hlo.Module, devices: int) -> dict[str, int]:
     Source: Thakur et al., Optimization of collective communication operations in MPICH, 2005, section 4.
     """
     total: dict[str, float] = {}
-    for kind, sent, _, times in _collectives(module, devices):
-        total[kind] = total.get(kind, 0) + sent * times
+    for one, times in _collectives(module, devices):
+        total[one.kind] = total.get(one.kind, 0) + one.sent * times
     return {kind: round(count) for kind, count in total.items()}
 
 
 def largest_collective(module: hlo.Module, devices: int) -> int:
     """Bytes that the largest collective reads and writes: the size of its buffers."""
-    return max((round(held) for _, _, held, _ in _collectives(module, devices)), default=0)
+    return max((round(one.buffers) for one, _ in _collectives(module, devices)), default=0)
 
 
-def _collectives(module: hlo.Module, devices: int) -> Iterator[tuple[str, float, float, int]]:
-    """(kind, bytes sent per device, bytes read and written per device, number of runs)."""
-    computations = module.computations
+def _collectives(module: hlo.Module, devices: int) -> Iterator[tuple[Collective, int]]:
+    """(collective, number of runs)."""
     for name, times in hlo.runs(module):
-        for line in computations[name].values():
-            kind = line.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            group = _group_size(line.attributes, devices)
-            operand = sum(hlo.count_bytes(computations[name][one].type) for one in line.operands)
-            result = operand * {"all-gather": group, "reduce-scatter": 1 / group}.get(kind, 1)
-            share = (group - 1) / group
-            sent = {"all-gather": operand * (group - 1), "all-reduce": 2 * operand * share}
-            sent["collective-permute"] = operand
-            yield kind, sent.get(kind, operand * share), operand + result, times
+        computation = module.computations[name]
+        for line in computation.values():
+            if collective := measure_collective(computation, line, devices):
+                yield collective, times
+
+
+def measure_collective(
+    computation: hlo.Computation, line: hlo.Instruction, devices: int
+) -> Collective | None:
+    """Bytes of a collective, as `count_sent_bytes` counts them; None for any other instruction."""
+    kind = line.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    group = _group_size(line.attributes, devices)
+    operand = sum(hlo.count_bytes(computation[one].type) for one in line.operands)
+    result = operand * {"all-gather": group, "reduce-scatter": 1 / group}.get(kind, 1)
+    share = (group - 1) / group
+    sent = {"all-gather": operand * (group - 1), "all-reduce": 2 * operand * share}
+    sent["collective-permute"] = operand
+    return Collective(kind, sent.get(kind, operand * share), operand + result)
 
 
 def _group_size(attributes: str, devices: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxlib.mlir import ir
 
-from videogen_jax.parallel import collectives, hlo
+from videogen_jax.parallel import collectives, hlo, kernels
 
 RESERVE = 0.8 * 2**30  # bytes of a GPU: context, cuDNN, cuBLAS and NCCL
 
@@ -49,8 +49,7 @@ def measure(
     if on_host is not None and any(on_host):
         _mark_host(lowered, on_host)
     compiled = lowered.compile(compiler_options=CUDA_OPTIONS if cuda else None)
-    sizes, text = compiled.memory_analysis(), compiled.as_text()
-    module = hlo.parse(text)
+    sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     return Footprint(
         arguments=sizes.argument_size_in_bytes,
         peak=sizes.argument_size_in_bytes
@@ -63,7 +62,7 @@ def measure(
         + sizes.host_temp_size_in_bytes,
         collectives=collectives.largest_collective(module, devices),
         sent=collectives.count_sent_bytes(module, devices),
-        traffic=hlo.count_memory_bytes(text),
+        traffic=kernels.count_traffic(kernels.list_kernels(module, devices)),
     )
 
 
