@@ -20,6 +20,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from videogen_jax import config, interrupts
+from videogen_jax.parallel import gpu_pools
 from videogen_jax.paths import local_path
 
 # TensorFlow only reads records here, and is not to greet on stderr. It reads these when a verb imports it, so they are
@@ -72,25 +73,28 @@ def start(
     name: str,
     body: Callable[[list[str]], int | None],
     errors: tuple[type[Exception], ...] = (ValueError, OSError),
+    error_code: int = 1,
 ) -> None:
     """Parses the flags, runs the verb and exits.
 
     Args:
       name: of the verb, in front of its errors.
       body: takes the arguments that are no flags; returns an exit code, None for 0.
-      errors: what counts as the user's to mend: exit code 1, without a traceback (--verbosity=1 shows it).
+      errors: what counts as the user's to mend: no traceback (--verbosity=1 shows it).
+      error_code: exit code of these.
     """
 
     def fail(error: Exception) -> int:
         logging.debug("Where it came from:", exc_info=True)
         print(f"{name}: error: {describe_error(error)}", file=sys.stderr)
-        return 1
+        return error_code
 
     def parse(argv: list[str]) -> list[str]:
         try:
             arguments = parse_flags(argv)
             _refuse_empty_folders()
             read_paths(flags.FLAGS)
+            gpu_pools.set_defaults()
             return arguments
         except (flags.Error, *CONFIG_FILE_ERRORS, OSError, *errors) as error:
             sys.exit(fail(error))
@@ -292,7 +296,7 @@ def read_paths(values: flags.FlagValues) -> None:
         given = values[name].value if name in values else None
         if isinstance(given, list):
             values[name].value = [_read_path(text, name) for text in given]
-        elif given:
+        elif given and isinstance(given, str):  # `plan --report` is no path
             values[name].value = _read_path(given, name)
 
 
