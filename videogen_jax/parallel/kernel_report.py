@@ -105,8 +105,10 @@ def _to_table(
 
 def _bound_by(group: _Group, card: Card) -> str:
     """What takes the longest at the card's peaks."""
+    if not group.label[-1]:  # kernels of all kinds
+        return ""
     if group.link:
-        return "link" if group.flops == 0 else ""  # rows of all kinds
+        return "link"
     arithmetic = group.flops / card.flops > group.traffic / card.bandwidth
     return "arithmetic" if arithmetic else "memory"
 

@@ -219,14 +219,19 @@ def _elements(line: Instruction) -> int:
 
 
 def _find_op_name(module: Module, line: Instruction) -> str:
-    """Name of the operation of the model that a kernel comes from: its own, or the last one that is fused in it."""
-    if name := op_names.read_op_name(line.attributes):
-        return name
+    """Name of the operation of the model that a kernel comes from.
+
+    That of the largest product in a fusion; else the kernel's own, or that of the last operation in it.
+    """
     if line.opcode.removesuffix("-start") != "fusion":
-        return ""
+        return op_names.read_op_name(line.attributes)
     fused = module.computations[hlo.called(line)[0]]
-    names = [op_names.read_op_name(one.attributes) for one in fused.values()]
-    return next((name for name in reversed(names) if name), "")
+    named = [one for one in fused.values() if op_names.read_op_name(one.attributes)]
+    flops = [_find_work(module, fused, one).flops for one in named]
+    if any(flops):
+        return op_names.read_op_name(named[flops.index(max(flops))].attributes)
+    own = op_names.read_op_name(line.attributes)
+    return own or (op_names.read_op_name(named[-1].attributes) if named else "")
 
 
 def count_traffic(kernels: Iterable[Kernel]) -> int:

@@ -48,10 +48,9 @@ def find_phase(op_name: str, training: bool) -> str:
 def find_layer(op_name: str) -> str:
     """The path of modules and named scopes, such as "spatial/attention/qkv"; empty outside of all."""
     stack = op_name.split(";")[0]
-    combined = re.search(
-        r"(^|/)\([^()]*[/:]", stack
-    )  # "spatial/(attention/qkv/dot:mlp/up/dot)": what they share
-    parts = stack[: combined.start()].split("/") if combined else stack.split("/")[:-1]
+    # "spatial/(attention/qkv/dot:mlp/up/dot)" names several operations behind what they share.
+    combined = re.search(r"(^|/)\(", stack)
+    parts = (stack[: combined.start()] + "/" if combined else stack).split("/")[:-1]
     return "/".join(
         part for part in parts if part not in _NO_MODULE and not re.search(r"[(.<]", part)
     )
