@@ -105,7 +105,7 @@ def start(
         except errors as error:
             return fail(error)
         except (RuntimeError, AssertionError) as error:
-            if (explained := _explain_platform(error)) is None:
+            if (explained := _explain_platform(error) or _explain_cudnn(error)) is None:
                 raise
             return fail(explained)
         except KeyboardInterrupt:
@@ -259,6 +259,17 @@ def _explain_platform(error: Exception) -> ValueError | None:
     return ValueError(
         f"JAX_PLATFORMS={platform_name} names devices that JAX cannot use here{cause}: unset it, "
         "or install their plug-in (for NVIDIA: pip install 'jax[cuda12]')."
+    )
+
+
+def _explain_cudnn(error: Exception) -> ValueError | None:
+    """The sentence on an error of JAX's attention by cuDNN, such as a missing wheel; None for any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or Path(frames[-1].filename).name != "fused_attention_stablehlo.py":
+        return None
+    return ValueError(
+        f"Attention of cuDNN does not work here ({str(error).rstrip('.')}): install its wheel (pip install "
+        "'jax[cuda12]'), or take XLA's attention by --config.memory.attention_kernel=xla."
     )
 
 
