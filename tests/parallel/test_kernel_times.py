@@ -63,10 +63,10 @@ def test_copies_of_one_link_run_one_after_the_other_and_those_of_two_beside_each
 
 
 def test_a_wait_for_one_copy_hides_another():
-    """4 s on two links, awaited after kernels of 1 s each: 3 s for the first, none for the second."""
+    """4 s on two links, both awaited after a kernel of 1 s: 3 s for the first, none for the second."""
     got = seconds(
         kernel("host copy", from_host=40.0, overlaps=2),
-        kernel("collective", sent=40.0, overlaps=2),
+        kernel("collective", sent=40.0, overlaps=1),
         kernel(traffic=100.0),
         kernel(traffic=100.0),
     )
@@ -148,7 +148,8 @@ def test_the_report_has_time_by_kind_by_link_and_by_layer():
 
 
 def test_what_the_report_leaves_out_is_in_its_last_row():
-    *_, last = rows(kernel_report.to_report(KERNELS, CARD, rows=1))
+    *_, first, last = rows(kernel_report.to_report(KERNELS, CARD, rows=1))
+    assert first[0] == "mlp/up"
     assert last == ["3 more", "", "", "3", "0.0", "", "6000.0", "42.9%", ""]
 
 

@@ -73,6 +73,21 @@ def test_slices_that_overlap_read_the_whole_array_once():
     assert kernel_bytes(text) == Bytes(3 * 256 + 2 * 256, 0, 0)
 
 
+def test_a_slice_of_a_norm_reads_the_rows_of_the_slice():
+    """A quarter of the rows of x / sqrt(sum(x^2)), with the sum broadcast back over the row."""
+    body = [
+        "  %zero = f32[] constant(0)",
+        "  %squares = f32[8,64]{1,0} multiply(%p0, %p0)",
+        "  %sums = f32[8]{0} reduce(%squares, %zero), dimensions={1}, to_apply=%add",
+        "  %scales = f32[8]{0} rsqrt(%sums)",
+        "  %rows = f32[8,64]{1,0} broadcast(%scales), dimensions={0}",
+        "  %norm = f32[8,64]{1,0} multiply(%p0, %rows)",
+        "  ROOT %part = f32[2,64]{1,0} slice(%norm), slice={[4:6], [0:64]}",
+    ]
+    text = fusion(["f32[8,64]{1,0}"], body, "f32[2,64]{1,0}")
+    assert kernel_bytes(text) == Bytes(2 * 256 + 2 * 256, 0, 0)
+
+
 UPDATE = "  %new = {} dynamic-update-slice(%{}, %{}, %p2, %zero)"
 
 

@@ -13,9 +13,9 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 # Parts of a stack that are no module: control flow and transformations.
 _NO_MODULE = {
-    *("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "remat"),
-    *("remat2", "remat3", "shard_map", "custom_jvp_call", "custom_vjp_call", "core_call", "branch"),
-    "blocks",
+    *("while", "body", "cond", "branch", "closed_call", "core_call", "eval_jaxpr", "shard_map"),
+    *("checkpoint", "rematted_computation", "remat", "remat2", "remat3"),
+    *("custom_jvp_call", "custom_vjp_call", "blocks"),
 }
 
 

@@ -6,12 +6,15 @@ cache. In a fusion, the fraction that is needed of each result is followed back 
 | operation                              | needed of its operand                                |
 | -------------------------------------- | ---------------------------------------------------- |
 | elementwise, conversion, transposition | the same fraction as of the result                   |
-| reduction, concatenation, padding      | the same fraction as of the result                   |
+| reduction, broadcast, concatenation,   | the same fraction as of the result                   |
+| padding                                |                                                      |
 | slice, dynamic slice, gather           | as many elements as of the result                    |
-| broadcast                              | as many elements as of the result, at most all       |
 | update of a slice or scatter, in place | nothing of the array (scatter: what is added to);    |
 |                                        | all updates                                          |
 | product, convolution, library call     | all                                                  |
+
+Slices of one value are added up, at most to all of it; of its other uses, the largest counts, since they mostly need
+the same part: a norm whose result is sliced needs a row for its mean, for its variance and for itself.
 
 An update is in place where its result is one of the kernel's and its array one of the operands, behind conversions at
 most; then only the update is written. Workspaces of cuBLAS and cuDNN are not counted: their use is not known.
@@ -28,7 +31,7 @@ IN_PLACE = {"bitcast", "bitcast-convert", "convert", "reshape"}  # in front of a
 LIBRARY = {"dot", "convolution", "custom-call", "sort", "fft", "cholesky", "triangular-solve"}
 UPDATES = {"dynamic-update-slice", "scatter"}
 WORKSPACES = ("s8", "u8")  # types of the results of library calls that are workspaces
-SLICES = {"slice", "dynamic-slice", "gather", "broadcast"}
+SLICES = {"slice", "dynamic-slice", "gather"}
 
 
 class Bytes(NamedTuple):
@@ -95,23 +98,22 @@ def _root(computation: Computation) -> Instruction:
 
 def _needed(module: Module, fused: Computation) -> dict[str, float]:
     """The fraction of the value of each instruction that a fusion needs for all its results."""
-    needed = dict.fromkeys(fused, 0.0)
+    sliced, used = dict.fromkeys(fused, 0.0), dict.fromkeys(fused, 0.0)
     root = _root(fused)
-    needed[root.name] = 1.0
-    updates = [
-        _update(fused, fused[name])
-        for name in (root.operands if root.opcode == "tuple" else [root.name])
-    ]
-    in_place = {update.name for update in updates if update}
+    used[root.name] = 1.0
+    results = root.operands if root.opcode == "tuple" else (root.name,)
+    in_place = {update.name for name in results if (update := _update(fused, fused[name]))}
     for line in reversed(fused.values()):
-        if needed[line.name] == 0:
+        needed = min(1.0, max(sliced[line.name], used[line.name]))
+        if needed == 0:
             continue
-        fractions = _operand_fractions(
-            module, fused, line, needed[line.name], line.name in in_place
-        )
-        for name, fraction in zip(line.operands, fractions, strict=True):
-            needed[name] = min(1.0, needed[name] + fraction)
-    return needed
+        fractions = _operand_fractions(module, fused, line, needed, line.name in in_place)
+        for index, (name, fraction) in enumerate(zip(line.operands, fractions, strict=True)):
+            if line.opcode in SLICES and index == 0:
+                sliced[name] += fraction
+            else:
+                used[name] = max(used[name], fraction)
+    return {name: min(1.0, max(sliced[name], used[name])) for name in fused}
 
 
 def _update(fused: Computation, result: Instruction) -> Instruction | None:
