@@ -48,7 +48,7 @@ def test_the_verb_prints_a_table_and_a_report():
 
 def test_a_row_is_printed_for_the_docs():
     done = run_plan("--config=quickstart", "--target=cpux2", "--markdown")
-    assert done.stdout.startswith("| 2 x cpu | quickstart | 32 x 16 x 32x32 |"), done.stdout
+    assert done.stdout.startswith("| 2 x cpu | quickstart | 32 x 8 x 24x24 |"), done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -116,19 +116,20 @@ def count_encoding(encode: Program, config: ml_collections.ConfigDict, videos: i
 def describe_data(costs: DataCosts) -> str:
     """One sentence on disk and hours."""
     packed = (
-        f"{costs.clips:,} clips ({costs.source}) take about {_size(costs.packed)} packed ({PACKED_BYTES} bytes a "
+        f"{costs.clips:,} clips ({costs.source}) take about {to_size(costs.packed)} packed ({PACKED_BYTES} bytes a "
         f"pixel) and {costs.packing / HOUR:,.1f} core-hours to pack ({PACKED_PIXELS / 1e6:.0f} million pixels a second)"
     )
     if costs.latents:
-        packed += f", {_size(costs.latents)} as latents"
+        packed += f", {to_size(costs.latents)} as latents"
     if costs.encoding is not None:
         packed += f" and {costs.encoding / HOUR:,.1f} hours to encode on the target"
     if costs.found is not None:
-        packed += f"; the data set that is there has {_size(costs.found)}"
+        packed += f"; the data set that is there has {to_size(costs.found)}"
     return packed + "."
 
 
-def _size(count: float) -> str:
+def to_size(count: float) -> str:
+    """Bytes in TB, GB or MB."""
     unit, name = next(
         one for one in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if count >= one[0] or one[0] == 1e6
     )

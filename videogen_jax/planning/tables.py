@@ -175,11 +175,11 @@ def to_row(
         f"{gib(train.total)} GiB",
         "-" if sampler is None else f"{gib(sampler.total)} GiB",
         f"{gib(train.host * train.devices)} GiB",
-        *(f"{_seconds(one)} s" for one in times),
+        *("-" if one is None else f"{one.total:.2f} s" for one in times),
         _share(train.utilisation(target.card)),
         f"{steps:,}",
         " to ".join(days) or "-",
-        f"{disk / 1e9 / costs.clips * 1000:,.1f} GB for 1,000 clips",
+        f"{data_costs.to_size(1000 * disk / costs.clips)} for 1,000 clips",
     ]
     return f"| {' | '.join(cells)} |"
 
