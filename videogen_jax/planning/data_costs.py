@@ -8,11 +8,13 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import ml_collections
 
 from videogen_jax import config as configs
 from videogen_jax.data import json_files
 from videogen_jax.planning.programs import Plan, Program
+from videogen_jax.run.model import make_latent_space
 
 PACKED_BYTES = 0.32  # a pixel: JPEG of quality 95 without chroma subsampling
 PACKED_PIXELS = 25e6  # a second on one core, decoding 720p and resizing included
@@ -96,10 +98,6 @@ def count_copies(config: ml_collections.ConfigDict) -> int:
 
 def count_latent_bytes(config: ml_collections.ConfigDict, null_text: object, copies: int) -> int:
     """Bytes of a clip's latents and caption, the longest that the model reads."""
-    import jax
-
-    from videogen_jax.run.model import make_latent_space
-
     shape = make_latent_space(config).latent_shape(config.data.frames)
     embeddings = [leaf for leaf in jax.tree.leaves(null_text) if leaf.dtype == "float16"]
     return 2 * (copies * math.prod(shape) + sum(leaf.size for leaf in embeddings))
