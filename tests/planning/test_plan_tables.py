@@ -93,6 +93,9 @@ def test_a_row_has_a_cell_for_each_title(plan):
 def test_the_verdict_names_what_does_not_fit(plan):
     plan["train"] = plan["train"]._replace(peak=22 * GIB)
     assert tables.to_verdict(TARGET, plan, {}, plan) == "It does not fit: train would not."
+    assert tables.to_verdict(TARGET, plan, {"memory.pieces": 8}, plan).startswith(
+        "It does not fit: train would not. Nor does it with --config.memory.pieces=8 (train): shorten"
+    )
     host = Target(TARGET.card, TARGET.devices, GIB)
     plan["train"] = plan["train"]._replace(peak=GIB)
     assert tables.to_verdict(host, plan, {}, plan).startswith(

@@ -101,9 +101,10 @@ def to_verdict(target: Target, plan: Plan, overrides: Mapping[str, Any], better:
     if fits(better, target):
         totals = ", ".join(f"{name} {gib(one.total)} GiB" for name, one in better.items())
         return f"{sentence} It does with {to_flags(overrides)} ({totals})."
+    left = " and ".join(find_tight(better, target))
     return (
-        f"{sentence} Nor does it with {to_flags(overrides)}: shorten the clips, narrow the model, or take more devices "
-        "on mesh.seq or mesh.fsdp."
+        f"{sentence} Nor does it with {to_flags(overrides)}{f' ({left})' if left else ''}: shorten the clips, narrow "
+        "the model, or take more devices on mesh.seq or mesh.fsdp."
     )
 
 
