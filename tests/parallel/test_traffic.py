@@ -209,15 +209,18 @@ ENTRY %main (x: f32[1,64], i: s32[]) -> f32[1,64] {{
   %send = (({stack}, {layer}, s32[]), {stack}, u32[]) fusion-start(%host, %x, %i), kind=kCustom, calls=%out
   %sent = {stack} fusion-done(%send)
   %fetch = (({stack}, s32[]), {layer}, u32[]) fusion-start(%sent, %i), kind=kCustom, calls=%in
-  %whole = ({stack}, f32[12,64]{{1,0}}, u32[]) copy-start(%sent)
-  %all = {stack} copy-done(%whole)
+  %whole = (f32[12,64]{{1,0}}, {stack}, u32[]) copy-start(%sent)
+  %all = f32[12,64]{{1,0}} copy-done(%whole)
   ROOT %fetched = {layer} fusion-done(%fetch)
 }}
 """
     assert kernel_bytes(text, "send") == Bytes(device=256 + 4, from_host=0, to_host=256)
     assert kernel_bytes(text, "fetch") == Bytes(device=4 + 256, from_host=256, to_host=0)
+    assert kernel_bytes(text, "whole") == Bytes(device=12 * 256, from_host=12 * 256, to_host=0)
     listed = kernels.list_kernels(hlo.parse(text), 1)
     assert [kernel.name for kernel in listed] == ["send", "fetch", "whole"]
+    assert {kernel.kind for kernel in listed} == {"host copy"}
+    assert [kernel.overlaps for kernel in listed] == [0, 1, 0]
     assert kernels.count_host_bytes(listed[:2]) == 512
 
 

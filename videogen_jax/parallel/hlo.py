@@ -1,6 +1,6 @@
 """Compiled programs: the text that XLA prints of optimized HLO, parsed.
 
-A text of 16,000 lines takes about a second, so that a program is parsed once for all that is asked about it.
+A text of 19,000 lines takes 0.2 seconds, and a program is parsed once for all that is asked about it.
 """
 
 import functools

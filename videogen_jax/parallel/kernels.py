@@ -188,7 +188,7 @@ def _find_work(module: Module, computation: Computation, line: Instruction) -> _
         return _Work(kind, flops, dtype)
     opcode = line.opcode.removesuffix("-start")
     if opcode != "fusion":
-        return _Work(_plain_kind({opcode}), 0.0, "")
+        return _Work(_plain_kind(opcode), 0.0, "")
     fused = module.computations[hlo.called(line)[0]]
     inside = [_find_work(module, fused, one) for one in fused.values()]
     total = sum(work.flops for work in inside)
@@ -205,13 +205,13 @@ def _find_work(module: Module, computation: Computation, line: Instruction) -> _
     return _Work(kind, 0.0, "")
 
 
-def _plain_kind(opcodes: set[str]) -> str:
-    """Kind of a kernel without products, attention and convolutions."""
-    if "custom-call" in opcodes or "sort" in opcodes:
+def _plain_kind(opcode: str) -> str:
+    """Kind of an operation that is no product, attention or convolution."""
+    if opcode in ("custom-call", "sort"):
         return "library call"
-    if opcodes & {"reduce", "reduce-window"}:
+    if opcode in ("reduce", "reduce-window"):
         return "reduction"
-    return "copy" if opcodes <= MOVES else "elementwise"
+    return "copy" if opcode in MOVES else "elementwise"
 
 
 def _elements(line: Instruction) -> int:
