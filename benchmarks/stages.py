@@ -14,11 +14,10 @@ import math
 import jax
 
 from videogen_jax import config as configs
-from videogen_jax import plan
-from videogen_jax.parallel import device_specs, memory
+from videogen_jax.parallel import device_specs, gpu_pools
 from videogen_jax.parallel import mesh as meshes
+from videogen_jax.planning import programs, tables
 from videogen_jax.train import diffusion_run
-from videogen_jax.train.run_kinds import find_kind
 
 STAGES = ("stages_1_pictures", "stages_2_short", "stages_3_120", "stages_4_480")
 STRAIGHT = 400_000  # clips of 480 frames: configs/dit_512.py
@@ -72,21 +71,21 @@ def main() -> None:
     devices = (
         jax.devices()[:count] if options.arithmetic else device_specs.find_devices(card, count)
     )
-    roomy = card.memory is not None and card.memory > 40 * plan.GIB
+    roomy = card.memory is not None and card.memory > 40 * gpu_pools.GIB
     total = 0.0
     print("| stage | clips | steps | mesh | micro-batches | peak, GiB | s a step | days |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in STAGES:
         config = stage_config(name, count, options.xl, roomy)
         mesh = meshes.make_mesh(**config.mesh, devices=devices)
-        run = find_kind(config).make_run(config, mesh)
+        run = programs.make_run(config, mesh)
         if options.arithmetic:
             seconds, peak = count_seconds(run, card), "-"
         else:
-            program = plan.plan_train(run, card)
-            fits = card.memory is None or program.peak + memory.RESERVE <= card.memory
-            seconds = max(program.times.values(), default=math.nan)
-            peak = plan.gib(program.peak) + ("" if fits else ", does not fit")
+            program = programs.plan_train(run, card, programs.count_resident(run, card).observers)
+            fits = card.memory is None or program.total <= gpu_pools.device_pool(card.memory)
+            seconds = program.roofline.total if program.roofline else math.nan
+            peak = tables.gib(program.peak) + ("" if fits else ", does not fit")
         days = seconds * config.train.steps / DAY
         total += days
         data = config.data

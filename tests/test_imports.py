@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Top floor first. A module may import from its own floor and from those below it.
 FLOORS = (
     "verbs",  # launch.py and the modules right under videogen_jax/
+    "planning",
     "train",
     "evaluation",
     "generate",

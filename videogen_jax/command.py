@@ -20,6 +20,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from videogen_jax import config, interrupts
+from videogen_jax.parallel import gpu_pools
 from videogen_jax.paths import local_path
 
 # TensorFlow only reads records here, and is not to greet on stderr. It reads these when a verb imports it, so they are
@@ -72,25 +73,28 @@ def start(
     name: str,
     body: Callable[[list[str]], int | None],
     errors: tuple[type[Exception], ...] = (ValueError, OSError),
+    error_code: int = 1,
 ) -> None:
     """Parses the flags, runs the verb and exits.
 
     Args:
       name: of the verb, in front of its errors.
       body: takes the arguments that are no flags; returns an exit code, None for 0.
-      errors: what counts as the user's to mend: exit code 1, without a traceback (--verbosity=1 shows it).
+      errors: what counts as the user's to mend: no traceback (--verbosity=1 shows it).
+      error_code: exit code of these.
     """
 
     def fail(error: Exception) -> int:
         logging.debug("Where it came from:", exc_info=True)
         print(f"{name}: error: {describe_error(error)}", file=sys.stderr)
-        return 1
+        return error_code
 
     def parse(argv: list[str]) -> list[str]:
         try:
             arguments = parse_flags(argv)
             _refuse_empty_folders()
             read_paths(flags.FLAGS)
+            gpu_pools.set_defaults()
             return arguments
         except (flags.Error, *CONFIG_FILE_ERRORS, OSError, *errors) as error:
             sys.exit(fail(error))
@@ -101,7 +105,7 @@ def start(
         except errors as error:
             return fail(error)
         except (RuntimeError, AssertionError) as error:
-            if (explained := _explain_platform(error)) is None:
+            if (explained := _explain_platform(error) or _explain_cudnn(error)) is None:
                 raise
             return fail(explained)
         except KeyboardInterrupt:
@@ -258,6 +262,17 @@ def _explain_platform(error: Exception) -> ValueError | None:
     )
 
 
+def _explain_cudnn(error: Exception) -> ValueError | None:
+    """The sentence on an error of JAX's attention by cuDNN, such as a missing wheel; None for any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or Path(frames[-1].filename).name != "fused_attention_stablehlo.py":
+        return None
+    return ValueError(
+        f"Attention of cuDNN does not work here ({str(error).rstrip('.')}): install its wheel (pip install "
+        "'jax[cuda12]'), or take XLA's attention by --config.memory.attention_kernel=xla."
+    )
+
+
 @contextlib.contextmanager
 def _program_arguments(argv: list[str]) -> Iterator[None]:
     before, sys.argv = sys.argv, argv
@@ -292,7 +307,7 @@ def read_paths(values: flags.FlagValues) -> None:
         given = values[name].value if name in values else None
         if isinstance(given, list):
             values[name].value = [_read_path(text, name) for text in given]
-        elif given:
+        elif given and isinstance(given, str):  # `plan --report` is no path
             values[name].value = _read_path(given, name)
 
 

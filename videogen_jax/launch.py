@@ -9,7 +9,6 @@ the workdir. Several hosts: docs/scaling.md.
 """
 
 import math
-import os
 from pathlib import Path
 
 import jax
@@ -53,8 +52,6 @@ def main(arguments: list[str]) -> int:
         jax.config.update("jax_num_cpu_devices", min(max(devices, 1), MOST_HOST_DEVICES))
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value) / "compiled"))
-    # By default JAX takes three quarters of a GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
     if jax.process_index() == 0:
         command.log_progress()

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.tiny import make_run, tiny_config
-from videogen_jax.parallel import communication, hlo
+from videogen_jax.parallel import collectives, communication, hlo
 from videogen_jax.parallel.mesh import make_mesh
 from videogen_jax.train import training_run
 
@@ -73,6 +73,6 @@ def test_a_compiled_step_makes_the_expected_all_to_alls(attention):
     tokens = 2 * 4 * 4 // 2  # of two clips, per device
     x = tokens * 12 * 4 // 2  # float32 bytes sent to the other device
     all_to_alls = {"factorized": 4 * 2, "joint": 8 * 4}[attention]
-    sent = hlo.count_sent_bytes(text, 2)
+    sent = collectives.count_sent_bytes(hlo.parse(text), 2)
     again = {"factorized": 0, "joint": 4 * 4}[attention]  # inside the block
     assert sent["all-to-all"] == (all_to_alls + again) * x

@@ -52,11 +52,34 @@ def test_a_description_file_is_a_card(tmp_path):
     assert card.flops is None
 
 
-def test_a_description_without_memory_is_rejected(tmp_path):
+@pytest.mark.parametrize("field", device_specs.FIELDS)
+def test_a_missing_field_of_a_description_is_named(field, tmp_path):
     path = tmp_path / "card.txt"
-    path.write_text("gpu_device_info { core_count: 82 }")
-    with pytest.raises(ValueError, match="has no device_memory_size"):
+    text = device_specs.CARDS["a40"].description
+    path.write_text(text.replace(f"{field}:", f"x{field}:"))
+    with pytest.raises(ValueError, match=f"card.txt lacks {field}: write a GpuTargetConfigProto"):
         device_specs.parse_target(str(path))
+
+
+def test_a_description_without_a_number_of_bytes_is_rejected(tmp_path):
+    path = tmp_path / "card.txt"
+    text = device_specs.CARDS["a40"].description
+    path.write_text(text.replace("device_memory_size: 4", "device_memory_size: -4"))
+    with pytest.raises(ValueError, match="device_memory_size in .*card.txt is -4"):
+        device_specs.parse_target(f"{path}x2")
+
+
+def test_fewer_lanes_slow_what_crosses_pcie():
+    """PCIe 4.0 carries 2 GB/s a lane and direction, 5.0 twice that; NVLink is not PCIe."""
+    for name, lane in (("rtx3090", 2e9), ("h100", 4e9)):
+        card = device_specs.CARDS[name]
+        for lanes in (16, 8, 4):
+            slower = device_specs.with_lanes(card, lanes)
+            assert slower.host_link == lanes * lane
+            assert slower.link == (card.link if name == "h100" else lanes * lane)
+            assert slower._replace(link=card.link, host_link=card.host_link) == card
+    cpu = device_specs.CARDS["cpu"]
+    assert device_specs.with_lanes(cpu, 8) == cpu
 
 
 def test_cpu_devices_are_those_of_this_process():

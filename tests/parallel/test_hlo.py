@@ -1,4 +1,4 @@
-"""Communication and memory traffic, against programs whose bytes are known."""
+"""Parsed programs and their collectives, against programs whose bytes are known."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videogen_jax.parallel import hlo
+from videogen_jax.parallel import collectives, hlo
 
 SIZE = 64  # float32 elements on each device
 
@@ -43,7 +43,7 @@ def exchange(x):
     return jax.lax.all_to_all(x.reshape(4, -1), "a", 0, 0, tiled=True).reshape(-1)
 
 
-COLLECTIVES = {  # bytes that each of four devices sends for 64 elements per device
+PER_DEVICE = {  # bytes that each of four devices sends for 64 elements per device
     "all-gather": (lambda x: jnp.sum(jax.lax.all_gather(x, "a"), 0) * x, 3 * 256),
     "all-reduce": (lambda x: jax.lax.psum(x, "a"), 2 * 3 / 4 * 256),
     "reduce-scatter": (
@@ -58,23 +58,23 @@ COLLECTIVES = {  # bytes that each of four devices sends for 64 elements per dev
 }
 
 
-@pytest.mark.parametrize("kind", COLLECTIVES)
+@pytest.mark.parametrize("kind", PER_DEVICE)
 def test_collectives_send_the_bytes_of_ring_algorithms(kind):
-    function, sent = COLLECTIVES[kind]
-    assert hlo.count_sent_bytes(compiled_text(function), 4) == {kind: sent}
+    function, sent = PER_DEVICE[kind]
+    assert collectives.count_sent_bytes(hlo.parse(compiled_text(function)), 4) == {kind: sent}
 
 
 def test_replica_groups_are_those_of_one_axis():
     """Over an axis of size 2 in a mesh of 2 x 4: half of twice 256 bytes."""
     text = compiled_text(lambda x: jax.lax.psum(x, "a"), (2, 4), ("a", "b"))
-    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 256}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-reduce": 256}
     text = compiled_text(lambda x: jax.lax.psum(x, "b"), (2, 4), ("a", "b"))
-    assert hlo.count_sent_bytes(text, 8) == {"all-reduce": 2 * 3 / 4 * 256}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-reduce": 2 * 3 / 4 * 256}
 
 
 def test_loops_count_by_their_trip_counts():
     text = compiled_text(lambda x: jnp.sin(jax.lax.psum(x, "a")), loops=(7,))
-    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 7 * 384}
+    assert collectives.count_sent_bytes(hlo.parse(text), 4) == {"all-reduce": 7 * 384}
 
     def inner(x):
         return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, "a")), None), x, None, length=3)[
@@ -82,7 +82,7 @@ def test_loops_count_by_their_trip_counts():
         ]
 
     text = compiled_text(lambda x: inner(x) + 1, loops=(5,))
-    assert hlo.count_sent_bytes(text, 4) == {"all-reduce": 15 * 384}
+    assert collectives.count_sent_bytes(hlo.parse(text), 4) == {"all-reduce": 15 * 384}
 
 
 def test_a_loop_of_unknown_length_is_rejected():
@@ -91,12 +91,12 @@ def test_a_loop_of_unknown_length_is_rejected():
         return total
 
     with pytest.raises(ValueError, match="runs an unknown number of times"):
-        hlo.count_sent_bytes(compiled_text(function), 4)
+        collectives.count_sent_bytes(hlo.parse(compiled_text(function)), 4)
 
 
 def test_the_largest_collective_counts_reads_and_writes():
-    text = compiled_text(COLLECTIVES["all-gather"][0])
-    assert hlo.largest_collective(text, 4) == 256 + 4 * 256
+    text = compiled_text(PER_DEVICE["all-gather"][0])
+    assert collectives.largest_collective(hlo.parse(text), 4) == 256 + 4 * 256
 
 
 GPU_TEXT = """HloModule step, is_scheduled=true
@@ -137,13 +137,7 @@ ENTRY %main (x: bf16[12,64], y: bf16[64]) -> bf16[64] {
 
 
 def test_asynchronous_collectives_of_gpus_count_once():
-    assert hlo.count_sent_bytes(GPU_TEXT, 8) == {"all-gather": 12 * 128}
-
-
-def test_a_slice_of_a_large_array_reads_only_the_slice():
-    # Per iteration: the slice of 64 elements and the index in, 64 out; all-gather-start; the slice of its result.
-    fusion, start, half = 128 + 4 + 128, 128 + 128 + 256, 256 + 128
-    assert hlo.count_memory_bytes(GPU_TEXT) == 12 * (fusion + start + half)
+    assert collectives.count_sent_bytes(hlo.parse(GPU_TEXT), 8) == {"all-gather": 12 * 128}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +154,36 @@ def test_types_have_their_size_in_bytes(kind, size):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("%p0, %p1.2", ("p0", "p1.2")),
+        ("/*index=0*/%p0, /*index=1*/%p1", ("p0", "p1")),
+        ("f32[2,3]{1,0} %p0, (s32[], f32[4]{0}) %p1", ("p0", "p1")),
+        ("p0, p1", ("p0", "p1")),
+        ("f32[2,3]{1,0:T(8,128)} p0", ("p0",)),
+        ("", ()),
+    ],
+)
+def test_operands_are_found_with_and_without_types_and_percent_signs(arguments, names):
+    text = f"ENTRY %main () -> f32[] {{\n  ROOT %out = f32[] add({arguments}), metadata={{}}\n}}\n"
+    out = hlo.parse(text).computations["main"]["out"]
+    assert out.operands == names and out.root
+
+
+def test_the_number_of_a_parameter_and_the_value_of_a_constant_are_no_operands():
+    text = (
+        "ENTRY %main () -> f32[] {\n  %p = f32[] parameter(0)\n  ROOT %c = f32[] constant(3)\n}\n"
+    )
+    lines = hlo.parse(text).computations["main"]
+    assert lines["p"].operands == lines["c"].operands == () and lines["p"].arguments == "0"
+
+
+def test_the_memory_of_the_host_is_told_from_that_of_the_device():
+    host, device = hlo.parse_type("(f32[2,3]{1,0:S(5)}, bf16[4]{0:T(128)})")
+    assert host == ("f32", (2, 3), True) and device == ("bf16", (4,), False)
+
+
+@pytest.mark.parametrize(
     ("groups", "size"),
     [
         ("{{0,1,2},{3,4,5}}", 3),
@@ -173,10 +197,10 @@ def test_types_have_their_size_in_bytes(kind, size):
 )
 def test_replica_groups_are_parsed_in_every_form(groups, size):
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", groups)
-    assert hlo.count_sent_bytes(text, 8) == {"all-gather": 12 * 128 * (size - 1)}
+    assert collectives.count_sent_bytes(hlo.parse(text), 8) == {"all-gather": 12 * 128 * (size - 1)}
 
 
 def test_replica_groups_in_another_form_are_rejected():
     text = GPU_TEXT.replace("mesh['x'=2,'y'=4] {'x'}", "all of them")
     with pytest.raises(ValueError, match="replica groups of a collective cannot be parsed"):
-        hlo.count_sent_bytes(text, 8)
+        collectives.count_sent_bytes(hlo.parse(text), 8)

@@ -86,11 +86,16 @@ def test_a_run_starts_with_the_warning(warnings, monkeypatch, tmp_path):
 
 
 def test_a_plan_starts_with_the_warning(monkeypatch, capsys):
-    values = SimpleNamespace(target="cpux1", config=with_patch((4, 4, 4), 256, channels=32))
+    values = SimpleNamespace(
+        target="cpux1",
+        pcie="x16",
+        host_memory=None,
+        config=with_patch((4, 4, 4), 256, channels=32),
+    )
     monkeypatch.setattr(plan.flags, "FLAGS", values)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # the devices are there
     monkeypatch.setattr(device_specs, "find_devices", lambda card, count: [None])
-    monkeypatch.setattr(plan, "plan_on_target", stop)
+    monkeypatch.setattr(plan.targets, "place", stop)
     level = logging.get_verbosity()
     try:
         with pytest.raises(Reached):

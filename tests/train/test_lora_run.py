@@ -14,7 +14,7 @@ from tests.tiny import make_run, tiny_config, tiny_vae_config
 from tests.train.test_init_params import begin, output, plain_config, read_average, starting
 from tests.train.test_step import make_batch
 from videogen_jax import config as configs
-from videogen_jax import export, plan
+from videogen_jax import export
 from videogen_jax.data import pipeline
 from videogen_jax.data.vocabulary import Vocabulary
 from videogen_jax.generate import from_checkpoint
@@ -23,6 +23,7 @@ from videogen_jax.models.parameter_paths import combine, list_paths
 from videogen_jax.parallel import device_specs
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sharding import path_name
+from videogen_jax.planning import programs
 from videogen_jax.run import checkpoint, saved_config
 from videogen_jax.run.merged_lora import without_lora
 from videogen_jax.train import diffusion_run, init_params, loop, resume_checks, training_run
@@ -326,9 +327,9 @@ def test_every_optimizer_and_lever_takes_the_updates_alone(changes):
 def test_the_plan_has_no_moments_nor_averages_of_what_is_frozen():
     wide = {"model.width": 48, "batch_size": 1}
     config = lora_config(**wide)
-    tuned, run = plan.plan_train(make_run(config), device_specs.CARDS["cpu"]), make_run(config)
+    tuned, run = programs.plan_train(make_run(config), device_specs.CARDS["cpu"]), make_run(config)
     config.train.lora.update({"rank": 0, "alpha": None})
-    whole = plan.plan_train(make_run(config), device_specs.CARDS["cpu"])
+    whole = programs.plan_train(make_run(config), device_specs.CARDS["cpu"])
     assert tuned.memory["parameters"] > whole.memory["parameters"]
     adapters = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
     assert tuned.memory["EMA"] == 4 * adapters < 0.1 * whole.memory["EMA"]
@@ -338,9 +339,9 @@ def test_the_plan_has_no_moments_nor_averages_of_what_is_frozen():
     forward = diffusion_run.forward_flops(run.model)
     assert tuned.flops == 2 * forward and whole.flops == 3 * forward
     assert (
-        plan.plan_sample(run.model, device_specs.CARDS["cpu"], jax.devices()[:1]).memory[
-            "parameters"
-        ]
+        programs.plan_sample(
+            programs.make_sampling_model(run.model, jax.devices()[:1]), device_specs.CARDS["cpu"]
+        ).memory["parameters"]
         == whole.memory["parameters"]
     )
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+DEPTH = 2  # batches kept ready
+MOST_ON_DEVICES = DEPTH + 1  # one more is in the thread's hands
+
 EXIT_SECONDS = (
     10.0  # longest wait for the current batch, so that a hanging source cannot block the exit
 )
@@ -25,7 +28,7 @@ class prefetch_to_mesh:  # noqa: N801 - reads as the verb it is
         self,
         batches: Iterator[dict[str, np.ndarray]],
         put: Callable[[dict[str, np.ndarray]], Any],
-        depth: int = 2,
+        depth: int = DEPTH,
     ) -> None:
         """Starts the thread.
 

@@ -16,6 +16,15 @@ import jax
 from jax.experimental import topologies
 
 MOST_DEVICES = 1024  # of a target
+FULL_LANES = 16  # of PCIe, for which the links of CARDS are
+# Without which XLA's compiler computes nonsense or divides by zero.
+FIELDS = (
+    *("threads_per_block_limit", "threads_per_warp", "threads_per_core_limit", "core_count"),
+    *("fpus_per_core", "clock_rate_ghz", "block_dim_limit_x", "block_dim_limit_y"),
+    *("block_dim_limit_z", "registers_per_core_limit", "registers_per_block_limit"),
+    *("shared_memory_per_block", "shared_memory_per_core", "shared_memory_per_block_optin"),
+    *("l2_cache_size", "memory_bandwidth", "device_memory_size", "major", "platform_name"),
+)
 
 
 class Card(NamedTuple):
@@ -124,7 +133,7 @@ def parse_target(text: str) -> tuple[Card, int]:
     Returns:
       (card, count).
     Raises:
-      ValueError: the card is unknown, the count is 0, or the file has no memory size.
+      ValueError: the card is unknown, the count is 0, or the file lacks a field.
     """
     if card := _find_target(text):
         return card, 1
@@ -154,20 +163,29 @@ def read_card(path: Path) -> Card:
     """Reads a card from a GpuTargetConfigProto in text form; of its speed, only memory bandwidth is known.
 
     Raises:
-      ValueError: the description has no memory size.
+      ValueError: the description lacks one of FIELDS.
     """
     description = path.read_text(encoding="utf-8")
-
-    def read(field: str) -> int | None:
-        found = re.search(rf"\b{field}:\s*(\d+)", description)
-        return int(found[1]) if found else None
-
-    memory = read("device_memory_size")
-    if memory is None:
+    found = dict(re.findall(r'\b(\w+)\s*:\s*("[^"]*"|[\w.+-]+)', description))
+    if missing := [field for field in FIELDS if field not in found]:
         raise ValueError(
-            f"{path} has no device_memory_size: write a GpuTargetConfigProto in text form, like those of OpenXLA."
+            f"{path} lacks {', '.join(missing)}: write a GpuTargetConfigProto in text form with all fields that "
+            "those of OpenXLA have."
         )
-    return Card(path.stem, memory, read("memory_bandwidth"), None, None, None, description)
+    for field in ("device_memory_size", "memory_bandwidth"):
+        if not found[field].isdecimal() or not int(found[field]):
+            raise ValueError(f"{field} in {path} is {found[field]}: write a number of bytes.")
+    memory, bandwidth = int(found["device_memory_size"]), int(found["memory_bandwidth"])
+    return Card(path.stem, memory, bandwidth, None, None, None, description)
+
+
+def with_lanes(card: Card, lanes: int) -> Card:
+    """The card in a PCIe slot with fewer lanes than FULL_LANES: its links have that share; NVLink stays as it is."""
+    if card.host_link is None:
+        return card
+    share = lanes / FULL_LANES
+    link = card.link * share if card.link <= card.host_link else card.link
+    return card._replace(link=link, host_link=card.host_link * share)
 
 
 def find_devices(card: Card, count: int) -> Sequence[jax.Device]:

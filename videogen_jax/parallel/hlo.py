@@ -1,6 +1,6 @@
-"""Communication and memory traffic of a compiled program, from its HLO text.
+"""Compiled programs: the text that XLA prints of optimized HLO, parsed.
 
-XLA reports neither for GPUs that are not present. A loop's body counts as many times as the loop's known trip count.
+A text of 19,000 lines takes 0.2 seconds, and a program is parsed once for all that is asked about it.
 """
 
 import functools
@@ -15,13 +15,6 @@ ITEM_BYTES = {
     "token": 0,
     "opaque": 0,
 }  # other types end in their number of bits
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-# Opcodes without memory traffic, or whose traffic is counted in the computation that they call.
-MOVE_NOTHING = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "copy-done"),
-}
 
 
 class Instruction(NamedTuple):
@@ -32,52 +25,63 @@ class Instruction(NamedTuple):
     opcode: str
     arguments: str  # text inside the brackets
     attributes: str  # text after them
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of its operands."""
-        return re.findall(r"%([\w.\-]+)", self.arguments)
+    operands: tuple[str, ...]  # names of its operands
+    root: bool  # whether its value is that of the computation
 
 
-Computations = dict[str, dict[str, Instruction]]  # instructions by name, in program order
+Computation = dict[str, Instruction]  # by name, in program order
+
+
+class Module(NamedTuple):
+    """A compiled program."""
+
+    computations: dict[str, Computation]
+    entry: str  # the computation that runs first
+
 
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_TRUE_FALSE = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
-_GROUPS = re.compile(
-    r"replica_groups=(mesh\[[^\]]*\](?:, device_ids=\(.*?\)\)?)?\s*\{[^}]*\}|\[\d+,\d+\]|\{\{[\d,]*)"
-)
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
-def parse(text: str) -> tuple[Computations, str]:
+def parse(text: str) -> Module:
     """Parses a program.
 
     Args:
       text: `compiled.as_text()`.
-    Returns:
-      (computations, name of the entry computation).
     """
-    computations: Computations = {}
+    computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
         elif found := _LINE.match(line):
-            current[found[2]] = _parse_line(found[2], found[3])
-    return computations, entry
+            current[found[2]] = _parse_line(found[2], found[3], bool(found[1]))
+    return Module(computations, entry)
 
 
-def _parse_line(name: str, rest: str) -> Instruction:
+def _parse_line(name: str, rest: str, root: bool) -> Instruction:
     rest = re.sub(r"/\*.*?\*/", "", rest)
     size = _group(rest) if rest.startswith("(") else rest.index(" ")
     kind, call = rest[:size], rest[size:].lstrip()
     opcode = call[: call.index("(")]
     inside = _group(call[len(opcode) :]) + len(opcode)
-    return Instruction(name, kind, opcode, call[len(opcode) + 1 : inside - 1], call[inside:])
+    arguments = call[len(opcode) + 1 : inside - 1]
+    operands = () if opcode in ("parameter", "constant") else _operands(arguments)
+    return Instruction(name, kind, opcode, arguments, call[inside:], operands, root)
+
+
+def _operands(arguments: str) -> tuple[str, ...]:
+    """Names in a list of operands; their types stand before them in some texts, and % does not in others."""
+    if "%" in arguments:
+        return tuple(re.findall(r"%([\w.\-]+)", arguments))
+    plain = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", arguments)
+    return tuple(one.split()[-1] for one in plain.split(",") if one.strip())
 
 
 def _group(text: str) -> int:
@@ -90,12 +94,36 @@ def _group(text: str) -> int:
     raise ValueError(f"A bracket of {text[:40]!r} in the compiled program is not closed.")
 
 
+class Array(NamedTuple):
+    """The type of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    on_host: bool  # in pinned memory of the host
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> float:
+        """Size in bytes."""
+        return self.size * _item_bytes(self.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_type(kind: str) -> tuple[Array, ...]:
+    """Arrays of a type: of `f32[2,3]{1,0:S(5)}`, or of a tuple of such, flattened; S(5) is the host's memory."""
+    return tuple(
+        Array(name, tuple(int(n.strip("<=")) for n in shape.split(",") if n), "S(5)" in layout)
+        for name, shape, layout in _ARRAY.findall(kind)
+    )
+
+
 def count_bytes(kind: str) -> int:
     """Bytes of a type: `f32[2,3]{1,0}`, or a tuple of such."""
-    return sum(
-        _item_bytes(name) * math.prod(int(n.strip("<=")) for n in shape.split(",") if n)
-        for name, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", kind))
-    )
+    return sum(array.bytes for array in parse_type(kind))
 
 
 def _item_bytes(name: str) -> float:
@@ -109,152 +137,48 @@ def _item_bytes(name: str) -> float:
     return int(bits[1]) // 8 or 1
 
 
-def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int]]:
-    """(computation, number of times that it runs), without fused computations."""
+def called(line: Instruction) -> list[str]:
+    """Names of the computations that an instruction calls: of a loop body and condition; of a fusion, the fused one."""
+    return _CALLED.findall(line.attributes) + branches(line)
+
+
+def branches(line: Instruction) -> list[str]:
+    """Names of the branches of a conditional."""
+    names = _TRUE_FALSE.findall(line.attributes)
+    for group in _BRANCHES.findall(line.attributes):
+        names += [name.strip().lstrip("%") for name in group.split(",")]
+    return names
+
+
+def runs(module: Module) -> Iterator[tuple[str, int]]:
+    """(computation, number of times that it runs), without fused computations.
+
+    Raises:
+      ValueError: a loop runs an unknown number of times.
+    """
 
     def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
         yield name, times
-        for line in computations[name].values():
+        for line in module.computations[name].values():
             if line.opcode == "fusion":
                 continue
-            called = _CALLED.findall(line.attributes)
-            for branches in _BRANCHES.findall(line.attributes):
-                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            trips = times
-            if line.opcode == "while":
-                trips *= _trip_count(line)
-            for one in called:
-                if one in computations:
+            trips = times * (trip_count(line) if line.opcode == "while" else 1)
+            for one in called(line):
+                if one in module.computations:
                     yield from walk(one, trips)
 
-    return walk(entry, 1)
+    return walk(module.entry, 1)
 
 
-def _trip_count(line: Instruction) -> int:
+def trip_count(line: Instruction) -> int:
+    """Number of times that a loop runs.
+
+    Raises:
+      ValueError: it is not known.
+    """
     found = _TRIPS.search(line.attributes)
     if not found:
         raise ValueError(
             f"The loop {line.name} of the compiled program runs an unknown number of times, so bytes cannot be counted."
         )
     return int(found[1])
-
-
-def count_sent_bytes(text: str, devices: int) -> dict[str, int]:
-    """Bytes that each device sends per run of the program, by kind of collective.
-
-    In a group of n with an operand of b bytes: all-gather (n - 1) b, reduce-scatter and all-to-all (n - 1) / n b,
-    all-reduce twice that, collective-permute b, as ring and pairwise algorithms send.
-
-    Args:
-      text: `compiled.as_text()`.
-      devices: number of devices that run the program.
-    Returns:
-      Bytes by kind, for the kinds that occur.
-    Raises:
-      ValueError: a loop around a collective runs an unknown number of times.
-    Source: Thakur et al., Optimization of collective communication operations in MPICH, 2005, section 4.
-    """
-    total: dict[str, float] = {}
-    for kind, sent, _, times in _collectives(text, devices):
-        total[kind] = total.get(kind, 0) + sent * times
-    return {kind: round(count) for kind, count in total.items()}
-
-
-def largest_collective(text: str, devices: int) -> int:
-    """Bytes that the largest collective reads and writes: the size of its buffers."""
-    return max((round(held) for _, _, held, _ in _collectives(text, devices)), default=0)
-
-
-def _collectives(text: str, devices: int) -> Iterator[tuple[str, float, float, int]]:
-    """(kind, bytes sent per device, bytes read and written per device, number of runs)."""
-    computations, entry = parse(text)
-    for name, times in _runs(computations, entry):
-        for line in computations[name].values():
-            kind = line.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            group = _group_size(line.attributes, devices)
-            operand = sum(count_bytes(computations[name][one].type) for one in line.operands)
-            result = operand * {"all-gather": group, "reduce-scatter": 1 / group}.get(kind, 1)
-            share = (group - 1) / group
-            sent = {"all-gather": operand * (group - 1), "all-reduce": 2 * operand * share}
-            sent["collective-permute"] = operand
-            yield kind, sent.get(kind, operand * share), operand + result, times
-
-
-def _group_size(attributes: str, devices: int) -> int:
-    """Size of a replica group: from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] {'a'}`."""
-    if "replica_groups=" not in attributes or "replica_groups={}" in attributes:
-        return devices
-    found = _GROUPS.search(attributes)
-    if not found:
-        raise ValueError(
-            f"The replica groups of a collective cannot be parsed: {attributes[:120]!r}."
-        )
-    groups = found[1]
-    if groups.startswith("mesh"):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
-        chosen = re.findall(r"'(\w+)'", groups[groups.rindex("{") :])
-        return math.prod(int(sizes[axis]) for axis in chosen)
-    if groups.startswith("["):
-        return int(groups.strip("[]").split(",")[1])
-    return len(groups.strip("{").split(","))
-
-
-def count_memory_bytes(text: str) -> int:
-    """Bytes that kernels read from and write to device memory per run of the program.
-
-    Every kernel reads its operands and writes its result; if an array is sliced or updated in place, only the slice.
-
-    Args:
-      text: `compiled.as_text()`.
-    """
-    computations, entry = parse(text)
-    count = functools.cache(lambda name: sum(_traffic(computations, name)))
-    return round(sum(count(name) * times for name, times in _runs(computations, entry)))
-
-
-def _traffic(computations: Computations, name: str) -> Iterator[float]:
-    """Bytes read and written by each instruction of a computation."""
-    lines = computations[name]
-    for line in lines.values():
-        if line.opcode in MOVE_NOTHING or line.opcode.endswith("-done"):
-            continue
-        sizes = [count_bytes(lines[one].type) if one in lines else 0 for one in line.operands]
-        result = count_bytes(line.type)
-        if line.opcode == "fusion":
-            fused = computations[_CALLED.findall(line.attributes)[0]]
-            sizes, result = _fused(fused, sizes, result)
-        elif line.opcode == "dynamic-slice":
-            sizes = [result]
-        elif line.opcode == "dynamic-update-slice":
-            sizes, result = [sizes[1]], sizes[1]
-        yield sum(sizes) + result
-
-
-def _fused(
-    lines: dict[str, Instruction], sizes: list[int], result: int
-) -> tuple[list[float], float]:
-    """Bytes that a fused kernel reads of each operand, and that it writes."""
-    users: dict[str, list[Instruction]] = {name: [] for name in lines}
-    for line in lines.values():
-        for one in line.operands:
-            users[one].append(line)
-    sizes = list(sizes)
-    for line in lines.values():
-        if line.opcode != "parameter":
-            continue
-        index = int(line.arguments)
-        reads = users[line.name]
-        if reads and all(
-            user.opcode == "dynamic-slice" and user.operands[0] == line.name for user in reads
-        ):
-            sizes[index] = sum(count_bytes(user.type) for user in reads)
-        elif any(
-            user.opcode == "dynamic-update-slice" and user.operands[0] == line.name
-            for user in reads
-        ):
-            update = sum(count_bytes(lines[user.operands[1]].type) for user in reads)
-            result -= sizes[index] - update
-            sizes[index] = 0
-    return sizes, max(result, 0)

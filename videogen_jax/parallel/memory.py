@@ -2,8 +2,8 @@
 
     peak = arguments + results - results that alias arguments + temporaries
 
-by XLA's buffer assignment: temporaries are everything that a run allocates besides its arguments and results. CUDA's
-context and libraries need RESERVE in addition.
+by XLA's buffer assignment: temporaries are everything that a run allocates besides its arguments and results. What a
+device has for it is in gpu_pools.py.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 from jaxlib.mlir import ir
 
-from videogen_jax.parallel import hlo
-
-RESERVE = 0.8 * 2**30  # bytes of a GPU: context, cuDNN, cuBLAS and NCCL
+from videogen_jax.parallel import collectives, hlo
+from videogen_jax.parallel.kernels import Kernel, list_kernels
 
 # Use cuBLAS for matrix products: autotuning XLA's Triton kernels needs the GPU.
 CUDA_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# The machine code is not run, so it need not be optimized; memory and kernels are laid out before.
+QUICK_OPTIONS = {"xla_backend_optimization_level": 0, "xla_gpu_disable_gpuasm_optimizations": True}
 
 
 class Footprint(NamedTuple):
@@ -28,7 +29,7 @@ class Footprint(NamedTuple):
     host: int  # pinned host memory
     collectives: int  # buffers of the largest collective, included in the peak
     sent: dict[str, int]  # sent to other devices, by kind of collective
-    traffic: int  # device memory reads and writes
+    kernels: list[Kernel]
 
 
 def measure(
@@ -48,8 +49,8 @@ def measure(
     lowered = traced.lower(lowering_platforms=("cuda" if cuda else "cpu",))
     if on_host is not None and any(on_host):
         _mark_host(lowered, on_host)
-    compiled = lowered.compile(compiler_options=CUDA_OPTIONS if cuda else None)
-    sizes, text = compiled.memory_analysis(), compiled.as_text()
+    compiled = lowered.compile(compiler_options=CUDA_OPTIONS | QUICK_OPTIONS if cuda else None)
+    sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     return Footprint(
         arguments=sizes.argument_size_in_bytes,
         peak=sizes.argument_size_in_bytes
@@ -60,9 +61,9 @@ def measure(
         + sizes.host_output_size_in_bytes
         - sizes.host_alias_size_in_bytes
         + sizes.host_temp_size_in_bytes,
-        collectives=hlo.largest_collective(text, devices),
-        sent=hlo.count_sent_bytes(text, devices),
-        traffic=hlo.count_memory_bytes(text),
+        collectives=collectives.largest_collective(module, devices),
+        sent=collectives.count_sent_bytes(module, devices),
+        kernels=list_kernels(module, devices),
     )
 
 
