@@ -1,6 +1,7 @@
 """Benchmarks at a tiny size: they finish, and their tables have the expected rows."""
 
 import importlib.util
+import json
 import math
 import subprocess
 import sys
@@ -10,20 +11,73 @@ import pytest
 from tests.conftest import ROOT
 
 TAEF2 = ROOT.parent / "shared" / "weights" / "taef2.safetensors"
-REFERENCES = all(map(importlib.util.find_spec, ("torch", "diffusers")))
+TORCH = importlib.util.find_spec("torch") is not None
+
+# The benchmark itself in the parent process, whose backend would take the memory of a GPU from its workers.
+WITHOUT_BACKEND = """
+import runpy, sys
+sys.path.insert(0, "benchmarks")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+assert "torch" not in sys.modules
+"""
 
 
 @pytest.mark.parametrize("name", ["train_step", "sampler"])
-def test_a_benchmark_prints_a_row_for_each_side(name):
-    command = [sys.executable, f"benchmarks/{name}.py", "--preset=tiny", "--rounds=1"]
-    done = subprocess.run(
-        [*command, "--skip_compile"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def test_a_benchmark_prints_a_row_for_each_side(name, tmp_path):
+    file = tmp_path / "results.json"
+    flags = ["--preset=tiny", "--rounds=1", "--skip_compile", f"--json={file}", "--remat=block"]
+    command = [sys.executable, "-c", WITHOUT_BACKEND, f"benchmarks/{name}.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {line.split("|")[1].strip(): line.split("|") for line in done.stdout.splitlines()[3:]}
-    assert float(rows["ours"][3]) > 0
-    assert ("unmeasured" in rows["eager"][2]) != REFERENCES
+    assert float(rows["ours"][2]) > 0
+    assert ("unmeasured" in rows["eager"][2]) != TORCH
     assert "unmeasured" in rows["compiled"][2]
+    sides = json.loads(file.read_text())["sides"]
+    assert set(sides) == ({"ours", "eager"} if TORCH else {"ours"})
+    assert f"{sides['ours']['seconds']:.3f}" == rows["ours"][2].strip()
+
+
+class TestASideThatEndsEarly:
+    """The other sides are measured, and the table says why this one is not."""
+
+    def compare(self, monkeypatch, tmp_path, eager, seconds=None):
+        """The lines of a comparison of two scripted sides, of which PyTorch's does `eager`."""
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        import peers
+
+        work = peers.Work(32, 2, 2, 4, 8, 2, 1, "float32", "none")._asdict()
+        described = {"work": work, "device": "a card", "peak_flops": 1e9}
+        script = tmp_path / "sides.py"
+        script.write_text(
+            "import json, sys, time\n"
+            "if '--side=eager' in sys.argv:\n"
+            f"    {eager}\n"
+            f"print(json.dumps({described!r}), flush=True)\n"
+            "for _ in sys.stdin:\n"
+            "    print(json.dumps({'seconds': 0.5, 'peak': 2**30}), flush=True)\n"
+        )
+        monkeypatch.setattr(sys, "argv", [str(script)])
+        file = tmp_path / "results.json"
+        flags = ["--skip_compile", f"--json={file}", *([f"--seconds={seconds}"] if seconds else [])]
+        monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+        options = peers.make_parser("Test.", rounds=2).parse_args(flags)
+        peers.compare(str(script), options, lambda work: work.depth * 10**8)
+        return peers.table_lines(json.loads(file.read_text()))
+
+    def test_by_an_error(self, monkeypatch, tmp_path):
+        lines = self.compare(monkeypatch, tmp_path, "sys.exit('CUDA out of memory')")
+        # 2e8 FLOPs in 0.5 s of 1e9 a second.
+        assert lines[2] == "| ours | 0.500 | 0.500 to 0.500 | 0.0004 | 40.0% | 1.00 | 1.00 |"
+        assert "unmeasured, ended with exit code 1: CUDA out of memory" in lines[3]
+
+    def test_by_the_clock(self, monkeypatch, tmp_path):
+        lines = self.compare(monkeypatch, tmp_path, "time.sleep(60)", seconds=5)
+        assert lines[2].startswith("| ours | 0.500 |")
+        assert "unmeasured, not ready within" in lines[3]
 
 
 def run(name, *flags):
