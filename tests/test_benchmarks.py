@@ -3,8 +3,12 @@
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,3 +156,218 @@ def test_listing_and_comparing_are_timed():
     rows = run("packing", "--rows=300", "--videos=3", "--hashed=20")
     assert [row[1] for row in rows] == ["300", "300", "20"]
     assert all(float(row[2]) >= 0 for row in rows)
+
+
+def run_gpu(tmp_path, *flags, **variables):
+    """The finished process of benchmarks/gpu.py, and the results that it wrote."""
+    command = [sys.executable, "benchmarks/gpu.py", f"--output={tmp_path}", *flags]
+    environment = os.environ | variables
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600
+    )
+    file = tmp_path / "gpu.json"
+    return done, json.loads(file.read_text()) if file.is_file() else None
+
+
+class TestGpu:
+    """benchmarks/gpu.py, which no machine here can run but dry."""
+
+    def test_a_dry_run_has_every_kind_of_part(self, tmp_path):
+        parts = ["checks", "dit_512", "sample_512", "profile", *["train"] * TORCH]
+        flags = ["--dry_run", "--skip_compile", "--minutes=60", f"--parts={','.join(parts)}"]
+        done, results = run_gpu(tmp_path, *flags)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert list(results["parts"]) == ["environment", *parts]
+        found = {name: part["results"] for name, part in results["parts"].items()}
+        assert found["environment"]["device"] == "cpu"
+        kinds = {row["kind"] for row in found["environment"]["rates"]}
+        assert kinds == {
+            *("product", "attention forward", "attention backward", "memory", "host link")
+        }
+        # Three of attention, and steps in float32, in bfloat16 and in two ways of offloading.
+        assert len(found["checks"]["checks"]) == 7
+        for name, calls in (("dit_512", 3), ("sample_512", 100)):
+            assert found[name]["seconds"] > 0
+            assert found[name]["flops"] % calls == 0
+        assert found["dit_512"]["flops"] // 3 == found["sample_512"]["flops"] // 100  # of a clip
+        assert found["profile"]["kernels"][0]["seconds"] > 0
+        page = (tmp_path / "gpu.md").read_text()
+        assert "A dry run" in page and "Not complete" not in page
+        assert "| ours |" in page or not TORCH
+        assert page.strip() == done.stdout.strip()
+
+    def test_without_a_gpu_it_says_so(self, tmp_path):
+        done, _ = run_gpu(tmp_path, JAX_PLATFORMS="cpu")
+        assert done.returncode == 2 and done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("JAX finds no GPU here, only cpu: install jax[cuda12]")
+
+    def test_both_names_of_the_memory_fraction_are_refused(self, tmp_path):
+        names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+        done, _ = run_gpu(tmp_path, **dict.fromkeys(names, "0.9"))
+        assert done.returncode == 1
+        assert "are both set: unset the second" in done.stderr
+
+    def test_results_of_a_dry_run_are_not_mixed_with_others(self, tmp_path):
+        (tmp_path / "gpu.json").write_text(json.dumps({"dry_run": True, "parts": {}}))
+        done, _ = run_gpu(tmp_path, "--parts=checks")
+        assert done.returncode == 1 and "choose another --output" in done.stderr
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        import gpu
+
+        return gpu
+
+    def start(self, gpu, monkeypatch, tmp_path, code, limit):
+        """The outcome of a part whose process runs `code`, with FILE its results' file."""
+        script = tmp_path / "part.py"
+        script.write_text(f"import json, pathlib, subprocess, sys, time\n{code}")
+        monkeypatch.setitem(gpu.PARTS, "profile", gpu.Part(limit, "gpu_steps"))
+        popen = subprocess.Popen
+        monkeypatch.setattr(
+            gpu.subprocess, "Popen", lambda _, **options: popen([sys.executable, script], **options)
+        )
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        return gpu.start_part("profile", gpu.read_options(), tmp_path, time.monotonic() + 100)
+
+    def test_a_part_that_fails_keeps_its_results_and_says_why(self, gpu, monkeypatch, tmp_path):
+        code = f"pathlib.Path({str(tmp_path / 'profile.json')!r}).write_text('{{\"a\": 1}}')\n"
+        outcome = self.start(gpu, monkeypatch, tmp_path, code + "sys.exit('out of memory')", 60)
+        assert outcome["results"] == {"a": 1}
+        assert outcome["failed"] == "out of memory"
+
+    def test_a_part_ends_at_its_limit_with_what_it_started(self, gpu, monkeypatch, tmp_path):
+        pid = tmp_path / "pid"
+        code = (
+            "child = subprocess.Popen(['sleep', '300'])\n"
+            f"pathlib.Path({str(pid)!r}).write_text(str(child.pid))\ntime.sleep(300)"
+        )
+        outcome = self.start(gpu, monkeypatch, tmp_path, code, 5)
+        assert outcome["cut"] == "stopped at its limit of 5 s"
+        state = Path(f"/proc/{pid.read_text()}/status")
+        until = time.monotonic() + 60  # by which the system has ended it
+        while state.exists() and "(zombie)" not in state.read_text():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+    @pytest.mark.parametrize(
+        ("memory", "flags"),
+        [
+            (140.4, ["--preset=xl", "--batch=4"]),
+            (79.6, ["--preset=xl", "--batch=1"]),
+            (24, ["--preset=s", "--batch=4"]),
+        ],
+    )
+    def test_a_smaller_card_compares_less(self, gpu, monkeypatch, tmp_path, memory, flags):
+        (tmp_path / "environment.json").write_text(json.dumps({"memory_gib": memory}))
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        command = gpu.comparison("train", gpu.read_options(), tmp_path, 100)
+        assert command[2:4] == flags
+
+    def test_a_smaller_card_takes_the_largest_step_that_fits(self, gpu, monkeypatch):
+        """By the compiled program, of half a GiB for each frame here, beyond what is tried at all."""
+        import gpu_steps
+
+        class Device:
+            def memory_stats(self):
+                return {"bytes_limit": 70 * 2**30}
+
+        class Compiled:
+            def __init__(self, run):
+                self.peak = run.config.data.frames * 2**29
+
+        monkeypatch.setattr(gpu_steps.jax, "devices", lambda: [Device()])
+        monkeypatch.setattr(gpu_steps, "make_run", FakeRun)
+        monkeypatch.setattr(gpu_steps.training_run, "trace_step", Compiled)
+        monkeypatch.setattr(gpu_steps, "compile_program", lambda trace, record: trace())
+        monkeypatch.setattr(gpu_steps, "peak_bytes", lambda compiled: compiled.peak)
+        recorded = {}
+        run, _ = gpu_steps.fit("dit_xl_512", {}, recorded.update)
+        assert run.config.data.frames == 120
+        assert recorded["changes"] == {"memory.offload_activations": True, "data.frames": 120}
+        monkeypatch.setattr(gpu_steps, "peak_bytes", lambda compiled: 2**40)
+        with pytest.raises(RuntimeError, match=r"does not fit the 70\.0 GiB .*480 frames: 1024\.0"):
+            gpu_steps.fit("dit_xl_512", {}, recorded.update)
+
+    def test_the_page_divides_as_it_says(self, gpu):
+        step = {
+            "seconds": 0.5,
+            "fastest": 0.4,
+            "slowest": 0.6,
+            "flops": 2e14,
+            "peak_flops": 1e15,
+            "frames": 480,
+            "planned": 21 * 2**30,
+            "measured": 20 * 2**30,
+            "host_bytes": 0,
+            "compile_seconds": 33.3,
+            "estimates": {"roofline": 0.25},
+            "changes": {"memory.offload_activations": True},
+        }
+        rate = {"what": "large", "kind": "product", "seconds": 1.0, "flops": 8e14, "bytes": 1e12}
+        environment = {
+            "device": "a card",
+            "versions": {},
+            "cores": 4,
+            "host_gib": 8.0,
+            "python": "3",
+            "kernel": "cudnn",
+            "rates": [rate],
+            "peaks": {"flops": 1e15, "bandwidth": 4e12, "host_link": 1e10},
+        }
+        check = {"what": "one", "errors": {"output": 0.1}, "tolerances": {"output": 0.01}}
+        parts = {
+            "environment": {"seconds": 1.0, "results": environment},
+            "checks": {"seconds": 1.0, "results": {"checks": [check | {"passed": False}]}},
+            "dit_512": {"seconds": 60.0, "results": step},
+            "profile": {"seconds": 0.0, "cut": "not begun, 3 s before the end", "results": {}},
+        }
+        results = {"dry_run": False, "parts": parts}
+        page = gpu.gpu_page.make_page(results)
+        # 4e14 FLOP/s: 40 % of the peak, 50 % of the product; 21 GiB are 5 % more than 20.
+        row = "| 0.500 | 0.400 to 0.600 | 40.0% | 50.0% | 20.00 | 21.00 (+5.0%) | 0.00 | 33 s |"
+        assert row in page
+        assert "- `dit_512`: roofline 0.250 s; measured 0.500 s" in page
+        assert "holds no more than with memory.offload_activations=True" in page
+        assert "| large | product | 1000.000 | 800 | 80.0% | 1000 | 25.0% |" in page
+        assert "- profile: 0 s, cut: not begun, 3 s before the end" in page
+        assert "output 1.0e-01 (0.01) | **failed** |" in page
+        assert not gpu.gpu_page.passed(results)
+        parts["checks"]["results"]["checks"][0]["passed"] = True
+        assert gpu.gpu_page.passed(results)
+
+    def test_measured_rates_are_shares_of_the_peaks(self, gpu):
+        """Under the names of the cost model; a product that memory bounds says nothing of arithmetic."""
+        import gpu_steps
+
+        def row(kind, flops, moved):
+            return {"what": "", "kind": kind, "seconds": 1.0, "flops": flops, "bytes": moved}
+
+        rates = [
+            row("product", 6e14, 1e9),
+            row("product", 1e14, 3e12),
+            row("attention forward", 5e14, 1e9),
+            row("memory", 0, 3e12),
+            row("host link", 0, 4e9),
+        ]
+        peaks = {"flops": 1e15, "bandwidth": 4e12, "host_link": 1e10}
+        measured = gpu_steps.measured_efficiencies(
+            {"rates": rates, "peaks": peaks, "small_kernel_seconds": 2e-6}
+        )
+        assert measured == {
+            "product": 0.6,
+            "attention_forward": 0.5,
+            "memory": 0.75,
+            "host_link": 0.4,
+            "launch": 2e-6,
+        }
+
+
+class FakeRun:
+    """A run with the frames of a form of a config."""
+
+    def __init__(self, name, changes):
+        frames = SimpleNamespace(frames=changes.get("data.frames", 480))
+        self.config = SimpleNamespace(data=frames)
