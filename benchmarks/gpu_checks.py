@@ -78,9 +78,8 @@ def measure(part: str, record: Callable[..., None], folder: Path, tiny: bool) ->
     rows: list[dict[str, Any]] = []
 
     def add(what: str, errors: dict[str, float], tolerances: dict[str, float]) -> None:
-        passed = all(errors[name] <= tolerances[name] for name in errors)  # not of NaN
-        row = {"what": what, "errors": errors, "tolerances": tolerances, "passed": passed}
-        rows.append(row)
+        row = {"what": what, "errors": errors, "tolerances": tolerances}
+        rows.append(row | {"passed": within(errors, tolerances)})
         record(checks=rows)
 
     names = [*ATTENTIONS][2:4] + [*ATTENTIONS][-1:] if tiny else [*ATTENTIONS]
@@ -99,6 +98,11 @@ def measure(part: str, record: Callable[..., None], folder: Path, tiny: bool) ->
         }
         limits = dict.fromkeys(errors, tolerance) | {"parameters": UPDATE_TOLERANCE}
         add(f"step in {name}, against {REFERENCES[against]}", errors, limits)
+
+
+def within(errors: dict[str, float], tolerances: dict[str, float]) -> bool:
+    """Whether every error is at most its tolerance; NaN is not."""
+    return all(errors[name] <= tolerances[name] for name in errors)
 
 
 def relative_error(result: Any, reference: Any) -> float:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -337,6 +339,58 @@ class TestGpu:
         assert not gpu.gpu_page.passed(results)
         parts["checks"]["results"]["checks"][0]["passed"] = True
         assert gpu.gpu_page.passed(results)
+
+    @pytest.mark.parametrize(
+        ("case", "dropped"), [("causal", "causal"), ("text", "lengths"), ("causal", "")]
+    )
+    def test_a_wrong_attention_fails_its_check(self, gpu, monkeypatch, case, dropped):
+        """A kernel that forgets its mask, and one that is right."""
+        import gpu_checks
+
+        cases = {
+            "causal": (2, 24, 24, 2, 8, True, ()),
+            "text": (2, 24, 12, 2, 8, False, (12, 5)),
+        }
+        right = gpu_checks.attend
+
+        def attend(query, *arrays, **options):
+            if query.dtype == jnp.bfloat16 and dropped:
+                options |= {dropped: None if dropped == "lengths" else False}
+            return right(query, *arrays, **options)
+
+        monkeypatch.setattr(gpu_checks, "attend", attend)
+        errors = gpu_checks.check_attention(*cases[case], kernel="xla", tiny=False)
+        assert gpu_checks.within(errors, gpu_checks.TOLERANCES) == (not dropped)
+        assert not gpu_checks.within(errors | {"output": math.nan}, gpu_checks.TOLERANCES)
+
+    def test_an_error_is_a_norm_over_all_arrays(self, gpu):
+        import gpu_checks
+
+        reference = {"a": np.array([3.0, 0.0]), "b": np.array([4.0])}
+        result = {"a": np.array([3.0, 0.3]), "b": np.array([4.4])}
+        np.testing.assert_allclose(gpu_checks.relative_error(result, reference), 0.5 / 5)
+
+    def test_kernels_of_a_trace_are_summed_by_name(self, gpu):
+        """Of a GPU's streams alone, where there is one: its other lines repeat them."""
+        import gpu_steps
+
+        def line(name, *events):
+            events = [SimpleNamespace(name=one, duration_ns=ns, stats=[]) for one, ns in events]
+            return SimpleNamespace(name=name, events=events)
+
+        streams = [
+            line("Stream #1(Compute)", ("gemm_12", 2e9), ("fusion.3", 1e9), ("gemm_7", 3e9)),
+            line("XLA Ops", ("gemm", 5e9)),
+        ]
+        planes = [
+            SimpleNamespace(name="/device:GPU:0", lines=streams),
+            SimpleNamespace(name="/host:CPU", lines=[line("python", ("run", 9e9))]),
+        ]
+        rows = gpu_steps.sum_kernels(SimpleNamespace(planes=planes))
+        assert rows == [
+            {"name": "gemm", "seconds": 5.0, "count": 2},
+            {"name": "fusion", "seconds": 1.0, "count": 1},
+        ]
 
     def test_measured_rates_are_shares_of_the_peaks(self, gpu):
         """Under the names of the cost model; a product that memory bounds says nothing of arithmetic."""
