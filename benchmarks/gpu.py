@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import gpu_page
 
 ROOT = Path(__file__).parent.parent
+NEEDED = ("jax", "flax", "optax", "orbax", "einops", "numpy", "absl", "ml_collections")
 NO_GPU = 3  # exit code of a part that finds none
 SHOWN = 11_000  # characters of the page that are printed
 SHORTEST = 20  # seconds under which no part is begun
@@ -80,6 +81,9 @@ def main() -> int:
     if all(os.environ.get(name) for name in FRACTIONS):
         text = f"{' and '.join(FRACTIONS)} are both set: unset the second, which is the first's old name."
         print(text, file=sys.stderr)
+        return 1
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"This Python has no {', '.join(missing)}: install what is missing.", file=sys.stderr)
         return 1
     output = options.output or Path(os.environ.get("OUT", "."))
     output.mkdir(parents=True, exist_ok=True)

@@ -167,8 +167,6 @@ def measure_step(run: Run, compiled: Any, record: Callable[..., None], folder: P
     record(flops=diffusion_run.count_step_flops(run), peak_flops=card and card.flops)
     record(parameters=sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params)))
     record(frames=run.config.data.frames, tokens=int(np.prod(run.model.token_grid)))
-    if card:
-        record(estimates=estimate_seconds(compiled.as_text(), card, folder))
     state = jax.jit(run.init, out_shardings=run.shardings)()
     batch = draw_batch(run)
     state, metrics = compiled(state, batch)  # loads kernels
@@ -183,6 +181,8 @@ def measure_step(run: Run, compiled: Any, record: Callable[..., None], folder: P
     record(steps=len(times), loss=loss, measured=measured_peak())
     if not np.isfinite(loss):
         raise RuntimeError(f"The loss is {loss} after {len(times)} steps.")
+    if card:  # last: the cost model has never read a program that was tuned on a card
+        record(estimates=estimate_seconds(compiled.as_text(), card, folder))
 
 
 def estimate_seconds(text: str, card: device_specs.Card, folder: Path) -> dict[str, float]:
@@ -202,9 +202,11 @@ def estimate_seconds(text: str, card: device_specs.Card, folder: Path) -> dict[s
         "roofline": kernel_times.ROOFLINE,
         "expected": kernel_times.expected_efficiencies(card),
     }
-    if (file := folder / "environment.json").is_file() and chosen["expected"]:
+    file = folder / "environment.json"
+    environment = json.loads(file.read_text()) if file.is_file() else {}
+    if "rates" in environment and chosen["expected"]:
         chosen["with the rates measured here"] = chosen["expected"]._replace(
-            **measured_efficiencies(json.loads(file.read_text()))
+            **measured_efficiencies(environment)
         )
     estimates = {
         name: kernel_times.estimate(found, card, one) for name, one in chosen.items() if one
@@ -215,7 +217,7 @@ def estimate_seconds(text: str, card: device_specs.Card, folder: Path) -> dict[s
 def measured_efficiencies(environment: dict[str, Any]) -> dict[str, float]:
     """The medians of what was reached of the card's peaks, under the names of `kernel_times.Efficiencies`."""
     peaks, shares = environment["peaks"], collections.defaultdict(list)
-    for row in environment.get("rates", []):
+    for row in environment["rates"]:
         name = row["kind"].replace(" ", "_")
         if name in ("memory", "host_link"):
             peak = peaks["bandwidth" if name == "memory" else name]

@@ -210,6 +210,12 @@ class TestGpu:
         assert done.returncode == 1
         assert "are both set: unset the second" in done.stderr
 
+    def test_packages_that_are_missing_are_named(self, gpu, monkeypatch, capsys):
+        monkeypatch.setattr(gpu, "NEEDED", ("jax", "no_such_package"))
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        assert gpu.main() == 1
+        assert capsys.readouterr().err.startswith("This Python has no no_such_package:")
+
     def test_results_of_a_dry_run_are_not_mixed_with_others(self, tmp_path):
         (tmp_path / "gpu.json").write_text(json.dumps({"dry_run": True, "parts": {}}))
         done, _ = run_gpu(tmp_path, "--parts=checks")
