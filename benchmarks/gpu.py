@@ -45,7 +45,7 @@ FRACTION = 0.92  # of the card's memory that JAX may take; the rest is for CUDA 
 FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 # Most of a dry run is compiling what runs once.
-QUICK_COMPILING = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+QUICK_COMPILING = "--xla_backend_optimization_level=0"
 
 # Preset and batch of the train step beside PyTorch by the card's GiB, the first that fits: all three sides hold their
 # memory at a time. The sampler takes one clip, in two branches.
@@ -65,8 +65,8 @@ PARTS = {
     "checks": Part(110, "gpu_checks"),
     "dit_512": Part(100, "gpu_steps"),
     "dit_xl_512": Part(130, "gpu_steps"),
-    "train": Part(150, "train_step.py"),
-    "sampler": Part(110, "sampler.py"),
+    "train": Part(170, "train_step.py"),
+    "sampler": Part(120, "sampler.py"),
     "sample_512": Part(110, "gpu_steps"),
     "profile": Part(60, "gpu_steps"),
     "offload": Part(60, "gpu_steps"),

@@ -35,6 +35,7 @@ CHANNELS = 4  # latent channels
 
 MATMUL_SIZE = 2048
 LAST_TURNS = 10  # seconds before the end at which no further round begins
+TURNS_SHARE = 0.2  # of the time, which no side may spend on getting ready
 
 
 class Work(NamedTuple):
@@ -299,7 +300,7 @@ class Worker:
             timer.cancel()
         code = self.process.wait()
         if seconds is not None and code == -9:
-            raise WorkerError(f"not ready within {seconds:.0f} s")
+            raise WorkerError(f"no answer within {seconds:.0f} s")
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         raise WorkerError(
@@ -354,7 +355,8 @@ def compare(script: str, options: argparse.Namespace, flops: Callable[[Work], in
             started = time.monotonic()
             workers[side] = Worker(script, side)
             try:
-                described = workers[side].read(left())
+                limit = options.seconds and max(1.0, left() - TURNS_SHARE * options.seconds)
+                described = workers[side].read(limit)
             except WorkerError as error:
                 results["sides"][side] = {"failed": str(error)}
                 workers.pop(side).stop()
