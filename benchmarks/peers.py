@@ -1,10 +1,13 @@
 """Shared code of the comparisons with PyTorch: models of the same size, workers that take turns, and the table.
 
-Each side runs in a separate worker process of the same script, so that threads and memory are not shared. All workers
-first build, compile and run one warm-up round; then they take turns, one running while the others wait.
+Each side runs in a separate worker process of the same script, so that threads and memory are not shared; this process
+starts no JAX backend, whose memory would be the workers'. One after the other, so that nothing disturbs what compilers
+measure, the workers build, compile and run one warm-up round; then they take turns, one running while the others wait.
+A side that ends early, for lack of memory or of time, is named with its last words, and the others go on.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,6 +15,8 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,19 +33,9 @@ PRESETS = {
 TEXT_TOKENS, TEXT_WIDTH = 77, 768  # of CLIP's text encoder
 CHANNELS = 4  # latent channels
 
-# Peak FLOP/s of dense bfloat16 products with float32 accumulation, from NVIDIA's data sheets. The first name that is
-# part of the device's name applies.
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
 MATMUL_SIZE = 2048
+LAST_TURNS = 10  # seconds before the end at which no further round begins
+TURNS_SHARE = 0.2  # of the time, which no side may spend on getting ready
 
 
 class Work(NamedTuple):
@@ -54,6 +49,7 @@ class Work(NamedTuple):
     patch: int
     batch: int  # number of clips
     precision: str
+    remat: str  # none, or block: every block is computed again in the backward pass
 
     @property
     def tokens(self) -> int:
@@ -77,25 +73,35 @@ def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--patch", type=int, default=2)
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
+    text = "what the backward pass computes again, on all sides"
+    parser.add_argument("--remat", choices=("none", "block"), default="none", help=text)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
     parser.add_argument("--skip_compile", action="store_true", help="no torch.compile")
+    parser.add_argument(
+        "--seconds", type=float, help="by which to end; what is done by then counts"
+    )
+    parser.add_argument("--json", type=Path, help="file for the results too, after each round")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # set in workers
     return parser
 
 
 def read_work(options: argparse.Namespace) -> Work:
-    """The preset's sizes overridden by flags; by default float32 on the CPU and bfloat16 elsewhere."""
+    """In a worker: the preset's sizes overridden by flags; by default float32 on the CPU, else bfloat16."""
     from videogen_jax.command import keep_freed_memory
 
     if options.side == "ours":
         keep_freed_memory()  # as all commands do
-    import jax
+        import jax
 
+        cpu = jax.default_backend() == "cpu"
+    else:
+        import torch
+
+        cpu = not torch.cuda.is_available()
     sizes = PRESETS[options.preset]
     sizes = {name: getattr(options, name) or value for name, value in sizes.items()}
-    precision = options.precision
-    precision = precision or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return Work(**sizes, patch=options.patch, precision=precision)
+    precision = options.precision or ("float32" if cpu else "bfloat16")
+    return Work(**sizes, patch=options.patch, precision=precision, remat=options.remat)
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -135,6 +141,7 @@ def make_ours(work: Work) -> tuple[Any, Any]:
         **latte_fields(latte_config(work)),
         dtype=jnp.dtype(work.precision),
         kernel=choose_kernel("auto", jax.devices()[:1]),
+        remat=work.remat,
         unroll=work.depth // 2 if jax.default_backend() == "cpu" else 1,
     )
     x, t, text = example(work)
@@ -150,13 +157,25 @@ def first_row(tree: Any) -> Any:
 
 
 def make_latte(work: Work, compiled: bool) -> Any:
-    """Diffusers' model, on the GPU if there is one; parameters in float32, as here."""
+    """Latte in PyTorch, on the GPU if there is one; parameters in float32, as here."""
     import torch
-    from diffusers import LatteTransformer3DModel
+    from torch_latte import Latte
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = LatteTransformer3DModel(**latte_config(work)).to(device)
-    return torch.compile(module) if compiled else module
+    module = Latte(
+        width=work.width,
+        depth=work.depth,
+        heads=work.heads,
+        frames=work.frames,
+        size=work.size,
+        patch=work.patch,
+        channels=CHANNELS,
+        text_width=TEXT_WIDTH,
+        remat=work.remat == "block",
+    ).to(device)
+    if compiled:
+        module.compile_blocks()
+    return module
 
 
 def example(work: Work) -> tuple[Any, Any, dict[str, Any]]:
@@ -168,12 +187,6 @@ def example(work: Work) -> tuple[Any, Any, dict[str, Any]]:
     t = rng.integers(0, 1000, work.batch).astype(np.float32)
     tokens = rng.standard_normal((work.batch, TEXT_TOKENS, TEXT_WIDTH)).astype(np.float32)
     return x, t, {"tokens": tokens, "mask": np.ones((work.batch, TEXT_TOKENS), bool)}
-
-
-def call_latte(module: Any, x: Any, t: Any, tokens: Any) -> Any:
-    """Latte's output for an input (B, T, H, W, C), of the same shape."""
-    out = module(x.movedim(-1, 1), t, tokens, return_dict=False)[0]
-    return out.movedim(1, -1)
 
 
 def forward_flops(work: Work) -> int:
@@ -199,10 +212,14 @@ def forward_flops(work: Work) -> int:
 # ----------------------------------------------------------------------------------------- workers
 
 
-def serve(run: Callable[[], None]) -> None:
+def serve(run: Callable[[], None], work: Work) -> None:
     """In a worker: warms up, then runs once per line on stdin, and prints seconds and peak memory."""
+    described = {"work": work._asdict()}
+    if "torch" not in sys.modules:
+        peak, device = peak_flops(work.precision)
+        described |= {"device": device, "peak_flops": peak}
     run()
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps(described), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
         run()
@@ -225,98 +242,19 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def compare(script: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Starts a worker for each available side, and lets them take turns.
-
-    Args:
-      script: path of the benchmark.
-      options: flags of `make_parser`.
-    Returns:
-      Side -> median seconds of a turn and peak memory in bytes.
-    """
-    sides = ["ours"]
-    if all(map(importlib.util.find_spec, ("torch", "diffusers"))):
-        sides += ["eager"] if options.skip_compile else ["eager", "compiled"]
-    workers = {side: _start(script, side) for side in sides}
-    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    try:
-        for worker in workers.values():  # one after the other: compiling takes all cores
-            _read(worker)
-        for _ in range(options.rounds):
-            for side, worker in workers.items():
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-                turns[side].append(_read(worker))
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
-            worker.stdin.close()
-            worker.stdout.close()
-    return {
-        side: {
-            "seconds": statistics.median(turn["seconds"] for turn in results),
-            "peak": max(turn["peak"] for turn in results),
-        }
-        for side, results in turns.items()
-    }
-
-
-def _start(script: str, side: str) -> subprocess.Popen:
-    command = [sys.executable, script, *sys.argv[1:], f"--side={side}"]
-    # The sides share one GPU, so JAX must not preallocate its memory.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def _read(worker: subprocess.Popen) -> dict[str, float]:
-    for line in worker.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise RuntimeError(f"The worker {worker.args[-1]} ended with exit code {worker.wait()}.")
-
-
-# ------------------------------------------------------------------------------------------- table
-
-
-def print_table(work: Work, results: dict[str, dict[str, float]], flops: int, tokens: int) -> None:
-    """Prints a row for each side.
-
-    Args:
-      work: the model and batch.
-      results: from `compare`.
-      flops: model FLOPs of a turn.
-      tokens: video tokens of a turn.
-    """
-    peak, device = peak_flops(work.precision)
-    print(f"{device}; {work}")
-    print("| side | seconds | tokens/s | of the peak | memory, GiB | ours is faster by |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    ours = results["ours"]["seconds"]
-    for side in SIDES:
-        if side not in results:
-            print(f"| {side} | unmeasured | | | | |")
-            continue
-        seconds, memory = results[side]["seconds"], results[side]["peak"]
-        share = f"{flops / seconds / peak:.1%}" if peak else "unknown"
-        print(
-            f"| {side} | {seconds:.3f} | {tokens / seconds:.0f} | {share} | "
-            f"{memory / 2**30:.2f} | {seconds / ours:.2f} |"
-        )
-
-
-def peak_flops(precision: str) -> tuple[float | None, str]:
-    """Peak FLOP/s of the device and its name; from the data sheet, or on a CPU measured by a large matrix product."""
+def peak_flops(precision: str) -> tuple[float, str]:
+    """Peak FLOP/s of the device and its name; of a card that is not known, or in float32, of a large product."""
     import jax
     import jax.numpy as jnp
 
+    from videogen_jax.parallel import device_specs
+
     device = jax.devices()[0]
-    if device.platform == "gpu":
-        found = [peak for name, peak in PEAKS.items() if name in device.device_kind]
-        return (found[0] if found else None), device.device_kind
-    a = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), jnp.dtype(precision))
+    name = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
+    card = device_specs.find_card(device.device_kind)
+    if card and card.flops and precision == "bfloat16":
+        return card.flops, name
+    a = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE), jnp.dtype(precision))
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
     times = []
@@ -324,4 +262,177 @@ def peak_flops(precision: str) -> tuple[float | None, str]:
         started = time.perf_counter()
         multiply(a, a).block_until_ready()
         times.append(time.perf_counter() - started)
-    return 2 * MATMUL_SIZE**3 / min(times), f"{os.cpu_count()} CPU cores"
+    return 2 * MATMUL_SIZE**3 / min(times), name
+
+
+class Worker:
+    """A process that serves a side."""
+
+    def __init__(self, script: str, side: str):
+        self.side = side
+        command = [sys.executable, script, *sys.argv[1:], f"--side={side}"]
+        # The sides share one GPU, so JAX must not preallocate its memory.
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+
+    def read(self, seconds: float | None) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+          WorkerError: the process ended, or did not answer in that many seconds and was killed.
+        """
+        timer = threading.Timer(seconds or 0, self.process.kill)
+        if seconds is not None:
+            timer.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("{"):
+                    return json.loads(line)
+        finally:
+            timer.cancel()
+        code = self.process.wait()
+        if seconds is not None and code == -9:
+            raise WorkerError(f"no answer within {seconds:.0f} s")
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors if line.strip()]
+        raise WorkerError(
+            f"ended with exit code {code}: {lines[-1][:200] if lines else 'no message'}"
+        )
+
+    def take_turn(self, seconds: float | None) -> dict[str, float]:
+        """Seconds and peak memory in bytes of one turn; raises as `read`."""
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `read` says why
+        return self.read(seconds)
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+class WorkerError(RuntimeError):
+    """A side that cannot be measured; the message says why."""
+
+
+def compare(script: str, options: argparse.Namespace, flops: Callable[[Work], int]) -> None:
+    """Starts a worker for each side, one after the other, lets them take turns, and prints the table.
+
+    Args:
+      script: path of the benchmark.
+      options: flags of `make_parser`.
+      flops: FLOPs of the model in a turn.
+    Raises:
+      SystemExit: this project's side failed.
+    """
+    begun = time.monotonic()
+
+    def left() -> float | None:
+        return options.seconds and max(1.0, options.seconds - (time.monotonic() - begun))
+
+    workers: dict[str, Worker] = {}
+    results: dict[str, Any] = {"sides": {}}
+    turns: dict[str, list[dict[str, float]]] = {}
+    sides = dict.fromkeys(SIDES[:2] if options.skip_compile else SIDES)
+    if importlib.util.find_spec("torch") is None:
+        sides = {"ours": None}
+    try:
+        for side in sides:
+            started = time.monotonic()
+            workers[side] = Worker(script, side)
+            try:
+                limit = options.seconds and max(1.0, left() - TURNS_SHARE * options.seconds)
+                described = workers[side].read(limit)
+            except WorkerError as error:
+                results["sides"][side] = {"failed": str(error)}
+                workers.pop(side).stop()
+                continue
+            finally:
+                _write(options, results)
+            results |= {name: value for name, value in described.items() if side == "ours"}
+            turns[side] = []
+            results["sides"][side] = {"ready": time.monotonic() - started}
+        if "ours" not in workers:
+            sys.exit(f"This project's side {results['sides']['ours']['failed']}")
+        results["flops"] = flops(Work(**results["work"]))
+        for _ in range(options.rounds):
+            if options.seconds and all(turns.values()) and left() < LAST_TURNS:
+                break
+            for side in list(workers):
+                try:
+                    turns[side].append(workers[side].take_turn(left()))
+                except WorkerError as error:
+                    results["sides"][side]["failed"] = str(error)
+                    workers.pop(side).stop()
+                    continue
+                results["sides"][side] |= summarize(turns[side])
+            _write(options, results)
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    print_table(results)
+
+
+def summarize(turns: list[dict[str, float]]) -> dict[str, float]:
+    """Median seconds of the turns, the fastest and the slowest, their number, and the peak memory in bytes."""
+    seconds = [turn["seconds"] for turn in turns]
+    return {
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "turns": len(turns),
+        "peak": max(turn["peak"] for turn in turns),
+    }
+
+
+def _write(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+# ------------------------------------------------------------------------------------------- table
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Prints the device, the work, and a row for each side."""
+    print(f"{results['device']}; {Work(**results['work'])}")
+    print("\n".join(table_lines(results)))
+
+
+def table_lines(results: dict[str, Any]) -> list[str]:
+    """The rows of a comparison as `compare` writes it, with their heads.
+
+    Tokens are those of the video; a turn of the sampler has fifty times those of a batch and more with guidance.
+    """
+    lines = [
+        "| side | seconds | fastest to slowest | model TFLOP/s | of the peak | memory, GiB | ours is faster by |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ours = results["sides"]["ours"].get("seconds")
+    for side in SIDES:
+        measured = results["sides"].get(side, {})
+        if "seconds" not in measured:
+            reason = f", {measured['failed']}" if "failed" in measured else ""
+            lines.append(f"| {side} | unmeasured{reason} | | | | | |")
+            continue
+        rate = results["flops"] / measured["seconds"]
+        lines.append(
+            f"| {side} | {measured['seconds']:.3f} | {measured['fastest']:.3f} to {measured['slowest']:.3f} | "
+            f"{rate / 1e12:.4g} | {rate / results['peak_flops']:.1%} | {measured['peak'] / 2**30:.2f} | "
+            f"{measured['seconds'] / ours:.2f} |"
+        )
+    return lines

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --preset=s
     python benchmarks/train_step.py --preset=xl --rounds=20
 
-This project and diffusers' `LatteTransformer3DModel`, eager and under torch.compile, take turns on the CPU or one GPU.
-Without torch and diffusers, only this project is measured.
+This project and the Latte of torch_latte.py, eager and with its blocks under torch.compile, take turns on the CPU or
+one GPU. Without torch, only this project is measured.
 """
 
 import numpy as np
@@ -66,7 +66,7 @@ def run_ours(work: peers.Work) -> None:
         state, metrics = step(state, batch)
         assert jnp.isfinite(metrics["loss"])
 
-    peers.serve(run)
+    peers.serve(run, work)
 
 
 def run_latte(work: peers.Work, compiled: bool) -> None:
@@ -78,7 +78,7 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
     params = list(model.parameters())
     averages = [param.detach().clone() for param in params]
     optimizer = torch.optim.AdamW(
-        params, LEARNING_RATE, (B1, B2), weight_decay=WEIGHT_DECAY, fused=device == "cuda"
+        params, LEARNING_RATE, (B1, B2), weight_decay=WEIGHT_DECAY, fused=True
     )
     x, _, text = peers.example(work)
     x0, tokens = (torch.from_numpy(array).to(device) for array in (x, text["tokens"]))
@@ -92,7 +92,7 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
         eps = torch.randn_like(x0)
         x_t = level * x0 + (1 - level**2).sqrt() * eps
         with autocast:
-            output = peers.call_latte(model, x_t, t, tokens)
+            output = model(x_t, t, tokens)
         loss = (output.float() - eps).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -102,20 +102,18 @@ def run_latte(work: peers.Work, compiled: bool) -> None:
             torch._foreach_lerp_(averages, params, 1 - EMA_DECAY)
         assert np.isfinite(loss.item())
 
-    peers.serve(run)
+    peers.serve(run, work)
 
 
 def main() -> None:
     """A worker serves its side; the parent process compares."""
     options = peers.make_parser(__doc__, rounds=5).parse_args()
-    work = peers.read_work(options)
     if options.side == "ours":
-        return run_ours(work)
-    if options.side:
-        return run_latte(work, options.side == "compiled")
-    results = peers.compare(__file__, options)
-    flops = 3 * work.batch * peers.forward_flops(work)
-    return peers.print_table(work, results, flops, work.tokens)
+        run_ours(peers.read_work(options))
+    elif options.side:
+        run_latte(peers.read_work(options), options.side == "compiled")
+    else:
+        peers.compare(__file__, options, lambda work: 3 * work.batch * peers.forward_flops(work))
 
 
 if __name__ == "__main__":

@@ -159,6 +159,20 @@ def test_model_step_and_sampler_import_without_tensorflow():
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def test_model_step_and_sampler_need_few_packages():
+    """benchmarks/gpu.py runs them on a machine that has jax, flax, optax, orbax, einops and NumPy alone."""
+    needless = ("safetensors", "psutil", "PIL", "imageio", "av", "tokenizers", "huggingface_hub")
+    lines = [
+        "import sys",
+        *(f"sys.modules[{name!r}] = None" for name in needless),
+        "import videogen_jax.train.diffusion_run, videogen_jax.generate.run_sampler",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def loaded_after(*lines):
     """The names of all modules that are loaded after some lines of Python, in a process of their own."""
     code = "\n".join(["import sys", *lines, "print(*sys.modules)"])

@@ -7,7 +7,6 @@ from typing import Any
 import einops
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from videogen_jax.data.atomic_files import write_json
 from videogen_jax.models.weight_layouts import Source
@@ -77,7 +76,9 @@ def write_tensors(
     Raises:
       OSError: the files cannot be written.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory  # a dependency of tokenizers
+    # Late, as a model in training needs neither. The hub's client is a dependency of tokenizers.
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.numpy import save_file
 
     split = split_state_dict_into_shards_factory(
         dict(tensors),

@@ -4,6 +4,7 @@ Parameters without tensors in a layout (weight_layouts.py) keep their values. Ne
 video model with positions "dit" initially equals the image model applied to each frame.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +16,6 @@ from typing import Any
 import einops
 import jax  # imports ml_dtypes, which safetensors needs for bfloat16
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from videogen_jax.models.positions import sincos_2d
 from videogen_jax.models.weight_layouts import LAYOUTS, Layout, Source
@@ -25,9 +25,9 @@ INDEX = ".safetensors.index.json"  # end of the name of the index of a model in 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 # Types of safetensors that NumPy and ml_dtypes hold as they are stored. 8-bit floats and smaller ones need scales.
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-# What safetensors and NumPy raise for damaged files.
+# What NumPy raises for damaged files, beside safetensors' own error.
 READ_ERRORS = (
-    *(SafetensorError, ValueError, TypeError, KeyError, AttributeError),
+    *(ValueError, TypeError, KeyError, AttributeError),
     *(OverflowError, MemoryError, RecursionError),
 )
 LISTED = 10  # tensors of each kind that an error lists
@@ -58,12 +58,8 @@ class StoredTensors(Mapping):
         self._files = files
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file = self._files[name]
-        try:
-            with safe_open(file, "np") as opened:
-                return opened.get_tensor(name)
-        except READ_ERRORS as error:
-            raise _damaged(file, error) from None
+        with _open_file(self._files[name]) as opened:
+            return opened.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files  # without reading it
@@ -114,26 +110,35 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
       WeightsError: the file is damaged, or has a tensor of another type or with a side of 0.
     """
     shapes = {}
+    with _open_file(file) as opened:
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            tensor = opened.get_slice(name)
+            kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+            if kind not in TYPES:
+                raise WeightsError(
+                    f"{file} has the tensor {name} of type {kind}, which cannot be read: convert it to one of "
+                    "F32, F16 and BF16."
+                )
+            if 0 in shape:
+                raise WeightsError(
+                    f"{file} has the tensor {name} of shape {shape}, which holds nothing: download it again."
+                )
+            shapes[name] = shape
+    return shapes
+
+
+@contextlib.contextmanager
+def _open_file(file: Path) -> Iterator[Any]:
+    """Opens a safetensors file; raises WeightsError where it is damaged."""
+    from safetensors import SafetensorError, safe_open  # late: new models need no weights
+
     try:
         with safe_open(file, "np") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                tensor = opened.get_slice(name)
-                kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-                if kind not in TYPES:
-                    raise WeightsError(
-                        f"{file} has the tensor {name} of type {kind}, which cannot be read: convert it to one of "
-                        "F32, F16 and BF16."
-                    )
-                if 0 in shape:
-                    raise WeightsError(
-                        f"{file} has the tensor {name} of shape {shape}, which holds nothing: download it again."
-                    )
-                shapes[name] = shape
+            yield opened
     except WeightsError:
         raise
-    except READ_ERRORS as error:
+    except (SafetensorError, *READ_ERRORS) as error:
         raise _damaged(file, error) from None
-    return shapes
 
 
 def _damaged(file: Path, error: Exception) -> WeightsError:
