@@ -9,6 +9,7 @@ import pytest
 
 from tests.models.randomise import apply, random_params
 from videogen_jax.models import layers
+from videogen_jax.models.linear import Modulation
 
 
 def f64(tree):
@@ -48,7 +49,7 @@ def test_modulate_is_a_layer_norm_with_the_conditions_scale_and_shift():
     normed = (x64 - mean) / np.sqrt(((x64 - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(layers.layer_norm(x), normed, atol=2e-5)
     expected = normed * (1 + np.float64(scale)) + np.float64(shift)
-    np.testing.assert_allclose(layers.modulate(x, shift, scale), expected, atol=5e-5)
+    np.testing.assert_allclose(layers.modulate(x, Modulation(shift, scale)), expected, atol=5e-5)
 
 
 def test_norms_are_computed_in_float32():
