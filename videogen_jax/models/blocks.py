@@ -110,9 +110,10 @@ class Block(nn.Module):
         if self.cross_attention == "gated":
             # The gate is a parameter, since adaLN has six parts in every published layout.
             gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
-            y = layers.RMSNorm(name="text_norm")(x)
-            gate = linear.Modulation(gate=gate_t)
-            x = x + self._cross_attend(y, text, text_lengths, modulation=gate).astype(x.dtype)
+            y, scale = layers.UnscaledRMSNorm(name="text_norm")(x)
+            of_weights = linear.Modulation(scale=scale - 1, gate=gate_t)
+            y = self._cross_attend(y, text, text_lengths, modulation=of_weights)
+            x = x + y.astype(x.dtype)
         elif self.cross_attention == "pixart" and self.kind != "temporal":
             x = x + self._cross_attend(x, text, text_lengths, nn.initializers.zeros).astype(x.dtype)
 

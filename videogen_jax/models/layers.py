@@ -99,37 +99,40 @@ def add_gated(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
 
 
 @jax.custom_vjp
-def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32.
 
     The backward pass recomputes the root mean square, so that only x and the scale are saved.
 
     Args:
       x: (..., D), any float type.
-      scale: (D,) float32.
+      scale: (D,) float32; None for 1.
     Returns:
       (..., D) of the same type.
     """
-    return (_divide_by_rms(x)[0] * scale).astype(x.dtype)
-
-
-def _divide_by_rms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(..., D) over its root mean square, and the inverse of that (..., 1), in float32."""
-    x = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
-    return x * inverse, inverse
+    y = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+    y = y * inverse
+    return (y if scale is None else y * scale).astype(x.dtype)
 
 
 def _rms_norm_backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    saved: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     x, scale = saved
-    normed, inverse = _divide_by_rms(x)
-    gradient = gradient.astype(jnp.float32)
-    scaled = gradient * scale
-    along = jnp.mean(scaled * normed, axis=-1, keepdims=True)
-    of_x = (inverse * (scaled - normed * along)).astype(x.dtype)
-    return of_x, jnp.sum(gradient * normed, axis=range(x.ndim - 1))
+    dtype = x.dtype
+    # The barriers keep XLA from sharing the mean with a recomputed forward pass, and from merging the sums over tokens
+    # and heads: each would take a further pass over x on GPUs.
+    x = x if scale is None else jax.lax.optimization_barrier(x)
+    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    scaled = gradient if scale is None else gradient * scale
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    along = jnp.mean(scaled * x, axis=-1, keepdims=True) * inverse**2
+    of_x = (inverse * (scaled - x * along)).astype(dtype)
+    if scale is None:
+        return of_x, None
+    sums = jnp.sum(gradient * (x * inverse), axis=range(x.ndim - 2))
+    return of_x, jnp.sum(jax.lax.optimization_barrier(sums), axis=0)
 
 
 rms_norm.defvjp(lambda x, scale: (rms_norm(x, scale), (x, scale)), _rms_norm_backward)
@@ -142,6 +145,16 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to (..., D) of the same type."""
         return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
+
+
+class UnscaledRMSNorm(nn.Module):
+    """`RMSNorm` whose scale is left to the linear layer after it."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Norms (..., D); returns also the scale, (D,) float32."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, None), scale
 
 
 @jax.custom_vjp
@@ -201,7 +214,7 @@ class Attention(nn.Module):
             queries' positions last.
           cached: keys and values (B, *G, P, K, Dh) of tokens before x, without rotary embedding; then the mask is
             (B or 1, N, P + N).
-          modulation: of weights; with a context, of its gate alone.
+          modulation: of weights; with a context, of the query's and of the output's.
         Returns:
           (B, *G, N, D) of type `dtype`; with `cached` also x's keys and values, without rotary embedding.
         Source: QK-norm, arXiv:2302.05442, section 2.
@@ -213,7 +226,7 @@ class Attention(nn.Module):
             weights = split(Linear((3, *heads), name="qkv")(width))
             query, key, value = (self._project(part, x, inner) for part in weights)
         else:
-            query = self._project(Linear(heads, name="query")(width), x)  # (B, *G, N, K, Dh)
+            query = self._project(Linear(heads, name="query")(width), x, inner)  # (B, *G, N, K, Dh)
             weights = split(Linear((2, *heads), name="key_value")(context.shape[-1]))
             key, value = (self._project(part, context) for part in weights)  # (B, M, K, Dh)
         if self.qk_norm:

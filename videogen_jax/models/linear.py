@@ -28,7 +28,7 @@ Weights = dict[str, jax.Array]  # kernel and bias; with LoRA also lora_a and lor
 
 
 class Modulation(NamedTuple):
-    """Modulation of a layer's input and output; None for absent parts, shift and scale together.
+    """Modulation of a layer's input and output; None for absent parts.
 
     Of tokens, a part is float32 (B, T or 1, 1, D). Of weights, it is (D,), or (B, D) with a row per clip.
     """
@@ -112,6 +112,7 @@ def fold(weights: Weights, dtype: jnp.dtype, modulation: Modulation = NO_MODULAT
     shift, scale, gate = modulation
     if shift is not None:
         weights["bias"] = multiply(weights, shift)
+    if scale is not None:
         for name in [name for name in ("kernel", "lora_a") if name in weights]:
             weights[name] = weights[name] * (1 + scale)[..., None]
     if gate is not None:
