@@ -9,6 +9,9 @@ Hardware: two GPUs of 24 GB. A model of 609 M parameters, 491,520 tokens a clip;
 places, is on each GPU. The inputs of the blocks wait in the host's
 memory: 15 GiB for each GPU. Memory: the README's table; wall time and
 result: unmeasured.
+
+Heads are of 72, as DiT's. `--config.model.num_heads=18` makes them 64 and `=9` 128, the sizes for which flash attention
+is written: 72 may run as slowly as 128. FLOPs, parameters and memory are the same; wall time: unmeasured.
 """
 
 import ml_collections

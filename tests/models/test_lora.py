@@ -11,7 +11,7 @@ import pytest
 
 from tests.models.randomise import randomise
 from tests.models.test_dit import make_model
-from videogen_jax.models import lora
+from videogen_jax.models import linear, lora
 from videogen_jax.models.parameter_paths import list_paths
 
 RANK, SCALE = 2, 1.5
@@ -22,8 +22,10 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        qkv = nn.DenseGeneral((3, 2, 4), name="qkv")(x)
-        return nn.DenseGeneral(6, axis=(-2, -1), name="out")(qkv[..., 2, :, :])
+        value = linear.split(linear.Linear((3, 2, 4), name="qkv")(6))[2]
+        x = linear.multiply(linear.fold(value, jnp.float32), x)
+        out = linear.Linear((6,), name="out")(2, 4)
+        return linear.multiply(linear.fold(out, jnp.float32), x)
 
 
 class Stack(nn.Module):
@@ -89,7 +91,7 @@ def test_the_first_factor_is_uniform_and_the_second_zero():
     class Wide(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.DenseGeneral(40, axis=(-2, -1), name="out")(x)
+            return linear.Linear((40,), name="out")(8, 50)
 
     class Outer(nn.Module):
         @nn.compact
@@ -136,7 +138,8 @@ def test_output_and_gradients_are_those_of_peft():
     class Inner(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.DenseGeneral((3, 2, 4), name="qkv")(x)
+            weights = linear.Linear((3, 2, 4), name="qkv")(6)
+            return linear.multiply(linear.fold(weights, jnp.float32), x)
 
     settings = peft.LoraConfig(r=4, lora_alpha=10, target_modules=["qkv"])
     layer = peft.get_peft_model(Torch(), settings).base_model.model.qkv

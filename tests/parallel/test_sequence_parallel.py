@@ -7,6 +7,7 @@ import pytest
 
 from tests.models.randomise import randomise
 from tests.tiny import make_run, tiny_config
+from videogen_jax.parallel import hlo
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sequence_parallel import TokenSharding, check_token_grid
 from videogen_jax.train import diffusion_run
@@ -78,6 +79,27 @@ def test_one_clip_is_sharded_over_two_devices():
     text = compiled.as_text()
     assert "f32[1,4,16,48]" in text and "f32[1,8,8,48]" in text  # 4 of 8 frames, 8 of 16 tokens
     assert "f32[1,8,16,48]" not in text
+
+
+@pytest.fixture(scope="module")
+def one_clip():
+    config = config_of("factorized")
+    config.batch_size = 1
+    return gradient_of(config)
+
+
+@pytest.mark.parametrize("mesh", [{"seq": 2}, {"seq": 4}, {"tensor": 2}], ids=str)
+def test_one_clip_on_many_devices_agrees_with_one(mesh, one_clip):
+    """Its modulation is part of the weights, whose inputs are sharded over `seq` and whose heads are over `tensor`."""
+    config = config_of("factorized", **mesh)
+    config.batch_size = 1
+    value, grads, compiled = gradient_of(config)
+    assert value == pytest.approx(one_clip[0], rel=2e-6)
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(one_clip[1]), strict=True):
+        scale = np.abs(expected).max() + 1e-6
+        np.testing.assert_allclose(got / scale, expected / scale, atol=5e-5)
+    if "tensor" in mesh:  # heads stay where they are: only partial sums are exchanged
+        assert set(hlo.count_sent_bytes(compiled.as_text(), 2)) == {"all-reduce"}
 
 
 def test_all_to_alls_switch_between_frames_and_space():

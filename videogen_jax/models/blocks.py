@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from videogen_jax.models import layers
+from videogen_jax.models import layers, linear
 from videogen_jax.models.positions import ROTARY_AXES
-from videogen_jax.models.remat import in_pieces
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
 KINDS = {"factorized": ("spatial", "temporal"), "joint": ("joint",)}  # of model.attention
@@ -78,10 +77,11 @@ class Block(nn.Module):
           (B, T, N, D), same type as x; with `cached` also x's keys and values, (B, N, T, K, Dh).
         """
         frames, spatial, width = x.shape[1:]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulation(condition, width)
+        of_attention, of_mlp = self._modulation(condition, width)
 
         sequence = SEQUENCES[self.kind]
-        y = layers.modulate(x, shift_a, scale_a).astype(self.dtype)  # (B, T, N, D)
+        of_tokens, of_weights = linear.place(of_attention, self.token_sharding)
+        y = layers.modulate(x, of_tokens).astype(self.dtype)  # (B, T, N, D)
         mask, rotary = self._frame_mask(frames, spatial), self._rotary(coordinates)
         if cached is not None:
             slots = cached[0].shape[2]
@@ -101,43 +101,42 @@ class Block(nn.Module):
             causal=self.causal and self.kind == "temporal" and cached is None,
             rotary=rotary,
             cached=cached,
+            modulation=of_weights,
         )
         y, keys_values = (y, None) if cached is None else y
         y = einops.rearrange(y, f"{sequence} -> b t n d", t=frames, n=spatial)
-        x = x + (gate_a * y).astype(x.dtype)
+        x = layers.add_gated(x, y, of_tokens.gate)
 
         if self.cross_attention == "gated":
             # The gate is a parameter, since adaLN has six parts in every published layout.
             gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
-            y = self._cross_attend(layers.RMSNorm(name="text_norm")(x), text, text_lengths)
-            x = x + (gate_t * y).astype(x.dtype)
+            y, scale = layers.UnscaledRMSNorm(name="text_norm")(x)
+            of_weights = linear.Modulation(scale=scale - 1, gate=gate_t)
+            y = self._cross_attend(y, text, text_lengths, modulation=of_weights)
+            x = x + y.astype(x.dtype)
         elif self.cross_attention == "pixart" and self.kind != "temporal":
             x = x + self._cross_attend(x, text, text_lengths, nn.initializers.zeros).astype(x.dtype)
 
-        y = layers.modulate(x, shift_m, scale_m).astype(self.dtype)
-        mlp = layers.MLP(self.mlp_ratio, dtype=self.dtype, name="mlp")
+        of_tokens, of_weights = linear.place(of_mlp, self.token_sharding)
+        y = layers.modulate(x, of_tokens).astype(self.dtype)
+        mlp = layers.MLP(
+            self.mlp_ratio, self.token_sharding, self.pieces, dtype=self.dtype, name="mlp"
+        )
         axis = 1 if self.kind == "temporal" else 2  # the axis that is not sharded
-        y = in_pieces(self._run_mlp, mlp, y, axis, self.pieces, self.token_sharding)
-        x = x + (gate_m * y).astype(x.dtype)
+        x = layers.add_gated(x, mlp(y, axis, modulation=of_weights), of_tokens.gate)
         return x if cached is None else (x, keys_values)
 
-    def _run_mlp(self, mlp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        if self.token_sharding is not None and self.token_sharding.parts > 1:
-            return mlp(x)  # do not merge axes that are sharded
-        # As a matrix: for the gradient of the weights, XLA's CPU backend copies arrays with more axes.
-        return mlp(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-
-    def _modulation(self, condition: jax.Array, width: int) -> list[jax.Array]:
-        """Shift, scale and gate of attention, then of the MLP: six arrays (B, T or 1, 1, D) float32."""
+    def _modulation(self, condition: jax.Array, width: int) -> list[linear.Modulation]:
+        """Modulations of tokens: of attention, then of the MLP."""
         if self.modulation == "adaln_zero":
-            condition = nn.Dense(
-                6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
-            )(nn.silu(condition))
+            init = nn.initializers.zeros
+            weights = linear.Linear((6 * width,), init, name="modulation")(width)
+            condition = linear.multiply(linear.fold(weights, self.dtype), nn.silu(condition))
         parts = einops.rearrange(condition.astype(jnp.float32), "b t (p d) -> p b t 1 d", p=6)
         if self.modulation == "adaln_single":
             table = self.param("scale_shift_table", nn.initializers.zeros, (6, width))
             parts = parts + table[:, None, None, None]
-        return list(parts)
+        return [linear.Modulation(*parts[:3]), linear.Modulation(*parts[3:])]
 
     def _frame_mask(self, frames: int, spatial: int) -> jax.Array | None:
         """(1, M, M) bool over all tokens of a video: causal over frames, full within a frame."""
@@ -160,7 +159,8 @@ class Block(nn.Module):
         x: jax.Array,
         text: jax.Array,
         text_lengths: jax.Array,
-        out_init: nn.initializers.Initializer = layers.KERNEL_INIT,
+        out_init: nn.initializers.Initializer = linear.KERNEL_INIT,
+        modulation: linear.Modulation = linear.NO_MODULATION,
     ) -> jax.Array:
         # Use sequences that are not sharded, hence spatial ones for joint blocks.
         sequence = SEQUENCES["temporal" if self.kind == "temporal" else "spatial"]
@@ -172,7 +172,12 @@ class Block(nn.Module):
             kernel=self.kernel,
             dtype=self.dtype,
             name="text_attention",
-        )(einops.rearrange(x, f"b t n d -> {sequence}"), text, lengths=text_lengths)
+        )(
+            einops.rearrange(x, f"b t n d -> {sequence}"),
+            text,
+            lengths=text_lengths,
+            modulation=modulation,
+        )
         return einops.rearrange(y, f"{sequence} -> b t n d", t=x.shape[1], n=x.shape[2])
 
 

@@ -63,7 +63,7 @@ class CaptionEncoder(nn.Module):
                 name=f"attention_{i}",
             )
             x = x + attend(layers.RMSNorm(name=f"attention_norm_{i}")(x), lengths=lengths)
-            mlp = layers.MLP(dtype=self.dtype, name=f"mlp_{i}")
+            mlp = layers.MLP(token_sharding=self.token_sharding, dtype=self.dtype, name=f"mlp_{i}")
             x = x + mlp(layers.RMSNorm(name=f"mlp_norm_{i}")(x))
         x = layers.RMSNorm(name="norm")(x)
         if not weighted:
@@ -94,4 +94,4 @@ class CaptionProjection(nn.Module):
         """(B, L, E) to (B, L, D) of type `dtype`."""
         init = layers.EMBED_INIT
         x = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(tokens)
-        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.gelu(x))
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(layers.gelu(x))

@@ -22,14 +22,15 @@ Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, varian
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.models import blocks, layers, patches, positions, remat
+from videogen_jax.models import blocks, layers, linear, patches, positions, remat
 from videogen_jax.models.caption_encoder import POOLINGS, CaptionEncoder, CaptionProjection
 from videogen_jax.models.detailer import PatchDetailer
 from videogen_jax.models.kv_cache import KVCache
@@ -144,7 +145,7 @@ class VideoDiT(nn.Module):
         if self.token_sharding is not None:
             joined = self.token_sharding.shard_frames(joined)
         x = patches.patchify(joined, self.patch_size).astype(self.dtype)  # (B, T, N, pt*ph*pw*C')
-        x = self._dense(self.width, "patch_embed", layers.KERNEL_INIT)(x)  # (B, T, N, D)
+        x = self._dense(self.width, "patch_embed", linear.KERNEL_INIT)(x)  # (B, T, N, D)
         if self.residual_dtype == "float32":
             x = x.astype(jnp.float32)  # blocks add to it in its own type
         x, time_table = self._add_positions(x, grid, start, cached=kv_cache is not None)
@@ -156,19 +157,27 @@ class VideoDiT(nn.Module):
         shared = (modulation, tokens, lengths, coordinates, time_table)
         x, keys_values = self._blocks(x, kv_cache, *shared)
 
-        shift, scale = self._last_modulation(condition)  # (B, T or 1, 1, D)
-        patch = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
-        unembed = self._dense(patch * (self.out_channels or channels), "unembed")
+        modulation = self._last_modulation(condition)
+        patch = math.prod(self.patch_size)
+        unembed = linear.Linear(
+            (patch * (self.out_channels or channels),), nn.initializers.zeros, name="unembed"
+        )(self.width)
+        unembed = remat.gather({"unembed": unembed}, self.dtype, self.pieces, self.token_sharding)[
+            "unembed"
+        ]
+        of_tokens, of_weights = linear.place(modulation, self.token_sharding)
+        unembed = linear.fold(unembed, self.dtype, of_weights)
 
-        def last_layer(unembed: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-            return unembed(layers.modulate(x, shift, scale).astype(self.dtype)).astype(jnp.float32)
+        def last_layer(unembed: linear.Weights, x: jax.Array) -> jax.Array:
+            x = layers.modulate(x, of_tokens).astype(self.dtype)
+            return linear.multiply(unembed, x, self.token_sharding).astype(jnp.float32)
 
-        out = remat.in_pieces(last_layer, unembed, x, 2, self.pieces, self.token_sharding)
+        out = remat.in_pieces(last_layer, unembed, x, 2, self.pieces)
         video = patches.unpatchify(out, self.patch_size, height, width)
         if self.detailer_width:
             sizes = (self.patch_size, self.detailer_width, self.detailer_blocks, self.dtype)
             head = PatchDetailer(*sizes, name="detailer")
-            features = layers.modulate(x, shift, scale).astype(self.dtype)
+            features = layers.modulate(x, modulation).astype(self.dtype)
             video = video + head(x_t, features, self.out_channels or channels)
         return video if kv_cache is None else (video, keys_values)
 
@@ -308,7 +317,7 @@ class VideoDiT(nn.Module):
         run_blocks = scan(kinds, make_block, self.token_sharding, name="blocks")
         return run_blocks(x, index, cached, *shared)
 
-    def _last_modulation(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _last_modulation(self, condition: jax.Array) -> linear.Modulation:
         """Shift and scale before the last layer, from a linear layer (adaln_zero) or a table (adaln_single)."""
         if self.modulation == "adaln_zero":
             both = self._dense(2 * self.width, "modulation")(nn.silu(condition))
@@ -316,7 +325,7 @@ class VideoDiT(nn.Module):
         else:
             table = self.param("scale_shift_table", nn.initializers.zeros, (2, self.width))
             shift, scale = condition + table[0], condition + table[1]
-        return shift[:, :, None], scale[:, :, None]
+        return linear.Modulation(shift[:, :, None], scale[:, :, None])
 
     def _check(self) -> None:
         for name, choices in CHOICES.items():

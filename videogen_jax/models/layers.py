@@ -3,6 +3,7 @@
 Parameters are float32; `dtype` is the type of matrix products. Norms, softmax and modulation are computed in float32.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +13,21 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models.attention import attend
+from videogen_jax.models.linear import (
+    KERNEL_INIT,
+    NO_MODULATION,
+    Linear,
+    Modulation,
+    Weights,
+    fold,
+    multiply,
+    split,
+)
 from videogen_jax.models.positions import rotate
+from videogen_jax.models.remat import gather, in_pieces
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
-KERNEL_INIT = nn.initializers.xavier_uniform()
+EPSILON = 1e-6  # of norms
 EMBED_INIT = nn.initializers.normal(0.02)
 
 
@@ -36,50 +48,134 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> 
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+@jax.custom_vjp
+def layer_norm(x: jax.Array) -> jax.Array:
     """Layer norm over the last axis without learned scale and shift, which adaLN provides.
+
+    The backward pass recomputes mean and variance, so that only x is saved.
 
     Args:
       x: (..., D), any float type.
-      epsilon: added to the variance.
     Returns:
       (..., D) float32 of mean 0 and variance 1.
     """
-    shape = x.shape
-    if len(shape) > 1 and shape[0] == 1:
-        x = x[0]  # the gradient is four times slower with a batch axis of 1 in XLA's CPU backend
+    return _standardize(x)[0]
+
+
+def _standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(..., D) with mean 0 and variance 1, and the inverse of its standard deviation (..., 1), in float32."""
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
-    return x.reshape(shape)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    return x * inverse, inverse
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """adaLN: normalizes, scales by 1 + `scale` and shifts.
+def _layer_norm_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    normed, inverse = _standardize(x)
+    mean = jnp.mean(gradient, axis=-1, keepdims=True)
+    along = jnp.mean(gradient * normed, axis=-1, keepdims=True)
+    return ((inverse * (gradient - mean - normed * along)).astype(x.dtype),)
+
+
+layer_norm.defvjp(lambda x: (layer_norm(x), x), _layer_norm_backward)
+
+
+def modulate(x: jax.Array, modulation: Modulation) -> jax.Array:
+    """Normalizes, scales by 1 + scale and shifts.
 
     Args:
       x: (B, T, N, D).
-      shift: (B, T or 1, 1, D) float32.
-      scale: (B, T or 1, 1, D) float32.
+      modulation: of tokens; its gate is not applied.
     Returns:
       (B, T, N, D) float32.
-    Source: DiT, arXiv:2212.09748, section 3.2.
     """
-    return layer_norm(x) * (1 + scale) + shift
+    x = layer_norm(x)
+    return x if modulation.shift is None else x * (1 + modulation.scale) + modulation.shift
+
+
+def add_gated(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """The sum x + gate * y in x's type; None for a gate of 1."""
+    return x + (y if gate is None else gate * y).astype(x.dtype)
+
+
+@jax.custom_vjp
+def rms_norm(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32.
+
+    The backward pass recomputes the root mean square, so that only x and the scale are saved.
+
+    Args:
+      x: (..., D), any float type.
+      scale: (D,) float32; None for 1.
+    Returns:
+      (..., D) of the same type.
+    """
+    y = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+    y = y * inverse
+    return (y if scale is None else y * scale).astype(x.dtype)
+
+
+def _rms_norm_backward(
+    saved: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    x, scale = saved
+    dtype = x.dtype
+    # The barriers keep XLA from sharing the mean with a recomputed forward pass, and from merging the sums over tokens
+    # and heads: each would take a further pass over x on GPUs.
+    x = x if scale is None else jax.lax.optimization_barrier(x)
+    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    scaled = gradient if scale is None else gradient * scale
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    along = jnp.mean(scaled * x, axis=-1, keepdims=True) * inverse**2
+    of_x = (inverse * (scaled - x * along)).astype(dtype)
+    if scale is None:
+        return of_x, None
+    sums = jnp.sum(gradient * (x * inverse), axis=range(x.ndim - 2))
+    return of_x, jnp.sum(jax.lax.optimization_barrier(sums), axis=0)
+
+
+rms_norm.defvjp(lambda x, scale: (rms_norm(x, scale), (x, scale)), _rms_norm_backward)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a learned scale, computed in float32."""
-
-    epsilon: float = 1e-6
+    """`rms_norm` with a learned scale."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to (..., D) of the same type."""
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
+
+
+class UnscaledRMSNorm(nn.Module):
+    """`RMSNorm` whose scale is left to the linear layer after it."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Norms (..., D); returns also the scale, (D,) float32."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(x.dtype)
+        return rms_norm(x, None), scale
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form; the backward pass reads x alone.
+
+    Source: arXiv:1606.08415, section 2.
+    """
+    return nn.gelu(x)
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    dtype = x.dtype
+    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    rate, cubic = math.sqrt(2 / math.pi), 0.044715
+    tanh = jnp.tanh(rate * x * (1 + cubic * x**2))
+    slope = rate * (1 + 3 * cubic * x**2)  # of the argument of tanh
+    return ((gradient * 0.5 * (1 + tanh + x * (1 - tanh**2) * slope)).astype(dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Attention(nn.Module):
@@ -104,6 +200,7 @@ class Attention(nn.Module):
         lengths: jax.Array | None = None,
         rotary: jax.Array | None = None,
         cached: tuple[jax.Array, jax.Array] | None = None,
+        modulation: Modulation = NO_MODULATION,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attends over the last axis but one.
 
@@ -117,19 +214,21 @@ class Attention(nn.Module):
             queries' positions last.
           cached: keys and values (B, *G, P, K, Dh) of tokens before x, without rotary embedding; then the mask is
             (B or 1, N, P + N).
+          modulation: of weights; with a context, of the query's and of the output's.
         Returns:
           (B, *G, N, D) of type `dtype`; with `cached` also x's keys and values, without rotary embedding.
         Source: QK-norm, arXiv:2302.05442, section 2.
         """
         width = x.shape[-1]
+        inner, outer = modulation._replace(gate=None), Modulation(gate=modulation.gate)
         heads = (self.num_heads, width // self.num_heads)
         if context is None:
-            qkv = self._project("qkv", (3, *heads))(x)  # (B, *G, N, 3, K, Dh)
-            query, key, value = (qkv[..., i, :, :] for i in range(3))
+            weights = split(Linear((3, *heads), name="qkv")(width))
+            query, key, value = (self._project(part, x, inner) for part in weights)
         else:
-            query = self._project("query", heads)(x)  # (B, *G, N, K, Dh)
-            key_value = self._project("key_value", (2, *heads))(context)  # (B, M, 2, K, Dh)
-            key, value = key_value[:, :, 0], key_value[:, :, 1]
+            query = self._project(Linear(heads, name="query")(width), x, inner)  # (B, *G, N, K, Dh)
+            weights = split(Linear((2, *heads), name="key_value")(context.shape[-1]))
+            key, value = (self._project(part, context) for part in weights)  # (B, M, K, Dh)
         if self.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
@@ -150,28 +249,61 @@ class Attention(nn.Module):
             run = self.token_sharding.shard_attention(run, self.joint)
         out = run(query, key, value, mask=mask, lengths=lengths)  # (B, *G, N, K, Dh)
         out = checkpoint_name(out, "attention")
-        out = nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
-        )(out)
+        weights = Linear((width,), self.out_init, name="out")(*heads)
+        weights = fold(weights, self.dtype, outer)
+        out = multiply(weights, out.reshape(x.shape), self.token_sharding)
         return out if cached is None else (out, new)
 
-    def _project(self, name: str, features: tuple[int, ...]) -> nn.Module:
-        return nn.DenseGeneral(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
+    def _project(
+        self, weights: Weights, x: jax.Array, modulation: Modulation = NO_MODULATION
+    ) -> jax.Array:
+        """(..., D) to (..., K, Dh)."""
+        shape = (*x.shape[:-1], *weights["bias"].shape)
+        x = multiply(fold(weights, self.dtype, modulation), x, self.token_sharding)
+        return x.reshape(shape)
 
 
 class MLP(nn.Module):
     """Two linear layers with a GELU (tanh form) between."""
 
     ratio: int = 4
+    token_sharding: TokenSharding | None = None  # None on one device
+    pieces: int = 1  # sequential pieces in which it is computed, see `remat.in_pieces`
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) to (..., D) of type `dtype`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        axis: int = 1,
+        *,
+        modulation: Modulation = NO_MODULATION,
+    ) -> jax.Array:
+        """Computes the layers.
+
+        Args:
+          x: (B, ..., D).
+          axis: the axis that is divided into pieces.
+          modulation: of weights.
+        Returns:
+          (B, ..., D) of type `dtype`.
+        """
         width = x.shape[-1]
-        x = nn.Dense(self.ratio * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="up")(x)
-        x = nn.gelu(checkpoint_name(x, "mlp"))  # (..., ratio * D)
-        return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="down")(x)
+        up = Linear((self.ratio * width,), name="up")(width)
+        down = Linear((width,), name="down")(self.ratio * width)
+        weights = {"mlp": {"up": up, "down": down}}
+        weights = gather(weights, self.dtype, self.pieces, self.token_sharding)["mlp"]
+        up = fold(weights["up"], self.dtype, modulation._replace(gate=None))
+        down = fold(weights["down"], self.dtype, Modulation(gate=modulation.gate))
+
+        def run(weights: tuple[Weights, Weights], x: jax.Array) -> jax.Array:
+            up, down = weights
+            hidden = checkpoint_name(
+                multiply(up, x, self.token_sharding), "mlp"
+            )  # (..., ratio * D)
+            return multiply(down, gelu(hidden), self.token_sharding)
+
+        return in_pieces(run, (up, down), x, axis, self.pieces)
 
 
 class Embedder(nn.Module):

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 
+from videogen_jax.models.linear import Linear
 from videogen_jax.models.parameter_paths import matches
 from videogen_jax.parallel.sharding import ADAPTERS
 
@@ -56,39 +56,35 @@ def adapt(function: Callable[..., Any], lora: LoRA | None) -> Callable[..., Any]
 
     @functools.wraps(function)
     def adapted(*args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(functools.partial(_add_update, lora)):
+        with nn.intercept_methods(functools.partial(_add_factors, lora)):
             return function(*args, **kwargs)
 
     return adapted
 
 
-def _add_update(
-    lora: LoRA, layer: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any
+def _add_factors(
+    lora: LoRA, layer: Callable[..., Any], inputs: tuple, options: dict[str, Any], context: Any
 ) -> Any:
+    """Adds A and scale B to the weights that a `Linear` returns; `linear.multiply` multiplies by them."""
     module = context.module
-    out = layer(*args, **kwargs)
-    if not isinstance(module, nn.Dense | nn.DenseGeneral) or context.method_name != "__call__":
-        return out
+    weights = layer(*inputs, **options)
+    if not isinstance(module, Linear) or context.method_name != "__call__":
+        return weights
+    path = "/".join(module.path)
     if module.is_initializing():
-        path = "/".join(module.path)
         adapted = path.startswith(BLOCKS) and matches(lora.layers, path)
-    else:  # the module may be bound to its own parameters alone, and have no path
+    else:
         adapted = module.has_variable("params", A)
     if not adapted:
-        return out
-    (x,) = args
-    count = len(module.axis) if isinstance(getattr(module, "axis", None), tuple) else 1
-    inputs, outputs = x.shape[-count:], out.shape[x.ndim - count :]
-    if lora.rank >= min(math.prod(inputs), math.prod(outputs)):
+        return weights
+    if lora.rank >= min(math.prod(inputs), math.prod(module.features)):
         raise ValueError(
-            f"train.lora.rank is {lora.rank}, but the matrix of {'/'.join(module.path)} is {math.prod(inputs)} x "
-            f"{math.prod(outputs)}: choose a rank below both, or leave the layer out of train.lora.layers."
+            f"train.lora.rank is {lora.rank}, but the matrix of {path} is {math.prod(inputs)} x "
+            f"{math.prod(module.features)}: choose a rank below both, or leave the layer out of train.lora.layers."
         )
-    a = module.param(A, _init_a, inputs, lora.rank).astype(module.dtype)
-    b = module.param(B, nn.initializers.zeros, (lora.rank, *outputs)).astype(module.dtype)
-    last, first = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
-    low = jax.lax.dot_general(x.astype(module.dtype), a, ((last, first), ((), ())))  # (..., r)
-    return out + lora.scale * jnp.tensordot(low, b, axes=1)
+    a = module.param(A, _init_a, inputs, lora.rank)
+    b = module.param(B, nn.initializers.zeros, (lora.rank, *module.features))
+    return weights | {A: a, B: lora.scale * b}
 
 
 def _init_a(key: jax.Array, inputs: tuple[int, ...], rank: int) -> jax.Array:

@@ -18,6 +18,7 @@ in pinned host memory.
 Source: arXiv:1604.06174; the choice of tensors, arXiv:2205.05198, section 4.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,26 +98,35 @@ def _make_policy(saved: Sequence[str], offloaded: Sequence[str]) -> Callable[...
     return policy
 
 
-def in_pieces(
-    run: Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array],
-    layer: nn.Module,
-    x: jax.Array,
-    axis: int,
-    pieces: int,
-    token_sharding: TokenSharding | None,
-) -> jax.Array:
-    """Applies a tokenwise layer to equal pieces of the tokens in sequence, to save activation memory.
-
-    Each piece is recomputed in the backward pass, so only x is saved. The layer's parameters are gathered once, not per
-    piece.
+def gather(
+    weights: Any, dtype: jnp.dtype, pieces: int, token_sharding: TokenSharding | None
+) -> Any:
+    """Parameters for use in several pieces: cast to `dtype` and gathered, so that no piece repeats it.
 
     Args:
-      run: (layer, (B, T, N, D)) to (B, T, N, E).
-      layer: bound module with a name and a `dtype`.
+      weights: parameters, in a tree that ends their paths in `sharding.PARAMETER_AXES`.
+      dtype: of the products.
+      pieces: number of pieces; for one, the parameters are returned as they are.
+      token_sharding: None on one device.
+    """
+    if pieces == 1 or token_sharding is None:
+        return weights
+    return token_sharding.gather_params(jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
+
+
+def in_pieces(
+    run: Callable[[Any, jax.Array], jax.Array], weights: Any, x: jax.Array, axis: int, pieces: int
+) -> jax.Array:
+    """Applies a tokenwise function to equal pieces of the tokens in sequence, to save activation memory.
+
+    Each piece is recomputed in the backward pass, so only x is saved.
+
+    Args:
+      run: (weights, (B, T, N, D)) to (B, T, N, E).
+      weights: pytree of all that is not split; see `gather`.
       x: (B, T, N, D).
       axis: axis to split, 1 or 2.
       pieces: number of pieces.
-      token_sharding: None on one device.
     Returns:
       (B, T, N, E).
     Raises:
@@ -127,16 +137,8 @@ def in_pieces(
         raise ValueError(
             f"memory.pieces of {pieces} does not divide the {x.shape[axis]} {what}: choose one that does."
         )
-    if pieces == 1 or layer.is_initializing():
-        return run(layer, x)
-    params = jax.tree.map(lambda leaf: leaf.astype(layer.dtype), layer.variables["params"])
-    if token_sharding is not None:
-        params = token_sharding.gather_params({layer.name: params})[layer.name]
-    unbound = layer.clone(parent=None)
-
-    @jax.checkpoint
-    def run_piece(piece: jax.Array) -> jax.Array:
-        return run(lambda x: unbound.apply({"params": params}, x), piece)
-
+    if pieces == 1:
+        return run(weights, x)
+    run_piece = jax.checkpoint(functools.partial(run, weights))
     outputs = jax.lax.map(run_piece, jnp.stack(jnp.split(x, pieces, axis)))  # (P, B, T, N, E)
     return jnp.concatenate(list(outputs), axis)
