@@ -1,10 +1,10 @@
 """XLA's options for a train step: the same in a run and in `plan`, since they belong to the jitted step.
 
-| option, for GPUs with offloaded activations | reason                                                                 |
-| ------------------------------------------- | -----------------------------------------------------------------------|
-| latency-hiding scheduler                    | copies from the host and all-to-alls overlap with compute              |
-| no pass "rematerialization"                 | it counts pinned host memory as the device's, and so recomputes what   |
-|                                             | fits; blocks are recomputed by the program itself (models/remat.py)    |
+| option, for GPUs with offloaded activations | reason                                                      |
+| ------------------------------------------- | ----------------------------------------------------------- |
+| latency-hiding scheduler                    | copies from the host and all-to-alls overlap with compute   |
+| no pass "rematerialization"                 | it counts pinned host memory as the device's, and so        |
+|                                             | recomputes what fits; models/remat.py recomputes the blocks |
 
 Elsewhere, XLA's defaults apply: one GPU without offloading has nothing to hide, and the scheduler takes memory.
 """
