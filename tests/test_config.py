@@ -78,7 +78,12 @@ def changed(name, value, config=None):
         ("known.sampling_noise", 0.0, "known.sampling_noise is 0.0: give a number above 0"),
         ("prefix.sampling_noise", 1.0, "prefix.sampling_noise is 1.0"),
         ("model.micro_conditions", ("fps", "speed"), "'speed'.*: choose one of fps, motion, augm"),
-        ("memory.saved", ("scores",), "'scores'.*: choose one of qkv, attention, mlp"),
+        (
+            "memory.remat",
+            "selective",
+            "Unknown memory.remat 'selective'.*: choose one of none, block",
+        ),
+        ("memory.saved", ("mlp",), "no option 'memory.saved'"),
         ("model.squeeze", 1, "no option 'model.squeeze'"),
         ("model.widht", 1, "no option 'model.widht': did you mean 'model.width'"),
         ("trian", 1, "no option 'trian'"),
@@ -264,8 +269,6 @@ def test_a_batch_must_divide_over_devices_and_accumulation():
 def test_what_an_autoencoder_cannot_do_is_refused():
     with pytest.raises(ValueError, match="mesh.seq is 2"):
         configs.validate(changed("mesh.seq", 2, tiny_vae_config()))
-    with pytest.raises(ValueError, match="memory.remat is 'selective'"):
-        configs.validate(changed("memory.remat", "selective", tiny_vae_config()))
     with pytest.raises(ValueError, match="no option 'model.width'"):
         configs.validate(tiny_vae_config().to_dict() | {"model": {"width": 3}})
 
@@ -360,7 +363,6 @@ CHOICES = {
     "optimizer.mu_dtype": optimizers.MOMENT_TYPES,
     "train.precision": tuple(state.PRECISIONS),
     "memory.remat": remat.POLICIES,
-    "memory.saved": remat.SAVED,
     "memory.attention_kernel": attention.KERNELS,
     "vae.name": autoencoder.NAMES,
     "vae.encode_precision": ("float32", "bfloat16"),
@@ -441,7 +443,7 @@ def test_a_misspelt_override_names_the_nearest_option(wrong, near):
         ("ema.decays", "[0.9, 0.99]", (0.9, 0.99)),
         ("ema.widths", "0.05", (0.05,)),
         ("ema.widths", "()", ()),
-        ("memory.saved", "qkv,mlp", ("qkv", "mlp")),
+        ("model.micro_conditions", "fps,motion", ("fps", "motion")),
         ("sample.prompts", "a red circle, moving left", ("a red circle, moving left",)),
         ("sample.prompts", "('a', 'b')", ("a", "b")),
         ("sample.known_guidance_scale", "2", 2.0),

@@ -30,7 +30,7 @@ CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parent /
 AUTOENCODER = "autoencoder"  # the section that makes a run one of an autoencoder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-REMATS = ("none", "block", "selective")
+REMATS = ("none", "block")
 COUNT, SIZE, SHARE, FRACTION = "[0, inf)", "[1, inf)", "[0, 1]", "[0, 1)"
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 SEED = "[0, 4294967295]"  # of 32 bits, for every verb
@@ -225,8 +225,6 @@ DIFFUSION = {
     "objective.time_mean": Option(0.0, "mean of the logit, or of log sigma", LOG_SIGMA),
     "objective.time_std": Option(1.0, "its standard deviation", NOT_NEGATIVE),
     "objective.stratified": Option(True, "spread the times of a batch evenly over the distribution, in random order"),
-    "memory.saved": Option((),
-        "activations kept by remat=selective", choices=("qkv", "attention", "mlp"), of=str),
     "memory.offload_activations": Option(False, "keep the inputs of the blocks in pinned host memory"),
     "memory.pieces": Option(1,
         "pieces that MLPs and the last layer are computed in, one after the other", SIZE),

@@ -272,10 +272,6 @@ def check_combinations(config: Any, autoencoder: bool) -> None:
                 f"mesh.{axis} is {config.mesh[axis]}, but an autoencoder in training cannot split a clip among "
                 "devices: put them on mesh.data or mesh.fsdp."
             )
-    if config.memory.remat == "selective":
-        raise ValueError(
-            "memory.remat is 'selective', which an autoencoder does not have: choose none or block."
-        )
 
 
 def _check_text(config: Any) -> None:

@@ -603,6 +603,13 @@ def test_options_that_no_longer_exist_are_named(tmp_path, plain_run):
     refuse_to_load(tmp_path, ValueError, r"config\.json is not valid: model\.width is 'wide'")
 
 
+def test_a_run_that_saved_some_activations_recomputes_its_blocks(tmp_path):
+    """Regression: remat=selective is gone; runs that were trained with it, or beside it, still open."""
+    for remat, now in (("selective", "block"), ("none", "none")):
+        write_config(tmp_path, plain_config(), memory__remat=remat, memory__saved=["mlp"])
+        assert saved_config.read_config(tmp_path).memory.remat == now
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

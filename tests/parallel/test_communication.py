@@ -60,14 +60,15 @@ def test_a_residual_stream_in_float32_doubles_what_goes_around_temporal_blocks()
     assert got == 3 * 48 + 20 + 8 * 0.5 * 50 * 64
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("attention", ["factorized", "joint"])
-def test_a_compiled_step_makes_the_expected_all_to_alls(attention):
+def test_a_compiled_step_makes_the_expected_all_to_alls(attention, offload):
     """With rematerialization, joint blocks repeat their all-to-alls and factorized ones do not."""
     config = tiny_config()
     config.mesh.update({"data": 1, "fsdp": 1, "seq": 2, "tensor": 1})
     config.model.update({"attention": attention, "depth": 4, "cross_attention": "gated"})
     config.batch_size = 2
-    config.memory.remat = "block"
+    config.memory.update({"remat": "block", "offload_activations": offload})
     run = make_run(config)
     text = training_run.trace_step(run).lower().compile().as_text()
     tokens = 2 * 4 * 4 // 2  # of two clips, per device

@@ -14,9 +14,7 @@ pytestmark = pytest.mark.slow
 
 LEVERS = {
     "block": {"remat": "block"},
-    "selective": {"remat": "selective", "saved": ("qkv", "attention", "mlp")},
     "activations on the host": {"remat": "block", "offload_activations": True},
-    "both": {"remat": "selective", "saved": ("mlp",), "offload_activations": True},
     "moments on the host": {"offload_optimizer": True},
     "averages on the host": {"offload_ema": True},
     "pieces": {"pieces": 2},
@@ -86,6 +84,23 @@ def test_a_lever_changes_no_number(name, plain):
     assert waiting == {field for field, on in levers.items() if on}
 
 
+@pytest.mark.parametrize(
+    ("mesh", "accumulation"),
+    [({"seq": 1}, 2), ({"seq": 4}, 1), ({"data": 2, "fsdp": 2, "seq": 2}, 1)],
+    ids=["one device, accumulation", "4 devices", "8 devices"],
+)
+def test_activations_on_the_host_change_no_number_on_more_devices(mesh, accumulation):
+    results = []
+    for levers in ({}, {"remat": "block", "offload_activations": True}):
+        config = lever_config(**levers)
+        config.mesh.update({"seq": 1} | mesh)
+        config.train.accumulation = accumulation
+        state, metrics = take_steps(*start(config), count=1)
+        results.append(jax.tree.leaves((state.params, state.opt_state, metrics)))
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-6)
+
+
 def test_a_state_on_the_host_is_saved_and_restored_there(tmp_path):
     run, state, batch = start(lever_config(offload_optimizer=True, offload_ema=True))
     state, _ = take_steps(run, state, batch, count=1)
@@ -104,10 +119,7 @@ def test_a_state_on_the_host_is_saved_and_restored_there(tmp_path):
 @pytest.mark.parametrize(
     ("levers", "message"),
     [
-        ({"remat": "blocks"}, "memory.remat 'blocks': choose one of none, block, selective"),
-        ({"remat": "selective", "saved": ("scores",)}, "choose among qkv, attention, mlp"),
-        ({"remat": "selective"}, "'selective' requires names to save"),
-        ({"remat": "block", "saved": ("mlp",)}, "'selective' requires names to save"),
+        ({"remat": "blocks"}, "memory.remat 'blocks': choose one of none, block"),
         ({"offload_activations": True}, "memory.remat is 'none'"),
         ({"pieces": 3}, "memory.pieces of 3 does not divide the 4 "),
         ({"attention_kernel": "flash"}, "'flash': choose one of auto, cudnn, xla"),

@@ -17,12 +17,12 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models import layers, linear
 from videogen_jax.models.positions import ROTARY_AXES
@@ -206,24 +206,45 @@ class BlockGroup(nn.Module):
         Returns (x, keys and values or None without `cached`): carry and output of the scan.
         """
         keys_values = None
-        for kind in self.kinds:
-            temporal = kind == "temporal"
-            if temporal and x.shape[1] == 1 and cached is None:
-                continue
-            if temporal and time_table is not None:
-                x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
-            if temporal and self.token_sharding is not None:
-                x = self.token_sharding.frames_to_space(x)
-            x = checkpoint_name(x, "block_input")
+        for kind in find_kinds(self.kinds, x, cached):
+            x = enter_block(x, index, time_table, kind, self.token_sharding)
             shared = (condition, text, text_lengths, coordinates)
             block = self.make_block(kind, name=kind)
-            if temporal and cached is not None:
+            if kind == "temporal" and cached is not None:
                 x, keys_values = block(x, *shared, cached, cached_length)
             else:
                 x = block(x, *shared)
-            if temporal and self.token_sharding is not None:
-                x = self.token_sharding.space_to_frames(x)
+            x = leave_block(x, kind, self.token_sharding)
         return x, keys_values
+
+
+def find_kinds(kinds: tuple[str, ...], x: jax.Array, cached: Any = None) -> tuple[str, ...]:
+    """The kinds of blocks that x (B, T, N, D) passes: images skip temporal ones, which without a cache do nothing."""
+    if x.shape[1] == 1 and cached is None:
+        return tuple(kind for kind in kinds if kind != "temporal")
+    return kinds
+
+
+def enter_block(
+    x: jax.Array,
+    index: jax.Array,
+    time_table: jax.Array | None,
+    kind: str,
+    token_sharding: TokenSharding | None,
+) -> jax.Array:
+    """The input of a block: with the time table in group 0, and sharded over space, for a temporal one."""
+    if kind != "temporal":
+        return x
+    if time_table is not None:
+        x = x + jnp.where(index == 0, time_table, 0).astype(x.dtype)
+    return x if token_sharding is None else token_sharding.frames_to_space(x)
+
+
+def leave_block(x: jax.Array, kind: str, token_sharding: TokenSharding | None) -> jax.Array:
+    """The output of a block, sharded over frames again."""
+    if kind != "temporal" or token_sharding is None:
+        return x
+    return token_sharding.space_to_frames(x)
 
 
 def _cached_mask(slots: int, length: jax.Array, frames: int) -> jax.Array:

@@ -23,14 +23,14 @@ Source: DiT, arXiv:2212.09748; alternation as in Latte, arXiv:2401.03048, varian
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from videogen_jax.models import blocks, layers, linear, patches, positions, remat
+from videogen_jax.models import blocks, layers, linear, offloaded_scan, patches, positions, remat
 from videogen_jax.models.caption_encoder import POOLINGS, CaptionEncoder, CaptionProjection
 from videogen_jax.models.detailer import PatchDetailer
 from videogen_jax.models.kv_cache import KVCache
@@ -85,8 +85,7 @@ class VideoDiT(nn.Module):
     position_grid: tuple[float, float] | None = None  # (rows, columns) in tokens; None: the video's
     token_sharding: TokenSharding | None = None  # None on one device
     kernel: str = "xla"  # see attention.py
-    remat: str = "none"  # see remat.py, as the next two
-    saved: tuple[str, ...] = ()
+    remat: str = "none"  # see remat.py, as the next one
     offload: bool = False
     pieces: int = 1  # sequential pieces in which MLPs and the last layer are computed
     unroll: int = 1  # iterations of the scan over blocks that are unrolled
@@ -287,18 +286,8 @@ class VideoDiT(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """All blocks; returns x and the new keys and values. `shared`: further arguments of `BlockGroup`."""
         kinds = blocks.KINDS[self.attention]
-        block, group = remat.wrap(
-            blocks.Block, blocks.BlockGroup, self.remat, self.saved, self.offload
-        )
-        cached, length = (None, None) if kv_cache is None else (kv_cache[:2], kv_cache.length)
-        shared = (*shared, length)
-        scan = nn.scan(
-            group,
-            in_axes=(0, nn.broadcast if cached is None else 0, *(nn.broadcast for _ in shared)),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            unroll=self.unroll,
-        )
+        offload = self.offload and kv_cache is None and not self.is_initializing()
+        block = blocks.Block if offload else remat.wrap(blocks.Block, self.remat)
         make_block = functools.partial(
             block,
             num_heads=self.num_heads,
@@ -313,9 +302,56 @@ class VideoDiT(nn.Module):
             pieces=self.pieces,
             dtype=self.dtype,
         )
+        if offload:
+            return self._offloaded_blocks(x, blocks.find_kinds(kinds, x), make_block, *shared), None
+        cached, length = (None, None) if kv_cache is None else (kv_cache[:2], kv_cache.length)
+        shared = (*shared, length)
+        scan = nn.scan(
+            blocks.BlockGroup,
+            in_axes=(0, nn.broadcast if cached is None else 0, *(nn.broadcast for _ in shared)),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            unroll=self.unroll,
+        )
         index = jnp.arange(self.depth // len(kinds))
         run_blocks = scan(kinds, make_block, self.token_sharding, name="blocks")
         return run_blocks(x, index, cached, *shared)
+
+    def _offloaded_blocks(
+        self,
+        x: jax.Array,
+        kinds: tuple[str, ...],
+        make_block: Callable[..., blocks.Block],
+        condition: jax.Array,
+        text: jax.Array | None,
+        text_lengths: jax.Array | None,
+        coordinates: jax.Array,
+        time_table: jax.Array | None,
+    ) -> jax.Array:
+        """All blocks, whose inputs wait in pinned host memory for the backward pass."""
+
+        def make_stage(kind: str) -> offloaded_scan.Stage:
+            block = make_block(kind, parent=None)
+
+            def enter(x: jax.Array, index: jax.Array, constants: Any) -> jax.Array:
+                return blocks.enter_block(x, index, constants[2], kind, self.token_sharding)
+
+            def run(params: Any, h: jax.Array, shared: Any, constants: Any) -> jax.Array:
+                return block.apply({"params": params}, h, *shared, *constants[:2])
+
+            def leave(y: jax.Array) -> jax.Array:
+                return blocks.leave_block(y, kind, self.token_sharding)
+
+            return offloaded_scan.Stage(kind, enter, run, leave)
+
+        return offloaded_scan.scan_offloaded(
+            [make_stage(kind) for kind in kinds],
+            {kind: self.variables["params"]["blocks"][kind] for kind in kinds},
+            x,
+            (condition, text),
+            (text_lengths, coordinates, time_table),
+            self.unroll,
+        )
 
     def _last_modulation(self, condition: jax.Array) -> linear.Modulation:
         """Shift and scale before the last layer, from a linear layer (adaln_zero) or a table (adaln_single)."""
@@ -328,6 +364,7 @@ class VideoDiT(nn.Module):
         return linear.Modulation(shift[:, :, None], scale[:, :, None])
 
     def _check(self) -> None:
+        remat.check_remat(self.remat, self.offload)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(

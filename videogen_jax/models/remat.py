@@ -1,25 +1,21 @@
 """Rematerialization (activation checkpointing): what is saved for the backward pass, and what is recomputed.
 
-| remat     | saved per block                          | recomputed             |
-| --------- | ---------------------------------------- | ---------------------- |
-| none      | everything                               | nothing                |
-| block     | its input                                | the whole block        |
-| selective | its input, and the tensors in `saved`    | the rest               |
+| remat | saved per block                                        | recomputed      |
+| ----- | ------------------------------------------------------ | --------------- |
+| none  | everything                                             | nothing         |
+| block | its input; with `offload`, in pinned host memory       | the whole block |
 
-| saved     | elements per token | which                                                                              |
-| --------- | ------------------ | ---------------------------------------------------------------------------------- |
-| qkv       | 3 D                | queries, keys and values, after norm and rotary embedding                          |
-| attention | D                  | output of attention, so that its scores are not recomputed                         |
-| mlp       | mlp_ratio D        | hidden layer of the MLP before its GELU                                            |
+A block's input is saved after the all-to-all before it, so that this is not repeated. Offloading has a backward pass of
+its own, offloaded_scan.py.
 
-A block's input is saved after the all-to-all before it, so that this is not repeated. With `offload`, inputs are kept
-in pinned host memory.
+There is nothing between: keeping the outputs of attention as well, for one, costs as much time to write and read as it
+saves, since a scan stacks them (docs/performance.md).
 
-Source: arXiv:1604.06174; the choice of tensors, arXiv:2205.05198, section 4.
+Source: arXiv:1604.06174.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,74 +24,24 @@ import jax.numpy as jnp
 
 from videogen_jax.parallel.sequence_parallel import TokenSharding
 
-POLICIES = ("none", "block", "selective")
-SAVED = ("qkv", "attention", "mlp")
-INPUT = "block_input"
-# cuDNN's flash attention: its output and the softmax statistics for its backward pass.
-FLASH_PRIMITIVES = ("dot_product_attention_fwd_wrapper", "dot_product_attention_fwd")
+POLICIES = ("none", "block")
 
 
-def check_remat(policy: str, saved: Sequence[str], offload: bool) -> None:
-    """Raises ValueError if a name is unknown or options conflict."""
+def check_remat(policy: str, offload: bool) -> None:
+    """Raises ValueError if the policy is unknown or conflicts with offloading."""
     if policy not in POLICIES:
         raise ValueError(f"Unknown memory.remat {policy!r}: choose one of {', '.join(POLICIES)}.")
-    if unknown := [name for name in saved if name not in SAVED]:
-        raise ValueError(
-            f"Unknown memory.saved {', '.join(map(repr, unknown))}: choose among {', '.join(SAVED)}."
-        )
-    if (policy == "selective") != bool(saved):
-        raise ValueError(
-            f"memory.remat is {policy!r} and memory.saved is {tuple(saved)}: 'selective' requires names to save, "
-            "and the other policies allow none."
-        )
     if offload and policy == "none":
         raise ValueError(
             "memory.offload_activations is True, but memory.remat is 'none', which saves more than the blocks' inputs: "
-            "set it to 'block' or 'selective'."
+            "set it to 'block'."
         )
 
 
-def wrap(
-    block: type[nn.Module], group: type[nn.Module], policy: str, saved: Sequence[str], offload: bool
-) -> tuple[Callable[..., nn.Module], type[nn.Module]]:
-    """Adds rematerialization to a block, and offloading of block inputs to the group around it.
-
-    Args:
-      block: class of a block.
-      group: class of a group, which names the inputs of its blocks INPUT and calls the blocks.
-      policy: one of POLICIES.
-      saved: names of SAVED.
-      offload: keep inputs in pinned host memory.
-    Returns:
-      (block, group), the wrapped classes.
-    Raises:
-      ValueError: see `check_remat`.
-    """
-    check_remat(policy, saved, offload)
-    if policy == "none":
-        return block, group
+def wrap(block: type[nn.Module], policy: str) -> Callable[..., nn.Module]:
+    """Adds rematerialization to the class of a block whose input stays on the device."""
     # Keep prevent_cse's barriers: without them XLA recomputes all blocks of a group early.
-    block = nn.remat(block, policy=_make_policy(saved, ()))
-    if offload:
-        group = nn.remat(group, policy=_make_policy(saved, (INPUT,)), prevent_cse=False)
-    return block, group
-
-
-def _make_policy(saved: Sequence[str], offloaded: Sequence[str]) -> Callable[..., Any]:
-    """A checkpoint policy that also saves cuDNN's flash attention for the name "attention"."""
-    names = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=saved,
-        names_which_can_be_offloaded=offloaded,
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
-
-    def policy(primitive: Any, *avals: Any, **params: Any) -> Any:
-        if "attention" in saved and primitive.name in FLASH_PRIMITIVES:
-            return True
-        return names(primitive, *avals, **params)
-
-    return policy
+    return nn.remat(block) if policy == "block" else block
 
 
 def gather(

@@ -53,7 +53,7 @@ def levers(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
         [{"sample.batch_size": 1}] if config.sample.batch_size > 1 else []
     )
     if config.memory.remat != "block":
-        chosen.append({"memory.remat": "block", "memory.saved": ()})
+        chosen.append({"memory.remat": "block"})
     chosen.append({"memory.offload_activations": True})
     grid = token_grid(config)
     for pieces in PIECES:

@@ -136,7 +136,6 @@ def make_model(
         token_sharding=TokenSharding(mesh),
         kernel=choose_kernel(config.memory.attention_kernel, mesh.devices.flat),
         remat=config.memory.remat,
-        saved=config.memory.saved,
         offload=config.memory.offload_activations,
         pieces=config.memory.pieces if grid is None else 1,  # which a chunk need not divide by
         unroll=config.memory.unroll,

@@ -75,6 +75,7 @@ def convert_options(
     Raises:
       ValueError: an option is unknown, or `convert` refuses its value.
     """
+    lines = _without_selective_remat(lines)
     known = configs.options_of(configs.is_autoencoder(lines))
     if foreign := [name for name, _ in configs.flatten(lines) if name not in known]:
         raise ValueError(f"{path} has the option {foreign[0]!r}, {unknown}.")
@@ -82,6 +83,16 @@ def convert_options(
         return convert(lines)
     except ValueError as error:
         raise ValueError(f"{path} is not valid: {error}") from error
+
+
+def _without_selective_remat(lines: dict[str, Any]) -> dict[str, Any]:
+    """The options of a file, where that of an earlier version also saved some activations: no number depends on it."""
+    if "saved" not in lines.get("memory", {}):
+        return lines
+    memory = {name: value for name, value in lines["memory"].items() if name != "saved"}
+    if memory.get("remat") == "selective":
+        memory["remat"] = "block"
+    return lines | {"memory": memory}
 
 
 def parameter_meaning(config: ml_collections.ConfigDict) -> dict[str, Any]:

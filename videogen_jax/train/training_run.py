@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from videogen_jax.models import parameter_paths
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel import sharding
+from videogen_jax.parallel.compiler_options import choose_step_options
 from videogen_jax.parallel.offload import host_shardings
 from videogen_jax.run import ema, frozen_params
 from videogen_jax.run.model import Model, with_shardings
@@ -118,7 +119,14 @@ def trace_step(run: Run) -> Any:
         offloaded=run.offloaded,
     )
     whole = NamedSharding(run.mesh, PartitionSpec())
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(run.shardings, whole))
+    memory = run.config.memory
+    options = choose_step_options(run.mesh, memory.get("offload_activations", False))
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(run.shardings, whole),
+        compiler_options=options,
+    )
     return jitted.trace(run.abstract, place_batch(run))
 
 
