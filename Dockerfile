@@ -3,7 +3,8 @@
 #     docker build -t videogen_jax .
 #     docker run --rm --gpus all -v "$PWD/runs:/app/runs" videogen_jax train --config=quickstart --workdir=runs/quickstart
 #
-# The wheels of jax[cuda12] bring CUDA; the host has the driver. For CPUs alone: --build-arg JAX=jax==0.10.2
+# The wheels of jax[cuda12] bring CUDA; the host has the driver. For CPUs alone: --build-arg JAX=jax==0.10.2; for CUDA 13:
+# --build-arg "JAX=jax[cuda13]==0.10.2"
 FROM python:3.11-slim
 
 WORKDIR /app

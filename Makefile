@@ -49,8 +49,8 @@ comma := ,
 
 # Sets $$python to the first interpreter that really runs and has a version of ours.
 FIND_PYTHON = python=; \
-	for name in $(if $(PYTHON),'$(PYTHON)',python3.11 python3.12 python3.13 python3); do \
-		if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	for name in $(if $(PYTHON),'$(PYTHON)',python3.11 python3.12 python3.13 python3.14 python3); do \
+		if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
 			>/dev/null 2>&1; then python=$$name; break; fi; \
 	done
 
@@ -68,7 +68,7 @@ $(INSTALLED): requirements.txt pyproject.toml $(if $(shell $(IN_VENV) && echo ye
 		$(FIND_PYTHON); \
 		if [ -z "$$python" ] && [ -n "$(UV)" ] && [ -z "$(PYTHON)" ]; then python=3.11; fi; \
 		if [ -z "$$python" ]; then \
-			echo "Python 3.11, 3.12 or 3.13 is needed, and $(if $(PYTHON),PYTHON=$(PYTHON) is none of them.,none was found: install one$(comma) or uv.)" >&2; \
+			echo "Python 3.11, 3.12, 3.13 or 3.14 is needed, and $(if $(PYTHON),PYTHON=$(PYTHON) is none of them.,none was found: install one$(comma) or uv.)" >&2; \
 			exit 1; \
 		fi; \
 		echo "Making $(VENV) from $$python"; \
@@ -168,17 +168,22 @@ arcade-more: $(GAMES)
 
 # ---------------------------------------------------------------------------------------- lock
 
-# One lock for Python 3.11 to 3.13 and every platform: markers choose. Pins that still satisfy
+# One lock for Python 3.11 to 3.14 and every platform: markers choose. Pins that still satisfy
 # pyproject.toml stay as they are unless LOCK_ARGS=--upgrade.
 LOCK_UV := $(if $(UV),$(UV),build/lock/bin/uv)
 
+# TensorFlow 2.22.0rc0 wants an h5py below 3.15 in all its wheels but the one for Python 3.14, for which no such h5py
+# exists. uv reads the first wheel alone.
+LOCK_OVERRIDES := h5py>=3.11,<3.15; python_version < "3.14"\nh5py>=3.15.1,<3.16; python_version >= "3.14"\n
+
 lock: $(LOCK_UV)
+	@mkdir -p build && printf '$(LOCK_OVERRIDES)' > build/overrides.txt
 	$(LOCK_UV) pip compile pyproject.toml --extra dev --output-file requirements.txt --quiet \
-		--universal --python-version 3.11 --generate-hashes \
+		--universal --overrides build/overrides.txt --python-version 3.11 --generate-hashes \
 		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
 
 build/lock/bin/uv:
-	@$(FIND_PYTHON); [ -n "$$python" ] || { echo "make lock needs Python 3.11 to 3.13, or uv." >&2; exit 1; }; \
+	@$(FIND_PYTHON); [ -n "$$python" ] || { echo "make lock needs Python 3.11 to 3.14, or uv." >&2; exit 1; }; \
 	"$$python" -m venv build/lock
 	@build/lock/bin/python -m pip install --quiet uv
 

@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 8
+# Programs compiled once serve later runs and the other worker of pytest-xdist, not another Python: JAX's keys leave out
+# how the entries are compressed, which from Python 3.14 on is by Zstandard.
+COMPILED = ROOT / ".pytest_cache" / f"jax-{sys.version_info.major}.{sys.version_info.minor}"
 
 # Most of a test's time goes into compiling what runs once: LLVM need not optimize it, and the emitters of fusions by
 # way of MLIR take three times as long as those of LLVM's own code. Of the commands that tests start, too.
-QUICK_COMPILING = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+QUICK_COMPILING = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if jax.__version_info__ < (0, 11):  # later XLA has these emitters alone, and stops at the flag
+    QUICK_COMPILING.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILING])
 
 # A minute or two each; the two workers take whole files, and are to end together.
@@ -39,8 +40,7 @@ sys.path.insert(0, str(ROOT))  # for `tests.tiny` and `configs`, wherever pytest
 def pytest_configure(config):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    # Programs compiled once serve later runs and the other worker of pytest-xdist.
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

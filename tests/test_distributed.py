@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from tests.conftest import ROOT
+from tests.conftest import COMPILED, ROOT
 from tests.data.packed import pack_moving_shapes
 from tests.tiny import make_run
 from videogen_jax.parallel import mesh as meshes
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 OVERRIDES = {

@@ -2,9 +2,12 @@
 
 import re
 import shlex
+import tomllib
 
 import pytest
 from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from tests.conftest import ROOT
 
@@ -22,17 +25,33 @@ INSTRUCTIONS = {
 }
 
 
-def locked():
-    """Package to version in requirements.txt, for the Python of the image."""
+def environment(python):
+    """What markers see on Linux, x86-64."""
+    version = {"python_full_version": f"{python}.9", "python_version": python}
+    return version | {"sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+
+
+def locked(python="3.11"):
+    """Package to its versions in requirements.txt; by default for the Python of the image."""
     text = (ROOT / "requirements.txt").read_text()
     lines = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)(?: ; (.*?))?(?: \\)?$", text, re.MULTILINE)
-    image = {"python_full_version": "3.11.9", "python_version": "3.11"}
-    image |= {"sys_platform": "linux", "platform_machine": "x86_64"}
-    return {
-        name: version
+    pins = [
+        (name, version)
         for name, version, marker in lines
-        if not marker or Marker(marker).evaluate(image)
-    }
+        if not marker or Marker(marker).evaluate(environment(python))
+    ]
+    assert len({name for name, _ in pins}) == len(pins), f"Python {python}: a package has two pins"
+    return dict(pins)
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pythons():
+    """The versions of Python that the classifiers name."""
+    found = (re.fullmatch(r".*Python :: (3\.\d+)", line) for line in project()["classifiers"])
+    return [match[1] for match in found if match]
 
 
 def instructions():
@@ -40,6 +59,36 @@ def instructions():
     text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text())
     lines = [line.strip() for line in text.splitlines()]
     return [tuple(line.split(None, 1)) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_lock_has_one_fitting_pin_of_each_dependency(python):
+    pins = locked(python)
+    for line in project()["dependencies"]:
+        requirement = Requirement(line)
+        if not requirement.marker or requirement.marker.evaluate(environment(python)):
+            name = requirement.name.replace("_", "-").lower()
+            assert requirement.specifier.contains(pins[name], prereleases=True), line
+
+
+def test_the_same_pythons_are_named_everywhere():
+    assert pythons() == ["3.11", "3.12", "3.13", "3.14"]
+    allowed = SpecifierSet(project()["requires-python"])
+    minors = [f"3.{minor}" for minor in range(8, 20)]
+    assert [python for python in minors if python in allowed] == pythons()
+    makefile, page = ((ROOT / name).read_text() for name in ("Makefile", "docs/install.md"))
+    assert " ".join(f"python{python}" for python in pythons()) in makefile
+    assert re.findall(r"^\| (3\.\d+) \|", page, re.MULTILINE) == pythons()  # of the table
+
+
+def test_both_cudas_are_extras_with_the_bound_of_jax():
+    (bound,) = (Requirement(d) for d in project()["dependencies"] if Requirement(d).name == "jax")
+    for extra, wheels in (("cuda", "cuda12"), ("cuda13", "cuda13")):
+        (line,) = project()["optional-dependencies"][extra]
+        assert (Requirement(line).extras, Requirement(line).specifier) == (
+            {wheels},
+            bound.specifier,
+        )
 
 
 def test_every_instruction_is_one_of_dockers_and_the_first_says_from_what():

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import COMPILED, ROOT
 from tests.tiny import make_run, tiny_config
 from videogen_jax.data import packed_data, pipeline
 from videogen_jax.run import checkpoint, saved_config
@@ -23,12 +24,11 @@ from videogen_jax.train import loop, metrics
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 STEPS = 24
 # Programs compiled by one run serve the next.
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 OVERRIDES = {

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import COMPILED, ROOT
 from videogen_jax.data.video_writer import write_video
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_clips_of_ones_own_are_packed_trained_and_sampled(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     logs = []

@@ -57,6 +57,21 @@ def ffmpeg(*arguments):
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
+def test_a_title_that_is_no_utf8_stops_nothing(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Ete a la mer"
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for image in grey_steps(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count(b"Ete a la mer") == 1
+    path.write_bytes(content.replace(b"Ete a la mer", b"\xc9t\xe9 \xe0 la mer"))  # Latin-1
+    assert [step_of(frame) for frame in read_video(path)] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 47), (65, 20)])
 def test_what_is_written_is_read_again(tmp_path, suffix, height, width):

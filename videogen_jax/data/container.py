@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import av
 import av.logging
 
+# Titles are not read, so their encoding does not matter: PyAV before 19 refuses bytes that are not UTF-8 unless it is
+# given this argument, which later ones do not have.
+_ANY_METADATA = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 _VPX_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # they read alpha, libav's own do not
 
 
@@ -28,9 +31,9 @@ def open_container(path: pathlib.Path, max_pixels: int) -> Iterator[av.container
     Raises:
       av.FFmpegError: it is no video, or damaged.
     """
-    # Metadata may be in any encoding: titles are not read. A playlist may not open addresses.
+    # A playlist may not open addresses.
     options = {"protocol_whitelist": "file", "max_pixels": str(max_pixels)}
-    with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore", options=options) as container:
+    with av.open(f"file:{os.fspath(path)}", options=options, **_ANY_METADATA) as container:
         yield container
 
 
