@@ -37,12 +37,14 @@ from typing import Any, NamedTuple
 import gpu_page
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # where this project is not installed
+
+from videogen_jax.parallel import gpu_pools  # noqa: E402
+
 NEEDED = ("jax", "flax", "optax", "orbax", "einops", "numpy", "absl", "ml_collections")
 NO_GPU = 3  # exit code of a part that finds none
 SHOWN = 11_000  # characters of the page that are printed
 SHORTEST = 20  # seconds under which no part is begun
-FRACTION = 0.92  # of the card's memory that JAX may take; the rest is for CUDA itself
-FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 # Most of a dry run is compiling what runs once.
 QUICK_COMPILING = "--xla_backend_optimization_level=0"
@@ -78,9 +80,10 @@ def main() -> int:
     options = read_options()
     if options.part:
         return run_part(options)
-    if all(os.environ.get(name) for name in FRACTIONS):
-        text = f"{' and '.join(FRACTIONS)} are both set: unset the second, which is the first's old name."
-        print(text, file=sys.stderr)
+    try:
+        gpu_pools.set_defaults()
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 1
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         print(f"This Python has no {', '.join(missing)}: install what is missing.", file=sys.stderr)
@@ -175,7 +178,7 @@ def start_part(
     with (folder / f"{name}.log").open("w+") as log:
         process = subprocess.Popen(
             command,
-            env=part_environment(options, folder, preallocate=not compares),
+            env=part_environment(options, folder),
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
@@ -224,10 +227,8 @@ def comparison(name: str, options: argparse.Namespace, folder: Path, limit: floa
     return command + ["--guidance=4"] * (name == "sampler")
 
 
-def part_environment(
-    options: argparse.Namespace, folder: Path, preallocate: bool
-) -> dict[str, str]:
-    """Variables of a part: the share of memory, and one cache of compiled programs."""
+def part_environment(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """Variables of a part: where this project is, and one cache of compiled programs."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -236,8 +237,6 @@ def part_environment(
     if options.dry_run:
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {QUICK_COMPILING}"
-    elif preallocate and not any(environment.get(name) for name in FRACTIONS):
-        environment[FRACTIONS[0]] = str(FRACTION)
     return environment
 
 

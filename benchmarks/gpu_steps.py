@@ -6,7 +6,6 @@ not. Peak memory is JAX's own count beside that of the compiled program.
 """
 
 import collections
-import importlib.util
 import json
 import re
 import statistics
@@ -24,7 +23,7 @@ from jax.sharding import NamedSharding
 from videogen_jax import config as configs
 from videogen_jax.generate import run_sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
-from videogen_jax.parallel import device_specs
+from videogen_jax.parallel import device_specs, hlo, kernel_times, kernels
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.run.model import Model, abstract_batch, make_model
 from videogen_jax.train import diffusion_run, training_run
@@ -193,10 +192,6 @@ def estimate_seconds(text: str, card: device_specs.Card, folder: Path) -> dict[s
       card: the device.
       folder: of the results of the other parts.
     """
-    if importlib.util.find_spec("videogen_jax.parallel.kernel_times") is None:
-        return {}
-    from videogen_jax.parallel import hlo, kernel_times, kernels
-
     found = kernels.list_kernels(hlo.parse(text), 1)
     chosen = {
         "roofline": kernel_times.ROOFLINE,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.randomise import randomise
 from tests.tiny import make_run, tiny_config
-from videogen_jax.parallel import hlo
+from videogen_jax.parallel import collectives, hlo
 from videogen_jax.parallel import mesh as meshes
 from videogen_jax.parallel.sequence_parallel import TokenSharding, check_token_grid
 from videogen_jax.train import diffusion_run
@@ -99,7 +99,7 @@ def test_one_clip_on_many_devices_agrees_with_one(mesh, one_clip):
         scale = np.abs(expected).max() + 1e-6
         np.testing.assert_allclose(got / scale, expected / scale, atol=5e-5)
     if "tensor" in mesh:  # heads stay where they are: only partial sums are exchanged
-        assert set(hlo.count_sent_bytes(compiled.as_text(), 2)) == {"all-reduce"}
+        assert set(collectives.count_sent_bytes(hlo.parse(compiled.as_text()), 2)) == {"all-reduce"}
 
 
 def test_all_to_alls_switch_between_frames_and_space():

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from videogen_jax.models.attention import attend
 from videogen_jax.models.linear import (
@@ -238,7 +237,6 @@ class Attention(nn.Module):
         if rotary is not None:
             query = rotate(query, rotary[..., -query.shape[-3] :, :])
             key = rotate(key, rotary)
-        query, key, value = (checkpoint_name(array, "qkv") for array in (query, key, value))
         if mask is not None:
             mask = mask[:, None]  # (B or 1, 1, N or 1, M)
 
@@ -248,7 +246,6 @@ class Attention(nn.Module):
         if self.token_sharding is not None:
             run = self.token_sharding.shard_attention(run, self.joint)
         out = run(query, key, value, mask=mask, lengths=lengths)  # (B, *G, N, K, Dh)
-        out = checkpoint_name(out, "attention")
         weights = Linear((width,), self.out_init, name="out")(*heads)
         weights = fold(weights, self.dtype, outer)
         out = multiply(weights, out.reshape(x.shape), self.token_sharding)
@@ -298,10 +295,8 @@ class MLP(nn.Module):
 
         def run(weights: tuple[Weights, Weights], x: jax.Array) -> jax.Array:
             up, down = weights
-            hidden = checkpoint_name(
-                multiply(up, x, self.token_sharding), "mlp"
-            )  # (..., ratio * D)
-            return multiply(down, gelu(hidden), self.token_sharding)
+            hidden = gelu(multiply(up, x, self.token_sharding))  # (..., ratio * D)
+            return multiply(down, hidden, self.token_sharding)
 
         return in_pieces(run, (up, down), x, axis, self.pieces)
 
