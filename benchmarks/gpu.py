@@ -234,6 +234,9 @@ def part_environment(options: argparse.Namespace, folder: Path) -> dict[str, str
         [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     )
     environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    environment["JAX_TRACEBACK_FILTERING"] = (
+        "off"  # its notice would end a log, in place of the error
+    )
     if options.dry_run:
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {QUICK_COMPILING}"

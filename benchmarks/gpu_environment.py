@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from videogen_jax.models import layers
 from videogen_jax.models.attention import attend, choose_kernel
+from videogen_jax.models.linear import Modulation
 from videogen_jax.parallel import device_specs
 
 GIB = 2**30
@@ -189,8 +190,9 @@ def _streams(tiny: bool, _: str) -> Any:
     yield _row("copy", "memory", time_calls(jax.jit(jnp.copy), a), moved=4 * size)
     yield _row("sum of two", "memory", time_calls(jax.jit(jnp.add), a, b), moved=6 * size)
     shift = jnp.full((1, 1, 1, 512), 0.5)
+    modulation = Modulation(shift=shift, scale=shift)
     tokens = a.reshape(1, 1, -1, 512)
-    modulate = jax.jit(lambda x: layers.modulate(x, shift, shift).astype(x.dtype))
+    modulate = jax.jit(lambda x: layers.modulate(x, modulation).astype(x.dtype))
     yield _row("layer norm and modulation", "memory", time_calls(modulate, tokens), moved=4 * size)
 
 
