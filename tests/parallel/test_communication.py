@@ -77,3 +77,18 @@ def test_a_compiled_step_makes_the_expected_all_to_alls(attention, offload):
     sent = collectives.count_sent_bytes(hlo.parse(text), 2)
     again = {"factorized": 0, "joint": 4 * 4}[attention]  # inside the block
     assert sent["all-to-all"] == (all_to_alls + again) * x
+
+
+@pytest.mark.parametrize("mesh", [{"seq": 2}, {"fsdp": 2}], ids=str)
+def test_pieces_do_not_gather_parameters_again(mesh):
+    """Weights, with the modulation of one clip a device in them, are gathered before the loop over pieces."""
+
+    def gathered(pieces):
+        config = tiny_config()
+        config.mesh.update({"data": 1, "fsdp": 1, "seq": 1, "tensor": 1} | mesh)
+        config.memory.update({"remat": "block", "pieces": pieces})
+        config.batch_size = mesh.get("fsdp", 1)
+        text = training_run.trace_step(make_run(config)).lower().compile().as_text()
+        return collectives.count_sent_bytes(hlo.parse(text), 2)["all-gather"]
+
+    assert gathered(2) <= 1.1 * gathered(1)

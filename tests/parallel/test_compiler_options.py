@@ -11,16 +11,20 @@ from videogen_jax.parallel.compiler_options import choose_step_options
 from videogen_jax.train import training_run
 
 
-def mesh_of(platform):
-    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)] * 2))
+def mesh_of(platform, count):
+    return SimpleNamespace(
+        devices=np.array([SimpleNamespace(platform=platform)] * count), size=count
+    )
 
 
 def test_they_are_of_gpus_that_wait_for_copies():
     for platform in ("gpu", "cuda"):
-        assert choose_step_options(mesh_of(platform), offload=False) == {}
-        options = choose_step_options(mesh_of(platform), offload=True)
-        assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
-    assert choose_step_options(mesh_of("cpu"), offload=True) == {}
+        assert choose_step_options(mesh_of(platform, 1), offload=False) == {}
+        for count, offload in ((1, True), (2, True), (2, False)):
+            options = choose_step_options(mesh_of(platform, count), offload)
+            assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
+            assert ("xla_disable_hlo_passes" in options) == offload
+    assert choose_step_options(mesh_of("cpu", 2), offload=True) == {}
 
 
 def test_a_run_and_a_plan_compile_with_the_options(monkeypatch):

@@ -58,12 +58,24 @@ def test_the_factors_of_lora_follow_their_kernel_but_for_the_hidden_size():
     assert found["out"]["kernel"].spec == PartitionSpec(None, "tensor", None, embed)
     assert found["out"]["lora_a"].spec == PartitionSpec(None, "tensor", None, None)
     assert found["out"]["lora_b"].spec == PartitionSpec(None, None, None)
-    # As beside a bound layer, whose parameters have no axis of layers.
-    bound = {"mlp": {"up": {"kernel": (4, 6), "lora_a": (4, 2), "lora_b": (2, 6)}}}
-    bound = jax.tree.map(jnp.zeros, bound, is_leaf=lambda node: isinstance(node, tuple))
-    gathered = sharding.gathered_shardings(mesh, bound)["mlp"]["up"]
-    assert gathered["kernel"].spec == gathered["lora_b"].spec == PartitionSpec(None, "tensor")
-    assert gathered["lora_a"].spec == PartitionSpec(None, None)
+
+
+@pytest.mark.parametrize("clips", [(), (2,)], ids=["one matrix", "a matrix per clip"])
+def test_gathered_weights_are_sharded_over_heads_and_clips_alone(clips):
+    up = {"kernel": (4, 6), "bias": (6,), "lora_a": (4, 2), "lora_b": (2, 6)}
+    down = {"kernel": (6, 4), "bias": (4,)}
+    shapes = {"mlp": {"up": up, "down": down}}
+    weights = jax.tree.map(
+        lambda shape: jnp.zeros((*clips, *shape)), shapes, is_leaf=lambda node: type(node) is tuple
+    )
+    found = sharding.gathered_shardings(meshes.make_mesh(fsdp=2, tensor=2), weights)["mlp"]
+    first = [("data", "fsdp")] * len(clips)
+    assert found["up"]["kernel"].spec == PartitionSpec(*first, None, "tensor")
+    assert found["up"]["bias"].spec == PartitionSpec(*first, "tensor")
+    assert found["up"]["lora_a"].spec == PartitionSpec(*first, None, None)
+    assert found["up"]["lora_b"].spec == PartitionSpec(*first, None, "tensor")
+    assert found["down"]["kernel"].spec == PartitionSpec(*first, "tensor", None)
+    assert found["down"]["bias"].spec == PartitionSpec(*first, None)
 
 
 def test_scalars_keys_and_leaves_of_other_shapes_are_replicated():

@@ -161,11 +161,9 @@ class VideoDiT(nn.Module):
         unembed = linear.Linear(
             (patch * (self.out_channels or channels),), nn.initializers.zeros, name="unembed"
         )(self.width)
-        unembed = remat.gather({"unembed": unembed}, self.dtype, self.pieces, self.token_sharding)[
-            "unembed"
-        ]
         of_tokens, of_weights = linear.place(modulation, self.token_sharding)
-        unembed = linear.fold(unembed, self.dtype, of_weights)
+        unembed = {"unembed": linear.fold(unembed, self.dtype, of_weights)}
+        unembed = remat.gather(unembed, self.pieces, self.token_sharding)["unembed"]
 
         def last_layer(unembed: linear.Weights, x: jax.Array) -> jax.Array:
             x = layers.modulate(x, of_tokens).astype(self.dtype)

@@ -288,17 +288,17 @@ class MLP(nn.Module):
         width = x.shape[-1]
         up = Linear((self.ratio * width,), name="up")(width)
         down = Linear((width,), name="down")(self.ratio * width)
-        weights = {"mlp": {"up": up, "down": down}}
-        weights = gather(weights, self.dtype, self.pieces, self.token_sharding)["mlp"]
-        up = fold(weights["up"], self.dtype, modulation._replace(gate=None))
-        down = fold(weights["down"], self.dtype, Modulation(gate=modulation.gate))
+        folded = {
+            "up": fold(up, self.dtype, modulation._replace(gate=None)),
+            "down": fold(down, self.dtype, Modulation(gate=modulation.gate)),
+        }
+        folded = gather({"mlp": folded}, self.pieces, self.token_sharding)["mlp"]
 
-        def run(weights: tuple[Weights, Weights], x: jax.Array) -> jax.Array:
-            up, down = weights
-            hidden = gelu(multiply(up, x, self.token_sharding))  # (..., ratio * D)
-            return multiply(down, hidden, self.token_sharding)
+        def run(weights: dict[str, Weights], x: jax.Array) -> jax.Array:
+            hidden = gelu(multiply(weights["up"], x, self.token_sharding))  # (..., ratio * D)
+            return multiply(weights["down"], hidden, self.token_sharding)
 
-        return in_pieces(run, (up, down), x, axis, self.pieces)
+        return in_pieces(run, folded, x, axis, self.pieces)
 
 
 class Embedder(nn.Module):

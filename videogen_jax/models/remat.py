@@ -44,20 +44,17 @@ def wrap(block: type[nn.Module], policy: str) -> Callable[..., nn.Module]:
     return nn.remat(block) if policy == "block" else block
 
 
-def gather(
-    weights: Any, dtype: jnp.dtype, pieces: int, token_sharding: TokenSharding | None
-) -> Any:
-    """Parameters for use in several pieces: cast to `dtype` and gathered, so that no piece repeats it.
+def gather(weights: Any, pieces: int, token_sharding: TokenSharding | None) -> Any:
+    """Weights for use in several pieces: gathered, so that no piece repeats it.
 
     Args:
-      weights: parameters, in a tree that ends their paths in `sharding.PARAMETER_AXES`.
-      dtype: of the products.
-      pieces: number of pieces; for one, the parameters are returned as they are.
+      weights: of `linear.fold`, in a tree that ends their paths in `sharding.PARAMETER_AXES`.
+      pieces: number of pieces; for one, the weights are returned as they are.
       token_sharding: None on one device.
     """
     if pieces == 1 or token_sharding is None:
         return weights
-    return token_sharding.gather_params(jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
+    return token_sharding.gather_weights(weights)
 
 
 def in_pieces(

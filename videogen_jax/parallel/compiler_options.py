@@ -1,12 +1,12 @@
 """XLA's options for a train step: the same in a run and in `plan`, since they belong to the jitted step.
 
-| option, for GPUs with offloaded activations | reason                                                      |
-| ------------------------------------------- | ----------------------------------------------------------- |
-| latency-hiding scheduler                    | copies from the host and all-to-alls overlap with compute   |
-| no pass "rematerialization"                 | it counts pinned host memory as the device's, and so        |
-|                                             | recomputes what fits; models/remat.py recomputes the blocks |
+| option                      | on GPUs, for                      | reason                                                  |
+| --------------------------- | --------------------------------- | ------------------------------------------------------- |
+| latency-hiding scheduler    | several, or offloaded activations | copies and all-to-alls overlap with compute             |
+| no pass "rematerialization" | offloaded activations             | it counts pinned host memory as the device's, and so    |
+|                             |                                   | recomputes what fits; models/remat.py recomputes blocks      |
 
-Elsewhere, XLA's defaults apply: one GPU without offloading has nothing to hide, and the scheduler takes memory.
+Elsewhere, XLA's defaults apply: one GPU without offloading has nothing to hide.
 """
 
 from typing import Any
@@ -14,10 +14,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 GPU_PLATFORMS = ("gpu", "cuda")
-OFFLOADED = {
-    "xla_gpu_enable_latency_hiding_scheduler": True,
-    "xla_disable_hlo_passes": "rematerialization",
-}
+OVERLAPPED = {"xla_gpu_enable_latency_hiding_scheduler": True}
+OFFLOADED = OVERLAPPED | {"xla_disable_hlo_passes": "rematerialization"}
 
 
 def choose_step_options(mesh: Mesh, offload: bool) -> dict[str, Any]:
@@ -29,5 +27,8 @@ def choose_step_options(mesh: Mesh, offload: bool) -> dict[str, Any]:
     Returns:
       Name to value; empty for XLA's defaults.
     """
-    gpu = mesh.devices.flat[0].platform in GPU_PLATFORMS
-    return OFFLOADED if gpu and offload else {}
+    if mesh.devices.flat[0].platform not in GPU_PLATFORMS:
+        return {}
+    if offload:
+        return OFFLOADED
+    return OVERLAPPED if mesh.size > 1 else {}

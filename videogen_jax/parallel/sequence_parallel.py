@@ -45,9 +45,9 @@ class TokenSharding(NamedTuple):
         """Reshards (B, T, N, D) from space to frames."""
         return self._all_to_all(x, 2, 1)
 
-    def gather_params(self, params: Any) -> Any:
-        """Gathers parameters for use: replicated, except along `tensor`."""
-        return jax.lax.with_sharding_constraint(params, gathered_shardings(self.mesh, params))
+    def gather_weights(self, weights: Any) -> Any:
+        """Gathers weights for use: replicated, except along `tensor` and, with a matrix per clip, over clips."""
+        return jax.lax.with_sharding_constraint(weights, gathered_shardings(self.mesh, weights))
 
     def shard_attention(
         self, attend: Callable[..., jax.Array], joint: bool

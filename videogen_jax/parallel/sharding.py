@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen_jax.parallel.mesh import BATCH_AXES
+
 PARAMETER_AXES = {
     r"patch_embed/kernel": ("patch", "embed"),
     r"unembed/kernel": ("embed", "patch"),
@@ -172,25 +174,25 @@ def make_shardings(
     return shardings
 
 
-def gathered_shardings(mesh: Mesh, params: Any) -> Any:
-    """Shardings of parameters while they are used: as PARAMETER_AXES, but gathered along `embed`.
+def gathered_shardings(mesh: Mesh, weights: Any) -> Any:
+    """Shardings of weights while they are used: as PARAMETER_AXES, but gathered along `embed`.
 
     Args:
       mesh: from `mesh.make_mesh`.
-      params: tree whose paths match PARAMETER_AXES, without the axis of stacked layers.
+      weights: tree whose paths match PARAMETER_AXES: matrices and vectors, or one per clip, with clips first.
     Returns:
       Tree of `NamedSharding`.
     """
 
     def shard(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
-        axes = _leaf_axes(name, leaf.ndim, PARAMETER_AXES[_match(name, PARAMETER_AXES)])
-        return NamedSharding(
-            mesh,
-            PartitionSpec(*_to_mesh(name, axes, leaf.shape, mesh, MESH_AXES | {"embed": None})),
-        )
+        rank = 1 if name.endswith("bias") else 2
+        clips = leaf.ndim - rank
+        axes = _leaf_axes(name, rank, PARAMETER_AXES[_match(name, PARAMETER_AXES)])
+        gathered = _to_mesh(name, axes, leaf.shape[clips:], mesh, MESH_AXES | {"embed": None})
+        return NamedSharding(mesh, PartitionSpec(*[BATCH_AXES] * clips, *gathered))
 
-    return jax.tree_util.tree_map_with_path(shard, params)
+    return jax.tree_util.tree_map_with_path(shard, weights)
 
 
 def path_name(path: tuple) -> str:
