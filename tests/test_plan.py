@@ -110,8 +110,6 @@ def test_what_waits_on_the_host_leaves_the_gpus(lever):
     """In a process of its own, as the tests' JAX has no compiler for CUDA at work."""
     options = ["--config=configs/quickstart.py", "--target=rtx3090x2", "--json"]
     options += ["--config.memory.remat=block", "--config.train.precision=bfloat16"]
-    # XLA keeps on the device what an unrolled scan would offload.
-    options.append("--config.memory.unroll=1")
     plain = json.loads(run_plan(*options).stdout)["train"]
     with_it = json.loads(run_plan(*options, f"--config.memory.{lever}=True").stdout)["train"]
     assert with_it["host_gib"] > plain["host_gib"] == 0

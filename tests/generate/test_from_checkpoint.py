@@ -601,6 +601,9 @@ def test_options_that_no_longer_exist_are_named(tmp_path, plain_run):
     )
     write_config(tmp_path, plain_config(), model__width="wide")
     refuse_to_load(tmp_path, ValueError, r"config\.json is not valid: model\.width is 'wide'")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"memory": 5}))  # no section
+    refuse_to_load(tmp_path, ValueError, r"config\.json has the option 'memory'")
 
 
 def test_a_run_that_saved_some_activations_recomputes_its_blocks(tmp_path):

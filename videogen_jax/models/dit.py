@@ -88,7 +88,7 @@ class VideoDiT(nn.Module):
     remat: str = "none"  # see remat.py, as the next one
     offload: bool = False
     pieces: int = 1  # sequential pieces in which MLPs and the last layer are computed
-    unroll: int = 1  # iterations of the scan over blocks that are unrolled
+    unroll: int = 1  # iterations of the scan over blocks that are unrolled; with `offload` none are
 
     @nn.compact
     def __call__(
@@ -348,7 +348,6 @@ class VideoDiT(nn.Module):
             x,
             (condition, text),
             (text_lengths, coordinates, time_table),
-            self.unroll,
         )
 
     def _last_modulation(self, condition: jax.Array) -> linear.Modulation:

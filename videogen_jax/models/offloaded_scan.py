@@ -32,9 +32,11 @@ class Stage(NamedTuple):
 
 
 def scan_offloaded(
-    stages: Sequence[Stage], params: Any, x: jax.Array, shared: Any, constants: Any, unroll: int = 1
+    stages: Sequence[Stage], params: Any, x: jax.Array, shared: Any, constants: Any
 ) -> jax.Array:
     """Applies G groups of blocks in sequence.
+
+    The loop is not unrolled: XLA would stack the inputs of unrolled groups on the host's processor.
 
     Args:
       stages: the blocks of a group, in order.
@@ -42,7 +44,6 @@ def scan_offloaded(
       x: (B, T, N, D), of floating type.
       shared: tree of floating arrays that all blocks read.
       constants: tree of arrays that all blocks read, and that have no gradient.
-      unroll: groups compiled together.
     Returns:
       (B, T, N, D). It has a gradient for `params`, `x` and `shared`, in reverse mode only; what is not differentiated
       in them, such as frozen parameters, costs nothing.
@@ -61,7 +62,7 @@ def scan_offloaded(
                 x = stage.leave(block.run(params[stage.name], h, shared, constants))
             return x, inputs
 
-        return jax.lax.scan(run_group, x, (jnp.arange(count), params), unroll=unroll)
+        return jax.lax.scan(run_group, x, (jnp.arange(count), params))
 
     @jax.custom_vjp
     def run(params: Any, x: jax.Array, shared: Any, constants: Any) -> jax.Array:
@@ -113,9 +114,7 @@ def scan_offloaded(
 
         start = (dx, fetch(-1, jnp.array(count - 1)), jax.tree.map(jnp.zeros_like, shared))
         groups = (jnp.arange(count), params)
-        (dx, _, dshared), dparams = jax.lax.scan(
-            differentiate_group, start, groups, reverse=True, unroll=unroll
-        )
+        (dx, _, dshared), dparams = jax.lax.scan(differentiate_group, start, groups, reverse=True)
         return dparams, dx, dshared, None
 
     run.defvjp(run_forward, run_backward, symbolic_zeros=True)

@@ -242,8 +242,3 @@ def count_traffic(kernels: Iterable[Kernel]) -> int:
 def count_executed_flops(kernels: Iterable[Kernel]) -> int:
     """FLOPs of products, attention and convolutions per run of the program, with what is computed again."""
     return round(sum(kernel.runs * kernel.flops for kernel in kernels))
-
-
-def count_host_bytes(kernels: Iterable[Kernel]) -> int:
-    """Bytes that cross the link to the host per run of the program, both directions together."""
-    return round(sum(kernel.runs * (kernel.from_host + kernel.to_host) for kernel in kernels))

@@ -1,7 +1,6 @@
 """What `plan` compiles: every program of a run, and what each takes and costs on a device of the target."""
 
 import functools
-import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import ml_collections
 
 from videogen_jax import config as configs
 from videogen_jax.data import prefetch
+from videogen_jax.data.workers import count_usable_cpus
 from videogen_jax.generate import run_rollout, run_sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.models.chunks import ChunkProgram, make_encoder
@@ -108,7 +108,7 @@ def make_plan(
     run = make_run(config, meshes.make_mesh(**config.mesh, devices=devices))
     jobs, done = list_jobs(run, card, devices), dict(done or {})
     wanted = [name for name in jobs if name not in done and (names is None or name in names)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(count_usable_cpus()) as pool:
         futures = {name: pool.submit(_compile, jobs[name], card) for name in wanted}
         done |= {name: future.result() for name, future in futures.items()}
     return {name: done[name] for name in jobs if name in done}

@@ -87,9 +87,10 @@ def convert_options(
 
 def _without_selective_remat(lines: dict[str, Any]) -> dict[str, Any]:
     """The options of a file, where that of an earlier version also saved some activations: no number depends on it."""
-    if "saved" not in lines.get("memory", {}):
+    memory = lines.get("memory")
+    if not isinstance(memory, dict) or "saved" not in memory:
         return lines
-    memory = {name: value for name, value in lines["memory"].items() if name != "saved"}
+    memory = {name: value for name, value in memory.items() if name != "saved"}
     if memory.get("remat") == "selective":
         memory["remat"] = "block"
     return lines | {"memory": memory}
