@@ -82,7 +82,8 @@ def test_weights_are_modulated_where_a_device_has_one_condition(clips, times, me
     part = jnp.arange(clips * times * 4.0).reshape(clips, times, 1, 4)
     modulation = linear.Modulation(part, part + 1, part + 2)
     sharding = None if mesh is None else TokenSharding(make_mesh(**mesh))
-    of_tokens, of_weights = linear.place(modulation, sharding)
+    assert linear.place(modulation, sharding, jnp.float16) == (modulation, linear.NO_MODULATION)
+    of_tokens, of_weights = linear.place(modulation, sharding, jnp.bfloat16)
     if shape is None:
         assert of_tokens == modulation and of_weights == linear.NO_MODULATION
     else:
@@ -125,3 +126,18 @@ def test_modulated_weights_equal_modulated_tokens_in_output_and_gradients(kind):
     rounded = [run_block(kind, clips, jnp.bfloat16) - of_tokens for clips in (1, 2)]
     errors = [np.linalg.norm(error) for error in rounded]
     assert 1e-4 * size < errors[0] < 1.5 * errors[1] < 0.05 * size
+
+
+def test_gates_too_small_for_weights_in_float16_still_count():
+    """Weights of 0.05 times gates of 1e-6 are below float16's smallest number; the residual stream is float32."""
+    block = new_block("spatial", dtype=jnp.float16)
+    x, condition = normal(1, 4, 4, 12), normal(1, 1, 12, seed=1)
+    text, lengths = normal(1, 5, 12, seed=2), np.array([3], np.int32)
+    inputs = (x, condition, text, lengths, np.asarray(positions.coordinates((4, 2, 2))))
+    params = random_params(block, *inputs)
+    params["modulation"] = jax.tree.map(lambda leaf: 0 * leaf, params["modulation"])  # closed gates
+    params["text_gate"] = jnp.full(12, 1e-6)
+    change = np.float64(block.apply({"params": params}, *inputs)) - x
+    params["text_gate"] = jnp.full(12, 1.0)
+    wanted = 1e-6 * (np.float64(block.apply({"params": params}, *inputs)) - x)
+    assert np.linalg.norm(change - wanted) < 0.2 * np.linalg.norm(wanted)

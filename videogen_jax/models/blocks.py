@@ -80,7 +80,7 @@ class Block(nn.Module):
         of_attention, of_mlp = self._modulation(condition, width)
 
         sequence = SEQUENCES[self.kind]
-        of_tokens, of_weights = linear.place(of_attention, self.token_sharding)
+        of_tokens, of_weights = linear.place(of_attention, self.token_sharding, self.dtype)
         y = layers.modulate(x, of_tokens).astype(self.dtype)  # (B, T, N, D)
         mask, rotary = self._frame_mask(frames, spatial), self._rotary(coordinates)
         if cached is not None:
@@ -111,13 +111,14 @@ class Block(nn.Module):
             # The gate is a parameter, since adaLN has six parts in every published layout.
             gate_t = self.param("text_gate", nn.initializers.zeros, (width,))
             y, scale = layers.UnscaledRMSNorm(name="text_norm")(x)
-            of_weights = linear.Modulation(scale=scale - 1, gate=gate_t)
+            gates = (None, gate_t) if linear.can_fold(self.dtype) else (gate_t, None)
+            of_weights = linear.Modulation(scale=scale - 1, gate=gates[1])
             y = self._cross_attend(y, text, text_lengths, modulation=of_weights)
-            x = x + y.astype(x.dtype)
+            x = layers.add_gated(x, y, gates[0])
         elif self.cross_attention == "pixart" and self.kind != "temporal":
             x = x + self._cross_attend(x, text, text_lengths, nn.initializers.zeros).astype(x.dtype)
 
-        of_tokens, of_weights = linear.place(of_mlp, self.token_sharding)
+        of_tokens, of_weights = linear.place(of_mlp, self.token_sharding, self.dtype)
         y = layers.modulate(x, of_tokens).astype(self.dtype)
         mlp = layers.MLP(
             self.mlp_ratio, self.token_sharding, self.pieces, dtype=self.dtype, name="mlp"

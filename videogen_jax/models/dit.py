@@ -161,7 +161,7 @@ class VideoDiT(nn.Module):
         unembed = linear.Linear(
             (patch * (self.out_channels or channels),), nn.initializers.zeros, name="unembed"
         )(self.width)
-        of_tokens, of_weights = linear.place(modulation, self.token_sharding)
+        of_tokens, of_weights = linear.place(modulation, self.token_sharding, self.dtype)
         unembed = {"unembed": linear.fold(unembed, self.dtype, of_weights)}
         unembed = remat.gather(unembed, self.pieces, self.token_sharding)["unembed"]
 

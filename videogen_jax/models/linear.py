@@ -41,8 +41,13 @@ class Modulation(NamedTuple):
 NO_MODULATION = Modulation()
 
 
+def can_fold(dtype: jnp.dtype) -> bool:
+    """Whether gated weights keep their precision: not in float16, whose normal numbers end at 6e-5."""
+    return dtype != jnp.float16
+
+
 def place(
-    modulation: Modulation, token_sharding: TokenSharding | None
+    modulation: Modulation, token_sharding: TokenSharding | None, dtype: jnp.dtype
 ) -> tuple[Modulation, Modulation]:
     """Divides a modulation into what is left for the tokens and what is folded into the weights.
 
@@ -51,12 +56,13 @@ def place(
     Args:
       modulation: of tokens.
       token_sharding: None on one device.
+      dtype: of the product.
     Returns:
       (modulation of tokens, modulation of weights), one of them empty.
     """
     clips, times = modulation.shift.shape[:2]
     devices = 1 if token_sharding is None else batch_parts(token_sharding.mesh)
-    if times > 1 or clips > devices:
+    if times > 1 or clips > devices or not can_fold(dtype):
         return modulation, NO_MODULATION
     rows = 0 if clips == 1 else slice(None)
     vectors = [None if part is None else part[rows, 0, 0] for part in modulation]

@@ -1,12 +1,12 @@
 """XLA's options for a train step: the same in a run and in `plan`, since they belong to the jitted step.
 
-| option                      | on GPUs, for                      | reason                                                  |
-| --------------------------- | --------------------------------- | ------------------------------------------------------- |
-| latency-hiding scheduler    | several, or offloaded activations | copies and all-to-alls overlap with compute             |
-| no pass "rematerialization" | offloaded activations             | it counts pinned host memory as the device's, and so    |
-|                             |                                   | recomputes what fits; models/remat.py recomputes blocks      |
+| option                      | on GPUs, for                      | reason                                       |
+| --------------------------- | --------------------------------- | -------------------------------------------- |
+| latency-hiding scheduler    | several, or offloaded activations | copies and all-to-alls overlap with compute  |
+| no pass "rematerialization" | offloaded activations             | it counts pinned host memory as the device's |
 
-Elsewhere, XLA's defaults apply: one GPU without offloading has nothing to hide.
+That pass would recompute what fits; models/remat.py says what is recomputed. Elsewhere, XLA's defaults apply: one GPU
+without offloading has nothing to hide.
 """
 
 from typing import Any
