@@ -129,15 +129,15 @@ def test_modulated_weights_equal_modulated_tokens_in_output_and_gradients(kind):
 
 
 def test_gates_too_small_for_weights_in_float16_still_count():
-    """Weights of 0.05 times gates of 1e-6 are below float16's smallest number; the residual stream is float32."""
+    """Their product with gates of 1e-8 would be zero; the residual stream is float32."""
     block = new_block("spatial", dtype=jnp.float16)
-    x, condition = normal(1, 4, 4, 12), normal(1, 1, 12, seed=1)
+    x, condition = 1e-3 * normal(1, 4, 4, 12), normal(1, 1, 12, seed=1)
     text, lengths = normal(1, 5, 12, seed=2), np.array([3], np.int32)
     inputs = (x, condition, text, lengths, np.asarray(positions.coordinates((4, 2, 2))))
     params = random_params(block, *inputs)
     params["modulation"] = jax.tree.map(lambda leaf: 0 * leaf, params["modulation"])  # closed gates
-    params["text_gate"] = jnp.full(12, 1e-6)
+    params["text_gate"] = jnp.full(12, 1e-8, jnp.float32)
     change = np.float64(block.apply({"params": params}, *inputs)) - x
-    params["text_gate"] = jnp.full(12, 1.0)
-    wanted = 1e-6 * (np.float64(block.apply({"params": params}, *inputs)) - x)
+    params["text_gate"] = jnp.full(12, 1.0, jnp.float32)
+    wanted = 1e-8 * (np.float64(block.apply({"params": params}, *inputs)) - x)
     assert np.linalg.norm(change - wanted) < 0.2 * np.linalg.norm(wanted)
