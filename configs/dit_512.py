@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
         model=dict(cross_attention="gated", residual_dtype="float32"),
         schedule=dict(reference_tokens=16_384),  # 16 frames of 512x512
         train=dict(steps=50_000, accumulation=8, log_every=10),
-        checkpoint=dict(every=200),  # 1.5 hours at best
+        checkpoint=dict(every=200),  # 1.8 hours at best
         memory=dict(remat="block", offload_activations=True),
         mesh=dict(seq=2),
         sample=dict(batch_size=1, every=1000),

@@ -8,7 +8,7 @@
 481 frames are 121 latent frames, 123,904 tokens a clip instead of 491,520 in dit_512. 121 do not divide by two, so each
 GPU has a clip of its own (mesh.fsdp) instead of half of one (mesh.seq).
 
-Hardware: two GPUs of 24 GB. A model of 141 M parameters. Memory, by `plan`: 6.6 GiB a GPU (docs/latents.md);
+Hardware: two GPUs of 24 GB. A model of 141 M parameters. Memory, by `plan`: 7.5 GiB a GPU (docs/choose.md);
 wall time and result: unmeasured.
 """
 

@@ -215,6 +215,16 @@ STACK = (
         ("jit(step)/jvp(VideoDiT)/patch_embed/dot_general", "patch_embed", "forward"),
         ("jit(step)/text_encoder/layers/dot_general", "text_encoder/layers", "forward"),
         ("jit(step)/mul;jit(step)/add", "", "update"),
+        (
+            "jit(step)/transpose(jvp(VideoDiT))/VideoDiT._blocks/while/body/closed_call/jvp(spatial)/mlp/dot_general",
+            "spatial/mlp",
+            "recomputed",
+        ),
+        (
+            "jit(step)/transpose(jvp(VideoDiT))/while/body/transpose(jvp(temporal))/attention/dot_general",
+            "temporal/attention",
+            "backward",
+        ),
     ],
 )
 def test_layer_and_phase_are_read_from_the_stack_of_names(name, layer, phase):

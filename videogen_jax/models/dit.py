@@ -329,7 +329,7 @@ class VideoDiT(nn.Module):
         """All blocks, whose inputs wait in pinned host memory for the backward pass."""
 
         def make_stage(kind: str) -> offloaded_scan.Stage:
-            block = make_block(kind, parent=None)
+            block = make_block(kind, parent=None, name=kind)
 
             def enter(x: jax.Array, index: jax.Array, constants: Any) -> jax.Array:
                 return blocks.enter_block(x, index, constants[2], kind, self.token_sharding)

@@ -3,6 +3,10 @@
 JAX writes the stack of transformations, modules and scopes into each operation's metadata, such as
 "jit(step)/transpose(jvp(VideoDiT))/VideoDiT._blocks/while/body/closed_call/checkpoint/blocks/rematted_computation/
 spatial/attention/qkv/dot_general".
+
+A gradient that is written out (models/offloaded_scan.py) differentiates inside of the backward pass:
+"jit(step)/transpose(jvp(VideoDiT))/while/body/jvp(spatial)/mlp/dot_general" is computed again, and
+".../transpose(jvp(spatial))/mlp/dot_general" is its gradient.
 """
 
 import re
@@ -26,8 +30,13 @@ def read_op_name(attributes: str) -> str:
 
 
 def is_gradient(op_name: str) -> bool:
-    """Whether an operation belongs to a backward pass."""
+    """Whether an operation belongs to a backward pass, to what it computes again included."""
     return "transpose(" in op_name
+
+
+def _differentiated(op_name: str) -> list[str]:
+    """The parts of a stack that are differentiated, outermost first: "jvp(spatial)", "transpose(jvp(spatial))"."""
+    return [part for part in op_name.split("/") if "jvp(" in part]
 
 
 def find_phase(op_name: str, training: bool) -> str:
@@ -40,7 +49,8 @@ def find_phase(op_name: str, training: bool) -> str:
     if "rematted_computation" in op_name:
         return "recomputed"
     if is_gradient(op_name):
-        return "backward"
+        innermost = (_differentiated(op_name) or [op_name])[-1]
+        return "backward" if is_gradient(innermost) else "recomputed"
     # The optimizer is outside of what is differentiated, and of every module.
     return "update" if training and "jvp(" not in op_name and not find_layer(op_name) else "forward"
 
@@ -51,6 +61,9 @@ def find_layer(op_name: str) -> str:
     # "spatial/(attention/qkv/dot:mlp/up/dot)" names several operations behind what they share.
     combined = re.search(r"(^|/)\(", stack)
     parts = (stack[: combined.start()] + "/" if combined else stack).split("/")[:-1]
+    # The outermost is the model; further ones are modules of it.
+    inner = {part: re.sub(r".*\(|\)", "", part) for part in _differentiated(stack)[1:]}
+    parts = [inner.get(part, part) for part in parts]
     return "/".join(
         part for part in parts if part not in _NO_MODULE and not re.search(r"[(.<]", part)
     )
