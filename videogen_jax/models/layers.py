@@ -3,6 +3,7 @@
 Parameters are float32; `dtype` is the type of matrix products. Norms, softmax and modulation are computed in float32.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -97,8 +98,8 @@ def add_gated(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
     return x + (y if gate is None else gate * y).astype(x.dtype)
 
 
-@jax.custom_vjp
-def rms_norm(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: jax.Array, scale: jax.Array | None, epsilon: float = EPSILON) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32.
 
     The backward pass recomputes the root mean square, so that only x and the scale are saved.
@@ -106,17 +107,24 @@ def rms_norm(x: jax.Array, scale: jax.Array | None) -> jax.Array:
     Args:
       x: (..., D), any float type.
       scale: (D,) float32; None for 1.
+      epsilon: added to the mean square.
     Returns:
       (..., D) of the same type.
     """
     y = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
     y = y * inverse
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
+def _rms_norm_forward(
+    x: jax.Array, scale: jax.Array | None, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    return rms_norm(x, scale, epsilon), (x, scale)
+
+
 def _rms_norm_backward(
-    saved: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+    epsilon: float, saved: tuple[jax.Array, jax.Array | None], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     x, scale = saved
     dtype = x.dtype
@@ -125,7 +133,7 @@ def _rms_norm_backward(
     x = x if scale is None else jax.lax.optimization_barrier(x)
     x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     scaled = gradient if scale is None else gradient * scale
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
     along = jnp.mean(scaled * x, axis=-1, keepdims=True) * inverse**2
     of_x = (inverse * (scaled - x * along)).astype(dtype)
     if scale is None:
@@ -134,16 +142,19 @@ def _rms_norm_backward(
     return of_x, jnp.sum(jax.lax.optimization_barrier(sums), axis=0)
 
 
-rms_norm.defvjp(lambda x, scale: (rms_norm(x, scale), (x, scale)), _rms_norm_backward)
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class RMSNorm(nn.Module):
     """`rms_norm` with a learned scale."""
 
+    epsilon: float = EPSILON
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to (..., D) of the same type."""
-        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, scale, self.epsilon)
 
 
 class UnscaledRMSNorm(nn.Module):
