@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from gpu_page import GIB
 
 from videogen_jax.models import layers
 from videogen_jax.models.attention import attend, choose_kernel
 from videogen_jax.models.linear import Modulation
-from videogen_jax.parallel import device_specs
+from videogen_jax.parallel import device_specs, gpu_pools
 
-GIB = 2**30
 QUERIED = "driver_version,memory.total,pcie.link.gen.max,pcie.link.width.current,power.limit"
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 
@@ -81,7 +81,7 @@ def describe_machine() -> dict[str, Any]:
         "capability": getattr(device, "compute_capability", None),
         "kernel": choose_kernel("auto", [device]),
         "cores": os.cpu_count(),
-        "host_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
+        "host_gib": gpu_pools.machine_memory() / GIB,
         "python": platform.python_version(),
         "versions": {},
     }

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from gpu_environment import attention_kernel
+from gpu_page import GIB
 from jax.profiler import ProfileData
 from jax.sharding import NamedSharding
 
@@ -29,7 +30,6 @@ from videogen_jax.run.model import Model, abstract_batch, make_model
 from videogen_jax.train import diffusion_run, training_run
 from videogen_jax.train.training_run import Run
 
-GIB = 2**30
 STEPS = 10
 MOST_SECONDS = 25  # of timed steps
 LISTED = 12  # kernels

@@ -205,3 +205,20 @@ def test_a_full_disk_is_a_sentence_and_other_errors_stay():
     with pytest.raises(PermissionError, match="DATA"):
         with command.explain_full_disk("DATA"):
             raise PermissionError(errno.EACCES, "Permission denied", "DATA")
+
+
+def test_attention_that_cudnn_does_not_compute_is_one_sentence():
+    """JAX's attention by cuDNN raises where its wheel is missing; errors of other files are left as they are."""
+
+    def error_of(file):
+        try:
+            exec(compile("raise RuntimeError('cuDNN is not detected.')", file, "exec"), {})
+        except RuntimeError as error:
+            return error
+
+    explained = command._explain_cudnn(error_of("jax/_src/cudnn/fused_attention_stablehlo.py"))
+    assert str(explained).startswith(
+        "Attention of cuDNN does not work here (cuDNN is not detected): "
+    )
+    assert "--config.memory.attention_kernel=xla" in str(explained)
+    assert command._explain_cudnn(error_of("jax/_src/api.py")) is None
