@@ -26,7 +26,8 @@ from videogen_jax.generate import run_sampler
 from videogen_jax.generate.sampler_settings import SamplerSettings
 from videogen_jax.parallel import device_specs, hlo, kernel_times, kernels
 from videogen_jax.parallel import mesh as meshes
-from videogen_jax.run.model import Model, abstract_batch, make_model
+from videogen_jax.parallel.memory import host_bytes, peak_bytes
+from videogen_jax.run.model import Model, abstract_condition, make_model
 from videogen_jax.train import diffusion_run, training_run
 from videogen_jax.train.training_run import Run
 
@@ -113,10 +114,11 @@ def fit(name: str, usual: dict[str, Any], record: Callable[..., None]) -> tuple[
             continue
         run = make_run(name, changes | usual)
         compiled = compile_program(lambda run=run: training_run.trace_step(run), record)
-        if peak_bytes(compiled) <= limit:
+        peak = peak_bytes(compiled)
+        if peak <= limit:
             record(changes=changes)
             return run, compiled
-        tried.append(f"{run.config.data.frames} frames: {peak_bytes(compiled) / GIB:.1f} GiB")
+        tried.append(f"{run.config.data.frames} frames: {peak / GIB:.1f} GiB")
     raise RuntimeError(
         f"{name} does not fit the {limit / GIB:.1f} GiB of this card ({'; '.join(tried)}): take a larger one."
     )
@@ -126,19 +128,12 @@ def compile_program(trace: Callable[[], Any], record: Callable[..., None]) -> An
     """Traces and compiles for the devices that are here, and records seconds and memory."""
     started = time.perf_counter()
     compiled = trace().lower().compile()
-    sizes = compiled.memory_analysis()
-    host = sizes.host_argument_size_in_bytes + sizes.host_temp_size_in_bytes
     record(
-        compile_seconds=time.perf_counter() - started, planned=peak_bytes(compiled), host_bytes=host
+        compile_seconds=time.perf_counter() - started,
+        planned=peak_bytes(compiled),
+        host_bytes=host_bytes(compiled),
     )
     return compiled
-
-
-def peak_bytes(compiled: Any) -> int:
-    """Peak memory of a program by XLA's buffer assignment, see parallel/memory.py."""
-    sizes = compiled.memory_analysis()
-    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    return sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes
 
 
 def measured_peak() -> int | None:
@@ -229,9 +224,7 @@ def measure_sampling(model: Model, record: Callable[..., None]) -> None:
     """Records seconds and peak memory of all steps of the config's sampler, guidance included, for one video."""
     settings = SamplerSettings(**model.sampling)
     programs = run_sampler.make_run_programs(model, settings)
-    batch = abstract_batch(model, programs.batch_size)
-    condition = {name: leaf for name, leaf in batch.items() if name != "video"}
-    condition |= model.conditioning.empty((programs.batch_size, *model.video_shape))
+    condition = abstract_condition(model, programs.batch_size, model.video_shape)
     arguments = programs.abstract_args(model.abstract_params, condition)["denoise"]
     compiled = compile_program(lambda: programs.denoise.trace(*arguments), record)
     params = jax.jit(model.init_params, out_shardings=model.param_shardings)()

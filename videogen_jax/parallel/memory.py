@@ -53,18 +53,26 @@ def measure(
     sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     return Footprint(
         arguments=sizes.argument_size_in_bytes,
-        peak=sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes,
-        host=sizes.host_argument_size_in_bytes
-        + sizes.host_output_size_in_bytes
-        - sizes.host_alias_size_in_bytes
-        + sizes.host_temp_size_in_bytes,
+        peak=peak_bytes(compiled),
+        host=host_bytes(compiled),
         collectives=collectives.largest_collective(module, devices),
         sent=collectives.count_sent_bytes(module, devices),
         kernels=list_kernels(module, devices),
     )
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Peak memory of a program on a device."""
+    sizes = compiled.memory_analysis()
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes
+
+
+def host_bytes(compiled: jax.stages.Compiled) -> int:
+    """Pinned memory of the host that a program takes for a device."""
+    sizes = compiled.memory_analysis()
+    results = sizes.host_output_size_in_bytes - sizes.host_alias_size_in_bytes
+    return sizes.host_argument_size_in_bytes + results + sizes.host_temp_size_in_bytes
 
 
 def _mark_host(lowered: jax.stages.Lowered, on_host: list[bool]) -> None:

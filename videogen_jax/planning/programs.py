@@ -23,7 +23,7 @@ from videogen_jax.run import autoencoder_model, caption_embedder
 from videogen_jax.run.merged_lora import without_lora
 from videogen_jax.run.model import (
     Model,
-    abstract_batch,
+    abstract_condition,
     choose_mesh,
     make_lora,
     make_model,
@@ -229,7 +229,7 @@ def plan_sample(model: Model, card: device_specs.Card, resident: int = 0) -> Pro
     """All steps of the sampler, for a batch of config.sample, on the mesh of the model."""
     settings = SamplerSettings(**model.sampling)
     programs = run_sampler.make_run_programs(model, settings)
-    condition = blank_condition(model, programs.batch_size, model.video_shape)
+    condition = abstract_condition(model, programs.batch_size, model.video_shape)
     arguments = programs.abstract_args(model.abstract_params, condition)["denoise"]
     footprint = _measure(programs.denoise.trace(*arguments), model, card)
     parts = {
@@ -249,7 +249,7 @@ def plan_rollout(model: Model, card: device_specs.Card, devices: Any) -> Program
     model = make_model(without_lora(model.config), mesh, grid=grid)
     rollout = run_rollout.make_run_rollout(model, plan, settings)
     shape = run_rollout.chunk_shape(model, plan)
-    condition = blank_condition(model, rollout.batch_size, shape)
+    condition = abstract_condition(model, rollout.batch_size, shape)
     arguments = rollout.abstract_args(model.abstract_params, condition)
     footprint = _measure(rollout.extend.trace(*arguments), model, card)
     parts = {
@@ -260,13 +260,6 @@ def plan_rollout(model: Model, card: device_specs.Card, devices: Any) -> Program
     chunk = diffusion_run.forward_flops(model) * plan.chunk // model.token_grid[0]
     flops = rollout.calls * rollout.batch_size * chunk // mesh.size
     return make_program(card, footprint, parts, mesh.size, flops=flops)
-
-
-def blank_condition(model: Model, count: int, shape: tuple[int, int, int, int]) -> Any:
-    """The condition of `count` videos of a shape, abstract."""
-    batch = abstract_batch(model, count)
-    condition = {name: leaf for name, leaf in batch.items() if name != "video"}
-    return condition | model.conditioning.empty((count, *shape))
 
 
 def plan_decode(model: Model, card: device_specs.Card, resident: int = 0) -> Program:

@@ -230,6 +230,15 @@ def abstract_batch(model: Model, count: int) -> dict[str, Any]:
     return {"video": video, "text": text} | micro
 
 
+def abstract_condition(
+    model: Model, count: int, shape: tuple[int, int, int, int]
+) -> dict[str, Any]:
+    """Shapes and types of the condition of `count` videos (T, H, W, C), as the sampler takes it; no frame is known."""
+    condition = abstract_batch(model, count)
+    del condition["video"]
+    return condition | model.conditioning.empty((count, *shape))
+
+
 def clip_shape(config: ml_collections.ConfigDict) -> Shape:
     """(frames, height, width) of the config's clips in pixels."""
     return config.data.frames, config.data.height, config.data.width
